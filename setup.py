@@ -1,0 +1,46 @@
+"""What `pip install` needs to know about this project. Tool settings (ruff, pytest, mypy) are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+# What the library and its scripts import, plus what they cannot start without. Tested versions: constraints.txt.
+#
+# Left out on purpose:
+# - ninja: DeepSpeed itself requires it.
+# - mpi4py: it needs an MPI library on the machine, and nothing here imports it. Under mpirun or `deepspeed --launcher
+#   openmpi` the ranks are read from the environment that the launcher sets, before DeepSpeed would go and ask MPI.
+CORE = [
+    "torch>=2.6",
+    "deepspeed>=0.19,<0.20",
+    "numpy>=2.0",
+    "datasets>=4.0",
+    "sentencepiece>=0.2",
+    "safetensors>=0.5",
+    "tensorboard>=2.18",
+    "pyyaml>=6.0",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff>=0.9",
+        "mypy>=1.14",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
+}
+
+setup(
+    name="stlm",
+    version="0.1.0",
+    description="Super tiny language models: small models trained on text, from two cores to a cluster, on DeepSpeed",
+    author="The stlm authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["stlm", "stlm.*", "data_pipeline", "data_pipeline.*"]),
+    package_data={"stlm": ["presets/*.yaml", "py.typed"], "data_pipeline": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
