@@ -1,0 +1,145 @@
+"""Files that appear complete or not at all.
+
+Everything is written to a temporary name in the folder where it will live, flushed to the disk, and renamed. A process
+killed at any moment leaves either the old file, the new one, or a stray `.tmp-*`, never half a file under the real
+name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from data_pipeline.errors import DataError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+_REASONS = {
+    errno.ENOSPC: "no space is left on the device; free some, or choose a folder on another disk",
+    errno.EDQUOT: "the disk quota is used up; free some space, or choose a folder on another disk",
+    errno.EFBIG: "the file would exceed the size allowed here (see `ulimit -f`)",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may write to",
+    errno.EPERM: "the operation is not permitted; choose a folder that you may write to",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.EIO: "the device reports an input/output error",
+}
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the errors of the operating system that a user can cause or cure into a DataError naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise DataError(f"cannot write {path}: {reason}") from error
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield an open binary file that becomes `path` when the block ends, and vanishes if the block raises.
+
+    Missing parent folders are made. Raises DataError when the disk is full, read-only or forbidden.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+                yield file
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        fsync_dir(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder that becomes `path` when the block ends, with all files flushed; what stood there is replaced.
+
+    If the block raises, the new folder vanishes and the old one stays. Raises DataError as `atomic_file` does.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            fsync_tree(temporary)
+            if path.exists():
+                retired = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+                os.replace(path, retired)  # a rename cannot replace a folder that is not empty
+                os.replace(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def fsync_tree(path: str | os.PathLike[str]) -> None:
+    """Flush every file and folder below a folder to the disk."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_dir(folder)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` as the whole of `path`, atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, atomically, with its line ends as they are."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def fsync_dir(path: str | os.PathLike[str]) -> None:
+    """Make the names in a folder (renames, deletions) survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's contents, in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask, which `mkstemp` ignores: files made here get the permissions that `open` would give."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

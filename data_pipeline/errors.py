@@ -1,0 +1,9 @@
+"""What a user's data, paths or disk can get wrong."""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """A problem that the user can solve. The message says what, where, what was expected, and what to do."""
+
+    exit_code = 2

@@ -1,0 +1,123 @@
+"""What every tokenizer offers, and the little that they share.
+
+Stored text: while data is prepared, documents lie one after another as UTF-8, each followed by one byte 0xFF, which
+UTF-8 never uses. `encode_documents` turns such a run into ids in one go; for the byte tokenizer it is already the ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import write_text
+from data_pipeline.errors import DataError
+
+TOKENIZER_FILE = "tokenizer.json"
+END_OF_STORED_DOCUMENT = 0xFF
+
+Ids = NDArray[Any] | Sequence[int]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, losslessly.
+
+    The four special ids stand for no text: `start_id` stands before a sequence, `end_of_text_id` after each document,
+    `pad_id` fills a batch, `mask_id` hides an id. `encode` never produces them.
+    """
+
+    spec: str  # how a user names it: "byte", "sentencepiece:4096"
+    vocab_size: int
+    dtype: np.dtype[Any]  # of ids on disk
+    start_id: int
+    end_of_text_id: int
+    pad_id: int
+    mask_id: int
+    bytes_per_id: NDArray[np.int32]  # [V], the bytes of text that each id stands for; 0 for special ids
+    fingerprint: str  # sha256 in hex of all that defines the mapping between text and ids
+
+    def encode(self, text: str) -> NDArray[Any]:
+        """The ids of `text`, without special ids.
+
+        DataError if `text` holds a lone surrogate, which no UTF-8 can express.
+        """
+        ...
+
+    def encode_documents(
+        self, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Ids of whole documents, each followed by end_of_text.
+
+        `stored`: UTF-8, one 0xFF after each document. `lengths`: bytes of each document, the 0xFF included.
+        Returns the ids of all documents in a row, and the number of ids of each, end_of_text included.
+        """
+        ...
+
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`. Special ids are left out; bytes that are not valid UTF-8 become U+FFFD."""
+        ...
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        """The exact bytes of `ids`, `bytes_per_id[ids].sum()` of them."""
+        ...
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json, and whatever else it needs, into `directory`."""
+        ...
+
+
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8. DataError if it holds a lone surrogate."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+            f"which is not valid Unicode text; replace it, for example with U+FFFD"
+        ) from None
+
+
+def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
+    """`ids` as a flat int64 array. DataError if one lies outside the vocabulary."""
+    array = np.asarray(ids, dtype=np.int64).reshape(-1)
+    if array.size and (array.min() < 0 or array.max() >= vocab_size):
+        wrong = array[(array < 0) | (array >= vocab_size)][0]
+        raise DataError(f"id {wrong} is outside the vocabulary of {vocab_size} ids")
+    return array
+
+
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest integer type for ids on disk.
+
+    uint16 is passed over: the format's type codes 6 and 8 mean it to DeepSpeed and to Megatron-LM respectively, each
+    reading the other's as something else. int16 and int32 mean the same to all.
+    """
+    if vocab_size <= 256:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int16 if vocab_size <= 1 << 15 else np.int32)
+
+
+def fingerprint(definition: dict[str, Any], data: bytes = b"") -> str:
+    """sha256 over a canonical form of what defines a tokenizer."""
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode() + b"\0" + data).hexdigest()
+
+
+def save_description(tokenizer: Tokenizer, kind: str, directory: str | os.PathLike[str]) -> None:
+    """Write tokenizer.json: what the tokenizer is, for people and for `load_tokenizer`."""
+    description = {
+        "kind": kind,
+        "spec": tokenizer.spec,
+        "vocab_size": tokenizer.vocab_size,
+        "start_id": tokenizer.start_id,
+        "end_of_text_id": tokenizer.end_of_text_id,
+        "pad_id": tokenizer.pad_id,
+        "mask_id": tokenizer.mask_id,
+        "fingerprint": tokenizer.fingerprint,
+    }
+    write_text(Path(directory) / TOKENIZER_FILE, json.dumps(description, indent=2) + "\n")
