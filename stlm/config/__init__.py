@@ -1,0 +1,41 @@
+"""What decides a run: one tree of frozen dataclasses, read from strict YAML with every problem named at once."""
+
+from data_pipeline.config import DataConfig
+from stlm.config.build import from_dict, to_dict
+from stlm.config.components import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    CoreConfig,
+    EmbedderConfig,
+    HeadConfig,
+    LinearHeadConfig,
+    TokenEmbedderConfig,
+    TransformerCoreConfig,
+)
+from stlm.config.deepspeed import load_deepspeed_config
+from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
+from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
+
+__all__ = [
+    "RunConfig",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "EmbedderConfig",
+    "TokenEmbedderConfig",
+    "ByteEmbedderConfig",
+    "BytePatchEmbedderConfig",
+    "CoreConfig",
+    "TransformerCoreConfig",
+    "HeadConfig",
+    "LinearHeadConfig",
+    "BytePatchHeadConfig",
+    "load_run_config",
+    "dump_run_config",
+    "preset_names",
+    "changed_keys",
+    "to_dict",
+    "from_dict",
+    "load_deepspeed_config",
+]

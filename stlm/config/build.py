@@ -1,0 +1,209 @@
+"""A tree becomes a frozen dataclass, and back: every key known, every value of its type and within its limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from stlm.config.fields import Component, Conflict
+from stlm.config.tree import Node, Problem, describe, tree_of
+from stlm.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts and scalars, every field written out, `kind` first; `from_dict` reads it back equal."""
+    mapping: dict[str, Any] = {"kind": config.kind} if isinstance(config, Component) else {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        mapping[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return mapping
+
+
+def from_dict(cls: type[Config], mapping: Mapping[str, Any], source: str = "config") -> Config:
+    """The config of class `cls` that `to_dict` wrote as `mapping`; `source` is the file that messages name.
+
+    Raises ConfigError with all problems at once.
+    """
+    problems: list[Problem] = []
+    config = build(cls, tree_of(mapping, str(source)), problems)
+    raise_problems(problems)
+    return config
+
+
+def raise_problems(problems: list[Problem]) -> None:
+    """One ConfigError for all of them, in the order of the places; nothing where there are none."""
+    if len(problems) == 1:
+        raise ConfigError(str(problems[0]))
+    if problems:
+        raise ConfigError("\n".join([f"{len(problems)} problems in the configuration:", *(f"  {p}" for p in problems)]))
+
+
+def build(cls: type[Config], root: Node, problems: list[Problem]) -> Config:
+    """The config that the tree describes, defaults elsewhere; to be used only where no problem was added."""
+    builder = _Builder(cls, problems)
+    config = builder.section(cls, root, "")
+    for conflict in config.check() if hasattr(config, "check") else ():
+        builder.report(conflict, root)
+    return config
+
+
+def nearest(name: str, valid: Iterable[str]) -> list[str]:
+    """The valid names that a misspelt one may have meant, best first."""
+    return difflib.get_close_matches(name.lower(), list(valid), n=3, cutoff=0.6)
+
+
+class _Builder:
+    """Walks a tree and a class together; collects problems, and where each key was set."""
+
+    def __init__(self, root: Any, problems: list[Problem]):
+        self.root = root
+        self.problems = problems
+        self.places: dict[str, Node] = {}
+        self.doubtful: set[str] = set()  # keys whose value is not what was meant: conflicts with them prove nothing
+
+    def section(self, cls: Any, node: Node, path: str) -> Any:
+        """One dataclass from one mapping; `path` is its dotted key, empty at the root."""
+        if node.value is None:
+            return cls()  # an empty file or section sets nothing
+        if not isinstance(node.value, dict):
+            self._refuse(node, path, f"{path or 'the file'}: got {describe(node.value)}, expected a section of keys")
+            return cls()
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        values = {}
+        for key, child in node.value.items():
+            dotted = f"{path}.{key}" if path else key
+            self.places[dotted] = child
+            if key == "kind" and issubclass(cls, Component):
+                continue  # it chose this class
+            if key not in fields:
+                self._refuse_unknown(child, key, dotted, cls)
+                continue
+            hint = hints[key]
+            if isinstance(hint, type) and issubclass(hint, Component):
+                member = self._member(hint, fields[key].default, child, dotted)
+                if member is not None:
+                    values[key] = self.section(member, child, dotted)
+            elif dataclasses.is_dataclass(hint):
+                values[key] = self.section(hint, child, dotted)
+            else:
+                expected, value = _scalar(hint, fields[key].metadata, child.value)
+                if expected:
+                    self._refuse(child, dotted, f"{dotted}: got {describe(child.value)}, expected {expected}")
+                else:
+                    values[key] = value
+        return cls(**values)
+
+    def report(self, conflict: Conflict, root: Node) -> None:
+        """Adds a conflict at the place that brought it about: an override rather than the file."""
+        keys = (conflict.key, *conflict.related)
+        if any(key == doubt or key.startswith(doubt + ".") for key in keys for doubt in self.doubtful):
+            return
+        given = [self.places[key] for key in keys if key in self.places]
+        chosen = [node for node in given if node.override] or given or [root]
+        self.problems.append(Problem(chosen[0].place, f"{conflict.key}: {conflict.message}"))
+
+    def _member(self, family: type[Component], default: Any, node: Node, path: str) -> Any:
+        """The class that `kind` chooses, the default's where it is absent; None after a problem."""
+        if not isinstance(node.value, dict):
+            example = f"{{kind: {default.kind}}}"
+            self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a section such as {example}")
+            return None
+        kind = node.value.get("kind")
+        if kind is None:
+            return type(default)
+        if isinstance(kind.value, str) and kind.value in family.kinds:
+            return family.kinds[kind.value]
+        expected = f"one of {', '.join(family.kinds)}" + _hint(kind.value, family.kinds)
+        self._refuse(kind, path, f"{path}.kind: got {describe(kind.value)}, expected {expected}")
+        return None
+
+    def _refuse(self, node: Node, key: str, message: str) -> None:
+        self.problems.append(Problem(node.place, message))
+        self.doubtful.add(key)
+
+    def _refuse_unknown(self, node: Node, key: str, dotted: str, cls: Any) -> None:
+        """Names the kinds that have the key, else the nearest name in this section, else the same name elsewhere."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        section = dotted.removesuffix(key)
+        if issubclass(cls, Component):
+            owners = [kind for kind, member in cls.kinds.items() if key in member.__dataclass_fields__]
+            if owners:
+                replace = f"--set '{section.removesuffix('.')}={{kind: {cls.kind}}}'"
+                message = f"kind {cls.kind!r} has no such key, only {' and '.join(map(repr, owners))}"
+                self._refuse(node, dotted, f"{dotted}: {message}; to replace the whole component: {replace}")
+                return
+            names = ["kind", *names]
+        found = [section + name for name in nearest(key, names)]
+        found = found or [path for path in _all_keys(self.root) if path.rpartition(".")[2] == key]
+        hint = f"nearest: {', '.join(found)}" if found else f"expected one of {', '.join(names) or 'none'}"
+        self._refuse(node, dotted, f"{dotted}: unknown key; {hint}")
+        self.doubtful.update(found)
+
+
+def _all_keys(cls: Any, path: str = "") -> Iterator[str]:
+    """Every dotted key that some config of this class may have."""
+    for field in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls)[field.name]
+        dotted = path + field.name
+        if isinstance(hint, type) and issubclass(hint, Component):
+            for member in hint.kinds.values():
+                yield from _all_keys(member, dotted + ".")
+        elif dataclasses.is_dataclass(hint):
+            yield from _all_keys(hint, dotted + ".")
+        yield dotted
+
+
+def _scalar(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str | None, Any]:
+    """(None, the value) where it fits its type and limits, else (what was expected, None)."""
+    options = typing.get_args(hint) or (hint,)
+    optional = type(None) in options
+    if value is None and optional:
+        return None, None
+    (kind,) = (option for option in options if option is not type(None))
+    or_null = " or null" if optional else ""
+
+    if kind is bool:
+        return (None, value) if isinstance(value, bool) else (f"true or false{or_null}", None)
+    if kind is str:
+        choices = metadata.get("choices")
+        if not isinstance(value, str):
+            return f"{'one of ' + ', '.join(choices) if choices else 'text'}{or_null}", None
+        if choices and value not in choices:
+            return f"one of {', '.join(choices)}" + _hint(value, choices), None
+        return None, value
+
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = ("an integer" if kind is int else "a number") + _limits(metadata) + or_null
+    if not number or not math.isfinite(value):
+        return wanted, None
+    if kind is int and isinstance(value, float):
+        return wanted + (f", written {int(value)}" if value.is_integer() else ""), None
+    try:
+        value = kind(value)
+    except OverflowError:
+        return wanted, None
+    within = (
+        value >= metadata.get("minimum", -math.inf)
+        and value <= metadata.get("maximum", math.inf)
+        and value > metadata.get("above", -math.inf)
+        and value < metadata.get("below", math.inf)
+    )
+    return (None, value) if within else (wanted, None)
+
+
+def _limits(metadata: Mapping[str, Any]) -> str:
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    limits = [f"{words[name]} {metadata[name]}" for name in words if name in metadata]
+    return " " + " and ".join(limits) if limits else ""
+
+
+def _hint(name: Any, valid: Iterable[str]) -> str:
+    found = nearest(name, valid) if isinstance(name, str) else []
+    return f"; nearest: {', '.join(found)}" if found else ""

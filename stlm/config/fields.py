@@ -1,0 +1,78 @@
+"""What a config dataclass is made of: settings with limits, and components chosen by `kind`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A dataclass field with its help line and limits.
+
+    `minimum` and `maximum` are allowed themselves, `above` and `below` are not. `may_change` marks what may differ
+    when a run is resumed; everything else must stay as it was.
+    """
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change, **given})
+
+
+class Conflict(NamedTuple):
+    """Two settings that do not go together.
+
+    `key` is the dotted key to change, `message` says got and expected with a value that would work, and `related` are
+    the other keys that took part; all keys are relative to the config that is checked.
+    """
+
+    key: str
+    message: str
+    related: tuple[str, ...] = ()
+
+    def under(self, section: str) -> Conflict:
+        """The same conflict with its keys seen from one level up."""
+        return Conflict(f"{section}.{self.key}", self.message, tuple(f"{section}.{key}" for key in self.related))
+
+
+class Component:
+    """Base of the parts that a config chooses by the key `kind`.
+
+    Each direct subclass is a family (embedders, cores, heads) with a table `kinds` of its own; `@register("name")`
+    above a frozen dataclass adds a member to its family.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Component]]]
+
+    def __init_subclass__(cls) -> None:
+        if Component in cls.__bases__:
+            cls.kinds = {}
+
+    def check(self, model: Any) -> Iterator[Conflict]:
+        """Conflicts with the rest of the ModelConfig, keys as seen from there; none unless a member says otherwise."""
+        yield from ()
+
+
+Member = TypeVar("Member", bound=type[Component])
+
+
+def register(kind: str) -> Callable[[Member], Member]:
+    """Class decorator: the dataclass below is what `kind: …` chooses in its family."""
+
+    def add(member: Member) -> Member:
+        assert kind not in member.kinds, f"two components of the same family are called {kind!r}"
+        member.kind = kind
+        member.kinds[kind] = member
+        return member
+
+    return add

@@ -1,0 +1,122 @@
+"""Where a RunConfig comes from and goes to: presets, files, run directories, `--set` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stlm.config.build import build, nearest, raise_problems, to_dict
+from stlm.config.schema import RunConfig
+from stlm.config.tree import Dumper, Node, Problem, describe, read_tree
+from stlm.errors import ConfigError
+
+PRESETS = Path(__file__).parent.parent / "presets"
+CONFIG_NAME = "config.yaml"
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package, by name."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The RunConfig of a preset, a YAML file or a run directory, with `key=value` overrides on top.
+
+    What is set nowhere has its default. A value is read as YAML, so `model.head={kind: linear}` replaces a whole
+    component. Raises ConfigError with all problems at once, each with its file and line or its `--set`.
+    """
+    path = _locate(source)
+    problems: list[Problem] = []
+    name = _display(path)
+    root = read_tree(_read_text(path), name, problems) or Node({}, name)
+    for override in overrides:
+        _apply(override, root, problems)
+    config = build(RunConfig, root, problems)
+    raise_problems(problems)
+    return config
+
+
+def dump_run_config(config: RunConfig) -> str:
+    """The config as YAML with every field written out; `load_run_config` reads it back equal."""
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=2**31)
+
+
+def changed_keys(old: Any, new: Any) -> list[str]:
+    """Dotted keys in which two configs differ and a resumed run may not."""
+    keys = []
+    for field in dataclasses.fields(old):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before == after or field.metadata.get("may_change"):
+            continue
+        if type(before) is not type(after) and dataclasses.is_dataclass(before):
+            keys.append(f"{field.name}.kind")
+        elif dataclasses.is_dataclass(before):
+            keys += [f"{field.name}.{key}" for key in changed_keys(before, after)]
+        else:
+            keys.append(field.name)
+    return keys
+
+
+def _locate(source: str | Path) -> Path:
+    """The YAML file that a preset name, a file or a run directory stands for; a preset's name wins over a path."""
+    presets = preset_names()
+    if str(source) in presets:
+        return PRESETS / f"{source}.yaml"
+    path = Path(source)
+    if path.is_dir():
+        if not (path / CONFIG_NAME).is_file():
+            raise ConfigError(f"{path}: got a directory without {CONFIG_NAME}, expected a run directory or a YAML file")
+        return path / CONFIG_NAME
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        expected = f"a YAML file, a run directory, or a preset: {', '.join(presets)}"
+        raise ConfigError(f"{path}: no such file; expected {expected}")
+    found = nearest(str(source), presets)
+    hint = f"; nearest: {', '.join(found)}" if found else ""
+    raise ConfigError(f"unknown preset {str(source)!r}; expected one of {', '.join(presets)}, or a path{hint}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: got a byte that is not UTF-8 at offset {error.start}, expected YAML text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _display(path: Path) -> str:
+    """The path as messages show it: relative where that is shorter to read."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _apply(override: str, root: Node, problems: list[Problem]) -> None:
+    """Sets one `a.b=value` in the tree; the place of what it sets is the override itself."""
+    place = f"--set {override}"
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        problems.append(Problem(place, f"got {override!r}, expected section.key=value"))
+        return
+    value = read_tree(text, place, problems, override=True)
+    if value is None:
+        return
+    node = root
+    for depth, key in enumerate(keys):
+        if node.value is None:
+            node.value = {}  # an empty file or section sets nothing
+        if not isinstance(node.value, dict):
+            parent = ".".join(keys[:depth]) or "the file"
+            problems.append(Problem(place, f"{parent}: got {describe(node.value)}, expected a section of keys"))
+            return
+        if depth == len(keys) - 1:
+            node.value[key] = value
+        else:
+            node = node.value.setdefault(key, Node({}, place, override=True))

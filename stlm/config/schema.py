@@ -1,0 +1,136 @@
+"""RunConfig: everything that decides a run, as one tree of frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from data_pipeline.config import DataConfig
+from stlm.config.components import (
+    ByteEmbedderConfig,
+    CoreConfig,
+    EmbedderConfig,
+    HeadConfig,
+    LinearHeadConfig,
+    TransformerCoreConfig,
+)
+from stlm.config.fields import Conflict, setting
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. Which vocabulary it speaks comes from its tokenizer, not from here."""
+
+    context_length: int = setting(512, "ids of a training window and of the longest attention", minimum=1)
+    width: int = setting(256, "width of the core", minimum=2)
+    embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
+    core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
+    head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
+
+    def check(self) -> Iterator[Conflict]:
+        """Conflicts between the parts, keys as seen from here."""
+        for part in (self.embedder, self.core, self.head):
+            yield from part.check(self)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained. The number of ranks is no part of it: it may change at every resume."""
+
+    objective: str = setting("next_token", "what is predicted", choices=("next_token",))
+    max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
+    batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1)
+    micro_batch_size: int | None = setting(
+        None, "sequences per rank and forward; null: batch_size / ranks", minimum=1, may_change=True
+    )
+
+    optimizer: str = setting("adamw", "which optimizer", choices=("adamw",))
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
+    weight_decay: float = setting(0.1, "decoupled weight decay; vectors and embeddings are exempt", minimum=0.0)
+    beta1: float = setting(0.9, "decay of the first moment per step", minimum=0.0, below=1.0)
+    beta2: float = setting(0.95, "decay of the second moment per step", minimum=0.0, below=1.0)
+    epsilon: float = setting(1e-8, "added to the root of the second moment", above=0.0)
+    gradient_clipping: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping", minimum=0.0)
+
+    schedule: str = setting(
+        "cosine",
+        "learning rate after the warm-up: cosine to max_steps, wsd (steady, then a decay over the last decay_steps) "
+        "or constant",
+        choices=("cosine", "wsd", "constant"),
+    )
+    warmup_steps: int = setting(100, "steps over which the learning rate rises from 0", minimum=0)
+    decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0)
+    final_learning_rate_fraction: float = setting(
+        0.1, "learning rate of the end, as a fraction of the peak (cosine, wsd)", minimum=0.0, maximum=1.0
+    )
+
+    precision: str = setting(
+        "auto",
+        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it",
+        choices=("auto", "fp32", "bf16"),
+        may_change=True,
+    )
+
+    log_every_steps: int = setting(10, "steps between two lines of metrics", minimum=1, may_change=True)
+    eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
+    save_every_steps: int = setting(250, "steps between two checkpoints", minimum=1, may_change=True)
+    keep_last: int = setting(2, "newest checkpoints kept", minimum=1, may_change=True)
+
+    def check(self) -> Iterator[Conflict]:
+        """Conflicts between these settings."""
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            yield Conflict(
+                "micro_batch_size",
+                f"got {self.micro_batch_size}, expected a divisor of training.batch_size = {self.batch_size}; "
+                f"{_divisor_below(self.batch_size, self.micro_batch_size)} would work",
+                ("batch_size",),
+            )
+        if self.schedule == "wsd" and self.decay_steps == 0:
+            yield Conflict(
+                "decay_steps",
+                "got 0, expected 1 or more with training.schedule = wsd, which ends in a decay; "
+                f"{max(1, self.max_steps // 5)} would work",
+                ("schedule", "max_steps"),
+            )
+        elif self.schedule != "wsd" and self.decay_steps:
+            yield Conflict(
+                "decay_steps",
+                f"got {self.decay_steps}, which has no effect with training.schedule = {self.schedule}; "
+                "expected 0, or training.schedule = wsd",
+                ("schedule",),
+            )
+        elif self.warmup_steps + self.decay_steps > self.max_steps:
+            room = self.max_steps - self.decay_steps
+            works = f"{room}" if room >= 0 else f"training.max_steps={self.warmup_steps + self.decay_steps}"
+            yield Conflict(
+                "warmup_steps",
+                f"got {self.warmup_steps}, expected warm-up and decay ({self.decay_steps} steps) to fit into "
+                f"training.max_steps = {self.max_steps}; {works} would work",
+                ("decay_steps", "max_steps"),
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, whole: with the same data it gives the same model again."""
+
+    seed: int = setting(1, "all randomness of the run comes from it", minimum=0)
+    data: DataConfig = field(default=DataConfig(), metadata={"help": "what is read"})
+    model: ModelConfig = field(default=ModelConfig(), metadata={"help": "what is trained"})
+    training: TrainingConfig = field(default=TrainingConfig(), metadata={"help": "how it is trained"})
+
+    def check(self) -> Iterator[Conflict]:
+        """Conflicts between and within the sections."""
+        yield from (conflict.under("model") for conflict in self.model.check())
+        yield from (conflict.under("training") for conflict in self.training.check())
+        if self.model.embedder.byte_ids and self.data.tokenizer != "byte":
+            yield Conflict(
+                "data.tokenizer",
+                f"got {self.data.tokenizer!r}, expected 'byte' for model.embedder.kind = {self.model.embedder.kind}; "
+                "or model.embedder={kind: token} with model.head={kind: linear}",
+                ("model.embedder.kind",),
+            )
+
+
+def _divisor_below(number: int, limit: int) -> int:
+    return next(candidate for candidate in range(min(limit, number), 0, -1) if number % candidate == 0)

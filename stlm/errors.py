@@ -1,0 +1,25 @@
+"""What a user can cause: each is one clear message and no traceback; `exit_code` is what a script ends with."""
+
+
+class StlmError(Exception):
+    """Base of the errors that say what, where, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(StlmError):
+    """The configuration cannot be used; the message lists every problem, each with its place."""
+
+
+class CheckpointError(StlmError):
+    """A checkpoint or model directory is missing, incomplete, damaged, or does not fit."""
+
+
+class EngineError(StlmError):
+    """The training engine cannot do what was asked on this machine."""
+
+
+class Stopped(StlmError):
+    """Training ended early on a signal, after saving; the same command continues it."""
+
+    exit_code = 3
