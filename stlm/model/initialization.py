@@ -1,0 +1,59 @@
+"""Every initial value, in one place.
+
+| parameter                                | initial value                                                     |
+|------------------------------------------|-------------------------------------------------------------------|
+| embedding tables, and heads tied to them | normal, standard deviation 0.02                                   |
+| untied heads                             | normal, 0.02: first loss close to ln V                            |
+| other matrices                           | normal, 1 / sqrt(inputs): keeps the scale of its input            |
+| the last matrix of each branch of a      | the same / sqrt(2 L), so that the sum of an L-layer stack's 2 L   |
+| block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3) |
+| norm weights                             | 1                                                                 |
+
+A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
+else the model holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from stlm.model.layers import RMSNorm, TransformerStack
+
+EMBEDDING_STD = 0.02
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
+    deviations = _standard_deviations(model)
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, RMSNorm):
+            parameter.fill_(1.0)
+        else:
+            parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
+
+
+def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
+    """Standard deviation of every matrix; later rules override earlier ones."""
+    deviations: dict[Tensor, float] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            deviations[module.weight] = module.in_features**-0.5
+    for module in model.modules():
+        if isinstance(module, TransformerStack):
+            for last in module.last_of_branches():
+                deviations[last.weight] = (last.in_features * 2 * len(module.blocks)) ** -0.5
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or name == "head.output":
+            deviations[module.weight] = EMBEDDING_STD
+    return deviations
+
+
+def _normal(seed: int, name: str, like: Tensor, deviation: float) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(like.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)

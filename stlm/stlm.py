@@ -1,0 +1,248 @@
+"""STLM: the object people hold. Embedder + core + head, with the tokenizer they were made for.
+
+model = STLM.load("runs/quickstart")
+print(model.generate("The file is"))
+print(model.log_likelihood("The file is closed."))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data_pipeline.atomic import atomic_directory
+from data_pipeline.tokenizers import Tokenizer, load_tokenizer
+from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.errors import CheckpointError
+from stlm.generation import TextStream, generate_ids, nats_per_id
+from stlm.model import CORES, EMBEDDERS, HEADS, DecodingState, count_parameters, initialize, tie
+
+FORMAT = "stlm-model-1"
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
+    auxiliary: dict[str, Tensor]  # sums that parts add to the loss, by name
+
+
+class STLM(nn.Module):
+    """A language model over ids, with exact likelihoods.
+
+    `forward(ids_BT)` gives, at every position t, the logits of ids[:, t] given the ids before it. The one shift that
+    makes this so stands in `forward`: the parts read the start symbol and then ids[:, :-1].
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.embedder = EMBEDDERS[config.embedder.kind](config.embedder, config, tokenizer.vocab_size)
+        self.core = CORES[config.core.kind](config.core, config)
+        self.head = HEADS[config.head.kind](config.head, config, tokenizer.vocab_size)
+        if config.head.tied:
+            tie(self.head, self.embedder)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:
+        """A new model with initial values that depend on the seed alone."""
+        model = cls(config, tokenizer)
+        initialize(model, seed)
+        return model
+
+    # ------------------------------------------------------------------ ids in, logits out
+
+    def forward(self, ids_BT: Tensor) -> Output:
+        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t."""
+        start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
+        inputs_BT = torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
+        x_BPD, patches = self.embedder(inputs_BT)
+        return Output(self.head(self.core(x_BPD), inputs_BT, patches), {})
+
+    def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
+        """Logits [B, V] of the first id, and the state for `step`."""
+        state = DecodingState(self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache())
+        start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
+        return self._read(start_B1, state)[:, 0], state
+
+    def step(self, ids_BN: Tensor, state: DecodingState) -> Tensor:
+        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
+        state.length += ids_BN.size(1)
+        return self._read(ids_BN.to(self.device), state)
+
+    def _read(self, inputs_BN: Tensor, state: DecodingState) -> Tensor:
+        x_BPD, patches = self.embedder(inputs_BN, state.embedder)
+        return self.head(self.core(x_BPD, state.core), inputs_BN, patches, state.head)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embedder.table.weight.device
+
+    # ------------------------------------------------------------------ text in, text out
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """The text that follows `prompt` (which is not repeated). Options: those of `generate_stream`."""
+        return "".join(self.generate_stream(prompt, **options))
+
+    def generate_stream(
+        self,
+        prompt: str = "",
+        *,
+        max_new_ids: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids or the end of the document."""
+        tokenizer = self.tokenizer
+        banned_V = torch.from_numpy(tokenizer.bytes_per_id == 0)
+        banned_V[tokenizer.end_of_text_id] = False
+        ids = generate_ids(
+            self.eval(),
+            [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()],
+            max_new_ids=max_new_ids,
+            context_length=self.config.context_length,
+            stop_id=tokenizer.end_of_text_id,
+            banned_ids=banned_V,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        text = TextStream(tokenizer)
+        for drawn in ids:
+            yield text.push(drawn)
+        yield text.close()
+
+    @torch.no_grad()
+    def log_likelihood(self, text: str) -> float:
+        """Natural logarithm of the probability of `text` at the start of a document (its end not included).
+
+        Text longer than the context is read in windows that overlap by half.
+        """
+        self.eval()
+        ids = torch.tensor([self.tokenizer.end_of_text_id, *self.tokenizer.encode(text).tolist()])
+        context = self.config.context_length
+        pieces = nats_per_id(
+            lambda ids_BT: self(ids_BT.to(self.device)).logits, ids, context_length=context, stride=max(1, context // 2)
+        )
+        nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
+        return -nats.double().sum().item()
+
+    def num_parameters(self) -> int:
+        """Unique parameters, embedding included; tied ones are counted once."""
+        return count_parameters(self)
+
+    # ------------------------------------------------------------------ disk
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors (fp32, tied tensors once) and tokenizer/; the folder appears whole."""
+        tensors = {name: parameter.detach().float().cpu() for name, parameter in self.named_parameters()}
+        save_model(directory, self.config, self.tokenizer, tensors)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:
+        """Load from a run directory (its newest complete checkpoint), a checkpoint, or a model directory."""
+        directory = locate_model(path)
+        description = _read_description(directory)
+        config = from_dict(ModelConfig, description["model"], source=str(directory / "config.json"))
+        tokenizer = load_tokenizer(directory / "tokenizer")
+        if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
+            raise CheckpointError(
+                f"{directory / 'tokenizer'}: its fingerprint is {tokenizer.fingerprint[:12]}, but the model was made "
+                f"with {description['tokenizer_fingerprint'][:12]}; put back the tokenizer saved with the model"
+            )
+        model = cls(config, tokenizer)
+        model.load_tensors(_read_tensors(directory / "model.safetensors"), source=directory / "model.safetensors")
+        return model.to(device).eval()
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
+        """Set every parameter by name. CheckpointError lists what is missing, unknown, or of another shape."""
+        parameters = dict(self.named_parameters())
+        problems = [f"missing: {name} {list(p.shape)}" for name, p in parameters.items() if name not in tensors]
+        for name, tensor in tensors.items():
+            if name not in parameters:
+                problems.append(f"unknown: {name} {list(tensor.shape)}")
+            elif tensor.shape != parameters[name].shape:
+                problems.append(f"{name}: got {list(tensor.shape)}, expected {list(parameters[name].shape)}")
+        if problems:
+            shown = "\n  ".join(problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else []))
+            raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def save_model(
+    directory: str | os.PathLike[str], config: ModelConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a model directory from parameters by name (fp32, on the CPU, tied ones under their first name only)."""
+    with atomic_directory(directory) as temporary:
+        description = {
+            "format": FORMAT,
+            "model": to_dict(config),
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.spec,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+        }
+        (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "model.safetensors")
+        tokenizer.save(temporary / "tokenizer")
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); is {directory} a model directory?") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f'{path}: expected "format": "{FORMAT}"; it was not written by stlm, or by a newer one')
+    return description
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: missing or damaged ({error}); use another checkpoint") from None
+
+
+# ---------------------------------------------------------------------- finding a model on disk
+
+
+def newest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint of the highest step that is complete, or None."""
+    complete = sorted(path.parent for path in Path(run_dir).glob("checkpoints/step_*/COMPLETE"))
+    return complete[-1] if complete else None
+
+
+def locate_model(path: str | os.PathLike[str]) -> Path:
+    """The model directory behind a run directory, a checkpoint, or a model directory."""
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        if not (path / "COMPLETE").is_file():
+            raise CheckpointError(f"{path}: has no COMPLETE file, so it was never finished; use another checkpoint")
+        return path / "model"
+    checkpoint = newest_checkpoint(path)
+    if checkpoint is not None:
+        return checkpoint / "model"
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such directory; expected a run, a checkpoint or a model directory")
+    raise CheckpointError(
+        f"{path}: holds no complete checkpoint; expected a run directory (with checkpoints/step_…/COMPLETE), "
+        "a checkpoint or a model directory"
+    )

@@ -1,0 +1,152 @@
+"""What must hold for every pair of embedder and head: shapes, causality, cache, likelihood, tying, first loss."""
+
+import math
+
+import pytest
+import torch
+
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    LinearHeadConfig,
+    ModelConfig,
+    TokenEmbedderConfig,
+    TransformerCoreConfig,
+)
+from stlm.errors import ConfigError
+from stlm.model import EMBEDDERS, HEADS
+from stlm.stlm import STLM
+
+CONTEXT = 24
+PAIRS = {
+    "token+linear": (TokenEmbedderConfig(), LinearHeadConfig()),
+    "token+linear, untied": (TokenEmbedderConfig(), LinearHeadConfig(tied=False)),
+    "byte+linear": (ByteEmbedderConfig(), LinearHeadConfig()),
+    "byte_patch+byte_patch": (
+        BytePatchEmbedderConfig(patch_size=4, width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
+    ),
+    "byte_patch+byte_patch, patches of 3, untied": (
+        BytePatchEmbedderConfig(patch_size=3, width=16, num_layers=2, num_heads=2, window=32),
+        BytePatchHeadConfig(num_heads=2, window=32, tied=False),
+    ),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def model(request):
+    return make(*PAIRS[request.param])
+
+
+def make(embedder, head, seed=3, width=32):
+    config = ModelConfig(
+        context_length=CONTEXT,
+        width=width,
+        embedder=embedder,
+        head=head,
+        core=TransformerCoreConfig(num_layers=2, num_heads=4, num_kv_heads=2),
+    )
+    return STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
+
+
+def random_ids(batch=2, length=CONTEXT):
+    return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+def test_every_registered_embedder_and_head_is_in_the_pairs():
+    assert {embedder.kind for embedder, _ in PAIRS.values()} == set(EMBEDDERS)
+    assert {head.kind for _, head in PAIRS.values()} == set(HEADS)
+
+
+@pytest.mark.parametrize("length", [1, 2, CONTEXT - 1, CONTEXT])
+def test_shapes(model, length):
+    ids = random_ids(3, length)
+    x, patches = model.embedder(ids)
+    positions = length if patches is None else -(-length // model.config.embedder.patch_size)
+    assert x.shape == (3, positions, 32)
+    assert model.core(x).shape == x.shape
+    assert model.head(model.core(x), ids, patches).shape == (3, length, 256)
+    assert model(ids).logits.shape == (3, length, 256)
+
+
+@torch.no_grad()
+def test_causality_is_bit_equal(model):
+    ids = random_ids()
+    before = model(ids).logits
+    for t in range(CONTEXT):
+        changed = ids.clone()
+        changed[:, t] = (changed[:, t] + 1) % 256
+        after = model(changed).logits
+        assert torch.equal(after[:, : t + 1], before[:, : t + 1]), f"id {t} reaches back"
+        for later in range(t + 1, CONTEXT):
+            assert not torch.equal(after[:, later], before[:, later]), f"id {t} does not reach {later}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pieces", [[1] * CONTEXT, [CONTEXT], [2, 3, 1, 7, 4, 1, 6], [5, 19]])
+def test_steps_equal_forward(model, pieces):
+    ids = random_ids()
+    first, state = model.begin(2)
+    steps = [first[:, None], *(model.step(piece, state) for piece in ids.split(pieces, dim=1))]
+    torch.testing.assert_close(torch.cat(steps, 1)[:, :CONTEXT], model(ids).logits, atol=1e-5, rtol=0)
+    assert state.length == CONTEXT
+
+
+@torch.no_grad()
+def test_likelihood_equals_brute_force_over_single_bytes(model):
+    """log p(text) as a product of one-byte distributions, each from a pass over nothing but what precedes it."""
+    text = "naïve \U0001f600 text"
+    ids = [model.tokenizer.end_of_text_id, *text.encode()]
+    total = 0.0
+    for t in range(1, len(ids)):
+        prefix = torch.tensor([[*ids[:t], 0]])  # the last id is a placeholder for the one to be predicted
+        distribution = model(prefix).logits[0, t].double().softmax(-1)
+        assert distribution.sum() == pytest.approx(1.0, abs=1e-12)
+        total += math.log(distribution[ids[t]])
+    assert model.log_likelihood(text) == pytest.approx(total, abs=1e-4)
+
+
+def test_tied_means_one_storage_also_after_load(model, tmp_path):
+    model.save(tmp_path / "model")
+    for m in (model, STLM.load(tmp_path / "model")):
+        assert (m.head.output.weight is m.embedder.table.weight) == m.config.head.tied
+    untied = 0 if model.config.head.tied else model.head.output.weight.numel()
+    names = [name for name, _ in model.named_parameters()]
+    assert ("head.output.weight" in names) == bool(untied)
+    assert model.num_parameters() == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+@torch.no_grad()
+def test_save_and_load_give_the_same_model(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = STLM.load(tmp_path / "model")
+    assert loaded.config == model.config and loaded.tokenizer.fingerprint == model.tokenizer.fingerprint
+    assert torch.equal(loaded(random_ids()).logits, model(random_ids()).logits)
+
+
+def test_first_loss_is_close_to_that_of_a_uniform_guess(model):
+    ids = random_ids(8)
+    loss = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten())
+    assert loss.item() == pytest.approx(math.log(256), abs=0.1)
+
+
+def test_every_parameter_gets_a_gradient(model):
+    model(random_ids()).logits.logsumexp(-1).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_generation_repeats_for_a_seed_and_is_valid_text(model):
+    text = model.generate("ab", max_new_ids=2 * CONTEXT, seed=1)  # runs over the context's end
+    assert text == model.generate("ab", max_new_ids=2 * CONTEXT, seed=1)
+    assert text != model.generate("ab", max_new_ids=2 * CONTEXT, seed=2)
+    assert text.encode().decode() == text
+
+
+@pytest.mark.parametrize(
+    "embedder, head", [(BytePatchEmbedderConfig(), LinearHeadConfig()), (ByteEmbedderConfig(), BytePatchHeadConfig())]
+)
+def test_parts_that_do_not_fit_name_the_key(embedder, head):
+    with pytest.raises(ConfigError, match=r"model\.head\.kind"):
+        make(embedder, head)
