@@ -1,0 +1,175 @@
+# Sourced by the other scripts, never run: gives them a ready Python environment, and its commands on PATH.
+#
+#     ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+#     source "$ROOT/scripts/_setup.sh"
+#     stlm_setup [--operators] [EXTRA...]         # extras of setup.py, such as dev; none: what training needs
+#
+# The environment is .venv in the project root, or the one that STLM_VENV names. STLM_PYTHON names the Python to make it
+# with. pip's own settings and environment variables (a mirror, another index for torch) are respected.
+#
+# --operators also builds, once, the C++ operator that DeepSpeed loads whenever it starts on CPUs, so that no later run
+# stands still for it. Which operator that is and where it is kept, stlm.training.engine alone knows.
+#
+# What has been done is noted in the environment, in the file stlm-setup. A second call compares that note with what it
+# wants, and does nothing else. A call that finds the unfinished work of a killed one begins again from nothing; two calls
+# at once wait for each other.
+
+stlm_setup() {
+    local operators=no extras="" word
+    for word in "$@"; do
+        if [ "$word" = --operators ]; then operators=yes; else extras="$extras $word"; fi
+    done
+
+    VENV=${STLM_VENV:-$ROOT/.venv}
+    { mkdir -p "$VENV" && [ -w "$VENV" ]; } 2>/dev/null || _die "cannot write to $VENV; STLM_VENV names another place"
+    VENV=$(cd "$VENV" && pwd -P)
+    # A change in any of the three is a reason to install again.
+    WANTED=$(cat "$ROOT/setup.py" "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum | tr ' ' -)
+
+    if ! _is_ready; then
+        # The lock is held by this shell and by all that it starts: a pip that outlives a killed script is waited for.
+        command -v flock >/dev/null || _die "no flock command; $(_how_to_install util-linux util-linux)"
+        exec 9>>"$VENV/stlm-setup.lock"
+        flock --nonblock 9 || { _say "waiting for another set-up of $VENV"; flock 9; }
+        _is_ready || _make_ready
+        exec 9>&-
+    fi
+    export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"
+    unset PYTHONHOME
+}
+
+_say() { echo "set-up: $*" >&2; }
+
+_die() { echo "error: set-up: $*" >&2; exit 2; }
+
+# _how_to_install DEBIAN_PACKAGE FEDORA_PACKAGE: the command, as far as it is known on this system.
+_how_to_install() {
+    local sudo=""
+    [ "$(id -u)" = 0 ] || sudo="sudo "
+    if command -v apt-get >/dev/null; then echo "install it: ${sudo}apt-get install $1"
+    elif command -v dnf >/dev/null; then echo "install it: ${sudo}dnf install $2"
+    else echo "install it with this system's package manager (Debian calls it $1, Fedora $2)"; fi
+}
+
+# --- the note --------------------------------------------------------------------------------------------------------
+
+# made: did these lines make the environment, or were they given one?  path: where it was made.  root: whose `import stlm`
+# it serves.  installed: what WANTED was; empty while pip works.  extras: installed ones.  operators: yes once built.
+_read_note() {
+    NOTE_made="" NOTE_path="" NOTE_root="" NOTE_installed="" NOTE_extras="" NOTE_operators=""
+    local key value
+    [ -f "$VENV/stlm-setup" ] || return 0
+    while IFS='=' read -r key value; do
+        case $key in made|path|root|installed|extras|operators) printf -v "NOTE_$key" %s "$value" ;; esac
+    done < "$VENV/stlm-setup"
+}
+
+_write_note() {
+    printf '%s\n' "made=$NOTE_made" "path=$NOTE_path" "root=$NOTE_root" "installed=$NOTE_installed" \
+        "extras=$NOTE_extras" "operators=$NOTE_operators" > "$VENV/stlm-setup.part"
+    mv "$VENV/stlm-setup.part" "$VENV/stlm-setup"
+}
+
+# --- what there is, and what is missing ------------------------------------------------------------------------------
+
+_is_ready() {
+    _read_note
+    _is_installed && { [ $operators = no ] || [ "$NOTE_operators" = yes ]; }
+}
+
+_is_installed() {
+    local extra
+    # An environment holds its own absolute path in many files, so one that was moved or copied is of no use. Several
+    # checkouts may share one by STLM_VENV: `import stlm` leads to the first of them, which must still be there, while
+    # each checkout's scripts import their own code.
+    [ -x "$VENV/bin/python" ] && [ "$NOTE_installed" = "$WANTED" ] && [ "$NOTE_path" = "$VENV" ] \
+        && [ -f "$NOTE_root/setup.py" ] || return 1
+    for extra in $extras; do
+        case " $NOTE_extras " in *" $extra "*) ;; *) return 1 ;; esac
+    done
+}
+
+_make_ready() {
+    [ $operators = no ] || command -v "${CXX:-c++}" >/dev/null \
+        || _die "no C++ compiler (${CXX:-c++}), which DeepSpeed needs once; $(_how_to_install g++ gcc-c++)"
+    _make_environment
+    _is_installed || _install
+    [ $operators = no ] || [ "$NOTE_operators" = yes ] || _build_operators
+}
+
+# --- a Python environment --------------------------------------------------------------------------------------------
+
+_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+_find_python() {
+    local python version names=(python3 python3.11 python3.12 python3.13 python3.10 python3.14 python)
+    [ -z "${STLM_PYTHON:-}" ] || names=("$STLM_PYTHON")
+    for python in "${names[@]}"; do
+        if _is_new_enough "$python"; then
+            PYTHON=$python
+            "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null && return
+            version=$("$PYTHON" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+            _die "$PYTHON cannot make environments (no venv or ensurepip); $(_how_to_install "$version-venv" python3)"
+        fi
+    done
+    if [ -n "${STLM_PYTHON:-}" ]; then _die "STLM_PYTHON=$STLM_PYTHON is no Python 3.10 or later"; fi
+    _die "no Python 3.10 or later on PATH; $(_how_to_install "python3 python3-venv python3-dev" "python3 python3-devel")" \
+        "or name one by STLM_PYTHON"
+}
+
+_make_environment() {
+    if [ "$NOTE_made" != yes ] && _is_new_enough "$VENV/bin/python"; then
+        _say "using the environment $VENV"
+        return
+    fi
+    if [ "$NOTE_made" = yes ] && [ -n "$NOTE_installed" ] && [ "$NOTE_path" = "$VENV" ] \
+        && _is_new_enough "$VENV/bin/python"; then
+        return
+    fi
+    # Only what was made here is ever removed.
+    if [ "$NOTE_made" != yes ] && [ -n "$(ls -A "$VENV" | grep -v '^stlm-setup')" ]; then
+        _die "$VENV holds no working Python 3.10 or later: remove it, or name another place by STLM_VENV"
+    fi
+    _find_python
+    _say "making the environment $VENV with $("$PYTHON" --version)"
+    NOTE_made=yes NOTE_path=$VENV NOTE_root="" NOTE_installed="" NOTE_extras="" NOTE_operators=""
+    _write_note
+    find "$VENV" -mindepth 1 -maxdepth 1 ! -name 'stlm-setup*' -exec rm -rf {} +
+    "$PYTHON" -m venv "$VENV" || _die "$PYTHON -m venv $VENV failed"
+}
+
+# --- what goes into it -----------------------------------------------------------------------------------------------
+
+_install() {
+    local installed=$NOTE_installed had=$NOTE_extras extra what="$ROOT" quiet=--quiet
+    for extra in $extras; do
+        case " $NOTE_extras " in *" $extra "*) ;; *) NOTE_extras="${NOTE_extras:+$NOTE_extras }$extra" ;; esac
+    done
+    [ -z "$NOTE_extras" ] || what="$ROOT[${NOTE_extras// /,}]"
+    [ ! -t 2 ] || quiet=""   # a person sees pip's progress, a log only what goes wrong
+
+    _say "installing stlm and what it needs into $VENV (minutes, the first time)"
+    NOTE_made=${NOTE_made:-no} NOTE_path=$VENV NOTE_installed=""
+    _write_note
+    # shellcheck disable=SC2086
+    if ! PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install $quiet --no-input \
+        --editable "$what" --constraint "$ROOT/constraints.txt" >&2; then
+        NOTE_installed=$installed NOTE_extras=$had   # pip gave up and changed nothing: what there was is still good
+        _write_note
+        _die "pip could not install what is needed (its message is above); run the same command again when that is mended"
+    fi
+    NOTE_root=$ROOT NOTE_installed=$WANTED NOTE_operators=""
+    _write_note
+}
+
+_build_operators() {
+    "$VENV/bin/python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+        || _die "no Python.h, which C++ operators are built with; $(_how_to_install python3-dev python3-devel)"
+    PATH="$VENV/bin:$PATH" PYTHONPATH="$ROOT" "$VENV/bin/python" -c '
+from stlm.training.engine import build_operators
+build_operators()' >&2 || _die "DeepSpeed could not build its operator (its message is above)"
+    NOTE_operators=yes
+    _write_note
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs every check of the project: ruff, mypy on the two packages, and the tests. Needs nothing but Python, a C++ compiler
+# and pip's index: the environment is made first.
+#
+#     bash scripts/test.sh                        the tests that take seconds each
+#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, …)
+#     bash scripts/test.sh tests/model -k causal  anything else goes to pytest as it is
+#
+# Exit code: pytest's, or that of ruff or mypy where they find something, before any test is run.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,/^set/{/^# \{0,1\}/s///p}' "$0"; exit; fi
+
+which_tests=()   # pyproject.toml leaves the slow ones out
+if [ "${1:-}" = --all ]; then which_tests=(-m ""); shift; fi
+
+source "$ROOT/scripts/_setup.sh"
+stlm_setup --operators dev
+cd "$ROOT"
+
+ruff check .
+mypy
+
+# One thread in each worker, one worker on each core: for models this small that is faster than threads inside one
+# process, and sums come out the same on every machine. All tests of a file stay together, so that what they share is
+# made once.
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=1
+exec python -m pytest -n $((cores < 8 ? cores : 8)) --dist loadfile ${which_tests[@]+"${which_tests[@]}"} "$@"

@@ -1,0 +1,203 @@
+"""Who may import whom: read from syntax trees, so that an import inside a function counts like one at the top."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room and the rooms that it may import besides itself. A room is a package, or one file where a file is a room of
+# its own. docs/architecture.md draws this table.
+OPEN = {"stlm.config", "stlm.errors"}
+BELOW_STLM = OPEN | {"stlm.model", "stlm.generation"}
+BELOW_TRAINING = BELOW_STLM | {"stlm.stlm", "stlm.objectives"}
+DATA = {"data_pipeline", "data_pipeline.config"}
+ROOMS: dict[str, set[str]] = {
+    "data_pipeline.config": set(),
+    "data_pipeline": {"data_pipeline.config"},
+    "stlm.errors": set(),
+    "stlm.config": {"stlm.errors", "data_pipeline.config"},
+    "stlm.model": OPEN,
+    "stlm.generation": OPEN,
+    "stlm.stlm": BELOW_STLM | DATA,
+    "stlm.objectives": BELOW_STLM | {"stlm.stlm"},
+    "stlm.training": BELOW_TRAINING | DATA,
+    "stlm.evals": BELOW_TRAINING | DATA,
+    "stlm.export": BELOW_TRAINING | DATA,
+    "stlm.serving": BELOW_TRAINING | DATA,
+    "stlm.reporting": BELOW_TRAINING,
+    "stlm.selfplay": BELOW_TRAINING | DATA | {"stlm.training"},
+}
+ROOMS["stlm"] = OPEN | {"stlm.stlm"}  # stlm/__init__.py: what people import, nothing that only the scripts need
+ROOMS["scripts"] = ROOMS["benchmarks"] = set(ROOMS)
+
+# What else the lower rooms know, besides the standard library; the rooms that are not named here are free.
+LIBRARIES: dict[str, set[str]] = {
+    "data_pipeline.config": set(),
+    "data_pipeline": {"numpy", "datasets", "sentencepiece", "tqdm"},
+    "stlm.errors": set(),
+    "stlm.config": {"yaml"},
+    "stlm.model": {"torch"},
+    "stlm.generation": {"torch"},
+}
+
+# The files that may know DeepSpeed. They import it inside functions only.
+KNOW_DEEPSPEED = {"stlm/training/engine.py", "stlm/training/checkpoint.py"}
+
+
+def room_of(module: str) -> str | None:
+    """The room of a dotted name, the longest that fits; None outside the project."""
+    parts = module.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in ROOMS), None)
+
+
+def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all that a file imports, whichever way; `package` resolves relative imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                source = ".".join([*base, *([module] if module else [])])
+                # `from stlm import model` imports stlm.model; `from stlm.model import Batch` no module of that name.
+                yield from ((node.lineno, f"{source}.{alias.name}") for alias in names)
+            case ast.Attribute(value=ast.Name(id="torch"), attr="distributed"):
+                yield node.lineno, "torch.distributed"
+            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="__import__" | "import_module")):
+                name = node.args[0] if node.args else None
+                yield node.lineno, name.value if isinstance(name, ast.Constant) else "a computed name"
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What the file at `path` (relative to the project root) imports and may not."""
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    room = room_of(module)
+    # A folder that the table does not know is no part of stlm/__init__.py.
+    if room is None or (room == "stlm" and path != "stlm/__init__.py"):
+        return [f"{path}: no room has this file: add its room to tests/test_imports.py and docs/architecture.md"]
+    tree = ast.parse(source)
+    at_the_top = {line for node in tree.body for line, _ in imports(ast.Module([node], []), package)
+                  if isinstance(node, ast.Import | ast.ImportFrom)}  # fmt: skip
+    found = []
+    for line, name in imports(tree, package):
+        library = name.split(".")[0]
+        if library == "deepspeed":
+            wrong = path not in KNOW_DEEPSPEED or line in at_the_top
+        elif (target := room_of(name)) is not None:
+            wrong = target != room and target not in ROOMS[room]
+        else:
+            known = LIBRARIES.get(room)
+            wrong = known is not None and library not in known | set(sys.stdlib_module_names)
+            wrong |= room in ("stlm.model", "stlm.generation") and name.startswith("torch.distributed")
+        if wrong:
+            found.append(f"{path}:{line}: {room} may not import {name}")
+    return found
+
+
+def files() -> list[Path]:
+    folders = ("stlm", "data_pipeline", "scripts", "benchmarks")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    assert violations(str(path.relative_to(ROOT)), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("data_pipeline/reader.py", "def f():\n    import torch"),
+        ("data_pipeline/reader.py", "from stlm.errors import StlmError"),
+        ("data_pipeline/config.py", "import numpy"),
+        ("stlm/model/core.py", "from stlm.generation import sample"),
+        ("stlm/model/core.py", "import torch\nx = torch.distributed.get_rank()"),
+        ("stlm/model/core.py", "from torch import distributed"),
+        ("stlm/model/core.py", "import numpy"),
+        ("stlm/model/core.py", "from ..stlm import STLM"),
+        ("stlm/model/core.py", "from stlm import STLM"),
+        ("stlm/generation/sampling.py", "from data_pipeline.tokenizers import load_tokenizer"),
+        ("stlm/config/presets.py", "import importlib\nimportlib.import_module('torch')"),
+        ("stlm/config/presets.py", "from data_pipeline import prepare"),
+        ("stlm/stlm.py", "from stlm import training"),
+        ("stlm/stlm.py", "from .objectives import OBJECTIVES"),
+        ("stlm/objectives/next_token.py", "from data_pipeline.reader import PreparedData"),
+        ("stlm/evals/likelihood.py", "from stlm.training.trainer import Trainer"),
+        ("stlm/training/trainer.py", "def f():\n    import deepspeed"),
+        ("stlm/training/engine.py", "import deepspeed"),
+        ("stlm/training/engine.py", "from deepspeed.ops import op_builder"),
+        ("scripts/pretrain.py", "def main():\n    from deepspeed import init_distributed"),
+        ("stlm/telepathy/reader.py", ""),
+    ],
+)
+def test_the_rules_refuse(path: str, source: str) -> None:
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("stlm/training/engine.py", "def f():\n    import deepspeed"),
+        ("stlm/model/core.py", "from . import layers\nfrom ..config import ModelConfig\nimport torch.nn as nn"),
+        ("stlm/selfplay/spin.py", "from stlm.training import Trainer"),
+        ("stlm/config/run.py", "import yaml\nfrom data_pipeline.config import DataConfig"),
+        ("scripts/pretrain.py", "from stlm.evals import x\nfrom stlm.training import y\nfrom data_pipeline import z"),
+    ],
+)
+def test_the_rules_allow(path: str, source: str) -> None:
+    assert violations(path, source) == []
+
+
+def run_python(code: str) -> None:
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_models_work_without_deepspeed() -> None:
+    """A saved model is read, evaluated and sampled from where DeepSpeed is not installed."""
+    run_python(
+        "import sys; sys.modules['deepspeed'] = None\n"
+        "import stlm, stlm.config, stlm.model, stlm.generation, stlm.objectives, stlm.stlm, stlm.training, stlm.evals"
+    )
+
+
+def test_configs_are_read_without_torch_or_numpy() -> None:
+    """A mistake in a config file is answered at once, and on machines that only prepare data or submit jobs."""
+    run_python("import sys; sys.modules['torch'] = sys.modules['numpy'] = None\nimport stlm.config, stlm.errors")
+
+
+def test_preparing_data_needs_no_torch() -> None:
+    run_python("import sys; sys.modules['torch'] = None\nimport data_pipeline.prepare, data_pipeline.reader")
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_the_package_data(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a copy: building leaves its own files beside the source, and takes up old ones
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for package in ("stlm", "data_pipeline"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("stlm-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        str(path.relative_to(source))
+        for package in ("stlm", "data_pipeline")
+        for path in (source / package).rglob("*")
+        if path.is_file()
+    }
+    assert packed == expected
+    assert "stlm/presets/quickstart.yaml" in packed
