@@ -1,0 +1,141 @@
+"""manifest.json: what a folder of prepared data holds. It is written last, so a folder that has one is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.atomic import sha256_file, write_text
+from data_pipeline.errors import DataError
+from data_pipeline.shards import bin_path, idx_path, idx_size
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_DIR = "tokenizer"
+WORK_DIR = ".preparing"  # lives beside the shards until the manifest is written
+SPLITS = ("train", "validation")
+
+_FORMAT = "stlm-data"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard, as the manifest describes it."""
+
+    path: str  # relative to the folder, without .bin and .idx: "train/shard_00000"
+    ids: int  # end_of_text included
+    documents: int
+    bytes: int  # of text, as UTF-8; end_of_text counts none
+    bin_sha256: str
+    idx_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known about a folder of prepared data."""
+
+    tokenizer: dict[str, Any]  # spec, vocab_size, dtype, fingerprint
+    splits: dict[str, list[ShardEntry]]
+    sources: list[dict[str, Any]]  # per source: name, kind, what was read, and the problems met, counted
+    split_rule: dict[str, Any]
+    totals: dict[str, Any]  # documents and bytes gathered, duplicates removed
+    settings: dict[str, Any]  # what was asked for: the same settings on the same input give the same folder
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what a training run depends on:
+
+        the format, the tokenizer, and the contents of every shard in order.
+        """
+        identity = {
+            "format": [_FORMAT, _FORMAT_VERSION],
+            "tokenizer": self.tokenizer["fingerprint"],
+            "dtype": self.tokenizer["dtype"],
+            "splits": {name: [[s.ids, s.bin_sha256, s.idx_sha256] for s in self.splits[name]] for name in SPLITS},
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def total(self, split: str, what: str) -> int:
+        """The sum of `what` ("ids", "documents" or "bytes") over the shards of a split."""
+        return sum(getattr(shard, what) for shard in self.splits[split])
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        contents = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": self.fingerprint}
+        write_text(
+            Path(directory) / MANIFEST_FILE, json.dumps(contents | asdict(self), indent=1, ensure_ascii=False) + "\n"
+        )
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
+        """Read DIR/manifest.json. DataError if it is missing, damaged, or of another format."""
+        directory = Path(directory)
+        path = directory / MANIFEST_FILE
+        again = "prepare the data with scripts/preprocess.py"
+        try:
+            contents = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            if (directory / WORK_DIR).exists():
+                raise DataError(
+                    f"the data in {directory} is unfinished: its preparation was interrupted; "
+                    f"repeat the same command to resume it"
+                ) from None
+            raise DataError(f"no prepared data in {directory}: {MANIFEST_FILE} is missing; {again}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}; {again} into another folder") from error
+        if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
+            raise DataError(f"{path} is not the manifest of prepared data: it lacks the format {_FORMAT!r}")
+        if contents.get("format_version") != _FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {contents.get('format_version')!r}, expected {_FORMAT_VERSION}; "
+                f"{again} into another folder"
+            )
+        try:
+            values = {field.name: contents[field.name] for field in fields(cls)}
+            values["splits"] = {name: [ShardEntry(**shard) for shard in values["splits"][name]] for name in SPLITS}
+            manifest = cls(**values)
+            intact = manifest.fingerprint == contents["fingerprint"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is damaged: {type(error).__name__} {error}; {again} into another folder"
+            ) from error
+        if not intact:
+            raise DataError(
+                f"{path} was changed or damaged: its fingerprint does not fit its contents; {again} into another folder"
+            )
+        return manifest
+
+    def check(self, directory: str | os.PathLike[str], hashes: bool = False) -> None:
+        """Compare the size of every shard, and with `hashes` its sha256 too, with what is written here.
+
+        Raises one DataError that names every shard that differs.
+        """
+        directory = Path(directory)
+        itemsize = np.dtype(self.tokenizer["dtype"]).itemsize
+        problems = []
+        for shard in (shard for split in SPLITS for shard in self.splits[split]):
+            prefix = directory / shard.path
+            for path, size, sha256 in (
+                (bin_path(prefix), shard.ids * itemsize, shard.bin_sha256),
+                (idx_path(prefix), idx_size(shard.documents), shard.idx_sha256),
+            ):
+                try:
+                    actual = path.stat().st_size
+                except FileNotFoundError:
+                    problems.append(f"{path} is missing")
+                    continue
+                if actual != size:
+                    kind = "cut short" if actual < size else "too long"
+                    problems.append(f"{path} is {kind}: {actual:,} bytes, expected {size:,}")
+                elif hashes and sha256_file(path) != sha256:
+                    problems.append(f"{path} is damaged: its sha256 is not the one in the manifest")
+        if problems:
+            raise DataError(
+                "\n".join(problems)
+                + f"\ndelete {directory} and prepare the data again, or restore the file from a copy"
+            )

@@ -1,0 +1,61 @@
+"""The order in which training visits windows: a pure function, so that resuming needs one integer and no file.
+
+Each epoch is its own pseudo-random permutation of all windows. A Feistel network on Z_a × Z_b with a·b slightly above
+the number of windows is a bijection whatever its round function; positions that it sends beyond the last window are
+sent through it again until they land inside ("cycle walking"). Source: Black and Rogaway, "Ciphers with Arbitrary
+Finite Domains", CT-RSA 2002, sections 4 and 5; the round function is SplitMix64's mixer (Steele, Lea and Flood, "Fast
+Splittable Pseudorandom Number Generators", OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_ROUNDS = 8
+_MAX_WINDOWS = 1 << 50  # every intermediate value stays far inside 64 bits
+
+_U64 = np.uint64
+
+
+def window_at(position: ArrayLike, num_windows: int, seed: int) -> NDArray[np.int64]:
+    """The window that stands at `position` of the endless training order.
+
+    position: an integer ≥ 0 or an array of them; position p belongs to epoch p // num_windows. Returns windows in [0,
+    num_windows), of the shape of `position`. Over each epoch every window occurs exactly once. Time and memory do not
+    depend on num_windows.
+    """
+    if not 0 < num_windows <= _MAX_WINDOWS:
+        raise ValueError(f"num_windows must be in 1 … {_MAX_WINDOWS}, got {num_windows}")
+    positions = np.asarray(position)
+    if positions.size and positions.min() < 0:
+        raise ValueError(f"positions must not be negative, got {positions.min()}")
+    flat = positions.reshape(-1).astype(_U64)
+    epoch, index = np.divmod(flat, _U64(num_windows))
+    key = _mix(_mix(np.full_like(epoch, seed & 0xFFFFFFFFFFFFFFFF)) + epoch)
+
+    a = math.isqrt(num_windows - 1) + 1
+    b = -(-num_windows // a)
+    window = _permute(index, key, _U64(a), _U64(b))
+    while (outside := np.flatnonzero(window >= num_windows)).size:
+        window[outside] = _permute(window[outside], key[outside], _U64(a), _U64(b))
+    return window.astype(np.int64).reshape(positions.shape)
+
+
+def _permute(index: NDArray[np.uint64], key: NDArray[np.uint64], a: np.uint64, b: np.uint64) -> NDArray[np.uint64]:
+    """A bijection of [0, a·b) for each key: each half is moved by an amount that depends on the other."""
+    left, right = np.divmod(index, b)
+    for round in range(0, _ROUNDS, 2):
+        left = (left + _mix(key + _U64(round << 56) + right) % a) % a
+        right = (right + _mix(key + _U64(round + 1 << 56) + left) % b) % b
+    return left * b + right
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function of value + golden gamma: every bit of the input moves every bit of the output."""
+    value = value + _U64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return value ^ (value >> _U64(31))
