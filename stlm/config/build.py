@@ -141,7 +141,7 @@ class _Builder:
                 return
             names = ["kind", *names]
         found = [section + name for name in nearest(key, names)]
-        found = found or [path for path in _all_keys(self.root) if path.rpartition(".")[2] == key]
+        found = found or list(dict.fromkeys(path for path in _all_keys(self.root) if path.rpartition(".")[2] == key))
         hint = f"nearest: {', '.join(found)}" if found else f"expected one of {', '.join(names) or 'none'}"
         self._refuse(node, dotted, f"{dotted}: unknown key; {hint}")
         self.doubtful.update(found)

@@ -107,13 +107,13 @@ class TransformerCoreConfig(CoreConfig):
 class HeadConfig(Component):
     """Family of heads."""
 
+    tied: bool = setting(True, "use the embedder's vectors as the weights of the last matrix: one storage for both")
+
 
 @register("linear")
 @dataclass(frozen=True)
 class LinearHeadConfig(HeadConfig):
     """One linear map from each vector to the logits of one id."""
-
-    tied: bool = setting(True, "use the embedder's vectors as the weights of the head")
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         if model.embedder.patched:
@@ -133,7 +133,6 @@ class BytePatchHeadConfig(HeadConfig):
     num_layers: int = setting(1, "local layers", minimum=1)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
     window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
-    tied: bool = setting(True, "use the embedder's byte vectors as the weights of the output layer")
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         embedder = model.embedder

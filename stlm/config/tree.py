@@ -80,12 +80,9 @@ def read_tree(text: str, name: str, problems: list[Problem], *, override: bool =
     def place(mark: Any) -> str:
         return name if override or mark is None else f"{name}:{mark.line + 1}"
 
-    loader = Loader(text)
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return Node(None, name, override)
-        return _convert(root, place, problems, override)
+        root = yaml.compose(text, Loader)
+        return Node(None, name, override) if root is None else _convert(root, place, problems, override)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problems.append(Problem(place(mark), f"not readable as YAML: {error.problem or error.context}"))
@@ -93,8 +90,6 @@ def read_tree(text: str, name: str, problems: list[Problem], *, override: bool =
         problems.append(Problem(name, f"not readable as YAML: {' '.join(str(error).split())}"))
     except RecursionError:
         problems.append(Problem(name, "not readable as YAML: nested too deeply"))
-    finally:
-        loader.dispose()
     return None
 
 
@@ -124,6 +119,8 @@ def describe(value: Any) -> str:
 
 def _convert(node: yaml.Node, place: Any, problems: list[Problem], override: bool) -> Node:
     where = place(node.start_mark)
+    if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        problems.append(Problem(where, f"got the tag {node.tag!r}, expected a plain section or list"))
     if isinstance(node, yaml.MappingNode):
         children: dict[str, Node] = {}
         lines: dict[str, int] = {}
