@@ -6,30 +6,24 @@ The names below are imported on first use, so `import stlm` is cheap and needs n
     print(STLM.load("runs/quickstart").generate("The module"))
 """
 
-import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stlm.config import load_run_config
+    from stlm.stlm import STLM
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "STLM": "stlm.stlm",
-    "Trainer": "stlm.training",
-    "build_loaders": "stlm.training",
-    "build_optimizer": "stlm.training",
-    "load_run_config": "stlm.config",
-    "load_deepspeed_config": "stlm.config",
-    "StlmError": "stlm.errors",
-}
-
-__all__ = ["__version__", *_HOMES]
+__all__ = ["STLM", "load_run_config", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # the next access no longer comes here
-    return value
+    if name == "STLM":
+        from stlm.stlm import STLM
 
+        return STLM
+    if name == "load_run_config":
+        from stlm.config import load_run_config
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+        return load_run_config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")

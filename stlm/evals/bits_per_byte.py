@@ -1,0 +1,80 @@
+"""Exact bits per byte of a split of prepared data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data_pipeline.reader import IdStream
+from stlm.errors import StlmError
+from stlm.generation import nats_per_id
+from stlm.stlm import STLM
+
+_WINDOWS_PER_SEGMENT = 64  # read from the disk at a time, so that a split of any size fits into memory
+_LOGITS_PER_BATCH = 1 << 24  # 64 MiB in fp32
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """Sums over all ids of a split, and how they were read."""
+
+    nats: float
+    ids: int  # predicted ids, each end_of_text included
+    bytes: int  # of text; end_of_text counts none
+    context_length: int  # ids of a window
+    stride: int  # ids from one window to the next
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What the model needs for the text and for the ends of its documents, per byte of text."""
+        return self.nats / math.log(2) / self.bytes
+
+
+@torch.no_grad()
+def score_split(model: STLM, stream: IdStream, *, stride: int | None = None) -> SplitScore:
+    """Score every id of the stream exactly once, in fp32.
+
+    Windows of the model's context length begin every `stride` ids (None: half of the context), so that each id but the
+    first few is predicted after at least context_length - stride others. A stride of the context length is what
+    validation during training uses: cheapest, and with the least context.
+    """
+    context = model.config.context_length
+    stride = max(1, context // 2) if stride is None else stride
+    if not stream.num_bytes:
+        raise StlmError("the split holds no text: there is nothing to score")
+    bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).long()
+    model.eval()
+    nats, num_bytes = 0.0, 0
+    with tqdm(total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2) as progress:
+        for ids, nats_of_ids in _segments(model, stream, context, stride):
+            nats += nats_of_ids.double().sum().item()
+            num_bytes += int(bytes_per_id[ids].sum())
+            progress.update(len(ids))
+    return SplitScore(nats, len(stream), num_bytes, context, stride)
+
+
+def _segments(model: STLM, stream: IdStream, context: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, their nats) piece by piece. Each segment begins where a window of the whole stream begins, and the ids that
+    it shares with the segment before it serve as context only: the pieces are what one pass over all would give."""
+    batch_size = max(1, min(16, _LOGITS_PER_BATCH // (context * model.tokenizer.vocab_size)))
+    overlap = context - stride
+    scored = 0
+    while scored < len(stream):
+        start = max(0, scored - overlap)
+        stop = min(start + (_WINDOWS_PER_SEGMENT - 1) * stride + context, len(stream))
+        ids = torch.from_numpy(stream.read(start, stop)).long()
+        pieces = nats_per_id(
+            lambda ids_BT: model(ids_BT.to(model.device)).logits,
+            ids,
+            context_length=context,
+            stride=stride,
+            batch_size=batch_size,
+        )
+        new = slice(scored - start, None)
+        yield ids[new], torch.cat(list(pieces))[new]
+        scored = stop

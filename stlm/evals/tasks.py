@@ -1,0 +1,52 @@
+"""What `scripts/evaluate.py --tasks` can do, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from data_pipeline.reader import PreparedData
+from stlm.errors import StlmError
+from stlm.evals.bits_per_byte import score_split
+from stlm.evals.compression import compressed_bits_per_byte
+from stlm.evals.table import table
+from stlm.stlm import STLM
+
+
+class TaskResult(NamedTuple):
+    """What a task found, for people and for machines."""
+
+    text: str
+    values: dict[str, Any]  # goes into JSON
+
+
+def bits_per_byte(model: STLM, data: PreparedData, stride: int | None) -> TaskResult:
+    """The model's bits per byte on the validation split, beside those of gzip, bz2 and xz."""
+    context = model.config.context_length
+    if stride is not None and not 1 <= stride <= context:
+        raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
+    stream = data.split("validation")
+    score = score_split(model, stream, stride=stride)
+    compressors = compressed_bits_per_byte(stream, data.tokenizer)
+
+    rows = [["model", f"{score.bits_per_byte:.4f}"]]
+    rows += [[name, f"{value:.4f}"] for name, value in sorted(compressors.items(), key=lambda item: item[1])]
+    text = table(rows, ["validation text", "bits per byte"], "lr")
+    text += (
+        f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
+        f"once\nin windows of {score.context_length} ids, one every {score.stride}"
+    )
+    values = {
+        "bits_per_byte": score.bits_per_byte,
+        "nats": score.nats,
+        "ids": score.ids,
+        "bytes": score.bytes,
+        "documents": stream.num_documents,
+        "context_length": score.context_length,
+        "stride": score.stride,
+        "compressors": compressors,
+    }
+    return TaskResult(text, values)
+
+
+TASKS: dict[str, Callable[[STLM, PreparedData, int | None], TaskResult]] = {"bits_per_byte": bits_per_byte}

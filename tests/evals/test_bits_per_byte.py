@@ -1,0 +1,133 @@
+"""Bits per byte on models with known probabilities, against numbers worked by hand, and against brute force."""
+
+import bz2
+import gzip
+import lzma
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    LinearHeadConfig,
+    ModelConfig,
+    TransformerCoreConfig,
+)
+from stlm.errors import StlmError
+from stlm.evals import COMPRESSORS, compressed_bits_per_byte, score_split
+from stlm.stlm import STLM, Output
+
+BYTE = build_tokenizer("byte")
+
+
+class Stream:
+    """An IdStream made of texts."""
+
+    def __init__(self, *texts):
+        self._documents = [np.append(BYTE.encode(text), np.uint8(BYTE.end_of_text_id)) for text in texts]
+        self._ids = np.concatenate(self._documents)
+        self.num_bytes = sum(len(text.encode()) for text in texts)
+        self.num_documents = len(texts)
+
+    def __len__(self):
+        return len(self._ids)
+
+    def read(self, start, stop):
+        assert 0 <= start <= stop <= len(self)
+        return self._ids[start:stop].copy()
+
+    def documents(self):
+        return iter(self._documents)
+
+
+class Unigram:
+    """A model that gives every id the same probability everywhere: 1/2 for "a", 1/4 for "b", 1/8 for the end."""
+
+    tokenizer = BYTE
+    device = "cpu"
+    config = ModelConfig(context_length=8)
+
+    def __init__(self):
+        probability = torch.full((256,), (1 / 8) / 253)
+        probability[[ord("a"), ord("b"), BYTE.end_of_text_id]] = torch.tensor([1 / 2, 1 / 4, 1 / 8])
+        self.logits_V = probability.log()
+        self.sizes = []
+
+    def eval(self):
+        return self
+
+    def __call__(self, ids_BT):
+        self.sizes.append(tuple(ids_BT.shape))
+        return Output(self.logits_V.expand(*ids_BT.shape, 256), {})
+
+
+def tiny_model(patched, context=24):
+    embedder = BytePatchEmbedderConfig(width=16, num_heads=2, window=8) if patched else ByteEmbedderConfig()
+    head = BytePatchHeadConfig(num_heads=2, window=8) if patched else LinearHeadConfig()
+    core = TransformerCoreConfig(num_layers=1, num_heads=2)
+    config = ModelConfig(context_length=context, width=32, embedder=embedder, head=head, core=core)
+    return STLM.from_config(config, BYTE, seed=1).eval()
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8, None])
+def test_known_probabilities_give_the_known_bits(stride):
+    # "aab" costs 1 + 1 + 2 bits and its end 3; "ab" 1 + 2 and 3: 13 bits for 5 bytes of text.
+    score = score_split(Unigram(), Stream("aab", "ab"), stride=stride)
+    assert score.bits_per_byte == pytest.approx(13 / 5, rel=1e-5)
+    assert score.nats == pytest.approx(13 * math.log(2), rel=1e-5)
+    assert (score.ids, score.bytes) == (7, 5)
+    assert (score.context_length, score.stride) == (8, stride or 4)
+
+
+def test_long_streams_are_read_in_segments_and_every_id_counts_once():
+    text = "ab" * 1500
+    model = Unigram()
+    score = score_split(model, Stream(text), stride=2)
+    assert (score.ids, score.bytes) == (3001, 3000)
+    assert score.bits_per_byte == pytest.approx((1.5 * 3000 + 3) / 3000, rel=1e-5)
+    assert len(model.sizes) > 64 and max(model.sizes) <= (16, 8)
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("stride", [5, 12, 24])
+@torch.no_grad()
+def test_strided_windows_equal_scoring_each_id_by_itself(patched, stride, monkeypatch):
+    monkeypatch.setattr("stlm.evals.bits_per_byte._WINDOWS_PER_SEGMENT", 3)
+    model = tiny_model(patched)
+    stream = Stream("How vexingly quick daft zebras jump; ", "", "é" * 30, "sphinx of black quartz, judge my vow")
+    ids = torch.from_numpy(stream.read(0, len(stream))).long()
+    nats = 0.0
+    for t in range(len(ids)):
+        # The window that scores id t: the first one that reaches it.
+        start = max(0, -(-(t + 1 - 24) // stride) * stride)
+        logits = model(ids[None, start : t + 1]).logits[0, -1]
+        nats -= logits.double().log_softmax(-1)[ids[t]].item()
+    assert score_split(model, stream, stride=stride).nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_more_context_helps_a_model_that_uses_it():
+    model, stream = tiny_model(False), Stream("abcdefgh" * 40)
+    assert score_split(model, stream, stride=1).nats != score_split(model, stream, stride=24).nats
+
+
+def test_a_split_without_text_is_refused():
+    with pytest.raises(StlmError, match="no text"):
+        score_split(Unigram(), Stream("", ""))
+
+
+def test_compressors_count_separators_as_cost_and_not_as_text():
+    texts = ["the quick brown fox " * 20, "jumps over " * 9, "é"]
+    data = b"".join(text.encode() + b"\xff" for text in texts)
+    num_bytes = len(data) - len(texts)
+    bits = compressed_bits_per_byte(Stream(*texts), BYTE)
+    assert bits == {
+        "gzip -9": 8 * len(gzip.compress(data, 9)) / num_bytes,
+        "bz2 -9": 8 * len(bz2.compress(data, 9)) / num_bytes,
+        "xz -9": 8 * len(lzma.compress(data, preset=9)) / num_bytes,
+    }
+    assert list(bits) == list(COMPRESSORS)
