@@ -90,9 +90,14 @@ _is_installed() {
 }
 
 _make_ready() {
+    # What minutes of installing would end at is looked for first.
     [ $operators = no ] || command -v "${CXX:-c++}" >/dev/null \
         || _die "no C++ compiler (${CXX:-c++}), which DeepSpeed needs once; $(_how_to_install g++ gcc-c++)"
     _make_environment
+    [ $operators = no ] || "$VENV/bin/python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+        || _die "no Python.h, which DeepSpeed needs once; $(_how_to_install python3-dev python3-devel)"
     _is_installed || _install
     [ $operators = no ] || [ "$NOTE_operators" = yes ] || _build_operators
 }
@@ -141,12 +146,12 @@ _make_environment() {
 # --- what goes into it -----------------------------------------------------------------------------------------------
 
 _install() {
-    local installed=$NOTE_installed had=$NOTE_extras extra what="$ROOT" quiet=--quiet
+    local installed=$NOTE_installed had=$NOTE_extras extra what="$ROOT" quiet=-qq
     for extra in $extras; do
         case " $NOTE_extras " in *" $extra "*) ;; *) NOTE_extras="${NOTE_extras:+$NOTE_extras }$extra" ;; esac
     done
     [ -z "$NOTE_extras" ] || what="$ROOT[${NOTE_extras// /,}]"
-    [ ! -t 2 ] || quiet=""   # a person sees pip's progress, a log only what goes wrong
+    [ ! -t 2 ] || quiet=""   # a person sees the progress of pip, a log only its errors
 
     _say "installing stlm and what it needs into $VENV (minutes, the first time)"
     NOTE_made=${NOTE_made:-no} NOTE_path=$VENV NOTE_installed=""
@@ -163,10 +168,6 @@ _install() {
 }
 
 _build_operators() {
-    "$VENV/bin/python" -c '
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
-        || _die "no Python.h, which C++ operators are built with; $(_how_to_install python3-dev python3-devel)"
     PATH="$VENV/bin:$PATH" PYTHONPATH="$ROOT" "$VENV/bin/python" -c '
 from stlm.training.engine import build_operators
 build_operators()' >&2 || _die "DeepSpeed could not build its operator (its message is above)"
