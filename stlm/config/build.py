@@ -181,7 +181,7 @@ def _scalar(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str | N
 
     number = isinstance(value, int | float) and not isinstance(value, bool)
     wanted = ("an integer" if kind is int else "a number") + _limits(metadata) + or_null
-    if not number or not math.isfinite(value):
+    if not number:
         return wanted, None
     if kind is int and isinstance(value, float):
         return wanted + (f", written {int(value)}" if value.is_integer() else ""), None
@@ -189,7 +189,7 @@ def _scalar(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str | N
         value = kind(value)
     except OverflowError:
         return wanted, None
-    within = (
+    within = (  # false for nan, and for inf: nothing is below it
         value >= metadata.get("minimum", -math.inf)
         and value <= metadata.get("maximum", math.inf)
         and value > metadata.get("above", -math.inf)

@@ -80,5 +80,6 @@ def test_refused(text, message):
 
 def test_every_value_knows_its_line():
     tree, _ = read("a:\n  b: 1\n\n  c:\n    d: 2\n")
+    assert tree.value["a"].place == "a.yaml:1"  # where its name stands
     assert tree.value["a"].value["b"].place == "a.yaml:2"
     assert tree.value["a"].value["c"].value["d"].place == "a.yaml:5"
