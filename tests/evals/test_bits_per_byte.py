@@ -121,7 +121,8 @@ def test_a_split_without_text_is_refused():
 
 
 def test_compressors_count_separators_as_cost_and_not_as_text():
-    texts = ["the quick brown fox " * 20, "jumps over " * 9, "é"]
+    words = np.random.default_rng(1).choice(["lorem ", "ipsum ", "dolor ", "sit ", "amet\n"], 40_000)
+    texts = ["the quick brown fox " * 20, "jumps over " * 9, "é", "".join(words)]
     data = b"".join(text.encode() + b"\xff" for text in texts)
     num_bytes = len(data) - len(texts)
     bits = compressed_bits_per_byte(Stream(*texts), BYTE)
