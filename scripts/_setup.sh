@@ -99,7 +99,7 @@ import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
         || _die "no Python.h, which DeepSpeed needs once; $(_how_to_install python3-dev python3-devel)"
     _is_installed || _install
-    [ $operators = no ] || [ "$NOTE_operators" = yes ] || _build_operators
+    [ $operators = no ] || _build_operators   # again after pip, which may have brought another DeepSpeed
 }
 
 # --- a Python environment --------------------------------------------------------------------------------------------

@@ -88,26 +88,31 @@ def test_does_everything_once_and_only_what_a_change_asks_for(project: Project) 
     assert project.done() == [f"pip {project.root}[dev]"], "extras that were there stay"
 
 
-def test_a_killed_setup_is_begun_again_and_a_failed_one_is_not(project: Project) -> None:
-    process = project.start(PIP_SECONDS="60")
-    while "pip" not in project.log.read_text():
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    project.done()
-    debris = project.root / ".venv" / "half-written"
-    debris.touch()
+def test_a_killed_setup_is_begun_again_from_nothing(project: Project) -> None:
+    for attempt in ("the first installation", "an upgrade"):
+        (project.root / "setup.py").write_text(f"# {attempt}\n")
+        process = project.start(PIP_SECONDS="60")
+        while "pip" not in project.log.read_text():
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        project.done()
+        debris = project.root / ".venv" / "half-written"
+        debris.touch()
 
+        assert project.setup()[0] == 0
+        assert project.done() == ["venv", f"pip {project.root}"], attempt
+        assert not debris.exists()
+
+
+def test_after_a_failed_upgrade_there_is_what_was_there_before(project: Project) -> None:
     assert project.setup()[0] == 0
-    assert project.done() == ["venv", f"pip {project.root}"]
-    assert not debris.exists()
-
     (project.root / "setup.py").write_text("# changed\n")
     code, _, said = project.setup("dev", PIP_EXIT="1")
     assert code == 2 and said.splitlines()[-1].startswith("error: set-up: pip could not install")
     project.done()
     assert project.setup()[0] == 0
-    assert project.done() == [f"pip {project.root}"], "the environment and its extras are those from before"
+    assert project.done() == [f"pip {project.root}"], "neither the environment made anew nor an extra left behind"
 
 
 def test_two_at_once_wait_for_each_other(project: Project) -> None:
