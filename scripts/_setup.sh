@@ -2,24 +2,18 @@
 #
 #     ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 #     source "$ROOT/scripts/_setup.sh"
-#     stlm_setup [--operators] [EXTRA...]         # extras of setup.py, such as dev; none: what training needs
+#     stlm_setup [EXTRA...]         # extras of setup.py, such as dev; none: what training needs
 #
 # The environment is .venv in the project root, or the one that STLM_VENV names. STLM_PYTHON names the Python to make it
-# with. pip's own settings and environment variables (a mirror, another index for torch) are respected.
-#
-# --operators also builds, once, the C++ operator that DeepSpeed loads whenever it starts on CPUs, so that no later run
-# stands still for it. Which operator that is and where it is kept, stlm.training.engine alone knows.
+# with. pip's own settings and environment variables (a mirror, another index for torch) are respected. No compiler is
+# needed: stlm.training.engine starts DeepSpeed without the operators that it would build.
 #
 # What has been done is noted in the environment, in the file stlm-setup. A second call compares that note with what it
 # wants, and does nothing else. A call that finds the unfinished work of a killed one begins again from nothing; two calls
 # at once wait for each other.
 
 stlm_setup() {
-    local operators=no extras="" word
-    for word in "$@"; do
-        if [ "$word" = --operators ]; then operators=yes; else extras="$extras $word"; fi
-    done
-
+    local extras=$*
     VENV=${STLM_VENV:-$ROOT/.venv}
     { mkdir -p "$VENV" && [ -w "$VENV" ]; } 2>/dev/null || _die "cannot write to $VENV; STLM_VENV names another place"
     VENV=$(cd "$VENV" && pwd -P)
@@ -31,7 +25,7 @@ stlm_setup() {
         command -v flock >/dev/null || _die "no flock command; $(_how_to_install util-linux util-linux)"
         exec 9>>"$VENV/stlm-setup.lock"
         flock --nonblock 9 || { _say "waiting for another set-up of $VENV"; flock 9; }
-        _is_ready || _make_ready
+        _is_ready || { _make_environment; _is_ready || _install; }
         exec 9>&-
     fi
     export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"
@@ -54,31 +48,27 @@ _how_to_install() {
 # --- the note --------------------------------------------------------------------------------------------------------
 
 # made: did these lines make the environment, or were they given one?  path: where it was made.  root: whose `import stlm`
-# it serves.  installed: what WANTED was; empty while pip works.  extras: installed ones.  operators: yes once built.
+# it serves.  installed: what WANTED was; empty while pip works.  extras: those that were installed.
 _read_note() {
-    NOTE_made="" NOTE_path="" NOTE_root="" NOTE_installed="" NOTE_extras="" NOTE_operators=""
+    NOTE_made="" NOTE_path="" NOTE_root="" NOTE_installed="" NOTE_extras=""
     local key value
     [ -f "$VENV/stlm-setup" ] || return 0
     while IFS='=' read -r key value; do
-        case $key in made|path|root|installed|extras|operators) printf -v "NOTE_$key" %s "$value" ;; esac
+        case $key in made|path|root|installed|extras) printf -v "NOTE_$key" %s "$value" ;; esac
     done < "$VENV/stlm-setup"
 }
 
 _write_note() {
     printf '%s\n' "made=$NOTE_made" "path=$NOTE_path" "root=$NOTE_root" "installed=$NOTE_installed" \
-        "extras=$NOTE_extras" "operators=$NOTE_operators" > "$VENV/stlm-setup.part"
+        "extras=$NOTE_extras" > "$VENV/stlm-setup.part"
     mv "$VENV/stlm-setup.part" "$VENV/stlm-setup"
 }
 
-# --- what there is, and what is missing ------------------------------------------------------------------------------
+# --- what there is ---------------------------------------------------------------------------------------------------
 
 _is_ready() {
-    _read_note
-    _is_installed && { [ $operators = no ] || [ "$NOTE_operators" = yes ]; }
-}
-
-_is_installed() {
     local extra
+    _read_note
     # An environment holds its own absolute path in many files, so one that was moved or copied is of no use. Several
     # checkouts may share one by STLM_VENV: `import stlm` leads to the first of them, which must still be there, while
     # each checkout's scripts import their own code.
@@ -87,19 +77,6 @@ _is_installed() {
     for extra in $extras; do
         case " $NOTE_extras " in *" $extra "*) ;; *) return 1 ;; esac
     done
-}
-
-_make_ready() {
-    # What minutes of installing would end at is looked for first.
-    [ $operators = no ] || command -v "${CXX:-c++}" >/dev/null \
-        || _die "no C++ compiler (${CXX:-c++}), which DeepSpeed needs once; $(_how_to_install g++ gcc-c++)"
-    _make_environment
-    [ $operators = no ] || "$VENV/bin/python" -c '
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
-        || _die "no Python.h, which DeepSpeed needs once; $(_how_to_install python3-dev python3-devel)"
-    _is_installed || _install
-    [ $operators = no ] || _build_operators   # again after pip, which may have brought another DeepSpeed
 }
 
 # --- a Python environment --------------------------------------------------------------------------------------------
@@ -118,7 +95,7 @@ _find_python() {
         fi
     done
     if [ -n "${STLM_PYTHON:-}" ]; then _die "STLM_PYTHON=$STLM_PYTHON is no Python 3.10 or later"; fi
-    _die "no Python 3.10 or later on PATH; $(_how_to_install "python3 python3-venv python3-dev" "python3 python3-devel")" \
+    _die "no Python 3.10 or later on PATH; $(_how_to_install "python3 python3-venv" python3)" \
         "or name one by STLM_PYTHON"
 }
 
@@ -137,7 +114,7 @@ _make_environment() {
     fi
     _find_python
     _say "making the environment $VENV with $("$PYTHON" --version)"
-    NOTE_made=yes NOTE_path=$VENV NOTE_root="" NOTE_installed="" NOTE_extras="" NOTE_operators=""
+    NOTE_made=yes NOTE_path=$VENV NOTE_root="" NOTE_installed="" NOTE_extras=""
     _write_note
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name 'stlm-setup*' -exec rm -rf {} +
     "$PYTHON" -m venv "$VENV" || _die "$PYTHON -m venv $VENV failed"
@@ -163,14 +140,6 @@ _install() {
         _write_note
         _die "pip could not install what is needed (its message is above); run the same command again when that is mended"
     fi
-    NOTE_root=$ROOT NOTE_installed=$WANTED NOTE_operators=""
-    _write_note
-}
-
-_build_operators() {
-    PATH="$VENV/bin:$PATH" PYTHONPATH="$ROOT" "$VENV/bin/python" -c '
-from stlm.training.engine import build_operators
-build_operators()' >&2 || _die "DeepSpeed could not build its operator (its message is above)"
-    NOTE_operators=yes
+    NOTE_root=$ROOT NOTE_installed=$WANTED
     _write_note
 }

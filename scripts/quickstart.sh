@@ -12,7 +12,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ $# -gt 0 ]; then sed -n '2,/^set/{/^# \{0,1\}/s///p}' "$0"; [ "$1" = --help ] || [ "$1" = -h ] || exit 2; exit 0; fi
 
 source "$ROOT/scripts/_setup.sh"
-stlm_setup --operators
+stlm_setup
 cd "$ROOT"
 
 # What is shown is what is run.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every check of the project: ruff, mypy on the two packages, and the tests. Needs nothing but Python, a C++ compiler
+# Runs every check of the project: ruff, mypy on the two packages, and the tests. Needs nothing but Python
 # and pip's index: the environment is made first.
 #
 #     bash scripts/test.sh                        the tests that take seconds each
@@ -16,7 +16,7 @@ which_tests=()   # pyproject.toml leaves the slow ones out
 if [ "${1:-}" = --all ]; then which_tests=(-m ""); shift; fi
 
 source "$ROOT/scripts/_setup.sh"
-stlm_setup --operators dev
+stlm_setup dev
 cd "$ROOT"
 
 ruff check .

@@ -65,7 +65,7 @@ def environment() -> dict[str, str]:
     if sys.prefix == sys.base_prefix:
         pytest.skip("needs a virtual environment: scripts/test.sh makes one")
     variables = {**os.environ, "STLM_VENV": sys.prefix}
-    script = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup --operators dev'
+    script = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup dev'
     subprocess.run(["bash", "-c", script], env=variables, check=True, stdin=subprocess.DEVNULL)
     return {**variables, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
 
