@@ -25,11 +25,13 @@ OWNED = {
     "gradient_clipping": "training.gradient_clipping",
     "optimizer": "training.optimizer, training.learning_rate, …",
     "scheduler": "training.schedule, training.warmup_steps, …",
-    "bf16.enabled": "training.precision",
-    "fp16.enabled": "training.precision",
     "torch_autocast.enabled": "training.precision",
     "torch_autocast.dtype": "training.precision",
 }
+OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  # every key in them
+
+# What must be so because the optimizer is this project's own.
+FIXED = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 
 
 def _names(text: str) -> frozenset[str]:
@@ -118,15 +120,14 @@ def _check(node: Node, path: str, problems: list[Problem]) -> None:
         dotted = f"{path}.{key}" if path else key
         if known is not None and key not in known:
             problems.append(Problem(child.place, f"{dotted}: {_unknown(key, path, known)}"))
-        elif dotted in OWNED:
+        elif owner := OWNED.get(dotted) or OWNED_SECTIONS.get(path):
             if child.value != AUTO:
-                problems.append(
-                    Problem(
-                        child.place,
-                        f'{dotted}: got {_shown(child.value)}, expected "auto" or no such key: '
-                        f"the run config decides it with {OWNED[dotted]}",
-                    )
-                )
+                expected = f'expected "auto" or no such key: the run config decides it with {owner}'
+                problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, {expected}"))
+        elif dotted in FIXED:
+            if child.value is not FIXED[dotted]:
+                expected = f"expected {describe(FIXED[dotted])} or no such key: the optimizer is not one of DeepSpeed's"
+                problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, {expected}"))
         elif child.value == AUTO:
             problems.append(Problem(child.place, f'{dotted}: got "auto", expected a value: nothing here would fill it'))
         elif dotted in SECTIONS and not isinstance(child.value, dict):

@@ -79,6 +79,7 @@ def test_misspelt_keys_are_named_with_the_nearest(problems):
         ('{"scheduler": {"type": "WarmupLR"}}', "scheduler: got an object", "training.schedule"),
         ('{"bf16": {"enabled": true}}', "bf16.enabled: got true", "training.precision"),
         ('{"fp16": {"enabled": false}}', "fp16.enabled: got false", "training.precision"),
+        ('{"bf16": {"check_grad_overflow": false}}', "bf16.check_grad_overflow: got false", "training.precision"),
         ('{"torch_autocast": {"enabled": true}}', "torch_autocast.enabled: got true", "training.precision"),
     ],
 )
@@ -103,6 +104,10 @@ def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, t
     [
         ('{"log_level": 1,\n"log_level": 2}', "ds.json:2: log_level: repeated key; it is already set in line 1"),
         ('{"aio": {"a": "auto"}}', 'ds.json:1: aio.a: got "auto", expected a value: nothing here would fill it'),
+        (
+            '{"zero_allow_untested_optimizer": false}',
+            "ds.json:1: zero_allow_untested_optimizer: got false, expected true or no such key",
+        ),
         ('{"zero_optimization": true}', "ds.json:1: zero_optimization: got true, expected an object {…}"),
         ('{"steps_per_print": 1,}', "ds.json:1: not readable as JSON: "),
         ('{"steps_per_print": NaN}', "ds.json: not readable as JSON: NaN is no JSON number"),
