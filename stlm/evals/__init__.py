@@ -2,12 +2,15 @@
 
 from stlm.evals.bits_per_byte import SplitScore, score_split
 from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
+from stlm.evals.subject import Subject
 from stlm.evals.table import table
-from stlm.evals.tasks import TASKS, TaskResult
+from stlm.evals.tasks import TASKS, TaskResult, select_tasks
 
 __all__ = [
+    "Subject",
     "TASKS",
     "TaskResult",
+    "select_tasks",
     "SplitScore",
     "score_split",
     "COMPRESSORS",

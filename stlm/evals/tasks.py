@@ -49,4 +49,14 @@ def bits_per_byte(model: STLM, data: PreparedData, stride: int | None) -> TaskRe
     return TaskResult(text, values)
 
 
-TASKS: dict[str, Callable[[STLM, PreparedData, int | None], TaskResult]] = {"bits_per_byte": bits_per_byte}
+Task = Callable[[STLM, PreparedData, int | None], TaskResult]
+
+TASKS: dict[str, Task] = {"bits_per_byte": bits_per_byte}
+
+
+def select_tasks(names: str) -> dict[str, Task]:
+    """The tasks of a list such as "bits_per_byte,…". StlmError where one is unknown."""
+    unknown = [name for name in names.split(",") if name not in TASKS]
+    if unknown:
+        raise StlmError(f"--tasks: got {', '.join(map(repr, unknown))}, expected one or more of {', '.join(TASKS)}")
+    return {name: TASKS[name] for name in names.split(",")}

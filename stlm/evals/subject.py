@@ -1,0 +1,90 @@
+"""What is evaluated, and on which data: found from a run, a checkpoint or a model directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.prepare import default_data_dir
+from data_pipeline.reader import PreparedData
+from data_pipeline.tokenizers import Tokenizer
+from stlm.config import load_run_config
+from stlm.errors import CheckpointError, StlmError
+from stlm.stlm import STLM, locate_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and prepared data made by the same tokenizer."""
+
+    directory: Path  # of the model
+    model: STLM
+    data: PreparedData
+    progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Subject:
+        """Load the model, on the GPU if there is one, and open `data_dir`, by default the data of its run.
+
+        Raises StlmError where model and data do not belong together, CheckpointError or DataError where one is missing
+        or damaged.
+        """
+        directory = locate_model(path)
+        model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
+        data = PreparedData.open(data_dir or _data_of_run(directory) or default_data_dir(model.tokenizer.spec))
+        if data.tokenizer.fingerprint != model.tokenizer.fingerprint:
+            raise StlmError(
+                f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
+                f"which the model {directory} reads; name other data by --data, or prepare them with that tokenizer"
+            )
+        return cls(directory, model, data, _progress(directory))
+
+    def __str__(self) -> str:
+        step = f", step {self.progress['step']:,}" if self.progress else ""
+        parameters = f"{self.model.num_parameters():,} parameters"
+        lines = [
+            f"model  {self.directory}{step}, {parameters}, tokenizer {self.model.tokenizer.spec}",
+            f"data   {self.data.dir}, sha256 {self.data.fingerprint}",
+        ]
+        trained_on = self.progress.get("data_fingerprint", self.data.fingerprint)
+        if trained_on != self.data.fingerprint:
+            lines.append(f"       not what it was trained on: that is sha256 {trained_on}")
+        return "\n".join(lines)
+
+    def values(self) -> dict[str, Any]:
+        """The same for a JSON file."""
+        return {
+            "model": str(self.directory),
+            "step": self.progress.get("step"),
+            "parameters": self.model.num_parameters(),
+            "tokenizer": self.model.tokenizer.spec,
+            "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
+            "data": str(self.data.dir),
+            "data_fingerprint": self.data.fingerprint,
+            "trained_on": self.progress.get("data_fingerprint"),
+        }
+
+
+def _named(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.spec} ({tokenizer.fingerprint[:12]})"
+
+
+def _progress(model: Path) -> dict[str, Any]:
+    path = model.parent / "state.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
+
+
+def _data_of_run(model: Path) -> str | None:
+    """`data.dir` of the run that holds this model directory: runs/NAME/checkpoints/step_…/model."""
+    run_dir = Path(os.path.normpath(model.resolve() / "../../.."))
+    return load_run_config(run_dir).data.dir if (run_dir / "config.yaml").is_file() else None
