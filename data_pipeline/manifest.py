@@ -44,7 +44,7 @@ class Manifest:
     splits: dict[str, list[ShardEntry]]
     sources: list[dict[str, Any]]  # per source: name, kind, what was read, and the problems met, counted
     split_rule: dict[str, Any]
-    totals: dict[str, Any]  # documents and bytes gathered, duplicates removed
+    duplicates: dict[str, int]  # documents that equalled an earlier one and were left out, and their bytes
     settings: dict[str, Any]  # what was asked for: the same settings on the same input give the same folder
 
     @property

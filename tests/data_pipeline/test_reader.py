@@ -34,7 +34,7 @@ def write_prepared(directory, texts):
             size = sum(len(text.encode()) for text in documents)
             splits[split].append(ShardEntry(path=path, bytes=size, **asdict(written)))
     description = {"spec": "byte", "vocab_size": 256, "dtype": "uint8", "fingerprint": tokenizer.fingerprint}
-    Manifest(description, splits, sources=[], split_rule={}, totals={}, settings={}).save(directory)
+    Manifest(description, splits, sources=[], split_rule={}, duplicates={}, settings={}).save(directory)
     return directory
 
 

@@ -1,0 +1,105 @@
+"""The second half of preparing data: a tokenizer, and shards of ids, from the gathered documents.
+
+Which documents share a shard depends on their text alone, so the shards are the same whoever makes them, in whatever
+order.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import write_text
+from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
+from data_pipeline.manifest import ShardEntry
+from data_pipeline.shards import write_shard
+from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, parse_spec, train_sentencepiece
+
+SHARD_BYTES = 256 << 20  # of text
+
+_SAMPLE_BYTES = 32 << 20  # of text that a tokenizer is trained on
+_CHOICES = {"train": TRAIN, "validation": VALIDATION}
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What goes into one shard: from some units, the documents chosen for a split among [first, last)."""
+
+    split: str
+    number: int
+    parts: tuple[tuple[Gathered, int, int], ...]
+    stored_bytes: int  # of its documents
+
+    @property
+    def path(self) -> str:
+        return f"{self.split}/shard_{self.number:05d}"
+
+    def documents(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        for unit, first, last in self.parts:
+            yield from unit.documents(first, last, unit.choice == _CHOICES[self.split])
+
+
+def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
+    """Fill one shard after the other: a document goes where its first byte falls when all are laid in a row."""
+    parts: dict[int, list[tuple[Gathered, int, int]]] = {}
+    sizes: Counter[int] = Counter()
+    before = 0
+    for unit in units:
+        places = np.flatnonzero(unit.choice == _CHOICES[split])
+        lengths = unit.index["length"][places]
+        starts = before + np.cumsum(lengths) - lengths
+        for number in np.unique(starts // SHARD_BYTES).tolist():
+            mine = starts // SHARD_BYTES == number
+            parts.setdefault(number, []).append((unit, int(places[mine][0]), int(places[mine][-1]) + 1))
+            sizes[number] += int(lengths[mine].sum())
+        before += int(lengths.sum())
+    # A document longer than a shard leaves the numbers unused that it covers.
+    return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
+
+
+def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path) -> ShardEntry:
+    """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again."""
+    if done.exists():
+        return ShardEntry(**json.loads(done.read_bytes()))
+    tokenizer = _tokenizer(tokenizer_dir)
+    text_bytes = 0
+
+    def blocks() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        nonlocal text_bytes
+        for stored, lengths in plan.documents():
+            text_bytes += int(lengths.sum()) - len(lengths)
+            yield tokenizer.encode_documents(stored, lengths)
+
+    written = write_shard(output / plan.path, tokenizer.dtype, blocks())
+    entry = ShardEntry(path=plan.path, bytes=text_bytes, **asdict(written))
+    write_text(done, json.dumps(asdict(entry)))
+    return entry
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(directory: Path) -> Tokenizer:
+    return load_tokenizer(directory)
+
+
+def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
+    """The tokenizer of a spec; one that has to be trained is trained on up to 32 MiB of the documents for training."""
+    kind, size = parse_spec(spec)
+    return train_sentencepiece(_sample(units), size) if kind == "sentencepiece" else build_tokenizer(spec)
+
+
+def _sample(units: list[Gathered]) -> Iterator[str]:
+    """Documents for training, all of them or an even sample by their hash."""
+    total = sum(int(unit.index["length"][unit.choice == TRAIN].sum()) for unit in units)
+    limit = np.uint64(min(_SAMPLE_BYTES / max(total, 1), 1) * (2**64 - 2048))
+    for unit in units:
+        index = unit.index
+        for stored, _ in unit.documents(0, len(index), (unit.choice == TRAIN) & (index["low"] <= limit)):
+            yield from stored.tobytes().decode("utf-8", errors="surrogateescape").split("\udcff")[:-1]

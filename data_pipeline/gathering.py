@@ -1,0 +1,185 @@
+"""The first half of preparing data: all documents in one place, and the choice of what goes where.
+
+Each unit of the sources becomes three files of the work folder: `.text`, its documents as UTF-8, each followed by one
+byte 0xFF; `.index.npy`, the length and hash of each; `.json`, written last, the counts. Later steps read only these, so
+a source is read once, and whatever is decided about documents is decided with all of them in sight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import atomic_file, write_text
+from data_pipeline.errors import DataError
+from data_pipeline.sources import Unit
+from data_pipeline.textfiles import Problems
+from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
+
+DROPPED, TRAIN, VALIDATION = 0, 1, 2
+
+_INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
+_LONGEST_DOCUMENT = 1 << 30  # bytes; shards count the ids of a document in 32 bits
+_SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of looking for duplicates
+_BLOCK = 16 << 20  # bytes of documents handed on at a time
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The gathered documents of one unit."""
+
+    prefix: Path
+
+    @property
+    def index(self) -> NDArray[Any]:
+        """Per document: `length` in bytes, 0xFF included, and the two halves of its hash, `high` and `low`."""
+        return np.load(self._file("index.npy"), mmap_mode="r")
+
+    @property
+    def choice(self) -> NDArray[np.uint8]:
+        """Per document: DROPPED, TRAIN or VALIDATION."""
+        return np.load(self._file("choice.npy"))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Documents, bytes, problems by name, and examples of them."""
+        return json.loads(self._file("json").read_bytes())
+
+    @property
+    def complete(self) -> bool:
+        return self._file("json").exists()
+
+    def choose(self, choice: NDArray[np.uint8]) -> None:
+        with atomic_file(self._file("choice.npy")) as file:
+            np.save(file, choice)
+
+    def documents(self, first: int, last: int, chosen: NDArray[np.bool_]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """The chosen ones of documents [first, last), as stored, and their lengths, in blocks of bounded size."""
+        index = self.index
+        text = np.memmap(self._file("text"), dtype=np.uint8, mode="r") if len(index) else np.empty(0, np.uint8)
+        stops = np.cumsum(index["length"])
+        begin = first
+        while begin < last:
+            start = stops[begin] - index["length"][begin]
+            end = min(max(int(np.searchsorted(stops, start + _BLOCK, side="right")), begin + 1), last)
+            lengths, wanted = index["length"][begin:end], chosen[begin:end]
+            block = text[start : stops[end - 1]]
+            if not wanted.all():
+                block = block[np.repeat(wanted, lengths)]
+            yield block, lengths[wanted]
+            begin = end
+
+    def _file(self, suffix: str) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
+
+
+def gather(unit: Unit, gathered: Gathered) -> None:
+    """Read a unit and write its files. Raises DataError for what a user can mend: see the sources."""
+    problems = Problems()
+    lengths, hashes = array("q"), bytearray()
+    end = bytes([END_OF_STORED_DOCUMENT])
+    with atomic_file(gathered._file("text")) as file:
+        for document in unit.read(problems):
+            if not document or document.isspace():
+                problems.count("empty_documents")
+                continue
+            if len(document) > _LONGEST_DOCUMENT:
+                raise DataError(
+                    f"a document of {len(document):,} bytes is too long; the limit is {_LONGEST_DOCUMENT:,}"
+                )
+            file.write(document)
+            file.write(end)
+            lengths.append(len(document) + 1)
+            hashes += hashlib.blake2b(document, digest_size=16).digest()
+    index = np.empty(len(lengths), dtype=_INDEX)
+    index["length"] = lengths
+    index["high"], index["low"] = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2).T
+    with atomic_file(gathered._file("index.npy")) as file:
+        np.save(file, index)
+    counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths)}
+    write_text(
+        gathered._file("json"),
+        json.dumps({**counts, "problems": dict(problems.counts), "examples": problems.examples}),
+    )
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was left out because it equalled an earlier document."""
+
+    documents: int
+    bytes: int
+
+
+def select(units: list[Gathered], validation_fraction: float, deduplicate: bool) -> Duplicates:
+    """Decide for every document whether it is dropped as an exact duplicate of an earlier one, for training, or for
+    validation.
+
+    The hash of its bytes decides between training and validation, so equal documents never stand on both sides. If
+    chance leaves a side empty, the document with the most extreme hash goes there. Raises DataError if there are fewer
+    than two documents.
+    """
+    sizes = [len(unit.index) for unit in units]
+    starts = np.cumsum([0, *sizes])
+    kept = np.ones(starts[-1], dtype=np.bool_)
+    if deduplicate:
+        # Sorted in passes by the leading bits of the hash, each of which holds all documents that could be equal.
+        passes = 1 << max(0, (int(starts[-1]) // _SORTED_AT_A_TIME).bit_length())
+        for bucket in range(passes):
+            kept[_later_duplicates(units, starts, bucket, passes)] = False
+
+    limit = np.uint64(min(int(validation_fraction * 2.0**64), 2**64 - 1))
+    lowest: tuple[int, int, int, int] | None = None  # hash, unit, document
+    highest = lowest
+    for number, unit in enumerate(units):
+        index = unit.index
+        mine = kept[starts[number] : starts[number + 1]]
+        unit.choose(np.where(mine, np.where(index["high"] < limit, VALIDATION, TRAIN), DROPPED).astype(np.uint8))
+        places = np.flatnonzero(mine)
+        if len(places):
+            order = np.lexsort((index["low"][places], index["high"][places]))
+            first, last = (
+                (int(index["high"][i]), int(index["low"][i]), number, int(i)) for i in places[order[[0, -1]]]
+            )
+            lowest, highest = min(lowest or first, first), max(highest or last, last)
+    if lowest is None or highest is None or kept.sum() < 2:
+        raise DataError(
+            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on and one to "
+            f"validate with: give more text (in a text file, blank lines separate documents)"
+        )
+    if lowest[0] >= limit:
+        _move(units, lowest, VALIDATION)
+    if highest[0] < limit:
+        _move(units, highest, TRAIN)
+    dropped = [unit.index["length"][unit.choice == DROPPED] - 1 for unit in units]
+    return Duplicates(int((~kept).sum()), sum(int(lengths.sum()) for lengths in dropped))
+
+
+def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
+    """Which documents, counted over all units, equal an earlier one, among those of one bucket of hashes."""
+    high, low, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for number, unit in enumerate(units):
+        index = unit.index
+        places = np.flatnonzero((index["high"] & np.uint64(passes - 1)) == bucket)
+        high.append(index["high"][places])
+        low.append(index["low"][places])
+        numbers.append(places + starts[number])
+    highs, lows, all_numbers = np.concatenate(high), np.concatenate(low), np.concatenate(numbers)
+    order = np.lexsort((lows, highs))  # stable: equal documents keep their order, the first of them stays
+    equal = (highs[order][1:] == highs[order][:-1]) & (lows[order][1:] == lows[order][:-1])
+    return all_numbers[order[1:][equal]]
+
+
+def _move(units: list[Gathered], document: tuple[int, int, int, int], choice: int) -> None:
+    _, _, number, place = document
+    choices = units[number].choice
+    choices[place] = choice
+    units[number].choose(choices)

@@ -1,0 +1,43 @@
+"""What came of a preparation, for people."""
+
+from __future__ import annotations
+
+import os
+
+from data_pipeline.manifest import SPLITS, Manifest
+
+_PROBLEMS = {
+    "invalid_utf8_documents": "documents with invalid UTF-8",
+    "replaced_characters": "characters replaced by U+FFFD",
+    "byte_order_marks": "byte-order marks removed",
+    "crlf_line_ends": "CRLF line ends made LF",
+    "empty_documents": "empty documents left out",
+    "broken_lines": "broken lines left out",
+    "unreadable_files": "unreadable files left out",
+    "files_of_other_formats": "files of other formats left out",
+}
+
+
+def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
+    """A table of both splits, and below it the inputs with the problems met in each."""
+    tokenizer = manifest.tokenizer
+    lines = [
+        f"{os.fspath(directory)}: tokenizer {tokenizer['spec']}, fingerprint {manifest.fingerprint[:12]}",
+        "",
+        f"{'':<12}{'documents':>12}{'bytes':>16}{'ids':>16}{'bytes per id':>14}",
+    ]
+    for split in SPLITS:
+        documents, size, ids = (manifest.total(split, what) for what in ("documents", "bytes", "ids"))
+        lines.append(f"{split:<12}{documents:>12,}{size:>16,}{ids:>16,}{size / ids:>14.3f}")
+    lines.append("")
+    for source in manifest.sources:
+        lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
+        lines += [f"  {number:,} {_PROBLEMS[name]}" for name, number in sorted(source["problems"].items())]
+        lines += [f"    {example}" for example in source["examples"]]
+        missing = [name for name, version in source.get("packages", {}).items() if version is None]
+        if missing:
+            lines.append(f"  not installed, so the corpus is not the usual one: {', '.join(missing)}")
+    duplicates = manifest.duplicates
+    if duplicates["documents"]:
+        lines.append(f"left out {duplicates['documents']:,} exact duplicates, {duplicates['bytes']:,} bytes")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+#!/usr/bin/env python
+"""Text to prepared data: shards of ids with a manifest, which scripts/pretrain.py reads.
+
+With nothing else typed, the embedded default corpus is prepared in data/default-byte. `preprocess.py verify DIR` checks
+every byte of prepared data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+
+import _command
+
+from data_pipeline.manifest import SPLITS
+from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
+from data_pipeline.reader import PreparedData
+from data_pipeline.summary import summary
+from data_pipeline.textfiles import ON_ERROR
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["verify"]:
+        verify(sys.argv[2:])
+        return
+    config = parse(sys.argv[1:])
+    start = time.monotonic()
+    manifest = find_prepared(config)
+    if manifest is not None:
+        print(f"{config.directory} is already prepared; nothing to do\n")
+    manifest = prepare(config)
+    print(summary(manifest, config.directory))
+    print(f"done in {time.monotonic() - start:.1f} s")
+
+
+def parse(arguments: list[str]) -> PrepareConfig:
+    defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
+
+    def explain(name: str) -> dict[str, object]:
+        help, default = defaults[name]
+        return {
+            "help": help if default in (None, (), False, True) else f"{help} (default: {default})",
+            "default": default,
+        }
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", dest="inputs", action="append", metavar="PATH|HF_ID", help=defaults["inputs"][0])
+    parser.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
+    parser.add_argument("--output", metavar="DIR", **explain("output"))
+    parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
+    parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
+    parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
+    parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
+    parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
+    parser.add_argument(
+        "--keep-duplicates",
+        dest="deduplicate",
+        action="store_false",
+        help="do not leave out exact duplicates of documents",
+    )
+    options = vars(parser.parse_args(arguments))
+    return PrepareConfig(**options | {"inputs": tuple(options["inputs"] or ())})
+
+
+def verify(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="preprocess.py verify", description="Check the sha256 of every shard.")
+    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
+    data = PreparedData.open(parser.parse_args(arguments).dir, verify=True)
+    shards = sum(len(data.manifest.splits[split]) for split in SPLITS)
+    print(f"{data.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
+
+
+if __name__ == "__main__":
+    _command.run(main)
