@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from _command import run
 
@@ -78,9 +78,10 @@ def prompts(given: str | None) -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def show(prompt: str, pieces: Iterable[str]) -> None:
+def show(prompt: str, pieces: Iterator[str]) -> None:
     """The prompt and what follows it, as it comes, on lines of its own."""
-    print(prompt, end="", flush=True)
+    first = next(pieces, "")  # if the model cannot read the prompt, this says so, and nothing is shown
+    print(prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -49,7 +49,7 @@ class Subject:
         parameters = f"{self.model.num_parameters():,} parameters"
         lines = [
             f"model  {self.directory}{step}, {parameters}, tokenizer {self.model.tokenizer.spec}",
-            f"data   {self.data.dir}, sha256 {self.data.fingerprint}",
+            f"data   {self.data.dir} ({', '.join(self._sources())}), sha256 {self.data.fingerprint}",
         ]
         trained_on = self.progress.get("data_fingerprint", self.data.fingerprint)
         if trained_on != self.data.fingerprint:
@@ -65,9 +65,13 @@ class Subject:
             "tokenizer": self.model.tokenizer.spec,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
             "data": str(self.data.dir),
+            "data_sources": self._sources(),
             "data_fingerprint": self.data.fingerprint,
             "trained_on": self.progress.get("data_fingerprint"),
         }
+
+    def _sources(self) -> list[str]:
+        return [source["name"] for source in self.data.manifest.sources]
 
 
 def _named(tokenizer: Tokenizer) -> str:

@@ -1,0 +1,192 @@
+"""The commands that judge and use a saved model, called as people call them."""
+
+import dataclasses
+import io
+import json
+import os
+import pty
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.reader import PreparedData
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import DataConfig, ModelConfig, RunConfig, TransformerCoreConfig, dump_run_config
+from stlm.evals import compressed_bits_per_byte, score_split
+from stlm.stlm import STLM
+
+ROOT = Path(__file__).parents[2]
+MODEL = ModelConfig(context_length=32, width=32, core=TransformerCoreConfig(num_layers=1, num_heads=2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with prepared data and a run of one checkpoint on them: data/, other/, run/."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("data", "other"):
+        text = "\n\n".join(f"Line {number} of {name}, {number % 7} words long." for number in range(300))
+        (folder / f"{name}.txt").write_text(text)
+        config = PrepareConfig(inputs=(str(folder / f"{name}.txt"),), output=str(folder / name), workers=1)
+        prepare(dataclasses.replace(config, validation_fraction=0.1))
+    data = PreparedData.open(folder / "data")
+    checkpoint = folder / "run" / "checkpoints" / "step_00000007"
+    STLM.from_config(MODEL, data.tokenizer, seed=1).save(checkpoint / "model")
+    (checkpoint / "state.json").write_text(json.dumps({"step": 7, "data_fingerprint": data.fingerprint}))
+    (checkpoint / "COMPLETE").write_text("{}")
+    run_config = RunConfig(data=DataConfig(dir=str(folder / "data")), model=MODEL)
+    (folder / "run" / "config.yaml").write_text(dump_run_config(run_config))
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("evaluate.py", *arguments) runs a script in this process: (exit code, stdout, stderr)."""
+
+    def call(script, *arguments, stdin=""):
+        monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def continuation(folder, prompt, **options):
+    return STLM.load(folder / "run").generate(prompt, **{"temperature": 0.8, **options})
+
+
+# evaluate.py
+
+
+def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
+    model, data = STLM.load(folder / "run"), PreparedData.open(folder / "data")
+    stream = data.split("validation")
+    score = score_split(model, stream, stride=8)
+    compressors = compressed_bits_per_byte(stream, data.tokenizer)
+
+    code, out, _ = call("evaluate.py", folder / "run", "--stride", "8", "--output", tmp_path / "out.json")
+    assert code == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["results"]["bits_per_byte"] == {
+        "bits_per_byte": pytest.approx(score.bits_per_byte),
+        "nats": pytest.approx(score.nats),
+        "ids": len(stream),
+        "bytes": stream.num_bytes,
+        "documents": stream.num_documents,
+        "context_length": 32,
+        "stride": 8,
+        "compressors": compressors,
+    }
+    assert (written["step"], written["parameters"]) == (7, model.num_parameters())
+    assert written["data_fingerprint"] == written["trained_on"] == data.fingerprint
+    assert "step 7" in out and f"{model.num_parameters():,} parameters" in out and data.fingerprint in out
+    rows = {"model": score.bits_per_byte, **compressors}
+    for name, value in rows.items():
+        assert re.search(rf"^{name} +{value:.4f}$", out, re.MULTILINE)
+
+
+def test_evaluate_on_other_data_says_so(folder, call):
+    trained_on = PreparedData.open(folder / "data").fingerprint
+    code, out, _ = call("evaluate.py", folder / "run" / "checkpoints" / "step_00000007", "--data", folder / "other")
+    assert code == 0
+    assert f"not what it was trained on: that is sha256 {trained_on}" in out
+    assert PreparedData.open(folder / "other").fingerprint in out
+
+
+def test_evaluate_refuses(folder, call, tmp_path):
+    run = folder / "run"
+    for arguments, message in [
+        ((run, "--tasks", "bits_per_bite"), "--tasks: got 'bits_per_bite', expected one or more of bits_per_byte"),
+        ((run, "--stride", "33"), "the stride: got 33, expected 1 to 32"),
+        ((run, "--stride", "0"), "the stride: got 0, expected 1 to 32"),
+        ((run, "--data", tmp_path), f"no prepared data in {tmp_path}"),
+        ((tmp_path / "none",), "no such directory"),
+        ((tmp_path,), "holds no complete checkpoint"),
+    ]:
+        code, _, err = call("evaluate.py", *arguments)
+        assert code == 2
+        assert err.startswith("error: ") and message in err and "Traceback" not in err
+
+
+def test_evaluate_refuses_data_of_another_tokenizer(folder, call, tmp_path, monkeypatch):
+    tokenizer = build_tokenizer("byte")
+    tokenizer.fingerprint = "f" * 64
+    monkeypatch.setattr("stlm.stlm.load_tokenizer", lambda directory: tokenizer)
+    STLM.from_config(MODEL, tokenizer).save(tmp_path / "model")
+    code, _, err = call("evaluate.py", tmp_path / "model", "--data", folder / "data")
+    assert code == 2
+    assert "made by the tokenizer byte (" in err and "expected byte (ffffffffffff)" in err
+
+
+# generate.py
+
+
+def test_generate_shows_the_prompt_and_what_follows(folder, call):
+    code, out, _ = call("generate.py", folder / "run", "--prompt", "Line", "--max-ids", "40", "--seed", "3")
+    assert code == 0
+    assert out == "Line" + continuation(folder, "Line", max_new_ids=40, seed=3) + "\n"
+
+
+def test_generate_passes_every_option_on(folder, call):
+    options = ("--max-ids", "20", "--temperature", "0.5", "--top-k", "9", "--top-p", "0.7")
+    _, out, _ = call("generate.py", folder / "run", "--prompt", "", *options)
+    assert out == continuation(folder, "", max_new_ids=20, temperature=0.5, top_k=9, top_p=0.7) + "\n"
+    for option in ("--temperature", "--top-k", "--top-p", "--max-ids"):
+        without = [word for index, word in enumerate(options) if options[index - index % 2] != option]
+        assert call("generate.py", folder / "run", "--prompt", "", *without)[1] != out, option
+
+
+def test_generate_reads_a_prompt_from_each_line(folder, call):
+    code, out, _ = call("generate.py", folder / "run", "--max-ids", "9", stdin="Line 1\nLéne\n")
+    assert code == 0
+    lines = [
+        prompt + continuation(folder, prompt, max_new_ids=9, seed=seed)
+        for seed, prompt in enumerate(("Line 1", "Léne"))
+    ]
+    assert out == "".join(line + "\n" for line in lines)
+
+
+def test_generate_refuses(folder, call):
+    for arguments, message in [
+        (("--temperature", "-1"), "--temperature: got '-1', expected a number from 0 to 100"),
+        (("--temperature", "hot"), "--temperature: got 'hot'"),
+        (("--top-k", "0"), "--top-k: got '0', expected an integer of at least 1"),
+        (("--top-p", "1.5"), "--top-p: got '1.5', expected a number from 0 to 1"),
+        (("--max-ids", "2.5"), "--max-ids: got '2.5', expected an integer of at least 0"),
+        (("--prompt", "\udcff"), "lone surrogate"),
+    ]:
+        code, _, err = call("generate.py", folder / "run", *arguments)
+        assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
+    """From another folder, without installation, and where the locale knows ASCII only."""
+    ours, theirs = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "generate.py", folder / "run", "--max-ids", "30"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
+        env=environment | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.write(ours, b"Line\nWord\n\x04")  # Ctrl-D
+    out, err = process.communicate(timeout=120)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0, err
+    for seed, prompt in enumerate(["Line", "Word"]):
+        assert prompt + continuation(folder, prompt, max_new_ids=30, seed=seed) in out.decode("utf-8")
+
+
+def test_generate_into_a_closed_pipe_ends_quietly(folder):
+    command = f"yes Line | {sys.executable} {ROOT / 'scripts' / 'generate.py'} {folder / 'run'} --max-ids 5 | head -1"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command + "; echo ${PIPESTATUS[1]} >&2"], capture_output=True, timeout=120
+    )
+    assert result.stderr.decode().split() == ["0"]
