@@ -42,7 +42,7 @@ ROOMS["scripts"] = ROOMS["benchmarks"] = set(ROOMS)
 # What else the lower rooms know, besides the standard library; the rooms that are not named here are free.
 LIBRARIES: dict[str, set[str]] = {
     "data_pipeline.config": set(),
-    "data_pipeline": {"numpy", "datasets", "sentencepiece", "tqdm"},
+    "data_pipeline": {"numpy", "datasets", "huggingface_hub", "sentencepiece", "tqdm"},  # datasets brings the hub
     "stlm.errors": set(),
     "stlm.config": {"yaml"},
     "stlm.model": {"torch"},
