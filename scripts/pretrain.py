@@ -1,0 +1,126 @@
+"""Train a model: `deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json`, with nothing else typed.
+
+That prepares the default data if it is missing, and trains the quickstart preset into runs/quickstart, or continues it.
+`deepspeed --num_accelerators 2`, torchrun, mpirun and srun start several ranks; plain python starts one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from _command import run
+
+from data_pipeline.errors import DataError
+from stlm.config import RunConfig, load_deepspeed_config, load_run_config
+from stlm.errors import StlmError
+from stlm.training.ranks import BatchSplit, find_ranks
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    ranks = find_ranks()
+    told = "told_by_rank_zero"
+    try:
+        try:  # what needs no torch: a mistake is answered at once
+            config = load_run_config(arguments.config, arguments.set)
+            deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
+            BatchSplit.of(config.training, ranks.world_size)
+        except StlmError as error:
+            setattr(error, told, True)  # every rank finds the same
+            raise
+        return train(arguments, config, deepspeed_config)
+    except (StlmError, DataError) as error:
+        if ranks.rank > 0 and hasattr(error, told):
+            return error.exit_code
+        raise
+
+
+def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
+    from data_pipeline.reader import PreparedData
+    from stlm.stlm import STLM
+    from stlm.training.engine import connect, disconnect, on_rank_zero
+    from stlm.training.loaders import build_loaders
+    from stlm.training.optimizers import build_optimizer
+    from stlm.training.run_directory import choose_run_directory
+    from stlm.training.trainer import Trainer
+
+    connect()
+    if arguments.data:
+        config = replace(config, data=replace(config.data, dir=arguments.data))
+    data_dir = on_rank_zero(lambda: find_data(config))
+    name = Path(arguments.config).stem
+    run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name, arguments.resume))
+
+    data = PreparedData.open(data_dir)
+    train_loader, validation_loader = build_loaders(config, data)
+    model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    optimizer = build_optimizer(model, config.training)
+    trainer = Trainer(
+        config, model, optimizer, train_loader, validation_loader,
+        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,
+    )  # fmt: skip
+    for step in trainer.steps():
+        loss = trainer.train_step(step)
+        trainer.log(step, loss)
+        trainer.val_step()
+        trainer.save_checkpoint(step)
+
+    if trainer.ranks.rank == 0:
+        print(f"The run is in {run_dir}. What now:")
+        print(f"  python scripts/evaluate.py {run_dir}")
+        print(f"  python scripts/generate.py {run_dir}")
+    disconnect()
+    return 0
+
+
+def find_data(config: RunConfig) -> Path:
+    """The folder of the prepared data, opened once to see that it is whole; the default corpus is made if missing."""
+    from data_pipeline.prepare import ensure_default_data
+    from data_pipeline.reader import PreparedData
+
+    directory = Path(config.data.dir) if config.data.dir else ensure_default_data(config.data.tokenizer)
+    PreparedData.open(directory)
+    return directory
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ds_config", metavar="FILE", help="DeepSpeed configuration in JSON (default: ZeRO stage 0)")
+    parser.add_argument(
+        "--config", metavar="PRESET|FILE", default="quickstart", help="preset, YAML file or run (default: quickstart)"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="prepared data (default: data.dir of the config, else the default corpus)"
+    )
+    parser.add_argument(
+        "--run", metavar="DIR", help="run directory (default: runs/PRESET; runs/PRESET-2 … once that is finished)"
+    )
+    parser.add_argument(
+        "--resume", choices=("auto", "never", "must"), default="auto",
+        help="auto: continue what the run directory holds; never: begin anew; must: only continue (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="override settings, for example training.max_steps=200",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
+    return parser.parse_args()
+
+
+def leave(code: Any) -> None:
+    """End at once: threads of the communication library can abort a process that Python takes apart step by step."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    try:
+        run(main)
+    except SystemExit as ending:
+        leave(ending.code)

@@ -1,0 +1,14 @@
+"""What a model is trained to predict. One idea per file; each gives sums, and the trainer divides once."""
+
+from stlm.objectives.base import Batch, Objective, Prepared, Sums
+from stlm.objectives.next_token import NextToken
+
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
+
+
+def build_objective(name: str) -> Objective:
+    """The objective that `training.objective` names."""
+    return OBJECTIVES[name]()
+
+
+__all__ = ["OBJECTIVES", "Batch", "NextToken", "Objective", "Prepared", "Sums", "build_objective"]

@@ -1,0 +1,155 @@
+"""Checkpoints that continue anywhere: everything by parameter name, in fp32, without a word about ranks or ZeRO stages.
+
+    checkpoints/step_00000500/
+        model/                            config.json, model.safetensors, tokenizer/: all that using the model takes
+        optimizer.safetensors             moments, keyed "exp_avg/NAME"; in several files where they are large
+        optimizer.safetensors.index.json  which file holds which tensor
+        state.json                        step, what was seen, fingerprints
+        COMPLETE                          written last: size and sha256 of every other file
+
+A checkpoint is written to a temporary folder, flushed to the disk and renamed, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers import Tokenizer
+from stlm.config import ModelConfig
+from stlm.errors import CheckpointError
+from stlm.stlm import save_model
+from stlm.training.engine import State
+
+FORMAT = "stlm-checkpoint-1"
+PART_BYTES = 2 << 30  # of an optimizer file
+INDEX = "optimizer.safetensors.index.json"
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def write_checkpoint(
+    path: Path, config: ModelConfig, tokenizer: Tokenizer, state: State, progress: Mapping[str, Any],
+    part_bytes: int = PART_BYTES,
+) -> None:  # fmt: skip
+    """Write a whole checkpoint as `path`. `progress` goes into state.json.
+
+    Raises CheckpointError, and leaves nothing behind, where it cannot be written.
+    """
+    tensors = {f"{key}/{name}": tensor for key, named in state.moments.items() for name, tensor in named.items()}
+    need = sum(tensor.nbytes for tensor in [*state.parameters.values(), *tensors.values()]) + (1 << 20)
+    parts = list(_parts(tensors, part_bytes))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if need > shutil.disk_usage(path.parent).free:
+            raise CheckpointError(_no_space(path, need))
+        with atomic_directory(path) as folder:
+            save_model(folder / "model", config, tokenizer, state.parameters)
+            index: dict[str, str] = {}
+            for number, part in enumerate(parts, start=1):
+                suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+                name = f"optimizer{suffix}.safetensors"
+                save_file({key: tensor.contiguous() for key, tensor in part.items()}, folder / name)
+                index |= dict.fromkeys(part, name)
+            _write_json(folder / INDEX, {"weight_map": index})
+            _write_json(folder / "state.json", {"format": FORMAT, **progress, "updates": state.updates})
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            sums = {
+                file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in files
+            }
+            _write_json(folder / "COMPLETE", {"format": FORMAT, "files": sums})
+    except (OSError, SafetensorError, DataError) as error:
+        if "No space left" in str(error) or "no space is left" in str(error):
+            raise CheckpointError(_no_space(path, need)) from error
+        raise CheckpointError(f"cannot save {path}: {error}") from error
+
+
+def check_checkpoint(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
+    try:
+        complete = json.loads((path / "COMPLETE").read_text(encoding="utf-8"))
+        files = dict(complete["files"])
+    except FileNotFoundError:
+        return "it has no COMPLETE file"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its COMPLETE file cannot be read ({error!r})"
+    if complete.get("format") != FORMAT:
+        return f"its format is {complete.get('format')!r}, expected {FORMAT!r}"
+    for name, recorded in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != recorded["bytes"]:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {recorded['bytes']:,}"
+        if sha256_file(file) != recorded["sha256"]:
+            return f"{name} has changed: its sha256 is not the recorded one"
+    return None
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """The contents of state.json."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def read_state(path: Path) -> State:
+    """Parameters and moments of a checkpoint that was checked."""
+    weight_map = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    moments: dict[str, dict[str, Tensor]] = {}
+    for file in sorted(set(weight_map.values())):
+        for key, tensor in load_file(path / file).items():
+            moment, _, name = key.partition("/")
+            moments.setdefault(moment, {})[name] = tensor
+    return State(load_file(path / "model" / "model.safetensors"), moments, read_progress(path)["updates"])
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Checkpoint folders of a run, newest first, complete or not."""
+    return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
+
+
+def prune_checkpoints(run_dir: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints, and what killed processes left half-written."""
+    for path in checkpoints_of(run_dir)[keep_last:]:
+        doomed = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        os.replace(path, doomed)  # at once: no half-deleted checkpoint is ever seen under its name
+    for path in (run_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _parts(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Consecutive tensors, as many to a part as fit."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for key, tensor in tensors.items():
+        if part and size + tensor.nbytes > part_bytes:
+            yield part
+            part, size = {}, 0
+        part[key] = tensor
+        size += tensor.nbytes
+    yield part
+
+
+def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+
+
+def _no_space(path: Path, need: int) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"cannot save {path}: the checkpoint needs {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that "
+        "disk; free some space and repeat the command: it continues from the checkpoint before, which is untouched"
+    )

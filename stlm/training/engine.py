@@ -1,0 +1,351 @@
+"""DeepSpeed, and the only file that knows it.
+
+What the rest of training sees: forward, backward, step; a few collectives; and the whole state, gathered from or spread
+over whatever ZeRO stage holds it. DeepSpeed is imported when the first engine or connection is made.
+
+Gradients: the trainer's loss is a sum over this rank's rows divided by the count of the whole step. DeepSpeed averages
+over ranks, so the loss is multiplied by their number first, and its division by the accumulation steps is switched off:
+what reaches the optimizer is the gradient of the sum over all ranks and micro-batches, divided once.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stlm.config import TrainingConfig
+from stlm.errors import EngineError, StlmError
+from stlm.training.precision import Precision
+from stlm.training.ranks import BatchSplit, Ranks, find_ranks, set_rank_environment
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------- ranks
+
+
+_connected: Ranks | None = None
+
+
+def connect() -> Ranks:
+    """Join the other ranks; every rank calls it, and a second call changes nothing."""
+    global _connected
+    if _connected is not None:
+        return _connected
+    ranks = find_ranks()
+    set_rank_environment(ranks)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "OMP_NUM_THREADS" not in os.environ:  # ranks that share a machine share its cores
+        torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
+    _import_deepspeed().init_distributed(verbose=False)
+    _connected = ranks
+    return ranks
+
+
+def disconnect() -> None:
+    """Leave the other ranks, before the process ends; they cannot be joined again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+_turns = count()
+
+
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 only; every rank gets its value, or raises its error.
+
+    The other ranks wait as long as it takes, without a collective that could time out, and end at once if rank 0 dies.
+    Their copy of an error has the attribute `told_by_rank_zero`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    store = dist.distributed_c10d._get_default_store()
+    key = f"stlm/{next(_turns)}"
+    if dist.get_rank() == 0:
+        value, failure = None, None
+        try:
+            value = function()
+        except Exception as error:
+            failure = error
+        told = failure if failure is None or hasattr(failure, "exit_code") else StlmError(f"rank 0 failed: {failure!r}")
+        store.set(key, pickle.dumps((value, told)))  # type: ignore[arg-type]
+    else:
+        _wait_for(store, key)
+        value, failure = pickle.loads(store.get(key))
+        if failure is not None:
+            failure.told_by_rank_zero = True
+    dist.barrier()  # rank 0 keeps the store: it must not leave before the others have read it
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
+
+
+def _wait_for(store: dist.Store, key: str) -> None:
+    """Return when the key is set, however long that takes."""
+    while True:
+        try:
+            return store.wait([key], timedelta(minutes=1))
+        except dist.DistStoreError:  # the minute is over
+            continue
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Each value summed over all ranks, in float64."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, told to speak of warnings and errors only."""
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise EngineError(f"DeepSpeed cannot be imported ({error}), which training needs; install it") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # how DeepSpeed calls torch
+    # Its shared-memory reduction serves inference only, but building it would take a compiler and half a minute at the
+    # first start, and a lock left behind by a build that was killed would hang every later one.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    return deepspeed
+
+
+# ---------------------------------------------------------------------- configuration
+
+
+def resolve_deepspeed_config(
+    given: Mapping[str, Any], training: TrainingConfig, split: BatchSplit, precision: str, num_parameters: int
+) -> dict[str, Any]:  # fmt: skip
+    """The configuration that DeepSpeed gets: `given` with what the run config owns filled in, nothing left to defaults
+    that would change the training."""
+    config = copy.deepcopy(dict(given))
+    for name in ("optimizer", "scheduler", "fp16", "bf16"):
+        if config.get(name) == "auto" or isinstance(config.get(name), dict):
+            config.pop(name)
+    zero = config.setdefault("zero_optimization", {"stage": 0})
+    # DeepSpeed reserves whole buckets: 2 GB of them by default, whatever the size of the model.
+    zero.setdefault("reduce_bucket_size", min(num_parameters, 50_000_000))
+    zero.setdefault("allgather_bucket_size", min(num_parameters, 50_000_000))
+    autocast = {"lower_precision_safe_modules": [], **config.get("torch_autocast", {})}  # []: gradients travel in fp32
+    defaults = {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is ours in every case
+        "steps_per_print": sys.maxsize,
+        "timers": {"throughput": {"enabled": False}},
+    }
+    return (
+        defaults
+        | config
+        | {
+            "train_batch_size": training.batch_size,
+            "train_micro_batch_size_per_gpu": split.micro_batch_size,
+            "gradient_accumulation_steps": split.accumulation,
+            # Absent would mean 1.0. At stage 0 this file clips by itself: DeepSpeed would not tell the norm.
+            "gradient_clipping": training.gradient_clipping if zero.get("stage", 0) else 0.0,
+            "torch_autocast": autocast | {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        }
+    )
+
+
+# ---------------------------------------------------------------------- engine
+
+
+class State(NamedTuple):
+    """All that training has learned, by parameter name, in fp32 on the CPU."""
+
+    parameters: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]  # "exp_avg" and "exp_avg_sq" → parameter name → tensor
+    updates: int  # made so far: Adam's bias correction depends on it
+
+
+class Engine:
+    """A model and its optimizer under DeepSpeed. Every method is to be called by all ranks."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, training: TrainingConfig, precision: Precision,
+        deepspeed_config: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.ranks = connect()
+        self.split = BatchSplit.of(training, self.ranks.world_size)
+        self.clipping = training.gradient_clipping
+        self.precision = precision
+        self.model = model
+        self.optimizer = optimizer
+        self.config = resolve_deepspeed_config(
+            deepspeed_config, training, self.split, precision.name,
+            sum(parameter.numel() for parameter in model.parameters()),
+        )  # fmt: skip
+        self.stage: int = self.config["zero_optimization"].get("stage", 0)
+        self._parameters = dict(model.named_parameters())
+        self._engine, *_ = _import_deepspeed().initialize(model=model, optimizer=optimizer, config=self.config)
+        if self.stage == 0 and self.ranks.world_size == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients twice, to add nothing
+        self.device: torch.device = self._engine.device
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The model's output, computed in the chosen precision."""
+        return self._engine(*inputs)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """All backwards of one step belong inside; ranks communicate when it ends, and not before."""
+        if self.stage > 0 and self.split.accumulation > 1:
+            return self._engine.coalesce_grad_reduction()
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of `loss`, which is already divided by the count of the whole step, over all ranks.
+
+        `last` marks the last micro-batch of the step.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, and forget the gradients. Returns the norm of the whole gradient before clipping.
+
+        If the norm is not finite, nothing is updated.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0:
+            norm = self._clip()
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return norm
+            self._engine.step()
+            return norm
+        self._engine.set_gradient_accumulation_boundary(True)  # what accumulate() puts back may say otherwise
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def _clip(self) -> float:
+        """The norm of the gradients, which are scaled down to `clipping` where they exceed it."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        value = float(norm)
+        if 0 < self.clipping < value:
+            torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
+        return value
+
+    # ------------------------------------------------------------------ state
+
+    def full_state(self) -> State:
+        """The whole state, copied to rank 0; the other ranks take part and get empty dicts."""
+        self._link_moments()
+        keep = self.ranks.rank == 0
+        parameters: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {key: {} for key in self._moment_names()}
+        for name, parameter in self._parameters.items():
+            for key, target in [(None, parameters), *moments.items()]:
+                tensor = self._gather(parameter, key)
+                if keep:
+                    target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+        return State(parameters, moments, self._updates())
+
+    def load_state(self, state: State, example: Sequence[Tensor]) -> None:
+        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts."""
+        self._make_optimizer_state(example)
+        self._link_moments()
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._scatter(parameter, None, state.parameters[name])
+                for key, tensors in state.moments.items():
+                    self._scatter(parameter, key, tensors[name])
+        for entry in self._entries():
+            entry["step"].fill_(state.updates)
+
+    def _make_optimizer_state(self, example: Sequence[Tensor]) -> None:
+        """Before its first step an optimizer has no state, and ZeRO no place for it: make one that changes nothing."""
+        if self._entries():
+            return
+        self.train()
+        with self.accumulate():
+            self.backward(self.forward(*example)[0].float().sum() * 0.0, last=True)
+        self.step(0.0)
+
+    def _link_moments(self) -> None:
+        """Tell each parameter where its moments are (stages 1 and 2).
+
+        DeepSpeed does so after the very first update of the first group, when those of later groups do not exist yet.
+        """
+        if self.stage in (1, 2):
+            zero = self._engine.optimizer
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _gather(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        """The fp32 parameter (key None) or one of its moments, whole."""
+        if self.stage == 0:
+            return parameter if key is None else self.optimizer.state[parameter][key]
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+
+    def _scatter(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Set the fp32 parameter, and the copy that forward reads, or one of its moments."""
+        value = value.to(self.device)
+        if self.stage == 0:
+            (parameter if key is None else self.optimizer.state[parameter][key]).copy_(value)
+            return
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if key is not None:
+            safe_set_full_optimizer_state(parameter, value, key)
+            return
+        safe_set_full_fp32_param(parameter, value)
+        with self._whole(parameter):
+            parameter.copy_(value)
+
+    @contextmanager
+    def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Inside, the parameter has its full shape, and what is written to it on rank 0 is kept."""
+        if self.stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            yield
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The optimizer's own state: of each parameter at stage 0, of this rank's flat parts above."""
+        return [entry for entry in self.optimizer.state.values() if entry]
+
+    def _moment_names(self) -> list[str]:
+        return sorted(key for key, value in self._entries()[0].items() if isinstance(value, Tensor) and value.ndim)
+
+    def _updates(self) -> int:
+        return int(self._entries()[0]["step"])
+
+    def close(self) -> None:
+        """Let go of the model. The process group stays for the next engine; `disconnect` ends it."""
+        self._engine.destroy()

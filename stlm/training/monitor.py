@@ -1,0 +1,134 @@
+"""What a run tells: metrics.jsonl for programs, TensorBoard for plots, one line for people. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from data_pipeline.atomic import write_text
+
+
+class Monitor:
+    """Writes what rank 0 learns into the run directory; on other ranks every method does nothing.
+
+    metrics.jsonl has a line for each record, floats with all their digits. What depends on the clock stands under
+    "timing"; the rest is the same whenever and however often the run was interrupted.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, active: bool) -> None:
+        """`first_step` is the next to be made; what an earlier job wrote of it and later steps is cut away."""
+        self._run_dir = run_dir
+        self._first_step = first_step
+        self._active = active
+        self._writer: Any = None
+        if active:
+            path = run_dir / "metrics.jsonl"
+            cut_metrics(path, first_step - 1)
+            self._metrics: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
+            self._log: IO[str] = open(run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+
+    def say(self, text: str) -> None:
+        """Print a line, and add it to train.log with the time."""
+        if self._active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write a record, which has at least "step" and "split"."""
+        if not self._active:
+            return
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        flat = {key: value for key, value in record.items() if key not in ("step", "split", "timing")}
+        for key, value in {**flat, **record.get("timing", {})}.items():
+            self._tensorboard().add_scalar(f"{record['split']}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        if self._active:
+            self._metrics.close()
+            self._log.close()
+            if self._writer is not None:
+                self._writer.close()
+            self._active = False
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes long to import: not before the first step
+
+            self._writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._first_step, flush_secs=10)
+        return self._writer
+
+
+class Clock:
+    """Rates since the last reading, and an estimate of the time that is left."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._started = time.perf_counter()
+        self._seconds = self._data_seconds = self._bytes = 0.0
+
+    def add(self, seconds: float, data_seconds: float, bytes: float) -> None:
+        """Count one step."""
+        self._steps += 1
+        if self._steps == 1:  # the first step takes longer than others: the estimate begins after it
+            self._started = time.perf_counter()
+        self._seconds += seconds
+        self._data_seconds += data_seconds
+        self._bytes += bytes
+
+    def read(self) -> dict[str, float]:
+        """Figures of the steps since the last reading; time for validation and checkpoints is not in them."""
+        figures = {
+            "bytes_per_second": self._bytes / self._seconds,
+            "data_fraction": self._data_seconds / self._seconds,
+        }
+        self._seconds = self._data_seconds = self._bytes = 0.0
+        return figures
+
+    def left(self, steps: int) -> float:
+        """Seconds that so many steps will take, with the validations and checkpoints that come between them."""
+        if self._steps < 2:
+            return math.nan
+        return steps * (time.perf_counter() - self._started) / (self._steps - 1)
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Keep the records of steps up to `last_step`, and drop a line that was cut off when a process was killed."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(path, "".join(kept))
+
+
+def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -> str:
+    """One readable line of a training record."""
+    step = f"{record['step']:{len(str(max_steps))}d}/{max_steps}"
+    timing = record["timing"]
+    return (
+        f"step {step}  {record['bits_per_byte']:.4f} bits/byte  lr {record['learning_rate']:.2e}  "
+        f"grad {record['gradient_norm']:.3f}  {timing['bytes_per_second'] / 1e3:.1f} kB/s  "
+        f"{readable_time(seconds_left)} left"
+    )
+
+
+def readable_time(seconds: float) -> str:
+    """Hours, minutes and seconds: "2:05", "1:02:05"; "?" where it is not known."""
+    if math.isnan(seconds):
+        return "?"
+    whole = math.ceil(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

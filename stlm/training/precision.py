@@ -1,0 +1,42 @@
+"""Which arithmetic forward and backward use. Weights, moments and gradient sums are fp32 in every case."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Precision(NamedTuple):
+    """The choice, and the reason as people read it."""
+
+    name: str  # "fp32" or "bf16"
+    reason: str
+
+
+def choose_precision(requested: str) -> Precision:
+    """What `training.precision` means on this machine.
+
+    auto: bf16 where the device has instructions for it, else fp32. The decision rests on what the hardware says it can
+    do, not on a measurement, so that it is the same at every start on the same machine.
+    """
+    if requested != "auto":
+        return Precision(requested, f"training.precision={requested}")
+    if torch.cuda.is_available():
+        if torch.cuda.get_device_capability() >= (8, 0):
+            return Precision("bf16", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware")
+        return Precision("fp32", f"{torch.cuda.get_device_name()} has no bf16 hardware")
+    found = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    if found:
+        return Precision("bf16", f"this CPU multiplies bf16 in hardware ({', '.join(found)})")
+    return Precision("fp32", "this CPU has no bf16 instructions")
+
+
+def cpu_flags() -> set[str]:
+    """What the kernel says the processor can do; empty where it does not say."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(line.group(1).split()) if line else set()

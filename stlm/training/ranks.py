@@ -1,0 +1,155 @@
+"""Which rank this process is, found from whichever launcher started it, and which rows of a batch are its own.
+
+Needs nothing but the standard library, so that a mistake can be answered, by one rank only, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stlm.config import TrainingConfig
+from stlm.errors import ConfigError, EngineError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on this node
+    local_world_size: int
+    address: str  # where rank 0 listens
+    port: int
+    source: str  # who started us, for people
+
+    def __str__(self) -> str:
+        if self.world_size == 1:
+            return f"1 rank, started by {self.source}"
+        nodes = -(-self.world_size // self.local_world_size)
+        on = "1 node" if nodes == 1 else f"{nodes} nodes"
+        return f"{self.world_size} ranks on {on}, started by {self.source}, meeting at {self.address}:{self.port}"
+
+
+def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
+    """Read the ranks from what a launcher set: deepspeed or torchrun, Open MPI, Slurm's srun; else one rank on a free
+    port, so that several runs live side by side.
+
+    Raises EngineError where the launcher's variables contradict each other or do not say where rank 0 is.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env or "WORLD_SIZE" in env:
+        source = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_SIZE" in env else "RANK"
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in env]
+        if missing:
+            raise EngineError(
+                f"got {' and '.join(n for n in names if n in env)} in the environment without {', '.join(missing)}; "
+                "set all five, or start with `deepspeed scripts/pretrain.py …`"
+            )
+        local = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env["WORLD_SIZE"]
+        variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return _ranks(env, variables, local, env["MASTER_ADDR"], env["MASTER_PORT"], source)
+    if "OMPI_COMM_WORLD_SIZE" in env:
+        size, local = env["OMPI_COMM_WORLD_SIZE"], env["OMPI_COMM_WORLD_LOCAL_SIZE"]
+        address = env.get("MASTER_ADDR") or ("127.0.0.1" if size == local else None)
+        if address is None:
+            raise EngineError(
+                f"Open MPI started {size} ranks on several nodes, and MASTER_ADDR does not say where rank 0 is; "
+                "add `-x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500` to mpirun"
+            )
+        port = env.get("MASTER_PORT") or _shared_port(env.get("PMIX_NAMESPACE", ""))
+        variables = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+        return _ranks(env, variables, local, address, port, "Open MPI")
+    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:  # a task of srun, not the batch script itself
+        address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+        port = env.get("MASTER_PORT") or _shared_port(f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}")
+        local = re.split(r"\D", env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))[0]
+        variables = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return _ranks(env, variables, local, address, port, "Slurm")
+    return Ranks(0, 1, 0, 1, "127.0.0.1", free_port(), "python")
+
+
+def set_rank_environment(ranks: Ranks) -> None:
+    """Tell torch and DeepSpeed, which would otherwise go and ask MPI."""
+    os.environ.update(
+        RANK=str(ranks.rank),
+        WORLD_SIZE=str(ranks.world_size),
+        LOCAL_RANK=str(ranks.local_rank),
+        LOCAL_WORLD_SIZE=str(ranks.local_world_size),
+        MASTER_ADDR=ranks.address,
+        MASTER_PORT=str(ranks.port),
+    )
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def first_host(nodelist: str) -> str:
+    """The first name of Slurm's compressed list: "node[03-05,9],login" gives "node03"."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodelist)
+    if match is None:
+        raise EngineError(f"got SLURM_STEP_NODELIST={nodelist!r}, expected host names; set MASTER_ADDR")
+    prefix, number, suffix = match.groups(default="")
+    return prefix + number + suffix
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How the rows of one step are shared out. Rank r has rows [r * rows, (r + 1) * rows)."""
+
+    rows: int  # of each rank
+    micro_batch_size: int  # rows of one forward
+    accumulation: int  # forwards of each rank
+
+    @classmethod
+    def of(cls, training: TrainingConfig, world_size: int) -> BatchSplit:
+        """Raises ConfigError, with numbers that would work, where ranks or micro-batches do not divide the batch."""
+        batch = training.batch_size
+        if batch % world_size:
+            below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
+            sizes = " or ".join(str(size) for size in (below, above) if size)
+            fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+            nearest = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:2])
+            raise ConfigError(
+                f"training.batch_size: got {batch} on {world_size} ranks, expected a multiple of the ranks; "
+                f"training.batch_size={sizes} would work, or {' or '.join(map(str, nearest))} ranks"
+            )
+        rows = batch // world_size
+        micro = training.micro_batch_size or rows
+        if rows % micro:
+            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+            nearest = sorted(sorted(fitting, key=lambda n: abs(n - micro))[:2])
+            raise ConfigError(
+                f"training.micro_batch_size: got {micro}, expected a divisor of the {rows} rows of a rank "
+                f"(training.batch_size = {batch} on {world_size} ranks); {' or '.join(map(str, nearest))} would work"
+            )
+        return cls(rows, micro, rows // micro)
+
+
+def _ranks(
+    env: Mapping[str, str], variables: tuple[str, str, str], local: str, address: str, port: str | int, source: str
+) -> Ranks:
+    """Ranks from the variables for rank, world size and local rank; EngineError where one is no number or too large."""
+    try:
+        rank, world_size, local_rank = (int(env[name]) for name in variables)
+        ranks = Ranks(rank, world_size, local_rank, int(local), address, int(port), source)
+    except (KeyError, ValueError) as error:
+        raise EngineError(f"the environment has no numbers in {', '.join(variables)} or the port: {error}") from None
+    if not 0 <= rank < world_size:
+        raise EngineError(f"got {variables[0]}={rank} with {variables[1]}={world_size}, expected 0 to {world_size - 1}")
+    return ranks
+
+
+def _shared_port(name: str) -> int:
+    """A port that all ranks of one job arrive at by themselves."""
+    return 20000 + zlib.crc32(name.encode()) % 10000

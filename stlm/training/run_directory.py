@@ -1,0 +1,210 @@
+"""A run's folder: one job at a time, its config and environment, and where a resumed job continues.
+
+    runs/NAME/
+        config.yaml        all settings of the run: enough to run it again
+        environment.json   versions, machine and ranks of every start
+        metrics.jsonl      one line per logged step and validation
+        train.log          what was printed
+        tensorboard/
+        checkpoints/       see checkpoint.py
+
+Everything here is done by rank 0 alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from data_pipeline.atomic import write_text
+from data_pipeline.errors import DataError
+from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, to_dict
+from stlm.errors import CheckpointError, ConfigError, StlmError
+from stlm.training.checkpoint import check_checkpoint, checkpoints_of, prune_checkpoints, read_progress
+
+PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
+
+
+class Start(NamedTuple):
+    """Where a job begins."""
+
+    checkpoint: Path | None  # None: at the beginning
+    notes: list[str]  # what people should know
+
+
+def choose_run_directory(name: str, resume: str, root: Path = Path("runs")) -> Path:
+    """root/NAME if it is new or unfinished, else the first of root/NAME-2, root/NAME-3 … that is.
+
+    With resume "never" the first that does not exist, with "must" the last that does.
+    """
+    candidates = [root / name, *(root / f"{name}-{number}" for number in range(2, 10_000))]
+    new = next(number for number, path in enumerate(candidates) if not path.exists())
+    if resume == "never":
+        return candidates[new]
+    if resume == "must":
+        return candidates[max(new - 1, 0)]
+    return next(path for path in candidates[: new + 1] if not is_finished(path))
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint of the last step that its own config asks for."""
+    if not (run_dir / "config.yaml").is_file():
+        return False
+    last = load_run_config(run_dir).training.max_steps
+    return any(int(path.name.removeprefix("step_")) >= last for path in checkpoints_of(run_dir))
+
+
+class RunDirectory:
+    """The folder of one run, locked while it is open."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    def open(self, config: RunConfig, fingerprint: str, resume: str) -> Start:
+        """Lock the folder, check that the run may continue as `resume` says, and write its config.
+
+        `fingerprint` is that of the data. Raises ConfigError or CheckpointError where the run cannot go on.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if (self.path / "config.yaml").is_file():
+                self._refuse_changes(config, resume)
+            start = self._find_start(resume)
+            if start.checkpoint is not None:
+                self._refuse_other_data(start.checkpoint, config, fingerprint)
+            write_text(self.path / "config.yaml", dump_run_config(config))
+            prune_checkpoints(self.path, config.training.keep_last)
+        except (DataError, OSError) as error:
+            self.close()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"cannot use {self.path} as a run directory: {reason}") from error
+        except StlmError:
+            self.close()
+            raise
+        return start
+
+    def record_start(self, step: int, details: dict[str, Any]) -> None:
+        """Add this start to environment.json."""
+        path = self.path / "environment.json"
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+        starts.append(
+            {
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "step": step,
+                "command": shlex.join(sys.argv),
+                "host": socket.gethostname(),
+                "platform": platform.platform(),
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in PACKAGES},
+                **details,
+            }
+        )
+        write_text(path, json.dumps({"starts": starts}, indent=1, default=str) + "\n")
+
+    def close(self) -> None:
+        """Let another job use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """The kernel drops such a lock with the process, however it ends: no stale lock is possible."""
+        lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise CheckpointError(
+                f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --run"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def _find_start(self, resume: str) -> Start:
+        found = checkpoints_of(self.path)
+        notes: list[str] = []
+        for path in found:
+            problem = check_checkpoint(path)
+            if problem is None:
+                return Start(path, notes)
+            if resume == "must":
+                raise CheckpointError(
+                    f"{path} is damaged: {problem}; with --resume auto the one before is used, or delete this folder"
+                )
+            aside = path.with_name(f"damaged_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            notes.append(f"{path} is damaged: {problem}; moved to {aside.name}, going back to the checkpoint before")
+        if resume == "must":
+            raise CheckpointError(f"{self.path} holds no checkpoint to continue from, expected checkpoints/step_…")
+        return Start(None, notes)
+
+    def _refuse_changes(self, config: RunConfig, resume: str) -> None:
+        if resume == "never":
+            raise CheckpointError(
+                f"{self.path} already holds a run, and --resume never would overwrite it; choose another --run"
+            )
+        saved = load_run_config(self.path)
+        changed = changed_keys(saved, config)
+        if changed:
+            lines = [f"  {key}: was {_shown(saved, key)}, now {_shown(config, key)}" for key in changed]
+            raise ConfigError(
+                f"{self.path} was started with other settings, and a run continues with its own:\n"
+                + "\n".join(lines)
+                + f"\nMay change: {', '.join(_changeable(config))}. For a new run choose another folder with --run, "
+                "or --resume never."
+            )
+
+    def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
+        progress = read_progress(checkpoint)
+        if progress["data_fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
+                f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"
+            )
+        if progress["step"] > config.training.max_steps:
+            raise ConfigError(
+                f"training.max_steps: got {config.training.max_steps}, but {self.path} is already at step "
+                f"{progress['step']}; expected at least that"
+            )
+
+
+def _shown(config: RunConfig, key: str) -> str:
+    value: Any = to_dict(config)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return repr(value)
+
+
+def _changeable(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys that may differ when a run is resumed."""
+    for field in dataclasses.fields(config):
+        if field.metadata.get("may_change"):
+            yield prefix + field.name
+        elif dataclasses.is_dataclass(value := getattr(config, field.name)):
+            yield from _changeable(value, f"{prefix}{field.name}.")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"

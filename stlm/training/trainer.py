@@ -1,0 +1,309 @@
+"""The Trainer of the short loop:
+
+    for step in trainer.steps():
+        loss = trainer.train_step(step)
+        trainer.log(step, loss)
+        trainer.val_step()
+        trainer.save_checkpoint(step)
+
+Steps are numbered from 1: "at step s" means after the s-th update. `log`, `val_step` and `save_checkpoint` act only
+when they are due, and at the last step. Every method is called by all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from stlm.config import RunConfig
+from stlm.errors import ConfigError, Stopped
+from stlm.objectives import Batch, build_objective
+from stlm.stlm import STLM
+from stlm.training.checkpoint import (
+    checkpoint_path,
+    prune_checkpoints,
+    read_progress,
+    read_state,
+    write_checkpoint,
+)
+from stlm.training.engine import Engine, connect, on_rank_zero, sum_over_ranks
+from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
+from stlm.training.precision import choose_precision
+from stlm.training.run_directory import RunDirectory
+from stlm.training.schedules import learning_rate_at
+
+RESUME = ("auto", "never", "must")
+
+
+class Trainer:
+    """Trains one model into one run directory, from its newest checkpoint on.
+
+    Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" continues what the directory holds,
+    "must" refuses to begin anew, "never" refuses to continue. Raises ConfigError or CheckpointError where that is not
+    possible.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: STLM,
+        optimizer: torch.optim.Optimizer,
+        train_loader: TrainingBatches,
+        validation_loader: ValidationWindows,
+        *,
+        run_dir: str | os.PathLike[str],
+        deepspeed_config: Mapping[str, Any] | None = None,
+        resume: str = "auto",
+    ) -> None:
+        if resume not in RESUME:
+            raise ConfigError(f"resume: got {resume!r}, expected one of {', '.join(RESUME)}")
+        self.config = config
+        self.model = model
+        self.train_loader = train_loader
+        self.validation_loader = validation_loader
+        self.objective = build_objective(config.training.objective)
+        self.step = 0  # updates made
+        self.seen = {"ids": 0, "bytes": 0}
+        self.validation_bits_per_byte: float | None = None  # of the newest validation
+
+        self.ranks = connect()
+        self.run_dir = Path(run_dir)
+        self._run = RunDirectory(run_dir)
+        start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
+        precision = on_rank_zero(lambda: choose_precision(config.training.precision))
+        self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
+        self.monitor = Monitor(self.run_dir, self.step + 1, active=self.ranks.rank == 0)
+        for note in start.notes:
+            self.monitor.say(f"warning: {note}")
+
+        self.engine = Engine(
+            model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
+        )
+        self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(self.engine.device)
+        self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
+        if start.checkpoint is not None:
+            self.load_checkpoint(start.checkpoint)
+            self.monitor.say(f"continuing from {start.checkpoint}")
+        on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
+        self._saved_step = self.step
+        self._last: dict[str, float] = {}  # figures of the newest step
+        self._clock = Clock()
+        self._stop = StopRequest()
+
+    # ------------------------------------------------------------------ the loop
+
+    def steps(self) -> Iterator[int]:
+        """Yield the numbers of the steps that are still to be made.
+
+        Between two steps the ranks agree whether one of them was asked to stop by SIGINT, SIGTERM or SIGUSR1; then a
+        checkpoint is saved and Stopped is raised. At the end, however it comes, the run directory is released.
+        """
+        last = self.config.training.max_steps
+        try:
+            while self.step < last:
+                yield self.step + 1
+                asked = self._stop.signal
+                if self.step < last and sum_over_ranks([float(asked is not None)])[0]:
+                    self._save()
+                    text = f"stopped by {asked or 'a signal to another rank'} at step {self.step} after saving"
+                    self.monitor.say(f"{text}; the same command continues it")
+                    raise Stopped(text)
+        finally:
+            self.close()
+
+    def train_step(self, step: int) -> float:
+        """Make update `step`, which is the next. Returns the loss before it, in nats per id over the whole batch.
+
+        Raises NonFinite, without having changed the model, if the loss or the gradient is not finite.
+        """
+        if step != self.step + 1:
+            raise ValueError(f"the next step is {self.step + 1}, got {step}")
+        training, split = self.config.training, self.engine.split
+        started = time.perf_counter()
+        first = self.ranks.rank * split.rows
+        batch = self.train_loader.rows(step, first, first + split.rows)
+        data_seconds = time.perf_counter() - started
+
+        micro_batches = []
+        for offset in range(0, split.rows, split.micro_batch_size):
+            rows = slice(offset, offset + split.micro_batch_size)
+            micro_batch = Batch(*(tensor[rows].to(self.engine.device) for tensor in batch))
+            micro_batches.append(self.objective.prepare(micro_batch, self.config.seed, step, first + offset))
+        (ids,) = sum_over_ranks([float(sum(prepared.loss_mask.sum() for prepared in micro_batches))])
+
+        self.engine.train()
+        sums = []
+        with self.engine.accumulate():
+            for prepared in micro_batches:
+                output = self.engine.forward(prepared.inputs)
+                part = self.objective.sums(output, prepared, self._bytes_per_id)
+                loss = sum(output.auxiliary.values(), part.nats) / ids
+                self.engine.backward(loss, last=prepared is micro_batches[-1])
+                sums.append(torch.stack([part.nats.detach(), part.bytes.double()]))
+        local = torch.stack(sums).tolist()  # [micro-batches, 2]
+        nats, bytes = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        if not math.isfinite(nats):
+            raise self._non_finite("the loss", step, [row[0] for row in local])
+        learning_rate = learning_rate_at(step, training)
+        gradient_norm = self.engine.step(learning_rate)
+        if not math.isfinite(gradient_norm):
+            raise self._non_finite("the gradient", step, [gradient_norm] * len(local))
+
+        self.step = step
+        self.seen["ids"] += int(ids)
+        self.seen["bytes"] += int(bytes)
+        loss_value = nats / ids
+        self._last = {
+            "loss": loss_value,
+            "bits_per_byte": nats / math.log(2) / bytes if bytes else math.nan,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+        }
+        self._clock.add(time.perf_counter() - started, data_seconds, bytes)
+        return loss_value
+
+    def log(self, step: int, loss: float) -> None:
+        """Record the step that was just made: every `log_every_steps`, and the first and the last one."""
+        training = self.config.training
+        if not self._due(training.log_every_steps) and step != 1:
+            return
+        record = {
+            "step": step,
+            "split": "train",
+            **self._last,
+            "loss": loss,
+            "epoch": self.train_loader.epoch(step),
+            "ids_seen": self.seen["ids"],
+            "bytes_seen": self.seen["bytes"],
+            "timing": self._clock.read(),
+        }
+        self.monitor.record(record)
+        self.monitor.say(progress_line(record, training.max_steps, self._clock.left(training.max_steps - step)))
+
+    def val_step(self) -> float | None:
+        """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it was done."""
+        if not self._due(self.config.training.eval_every_steps):
+            return None
+        started = time.perf_counter()
+        nats, ids, bytes = self.validate()
+        seconds = time.perf_counter() - started
+        self.validation_bits_per_byte = nats / math.log(2) / bytes
+        record = {
+            "step": self.step,
+            "split": "validation",
+            "loss": nats / ids,
+            "bits_per_byte": self.validation_bits_per_byte,
+            "timing": {"seconds": seconds},
+        }
+        self.monitor.record(record)
+        self.monitor.say(
+            f"step {self.step}/{self.config.training.max_steps}  validation {self.validation_bits_per_byte:.4f} "
+            f"bits/byte  ({bytes:,.0f} bytes in {readable_time(seconds)})"
+        )
+        return self.validation_bits_per_byte
+
+    def save_checkpoint(self, step: int) -> Path | None:
+        """Save every `save_every_steps`, and at the last step. Returns the checkpoint if one was written."""
+        return self._save() if self._due(self.config.training.save_every_steps) else None
+
+    # ------------------------------------------------------------------ what the loop is made of
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float, float]:
+        """(nats, ids, bytes) of one pass over all validation windows, summed in float64.
+
+        Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
+        gathers weights in each; where the windows run out a group is read again and not counted.
+        """
+        windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
+        groups = -(-windows // size)
+        self.engine.eval()
+        totals = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
+        turns = range(0, groups, self.ranks.world_size)
+        for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
+            group = turn + self.ranks.rank
+            first = min(group, groups - 1) * size
+            batch = self.validation_loader.windows(first, min(first + size, windows))
+            batch = Batch(*(tensor.to(self.engine.device) for tensor in batch))
+            prepared = self.objective.prepare(batch, self.config.seed, 0, first)
+            sums = self.objective.sums(self.engine.forward(prepared.inputs), prepared, self._bytes_per_id)
+            if group < groups:
+                totals += torch.stack([value.double() for value in sums])
+        nats, ids, bytes = sum_over_ranks(totals.tolist())
+        return nats, ids, bytes
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
+        path = Path(path)
+        context = self.config.model.context_length
+        example = torch.zeros(1, context, dtype=torch.long, device=self.engine.device)
+        self.engine.load_state(read_state(path), [example])
+        progress = read_progress(path)
+        self.step = progress["step"]
+        self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
+
+    def close(self) -> None:
+        """Release the run directory and give the signals back. A second call does nothing."""
+        self._stop.restore()
+        self.monitor.close()
+        self._run.close()
+
+    def _save(self) -> Path:
+        path = checkpoint_path(self.run_dir, self.step)
+        if self._saved_step == self.step:
+            return path
+        state = self.engine.full_state()
+        progress = {
+            "step": self.step,
+            "ids_seen": self.seen["ids"],
+            "bytes_seen": self.seen["bytes"],
+            "sequences_seen": self.step * self.config.training.batch_size,
+            "seed": self.config.seed,  # with the step, all randomness there is
+            "data_fingerprint": self.train_loader.fingerprint,
+            "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
+        }
+
+        def write() -> None:
+            write_checkpoint(path, self.config.model, self.model.tokenizer, state, progress)
+            prune_checkpoints(self.run_dir, self.config.training.keep_last)
+
+        on_rank_zero(write)
+        self._saved_step = self.step
+        return path
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.training.max_steps
+
+    def _non_finite(self, what: str, step: int, nats: list[float]) -> NonFinite:
+        """The error to raise, with the rows of the batch that brought it about, as far as they can be told."""
+        size, total = self.engine.split.micro_batch_size, self.config.training.batch_size
+        flags = [0.0] * (total // size)
+        for index, value in enumerate(nats):
+            flags[self.ranks.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
+        bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag]
+        rows = ", ".join(f"{index * size}-{(index + 1) * size - 1}" for index in bad)
+        text = (
+            f"{what} of step {step} is not finite (rows {rows} of its batch); the model was not changed by it. "
+            f"Last checkpoint: step {self._saved_step}. A lower training.learning_rate or a longer warm-up may help"
+        )
+        self.monitor.say(f"error: {text}")
+        return NonFinite(text)
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "ranks": self.ranks.world_size,
+            "launcher": self.ranks.source,
+            "device": str(self.engine.device),
+            "threads": torch.get_num_threads(),
+            "precision": self.engine.precision._asdict(),
+            "deepspeed_config": self.engine.config,
+        }
