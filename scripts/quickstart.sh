@@ -20,7 +20,8 @@ step() { printf '\n$ %s\n' "$1"; eval "$1"; }
 
 SECONDS=0
 step 'bash scripts/preprocess.sh'
-step 'deepspeed scripts/pretrain.py --ds_config ds_configs/zero0.json --config quickstart --run runs/quickstart'
+# One rank, which needs no launcher: it starts sooner, and Ctrl-C and kill reach it directly.
+step 'python scripts/pretrain.py --ds_config ds_configs/zero0.json --config quickstart --run runs/quickstart'
 step 'python scripts/evaluate.py runs/quickstart'
 step 'python scripts/generate.py runs/quickstart --prompt "The module" --max-ids 400'
 
