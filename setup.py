@@ -4,24 +4,28 @@ from setuptools import find_packages, setup
 
 # What the library and its scripts import, plus what they cannot start without. Tested versions: constraints.txt.
 #
-# Left out on purpose:
-# - ninja: DeepSpeed itself requires it.
-# - mpi4py: it needs an MPI library on the machine, and nothing here imports it. Under mpirun or `deepspeed --launcher
-#   openmpi` the ranks are read from the environment that the launcher sets, before DeepSpeed would go and ask MPI.
+# mpi4py is imported only by a preparation of data that mpirun or srun started, and needs an MPI library only then: its
+# wheels find whichever there is. Left out on purpose: ninja, which DeepSpeed itself requires.
 CORE = [
     "torch>=2.6",
     "deepspeed>=0.19,<0.20",
     "numpy>=2.0",
     "datasets>=4.0",
+    "pyarrow>=15",
+    "tokenizers>=0.20",
+    "backports.zstd>=1.0; python_version < '3.14'",
     "sentencepiece>=0.2",
     "safetensors>=0.5",
     "tensorboard>=2.18",
     "pyyaml>=6.0",
     "tqdm>=4.66",
+    "mpi4py>=4.1",
 ]
 
 EXTRAS = {
+    "html": ["resiliparse>=1.0"],  # text out of pages of HTML
     "dev": [
+        "resiliparse>=1.0",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",

@@ -21,7 +21,14 @@ from data_pipeline.atomic import write_text
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.shards import write_shard
-from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, parse_spec, train_sentencepiece
+from data_pipeline.tokenizers import (
+    ALGORITHMS,
+    Tokenizer,
+    build_tokenizer,
+    load_tokenizer,
+    parse_spec,
+    train_sentencepiece,
+)
 
 SHARD_BYTES = 256 << 20  # of text
 
@@ -92,7 +99,7 @@ def _tokenizer(directory: Path) -> Tokenizer:
 def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
     """The tokenizer of a spec; one that has to be trained is trained on up to 32 MiB of the documents for training."""
     kind, size = parse_spec(spec)
-    return train_sentencepiece(_sample(units), size) if kind == "sentencepiece" else build_tokenizer(spec)
+    return train_sentencepiece(_sample(units), size, kind) if kind in ALGORITHMS else build_tokenizer(spec)
 
 
 def _sample(units: list[Gathered]) -> Iterator[str]:

@@ -10,10 +10,18 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import TOKENIZER_FILE, Tokenizer
 from data_pipeline.tokenizers.byte import ByteTokenizer
-from data_pipeline.tokenizers.sentencepiece import MINIMUM_VOCAB_SIZE, SentencePieceTokenizer, train_sentencepiece
+from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer, build_huggingface
+from data_pipeline.tokenizers.sentencepiece import (
+    ALGORITHMS,
+    MINIMUM_VOCAB_SIZE,
+    SentencePieceTokenizer,
+    train_sentencepiece,
+)
 
 __all__ = [
+    "ALGORITHMS",
     "ByteTokenizer",
+    "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
     "build_tokenizer",
@@ -22,36 +30,50 @@ __all__ = [
     "train_sentencepiece",
 ]
 
-_KINDS = ("byte", "sentencepiece")
-_FORMS = "byte, or sentencepiece:N (N ids, for example sentencepiece:4096)"
+_FORMS = {
+    "byte": "byte",
+    "sentencepiece": "sentencepiece:4096",
+    "sentencepiece-bpe": "sentencepiece-bpe:4096",
+    "hf": "hf:DIR",
+}
+_EXPECTED = (
+    "byte, sentencepiece:N or sentencepiece-bpe:N (N ids, for example sentencepiece:4096), "
+    "or hf:DIR (a folder with a tokenizer.json of Hugging Face)"
+)
 
 
 def parse_spec(spec: str) -> tuple[str, int]:
     """Split a spec into its kind and the size of its vocabulary: "sentencepiece:4096" → ("sentencepiece", 4096).
 
-    Raises DataError, naming the nearest valid spec.
+    The size of "hf:DIR" is in the folder, so 0 is returned. Raises DataError, naming the nearest valid spec.
     """
     kind, colon, size = spec.partition(":")
     if kind == "byte" and not colon:
         return "byte", ByteTokenizer.vocab_size
-    if kind == "sentencepiece" and size.isascii() and size.isdigit():
+    if kind == "hf" and size:
+        return "hf", 0
+    if kind in ALGORITHMS and size.isascii() and size.isdigit():
         if int(size) >= MINIMUM_VOCAB_SIZE:
-            return "sentencepiece", int(size)
+            return kind, int(size)
         raise DataError(
             f"tokenizer {spec!r}: the vocabulary must have at least {MINIMUM_VOCAB_SIZE} ids "
             f"(256 bytes, the special symbols, and room to learn)"
         )
-    nearest = difflib.get_close_matches(kind.lower(), _KINDS, n=1, cutoff=0.5)
-    hint = {"byte": "byte", "sentencepiece": f"sentencepiece:{size if size.isdigit() else 4096}"}
-    suggestion = f"; nearest: {hint[nearest[0]]}" if nearest else ""
-    raise DataError(f"tokenizer {spec!r} is unknown: expected {_FORMS}{suggestion}")
+    nearest = difflib.get_close_matches(kind.lower(), _FORMS, n=1, cutoff=0.5)
+    suggestion = ""
+    if nearest:
+        form = _FORMS[nearest[0]]
+        suggestion = f"; nearest: {form.replace('4096', size) if size.isdigit() else form}"
+    raise DataError(f"tokenizer {spec!r} is unknown: expected {_EXPECTED}{suggestion}")
 
 
 def build_tokenizer(spec: str) -> Tokenizer:
-    """A tokenizer that needs no training ("byte"). DataError for the others: they come with prepared data."""
+    """A tokenizer that needs no training ("byte", "hf:DIR"). DataError for others: they come with prepared data."""
     kind, _ = parse_spec(spec)
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "hf":
+        return build_huggingface(spec.partition(":")[2], spec)
     raise DataError(
         f"tokenizer {spec!r} is trained on a corpus: prepare data with --tokenizer {spec} and use the one saved there"
     )
@@ -72,10 +94,12 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         raise DataError(f"{path} is damaged: {error}") from error
     if kind == "byte":
         tokenizer: Tokenizer = ByteTokenizer()
-    elif kind == "sentencepiece":
-        tokenizer = SentencePieceTokenizer.load(directory)
+    elif kind in ALGORITHMS:
+        tokenizer = SentencePieceTokenizer.load(directory, kind)
+    elif kind == "hf":
+        tokenizer = HuggingFaceTokenizer.load(directory)
     else:
-        raise DataError(f"{path}: tokenizer kind {kind!r} is unknown; this version knows {', '.join(_KINDS)}")
+        raise DataError(f"{path}: tokenizer kind {kind!r} is unknown; this version knows {', '.join(_FORMS)}")
     if tokenizer.fingerprint != description.get("fingerprint"):
         raise DataError(
             f"the tokenizer in {directory} is not the one that was saved: fingerprint {tokenizer.fingerprint[:12]}…, "

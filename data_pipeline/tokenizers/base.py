@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,11 @@ from data_pipeline.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_STORED_DOCUMENT = 0xFF
+SPACE = "\u2581"  # how sentencepiece and its heirs write a space
+
+# Scores are added up in 32 bits, and some encoders slow down on what has no end, so those that see a text as one whole
+# get segments of at most 65,536 characters that end at line ends where there are any.
+_SEGMENT = re.compile(r"(?s).{1,65536}(?:\n+|\Z)|.{1,65536}")
 
 Ids = NDArray[Any] | Sequence[int]
 
@@ -81,6 +87,11 @@ def utf8(text: str) -> bytes:
             f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
             f"which is not valid Unicode text; replace it, for example with U+FFFD"
         ) from None
+
+
+def segments(text: str) -> list[str]:
+    """`text` in pieces that an encoder takes in one go."""
+    return _SEGMENT.findall(text)
 
 
 def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:

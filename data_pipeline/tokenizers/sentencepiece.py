@@ -1,5 +1,5 @@
-"""Unigram subwords by the sentencepiece library (Kudo 2018, arXiv 1804.10959; Kudo and Richardson 2018, arXiv
-1808.06226), made lossless.
+"""Subwords by the sentencepiece library (Kudo and Richardson 2018, arXiv 1808.06226), made lossless: unigram (Kudo
+2018, arXiv 1804.10959) and byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909).
 
 Text is taken as it is: no normalisation, no added or removed spaces, and bytes as pieces for whatever was not learned.
 One collision is left in the library: it writes a space as U+2581, so a real U+2581 would come back as a space. Here
@@ -21,19 +21,27 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import write_bytes
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.base import Ids, checked_ids, fingerprint, id_dtype, save_description, utf8
+from data_pipeline.tokenizers.base import (
+    SPACE,
+    Ids,
+    checked_ids,
+    fingerprint,
+    id_dtype,
+    save_description,
+    segments,
+    utf8,
+)
 
 MODEL_FILE = "sentencepiece.model"
-MINIMUM_VOCAB_SIZE = 300
+MINIMUM_VOCAB_SIZE = 262  # specials, bytes, and one that is learned
 
-_SPACE = "\u2581"
+# How the vocabulary is learned, by the kind that a spec names.
+ALGORITHMS = {"sentencepiece": "unigram", "sentencepiece-bpe": "bpe"}
+
 # Specials first, then the 256 bytes, then what was learned. The unknown symbol is required by the library and never
 # produced.
 _UNKNOWN, _START, _END_OF_TEXT, _PAD, _MASK = range(5)
 _SENTENCE = 4096  # characters handed to the trainer at a time
-# The encoder adds up scores in 32 bits, so long texts are handed over in segments of at most 65,536 characters that end
-# at line ends where there are any.
-_SEGMENT = re.compile(r"(?s).{1,65536}(?:\n+|\Z)|.{1,65536}")
 
 
 class SentencePieceTokenizer:
@@ -44,10 +52,10 @@ class SentencePieceTokenizer:
     pad_id = _PAD
     mask_id = _MASK
 
-    def __init__(self, model: bytes) -> None:
-        """`model`:
+    def __init__(self, model: bytes, kind: str = "sentencepiece") -> None:
+        """model: a serialised sentencepiece model as made by `train_sentencepiece`. kind: a key of ALGORITHMS.
 
-        a serialised sentencepiece model as made by `train_sentencepiece`. DataError if it is something else.
+        DataError if it is something else.
         """
         from sentencepiece import SentencePieceProcessor
 
@@ -57,7 +65,8 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
         self.vocab_size: int = self._processor.vocab_size()
-        self.spec = f"sentencepiece:{self.vocab_size}"
+        self._kind = kind
+        self.spec = f"{kind}:{self.vocab_size}"
         self.dtype = id_dtype(self.vocab_size)
         self._bytes = [self._bytes_of(id) for id in range(self.vocab_size)]
         self.bytes_per_id: NDArray[np.int32] = np.array([len(piece) for piece in self._bytes], dtype=np.int32)
@@ -66,8 +75,8 @@ class SentencePieceTokenizer:
             raise DataError(
                 "the sentencepiece model lacks the byte pieces or special symbols that this project gives it"
             )
-        self._space_ids = [self._byte_ids[byte] for byte in _SPACE.encode()]
-        self.fingerprint = fingerprint({"kind": "sentencepiece", "version": 1}, model)
+        self._space_ids = [self._byte_ids[byte] for byte in SPACE.encode()]
+        self.fingerprint = fingerprint({"kind": kind, "version": 1}, model)
 
     def _bytes_of(self, id: int) -> bytes:
         if self._processor.is_control(id) or self._processor.is_unknown(id):
@@ -75,15 +84,15 @@ class SentencePieceTokenizer:
         piece: str = self._processor.id_to_piece(id)
         if self._processor.is_byte(id):
             return bytes([int(piece[3:5], 16)])
-        return piece.replace(_SPACE, " ").encode("utf-8")
+        return piece.replace(SPACE, " ").encode("utf-8")
 
     def encode(self, text: str) -> NDArray[Any]:
         utf8(text)
         ids: list[int] = []
-        for index, part in enumerate(text.split(_SPACE)):
+        for index, part in enumerate(text.split(SPACE)):
             if index:
                 ids += self._space_ids
-            for segment in _SEGMENT.findall(part):
+            for segment in segments(part):
                 ids += self._processor.encode(segment)
         return np.array(ids, dtype=self.dtype)
 
@@ -106,20 +115,20 @@ class SentencePieceTokenizer:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         write_bytes(Path(directory) / MODEL_FILE, self._model)
-        save_description(self, "sentencepiece", directory)
+        save_description(self, self._kind, directory)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> SentencePieceTokenizer:
+    def load(cls, directory: str | os.PathLike[str], kind: str) -> SentencePieceTokenizer:
         path = Path(directory) / MODEL_FILE
         try:
-            return cls(path.read_bytes())
+            return cls(path.read_bytes(), kind)
         except FileNotFoundError:
             raise DataError(f"the tokenizer in {directory} is incomplete: {MODEL_FILE} is missing") from None
         except DataError as error:
             raise DataError(f"{path} is damaged: {error}") from error
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str = "sentencepiece") -> SentencePieceTokenizer:
     """Learn a vocabulary of exactly `vocab_size` ids from `texts`, which are held in memory: pass a sample.
 
     The same texts give the same model on every machine. DataError if the texts are too few, or too varied, for that
@@ -132,7 +141,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
         SentencePieceTrainer.train(
             sentence_iterator=_sentences(texts),
             model_writer=model,
-            model_type="unigram",
+            model_type=ALGORITHMS[kind],
             vocab_size=vocab_size,
             character_coverage=0.9995,
             byte_fallback=True,
@@ -155,8 +164,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(_training_problem(str(error), vocab_size)) from error
-    return SentencePieceTokenizer(model.getvalue())
+        raise DataError(_training_problem(str(error), kind, vocab_size)) from error
+    return SentencePieceTokenizer(model.getvalue(), kind)
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
@@ -170,11 +179,11 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield part[start : start + _SENTENCE]
 
 
-def _training_problem(message: str, vocab_size: int) -> str:
+def _training_problem(message: str, kind: str, vocab_size: int) -> str:
     """The library's message in words that say what to do."""
-    what = f"tokenizer sentencepiece:{vocab_size}"
+    what = f"tokenizer {kind}:{vocab_size}"
     if found := re.search(r"value <= (\d+)", message):
-        return f"{what}: the corpus is too small for so large a vocabulary; sentencepiece:{found[1]} is the largest"
+        return f"{what}: the corpus is too small for so large a vocabulary; {kind}:{found[1]} is the largest"
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"{what}: the corpus has too many different characters; sentencepiece:{found[1]} is the smallest"
+        return f"{what}: the corpus has too many different characters; {kind}:{found[1]} is the smallest"
     return f"{what}: training failed: {message}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -24,6 +26,7 @@ HOSTILE = [
     "\r",
     "lone\rCR, CRLF\r\nand LF\n",
     "\n\n\n \n\t\n",
+    "<|endoftext|> <|start|> <unk>  <tool> \u2581 [CLS]",
     "<0x41><s></s><unknown><start><end_of_text><pad><mask>",
     "e\u0301 o\u0308\u0323 \u1112\u1161\u11ab",
     "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
@@ -37,10 +40,63 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module", params=["byte", "sentencepiece:600"])
-def tokenizer(request):
+def write_byte_level(folder, **pre_tokenizer):
+    """A tokenizer as GPT-2's: byte-level, with one symbol for everything."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(**{"add_prefix_space": True} | pre_tokenizer)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    library.train_from_iterator(PROSE, trainer)
+    library.enable_truncation(8)
+    library.enable_padding(length=8)
+    folder.mkdir()
+    library.save(str(folder / "tokenizer.json"))
+    names = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+def write_byte_fallback(folder):
+    """A tokenizer as Llama's: a space is U+2581, one is put before each text, unknown characters become bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    trained.train_from_iterator(
+        [piece for text in PROSE for piece in re.findall(r"\s?\S+|\s+", text)],
+        trainers.BpeTrainer(vocab_size=400, show_progress=False, limit_alphabet=60),
+    )
+    model = json.loads(trained.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    merges = [tuple(merge) for merge in model["merges"]]
+    vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    library = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    replace = decoders.Replace("\u2581", " ")
+    library.decoder = decoders.Sequence(
+        [replace, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
+    library.add_tokens([AddedToken("<tool>", lstrip=True, rstrip=True, normalized=False)])
+    folder.mkdir()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(
+    scope="module", params=["byte", "sentencepiece:600", "sentencepiece-bpe:600", "hf:byte-level", "hf:byte-fallback"]
+)
+def tokenizer(request, tmp_path_factory):
     kind, size = parse_spec(request.param)
-    return build_tokenizer(request.param) if kind == "byte" else train_sentencepiece(PROSE, size)
+    if kind == "hf":
+        write = write_byte_level if request.param == "hf:byte-level" else write_byte_fallback
+        return build_tokenizer(f"hf:{write(tmp_path_factory.mktemp('hf') / 'tokenizer')}")
+    return build_tokenizer(request.param) if kind == "byte" else train_sentencepiece(PROSE, size, kind)
 
 
 @pytest.mark.parametrize("text", HOSTILE + PROSE[:1], ids=lambda text: ascii(text[:12]))
@@ -112,8 +168,10 @@ def test_sentencepiece_learns_exactly_the_size_asked_for_and_the_same_each_time(
         ("byte:256", r"nearest: byte$"),
         ("sentencepice:4096", r"nearest: sentencepiece:4096$"),
         ("sentencepiece", r"nearest: sentencepiece:4096$"),
-        ("sentencepiece:-1", r"expected byte, or sentencepiece:N"),
-        ("sentencepiece:256", r"at least 300"),
+        ("sentencepiece:-1", r"expected byte, sentencepiece:N or"),
+        ("sentencepiece:256", r"at least 262"),
+        ("sentencepeice-bpe:900", r"nearest: sentencepiece-bpe:900$"),
+        ("hf:", r"nearest: hf:DIR$"),
         ("", r"'' is unknown"),
     ],
 )
@@ -122,14 +180,64 @@ def test_unknown_specs_name_the_nearest(spec, message):
         parse_spec(spec)
 
 
-def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused():
-    with pytest.raises(
-        DataError, match=r"sentencepiece:50000: the corpus is too small.*sentencepiece:\d+ is the largest"
-    ):
-        train_sentencepiece(PROSE, 50_000)
+@pytest.mark.parametrize("kind", ["sentencepiece", "sentencepiece-bpe"])
+def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_one_that_it_can(kind):
+    with pytest.raises(DataError, match=rf"{kind}:90000: the corpus is too small") as refused:
+        train_sentencepiece(PROSE, 90_000, kind)
+    largest = int(re.search(rf"{kind}:(\d+) is the largest", str(refused.value))[1])
+    assert train_sentencepiece(PROSE, largest, kind).vocab_size == largest
+
     many_characters = ["".join(map(chr, range(0x4E00, 0x4E00 + 2000)))]
-    with pytest.raises(DataError, match=r"too many different characters; sentencepiece:\d+ is the smallest"):
-        train_sentencepiece(many_characters, 300)
+    with pytest.raises(DataError, match="too many different characters") as refused:
+        train_sentencepiece(many_characters, 262, kind)
+    smallest = int(re.search(rf"{kind}:(\d+) is the smallest", str(refused.value))[1])
+    assert train_sentencepiece(many_characters, smallest, kind).vocab_size == smallest
+    assert train_sentencepiece(["0", "1 0"], 264, kind).decode([261, 262, 263]) in ("01 ", " 01", "10 ", " 10", "0 1")
+
+
+def test_the_special_symbols_of_a_hugging_face_tokenizer_are_found_or_added(tmp_path):
+    byte_level = build_tokenizer(f"hf:{write_byte_level(tmp_path / 'byte-level')}")
+    assert byte_level.end_of_text_id == 0, "its only symbol ends texts; the others come behind its 600 ids"
+    assert (byte_level.start_id, byte_level.pad_id, byte_level.mask_id, byte_level.vocab_size) == (600, 601, 602, 603)
+    assert byte_level.decode_bytes(byte_level.encode("x y")) == b"x y", "no space is put before it"
+
+    byte_fallback = build_tokenizer(f"hf:{write_byte_fallback(tmp_path / 'byte-fallback')}")
+    assert (byte_fallback.start_id, byte_fallback.end_of_text_id) == (1, 2)
+    assert {byte_fallback.pad_id, byte_fallback.mask_id} == {byte_fallback.vocab_size - 2, byte_fallback.vocab_size - 1}
+    assert byte_fallback.decode(byte_fallback.encode("\u5b57 <tool> </s>")) == "\u5b57 <tool> </s>"
+    assert len(byte_fallback.encode("<tool>")) == 1
+
+
+@pytest.mark.parametrize("loss", ["lowercases", "normalises", "splits words", "knows few characters"])
+def test_a_hugging_face_tokenizer_that_loses_text_is_refused_with_an_example(loss, tmp_path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    path = write_byte_level(tmp_path / "tokenizer") / "tokenizer.json"
+    library = Tokenizer.from_file(str(path))
+    if loss == "lowercases":
+        library.normalizer, example = normalizers.Lowercase(), r"gives back 'A' as 'a'"
+    elif loss == "normalises":
+        library.normalizer, example = normalizers.NFC(), r"gives back 'e\\u0301' as '\\xe9'"
+    elif loss == "splits words":
+        whitespace, byte_level = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.pre_tokenizer, example = pre_tokenizers.Sequence([whitespace, byte_level]), r"gives back ' a' as 'a'"
+    else:
+        library = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+        library.pre_tokenizer, example = pre_tokenizers.Whitespace(), r"gives back 'A' as '\[UNK\]'"
+    library.save(str(path))
+    with pytest.raises(DataError, match=rf"hf:.*loses text: it {example}"):
+        build_tokenizer(f"hf:{path.parent}")
+
+
+def test_folders_without_a_hugging_face_tokenizer_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"there is no .*tokenizer\.json; expected a folder"):
+        build_tokenizer(f"hf:{tmp_path}")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Telepathy"}}')
+    with pytest.raises(DataError, match="cannot be read by the tokenizers library"):
+        build_tokenizer(f"hf:{tmp_path}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="is not a file of Hugging Face's tokenizers library"):
+        build_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
 
 
 def test_damaged_tokenizer_folders_are_named(tmp_path):

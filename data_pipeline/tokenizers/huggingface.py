@@ -1,0 +1,310 @@
+"""Tokenizers of the Hugging Face `tokenizers` library, from a folder with tokenizer.json, held to this project's rules.
+
+The rules are that every text comes back and that each id stands for known bytes. Three kinds of vocabulary are
+understood: byte-level (GPT-2 and its heirs write each byte as a character of a fixed alphabet: Radford et al. 2019,
+section 2.2), sentencepiece's way (a space is U+2581, and what was not learned becomes byte pieces), and plain
+characters. From the file are removed: what is put before, behind or around a text (the first space, templates, padding,
+truncation), and the stripping of spaces around added words. Then it has to give back a list of difficult texts, and
+while data is prepared it has to give back every document; one that lowercases, normalises or forgets is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import write_bytes
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers.base import (
+    SPACE,
+    TOKENIZER_FILE,
+    Ids,
+    checked_ids,
+    fingerprint,
+    id_dtype,
+    save_description,
+    segments,
+    utf8,
+)
+
+DEFINITION_FILE = "huggingface.json"
+
+# What the special symbols are called: by tokenizer_config.json, and where that is silent. The first that is there and
+# not yet taken is used; if there is none, a new id is added.
+_SPECIALS = {
+    "end_of_text": ("eos_token", ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")),
+    "start": ("bos_token", ("<|begin_of_text|>", "<|startoftext|>", "<|start|>", "<s>", "<bos>", "[BOS]", "[CLS]")),
+    "pad": ("pad_token", ("<pad>", "<|pad|>", "[PAD]")),
+    "mask": ("mask_token", ("<mask>", "<|mask|>", "[MASK]")),
+}
+_BATCH_BYTES = 1 << 20  # of text handed to the library at a time: it needs some hundred bytes for each id
+
+# The shortest come first: the first that does not come back is shown.
+_PROBES = [
+    "a", "A", " a", "a ", "a  b", "\n", "a\n\nb", "\t", "\r\n", "\0", "1234567890", "don't stop", "e\u0301", "\u00e9",
+    "\ufb01 \u00bd \uff21", SPACE, f"a{SPACE} b", "\u65e5\u672c\u8a9e", "\U0001f600 \U0001f468\u200d\U0001f469", "\ufeff",
+    "\u200b\u00a0\u2028", "<0x41><s></s><unk><pad><mask><|endoftext|>[CLS][SEP]", "def f(x):\n    return  x ** 2\n",
+    "".join(map(chr, range(0x300))), "".join(map(chr, range(0x300, 0xD800, 97))),
+]  # fmt: skip
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of the `tokenizers` library that loses nothing. Its ids are those of its file."""
+
+    def __init__(self, definition: bytes, special_ids: dict[str, int], spec: str) -> None:
+        """definition: the tokenizer.json that `build_huggingface` made. special_ids: start, end_of_text, pad, mask."""
+        library = _library(definition, spec)
+        library.encode_special_tokens = True  # a text that spells out a special symbol is a text
+        self._library = library
+        self._definition = definition
+        self.spec = spec
+        self.vocab_size = size_of(library)
+        self.dtype = id_dtype(self.vocab_size)
+        self.start_id = special_ids["start"]
+        self.end_of_text_id = special_ids["end_of_text"]
+        self.pad_id = special_ids["pad"]
+        self.mask_id = special_ids["mask"]
+        described = json.loads(definition)
+        self._spaces = _vocabulary_kind(described) == "spaces"
+        self._byte_level = _vocabulary_kind(described) == "bytes"
+        self._bytes, byte_ids = _bytes_of_ids(library, described)
+        self._space_ids = [byte_ids[byte] for byte in SPACE.encode() if byte in byte_ids]
+        self.bytes_per_id: NDArray[np.int32] = np.array([len(piece) for piece in self._bytes], dtype=np.int32)
+        self.fingerprint = fingerprint({"kind": "hf", "version": 1, **special_ids}, definition)
+
+    def encode(self, text: str) -> NDArray[Any]:
+        raw = utf8(text)
+        return self._encode([(text, raw)])[0]
+
+    def encode_documents(
+        self, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        end = np.array([self.end_of_text_id], dtype=self.dtype)
+        encoded: list[NDArray[Any]] = []
+        batch: list[tuple[str, bytes]] = []
+        size = 0
+        stops = np.cumsum(lengths)
+        for start, stop in zip((stops - lengths).tolist(), stops.tolist(), strict=True):
+            raw = stored[start : stop - 1].tobytes()
+            batch.append((raw.decode("utf-8"), raw))
+            size += len(raw)
+            if size >= _BATCH_BYTES:
+                encoded += self._encode(batch)
+                batch, size = [], 0
+        encoded += self._encode(batch)
+        counts = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
+        return np.concatenate([np.empty(0, self.dtype), *(part for ids in encoded for part in (ids, end))]), counts
+
+    def decode(self, ids: Ids) -> str:
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        return b"".join([self._bytes[id] for id in checked_ids(ids, self.vocab_size).tolist()])
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        write_bytes(Path(directory) / DEFINITION_FILE, self._definition)
+        save_description(self, "hf", directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+        path = Path(directory)
+        description = json.loads((path / TOKENIZER_FILE).read_bytes())
+        try:
+            special_ids = {name: description[f"{name}_id"] for name in _SPECIALS}
+            return cls((path / DEFINITION_FILE).read_bytes(), special_ids, description["spec"])
+        except FileNotFoundError:
+            raise DataError(f"the tokenizer in {directory} is incomplete: {DEFINITION_FILE} is missing") from None
+        except (KeyError, ValueError, DataError) as error:
+            raise DataError(f"the tokenizer in {directory} is damaged: {error}") from error
+
+    def _encode(self, texts: list[tuple[str, bytes]]) -> list[NDArray[Any]]:
+        """The ids of texts, which are given as str and as UTF-8."""
+        pieces = [list(self._pieces(text)) for text, _ in texts]
+        flat = [piece for parts in pieces for piece in parts if piece]
+        encodings = iter(self._library.encode_batch_fast(flat, add_special_tokens=False))
+        encoded = []
+        for parts, (text, raw) in zip(pieces, texts, strict=True):
+            ids: list[int] = []
+            for piece in parts:
+                ids += next(encodings).ids if piece else self._space_ids
+            if b"".join([self._bytes[id] for id in ids]) != raw:
+                raise DataError(self._loss(text, ids))
+            encoded.append(np.array(ids, dtype=self.dtype))
+        return encoded
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """What is handed to the library; "" stands for a U+2581, which it would take for a space."""
+        if self._byte_level:
+            yield text
+            return
+        for index, part in enumerate(text.split(SPACE) if self._spaces else [text]):
+            if index:
+                yield ""
+            yield from segments(part)
+
+    def _loss(self, text: str, ids: list[int]) -> str:
+        back = self.decode(ids)
+        place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+        before, after = text[max(place - 10, 0) : place + 20], back[max(place - 10, 0) : place + 20]
+        return f"tokenizer {self.spec!r} loses text: it gives back {before!a} as {after!a}; choose one that is lossless"
+
+
+def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
+    """The tokenizer of a folder with tokenizer.json, or of that file. Special symbols that it lacks get new ids.
+
+    DataError if there is none, or it does not give back every text.
+    """
+    path = _file(place)
+    definition = json.loads(path.read_bytes())
+    _library(path.read_bytes(), spec)  # complains, if it has to, about the file as the user has it
+    _make_exact(definition)
+    special_ids = _find_specials(definition, path.parent)
+    data = json.dumps(definition, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    tokenizer = HuggingFaceTokenizer(data, special_ids, spec)
+    for text in _PROBES:
+        tokenizer.encode(text)
+    return tokenizer
+
+
+def read_tokenizer(place: str) -> Any:
+    """The library's own tokenizer, as it stands in a folder or file, for decoding. DataError if there is none."""
+    return _library(_file(place).read_bytes(), f"hf:{place}")
+
+
+def size_of(library: Any) -> int:
+    """The highest id and one."""
+    return 1 + max(library.get_vocab(with_added_tokens=True).values())
+
+
+def _file(place: str) -> Path:
+    path = Path(place)
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        definition = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"tokenizer hf:{place}: there is no {path}; expected a folder with tokenizer.json, as "
+            f"AutoTokenizer.from_pretrained(…).save_pretrained(DIR) writes it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"tokenizer hf:{place}: {path} cannot be read: {error}") from error
+    if isinstance(definition, dict) and definition.get("kind") == "hf":  # one that was saved by this project
+        return _file(str(path.parent / DEFINITION_FILE))
+    if not isinstance(definition, dict) or "model" not in definition:
+        raise DataError(f"tokenizer hf:{place}: {path} is not a file of Hugging Face's tokenizers library")
+    return path
+
+
+def _library(definition: bytes, spec: str) -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the work is divided among processes already
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    try:
+        library = LibraryTokenizer.from_str(definition.decode("utf-8"))
+    except Exception as error:  # the library raises nothing more special
+        raise DataError(f"tokenizer {spec!r} cannot be read by the tokenizers library: {error}") from error
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _parts(definition: dict[str, Any], *keys: str) -> Iterator[dict[str, Any]]:
+    """The components under some keys, those within sequences too."""
+    for key in keys:
+        part = definition.get(key) or {}
+        nested = part.get("normalizers") or part.get("pretokenizers") or part.get("decoders")
+        yield from nested if isinstance(nested, list) else [part]
+
+
+def _vocabulary_kind(definition: dict[str, Any]) -> str:
+    """How its pieces are written: "bytes" (the byte-level alphabet), "spaces" (U+2581 for a space) or "characters"."""
+    parts = list(_parts(definition, "normalizer", "pre_tokenizer", "decoder"))
+    if any(part.get("type") == "ByteLevel" for part in parts):
+        return "bytes"
+    replaced = any(part.get("type") == "Replace" and part.get("content") == SPACE for part in parts)
+    return "spaces" if replaced or any(part.get("type") == "Metaspace" for part in parts) else "characters"
+
+
+def _make_exact(definition: dict[str, Any]) -> None:
+    """Remove what adds to a text or takes from it."""
+    definition |= {"post_processor": None, "truncation": None, "padding": None}
+    for part in _parts(definition, "pre_tokenizer", "decoder"):
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = False
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+            part.pop("add_prefix_space", None)
+    normalizer = definition.get("normalizer") or {}
+    if normalizer.get("type") == "Prepend":
+        definition["normalizer"] = None
+    elif normalizer.get("type") == "Sequence":
+        normalizer["normalizers"] = [part for part in normalizer["normalizers"] if part.get("type") != "Prepend"]
+    for token in definition.get("added_tokens") or []:
+        token |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+
+
+def _find_specials(definition: dict[str, Any], folder: Path) -> dict[str, int]:
+    """The ids of the special symbols by name; `definition` gets those that it lacks."""
+    names: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            names |= json.loads((folder / file).read_bytes())
+    added = definition.setdefault("added_tokens", [])
+    library = _library(json.dumps(definition).encode(), str(folder))
+    vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
+    found: dict[str, int] = {}
+    for name, (key, usual) in _SPECIALS.items():
+        stated = names.get(key)
+        stated = stated.get("content") if isinstance(stated, dict) else stated
+        by_content = {token["content"]: token for token in added if token["id"] not in found.values()}
+        token = next((by_content[content] for content in (stated, *usual) if content in by_content), None)
+        if token is not None:
+            token["special"] = True
+            found[name] = token["id"]
+    for name in _SPECIALS:
+        if name not in found:
+            content = f"<|{name}|>"
+            while content in vocabulary:
+                content = f"<{content}>"
+            vocabulary[content] = found[name] = max(vocabulary.values()) + 1
+            flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+            added.append({"id": found[name], "content": content, **flags})
+    return found
+
+
+def _bytes_of_ids(library: Any, definition: dict[str, Any]) -> tuple[list[bytes], dict[int, int]]:
+    """What each id stands for, and the ids of pieces that are one byte by name."""
+    kind = _vocabulary_kind(definition)
+    alphabet = _byte_alphabet()
+    added = library.get_added_tokens_decoder()
+    table = [b""] * size_of(library)
+    byte_ids: dict[int, int] = {}
+    fallback = bool((definition.get("model") or {}).get("byte_fallback"))
+    for piece, id in library.get_vocab(with_added_tokens=True).items():
+        if id in added:
+            table[id] = b"" if added[id].special else added[id].content.encode()
+        elif kind == "bytes":
+            if all(character in alphabet for character in piece):  # others come from no text
+                table[id] = bytes(alphabet[character] for character in piece)
+        elif fallback and len(piece) == 6 and piece.startswith("<0x"):
+            table[id] = bytes([int(piece[3:5], 16)])
+            byte_ids[table[id][0]] = id
+        else:
+            table[id] = (piece.replace(SPACE, " ") if kind == "spaces" else piece).encode()
+    return table, byte_ids
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Which byte each character of the byte-level alphabet stands for.
+
+    Printable characters of Latin-1 stand for themselves; U+0100 and following for the other bytes, in their order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
