@@ -61,12 +61,18 @@ class STLM(nn.Module):
 
     # ------------------------------------------------------------------ ids in, logits out
 
-    def forward(self, ids_BT: Tensor) -> Output:
-        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t."""
+    def forward(self, ids_BT: Tensor, document_ids_BT: Tensor | None = None) -> Output:
+        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
+
+        With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
+        before it is read, which says where it begins (end_of_text). Positions are relative, so it does not matter where
+        in the window a document stands; with patches, up to its distance from where a patch begins.
+        """
         start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
         inputs_BT = torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
-        x_BPD, patches = self.embedder(inputs_BT)
-        return Output(self.head(self.core(x_BPD), inputs_BT, patches), {})
+        x_BPD, patches = self.embedder(inputs_BT, None, document_ids_BT)
+        x_BPD = self.core(x_BPD, None, document_ids_BT if patches is None else patches.documents_BP)
+        return Output(self.head(x_BPD, inputs_BT, patches, None, document_ids_BT), {})
 
     def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Logits [B, V] of the first id, and the state for `step`."""

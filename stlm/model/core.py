@@ -18,8 +18,11 @@ class Core(nn.Module):
         """Empty decoding state for `forward(x, cache)`."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
-    def forward(self, x_BPD: Tensor, cache: Any = None) -> Tensor:
-        """Transform P positions; with a cache they follow those of the calls before, and P may be 0."""
+    def forward(self, x_BPD: Tensor, cache: Any = None, documents_BP: Tensor | None = None) -> Tensor:
+        """Transform P positions; with a cache they follow those of the calls before, and P may be 0.
+
+        With `documents_BP`, nothing passes between positions whose numbers differ.
+        """
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -40,7 +43,7 @@ class TransformerCore(Core):
     def new_cache(self) -> Any:
         return self.stack.new_cache()
 
-    def forward(self, x_BPD: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, x_BPD: Tensor, cache: Any = None, documents_BP: Tensor | None = None) -> Tensor:
         if x_BPD.size(1) == 0:  # a step inside a patch brings the core nothing new
             return x_BPD
-        return self.norm(self.stack(x_BPD, cache))
+        return self.norm(self.stack(x_BPD, cache, documents_BP))

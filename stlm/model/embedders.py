@@ -25,6 +25,7 @@ class Patches(NamedTuple):
 
     states_BTd: Tensor  # what the local encoder says at each byte position
     index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
+    documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
 
 
 class Embedder(nn.Module):
@@ -36,8 +37,13 @@ class Embedder(nn.Module):
         """Empty decoding state for `forward(inputs, cache)`; None where there is nothing to remember."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
-    def forward(self, inputs_BT: Tensor, cache: Any = None) -> tuple[Tensor, Patches | None]:
-        """Ids → (x_BPD, patches). Token models have P = T and patches None."""
+    def forward(
+        self, inputs_BT: Tensor, cache: Any = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Patches | None]:
+        """Ids → (x_BPD, patches). Token models have P = T and patches None.
+
+        With `documents_BT`, nothing passes between positions whose numbers differ.
+        """
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -55,7 +61,7 @@ class TokenEmbedder(Embedder):
     def new_cache(self) -> None:
         return None
 
-    def forward(self, inputs_BT: Tensor, cache: None = None) -> tuple[Tensor, None]:
+    def forward(self, inputs_BT: Tensor, cache: None = None, documents_BT: Tensor | None = None) -> tuple[Tensor, None]:
         return self.table(inputs_BT), None
 
 
@@ -84,6 +90,9 @@ class BytePatchEmbedder(Embedder):
     A small windowed transformer of width d reads the bytes. The vector of a patch is a projection of the last
     `patch_size` byte states up to the position where the patch begins to be predicted, as MegaByte (arXiv 2305.07185,
     section 2.1) concatenates byte embeddings; the encoder in front of it is BLT's (arXiv 2412.09871, section 3.2).
+
+    Where documents are kept apart, a patch belongs to the document in which it begins and sees no states of another,
+    and the bytes of a document that begins inside a patch have none until the next patch begins.
     """
 
     def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocab_size: int) -> None:
@@ -97,10 +106,12 @@ class BytePatchEmbedder(Embedder):
     def new_cache(self) -> BytePatchCache:
         return BytePatchCache(self.local.new_cache())
 
-    def forward(self, inputs_BT: Tensor, cache: BytePatchCache | None = None) -> tuple[Tensor, Patches]:
+    def forward(
+        self, inputs_BT: Tensor, cache: BytePatchCache | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Patches]:
         size, length = self.patching.size, inputs_BT.size(1)
         offset = cache.length if cache else 0
-        states_BTd = self.local(self.table(inputs_BT), cache.local if cache else None)
+        states_BTd = self.local(self.table(inputs_BT), cache.local if cache else None, documents_BT)
 
         if cache is None or cache.tail_BSd is None:
             recent = F.pad(states_BTd, (0, 0, size - 1, 0))  # before the first byte there is nothing: zeros
@@ -109,6 +120,9 @@ class BytePatchEmbedder(Embedder):
         first = self.patching.first_start(offset)
         if first < length:
             spans_BPdS = recent[:, first:].unfold(1, size, size)
+            if documents_BT is not None:  # the last of a span is where its patch begins
+                spans_BPS = F.pad(documents_BT, (size - 1, 0), value=-1).unfold(1, size, size)
+                spans_BPdS = spans_BPdS * (spans_BPS == spans_BPS[..., -1:])[:, :, None]
             x_BPD = self.project(spans_BPdS.transpose(2, 3).flatten(2)).to(states_BTd.dtype)
         else:  # no patch begins here
             x_BPD = states_BTd.new_zeros(inputs_BT.size(0), 0, self.project.out_features)
@@ -116,7 +130,11 @@ class BytePatchEmbedder(Embedder):
             cache.tail_BSd = recent[:, recent.size(1) - (size - 1) :]
             cache.length += length
         index_BT = self.patching.patch_index(length, offset, inputs_BT.device).expand(inputs_BT.size(0), -1)
-        return x_BPD, Patches(states_BTd, index_BT)
+        if documents_BT is None:
+            return x_BPD, Patches(states_BTd, index_BT)
+        documents_BP = documents_BT[:, ::size]
+        began_BT = documents_BP.gather(1, index_BT - 1) == documents_BT  # else a position has no patch: its patch is 0
+        return x_BPD, Patches(states_BTd, torch.where(began_BT, index_BT, 0), documents_BP)
 
 
 def require_bytes(kind: str, vocab_size: int) -> None:

@@ -24,8 +24,15 @@ class Head(nn.Module):
         """Empty decoding state for `forward(x, inputs, patches, cache)`; None where there is nothing to remember."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
-    def forward(self, x_BPD: Tensor, inputs_BT: Tensor, patches: Patches | None, cache: Any = None) -> Tensor:
-        """(x_BPD, inputs_BT, patches) → logits_BTV."""
+    def forward(
+        self,
+        x_BPD: Tensor,
+        inputs_BT: Tensor,
+        patches: Patches | None,
+        cache: Any = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """(x_BPD, inputs_BT, patches) → logits_BTV. With `documents_BT`, nothing passes between those that differ."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -51,7 +58,14 @@ class LinearHead(Head):
     def new_cache(self) -> None:
         return None
 
-    def forward(self, x_BPD: Tensor, inputs_BT: Tensor, patches: Patches | None, cache: None = None) -> Tensor:
+    def forward(
+        self,
+        x_BPD: Tensor,
+        inputs_BT: Tensor,
+        patches: Patches | None,
+        cache: None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         return self.output(x_BPD)
 
 
@@ -88,17 +102,22 @@ class BytePatchHead(Head):
         return BytePatchHeadCache(self.local.new_cache())
 
     def forward(
-        self, x_BPD: Tensor, inputs_BT: Tensor, patches: Patches | None, cache: BytePatchHeadCache | None = None
+        self,
+        x_BPD: Tensor,
+        inputs_BT: Tensor,
+        patches: Patches | None,
+        cache: BytePatchHeadCache | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         assert patches is not None
         y_BPd = self.project(x_BPD)
         if cache is None or cache.current_B1d is None:
-            current_B1d = y_BPd.new_zeros(y_BPd.size(0), 1, y_BPd.size(2))  # never used: position 0 begins a patch
+            current_B1d = y_BPd.new_zeros(y_BPd.size(0), 1, y_BPd.size(2))  # for positions without a patch
         else:
             current_B1d = cache.current_B1d
         y_BQd = torch.cat((current_B1d, y_BPd), dim=1)
         y_BTd = y_BQd.gather(1, patches.index_BT[..., None].expand(-1, -1, y_BQd.size(2)))
         if cache is not None:
             cache.current_B1d = y_BQd[:, -1:]
-        z_BTd = self.local(patches.states_BTd + y_BTd, cache.local if cache else None)
+        z_BTd = self.local(patches.states_BTd + y_BTd, cache.local if cache else None, documents_BT)
         return self.output(self.norm(z_BTd))

@@ -46,7 +46,8 @@ class Attention(nn.Module):
     """Causal grouped-query attention with rotary positions: [B, T, D] → [B, T, D].
 
     Queries share keys and values in groups (Ainslie et al. 2023, arXiv 2305.13245): `num_kv_heads` = `num_heads` is
-    multi-head attention, 1 is multi-query. With a `window` of W, a position sees itself and the W - 1 before it.
+    multi-head attention, 1 is multi-query. With a `window` of W, a position sees itself and the W - 1 before it; with
+    `documents_BT`, nothing of another document.
     """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, window: int | None = None) -> None:
@@ -58,14 +59,25 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
         self.output = nn.Linear(num_heads * self.head_width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, table: RotaryTable, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        table: RotaryTable,
+        cache: KeyValueCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         q_BNTK = rotate(self._heads(self.query(x_BTD), self.num_heads), table)
         k_BNTK = rotate(self._heads(self.key(x_BTD), self.num_kv_heads), table)
         v_BNTK = self._heads(self.value(x_BTD), self.num_kv_heads)
         if cache is not None:
             y_BNTK = self._attend_to_cache(q_BNTK, k_BNTK, v_BNTK, cache)
         elif self.window is not None and self.window < x_BTD.size(1):
-            y_BNTK = windowed_attention(q_BNTK, k_BNTK, v_BNTK, self.window)
+            y_BNTK = windowed_attention(q_BNTK, k_BNTK, v_BNTK, self.window, documents_BT)
+        elif documents_BT is not None:
+            length = x_BTD.size(1)
+            causal_TT = visible(length, 0, length, 0, None, x_BTD.device)
+            same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+            y_BNTK = attend(q_BNTK, k_BNTK, v_BNTK, (causal_TT & same_BTT)[:, None])
         else:
             y_BNTK = attend(q_BNTK, k_BNTK, v_BNTK)
         return self.output(y_BNTK.transpose(1, 2).flatten(2))
@@ -99,8 +111,12 @@ def attend(q_BNTK: Tensor, k_BMSK: Tensor, v_BMSK: Tensor, mask: Tensor | None =
     return (weights_BMGTS.flatten(2, 3) @ v_BMSK).unflatten(2, q_BMGTK.shape[2:4]).flatten(1, 2)
 
 
-def windowed_attention(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, window: int) -> Tensor:
+def windowed_attention(
+    q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, window: int, documents_BT: Tensor | None = None
+) -> Tensor:
     """Causal attention to the last `window` positions at a cost of T * 2W rather than T * T.
+
+    With `documents_BT`, only to those of the same document.
 
     The sequence is cut into blocks of W; a block's queries see their own block and the one before it, which hold every
     key within reach (as in Longformer's chunks, Beltagy et al. 2020, arXiv 2004.05150, appendix A).
@@ -114,6 +130,10 @@ def windowed_attention(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, window: i
     mask = visible(window, window, 2 * window, 0, window, q.device).repeat(blocks, 1, 1)
     mask[0, :, :window] = False  # the first block has none before it
     mask = mask[:, None].repeat(B, 1, 1, 1)
+    if documents_BT is not None:
+        own_BbW = F.pad(documents_BT, (0, blocks * window - T)).unflatten(1, (blocks, window))
+        seen_BbS = torch.cat((F.pad(own_BbW[:, :-1], (0, 0, 1, 0)), own_BbW), dim=2)
+        mask = mask & (own_BbW[..., None] == seen_BbS[..., None, :]).flatten(0, 1)[:, None]
     y = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)
     return y.unflatten(0, (B, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :T]
 
@@ -141,8 +161,14 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = feed_forward
 
-    def forward(self, x_BTD: Tensor, table: RotaryTable, cache: KeyValueCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, cache)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        table: RotaryTable,
+        cache: KeyValueCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, cache, documents_BT)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -180,11 +206,14 @@ class TransformerStack(nn.Module):
             lasts += [block.attention.output, block.feed_forward.down]
         return lasts
 
-    def forward(self, x_BTD: Tensor, cache: list[KeyValueCache] | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cache: list[KeyValueCache] | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """documents_BT: see `Attention`; not beside a cache, whose positions are of one document."""
         first = cache[0].length if cache else 0
         table = rotary_table(first, x_BTD.size(1), self.head_width, self.rope_theta, x_BTD.device)
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, table, cache[layer] if cache else None)
+            x_BTD = block(x_BTD, table, cache[layer] if cache else None, documents_BT)
         return x_BTD
 
 

@@ -6,6 +6,7 @@ trainer divides once by the count of the whole step. Shape letters: B batch, T i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -18,6 +19,12 @@ class Batch(NamedTuple):
 
     ids: Tensor  # [B, T] int64
     loss_mask: Tensor  # [B, T] bool, false on padding
+    document_ids: Tensor | None = None  # [B, T]: equal where attention may pass; None: everywhere
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of what `function` makes of each tensor."""
+        documents = None if self.document_ids is None else function(self.document_ids)
+        return Batch(function(self.ids), function(self.loss_mask), documents)
 
 
 class Prepared(NamedTuple):
@@ -26,6 +33,7 @@ class Prepared(NamedTuple):
     inputs: Tensor  # [B, T]: what is given to the model's forward
     targets: Tensor  # [B, T]
     loss_mask: Tensor  # [B, T] bool
+    document_ids: Tensor | None = None  # [B, T], as in Batch
 
 
 class Sums(NamedTuple):

@@ -14,7 +14,7 @@ class NextToken:
     """Predict ids[:, t] from ids[:, :t]. The model shifts its inputs itself, so inputs and targets are the same ids."""
 
     def prepare(self, batch: Batch, seed: int, step: int, row: int) -> Prepared:
-        return Prepared(batch.ids, batch.ids, batch.loss_mask)
+        return Prepared(batch.ids, batch.ids, batch.loss_mask, batch.document_ids)
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
         """Cross-entropy of each counted id in fp32, added up in float64."""
