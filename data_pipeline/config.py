@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+PACKINGS = ("stream", "documents", "padded", "best_fit")
+CURRICULA = ("length",)
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One of several prepared folders, and its share of the windows."""
+
+    dir: str = field(metadata={"help": "folder made by scripts/preprocess.py"})
+    weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "share of the windows that come from it, relative to the other weights",
+            "above": 0.0,
+            "maximum": 1e6,
+        },
+    )
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which prepared data a run reads."""
+    """Which prepared data a run reads, and how it is cut into windows."""
 
     dir: str | None = field(
         default=None,
@@ -16,9 +34,37 @@ class DataConfig:
             "may_change": True,
         },
     )
+    mixture: tuple[MixturePart, ...] = field(
+        default=(),
+        metadata={
+            "help": "several folders instead of one, each {dir: FOLDER, weight: SHARE}; all of the same tokenizer",
+            "may_change": True,  # the folders may have moved; what they hold and their weights are compared
+        },
+    )
     tokenizer: str = field(
         default="byte",
         metadata={
             "help": "byte, or sentencepiece:N with N the size of the vocabulary; must agree with the prepared data"
         },
+    )
+    packing: str = field(
+        default="stream",
+        metadata={
+            "help": "what a window holds. stream: the next ids, whatever document they are of; documents: the same, "
+            "attention ends at documents' edges; padded: one document; best_fit: whole documents that fill it best. "
+            "The latter two need scripts/preprocess.py plan",
+            "choices": PACKINGS,
+        },
+    )
+    curriculum: str | None = field(
+        default=None,
+        metadata={
+            "help": "order of the first epoch. length: from short documents to long ones; null: none, as in later "
+            "epochs. Needs scripts/preprocess.py plan",
+            "choices": CURRICULA,
+        },
+    )
+    verify: bool = field(
+        default=False,
+        metadata={"help": "check the sha256 of every shard before training, not only its size", "may_change": True},
     )

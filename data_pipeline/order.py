@@ -10,6 +10,7 @@ Splittable Pseudorandom Number Generators", OOPSLA 2014).
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +43,54 @@ def window_at(position: ArrayLike, num_windows: int, seed: int) -> NDArray[np.in
     while (outside := np.flatnonzero(window >= num_windows)).size:
         window[outside] = _permute(window[outside], key[outside], _U64(a), _U64(b))
     return window.astype(np.int64).reshape(positions.shape)
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """A seed of its own for each of several orders of one run; number 0 has the run's."""
+    return (seed ^ number * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+
+
+class Order(Protocol):
+    """Which window stands at each position: a pure function."""
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
+
+class Shuffled:
+    """Every epoch its own permutation: `window_at`."""
+
+    def __init__(self, num_windows: int, seed: int) -> None:
+        self._num_windows = num_windows
+        self._seed = seed
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return window_at(positions, self._num_windows, self._seed)
+
+
+class EasyToHard:
+    """The first epoch visits one group of windows after the other, each group shuffled; later epochs are `Shuffled`.
+
+    ranking [num_windows]: all windows, those of the first group first. edges [groups + 1]: where each group begins in
+    it, and num_windows.
+    """
+
+    def __init__(self, ranking: NDArray[np.int64], edges: NDArray[np.int64], seed: int) -> None:
+        self._ranking = ranking
+        self._edges = edges
+        self._seed = seed
+        self._later = Shuffled(len(ranking), seed)
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        windows = np.empty(positions.shape, np.int64)
+        later = positions >= len(self._ranking)
+        windows[later] = self._later(positions[later])
+        groups = np.searchsorted(self._edges, positions, side="right") - 1
+        for group in np.unique(groups[~later]).tolist():
+            mine = groups == group
+            first, last = self._edges[group : group + 2].tolist()
+            places = window_at(positions[mine] - first, last - first, derived_seed(self._seed, group + 1))
+            windows[mine] = self._ranking[first + places]
+        return windows
 
 
 def _permute(index: NDArray[np.uint64], key: NDArray[np.uint64], a: np.uint64, b: np.uint64) -> NDArray[np.uint64]:

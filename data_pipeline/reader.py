@@ -1,28 +1,40 @@
 """Prepared data as training and evaluation read it: streams of ids, cut into windows.
 
-A stream is all documents of a split in a row, each followed by end_of_text. A window is `context_length` ids of it, so
-every id belongs to exactly one window and is predicted once per epoch. Nothing is loaded: shards are mapped into memory
-when first touched.
+A stream is all documents of a split in a row, each followed by end_of_text. A window is `context_length` ids of it
+(`windows`), and every id is predicted once per epoch. Nothing is loaded: shards are mapped into memory when they are
+touched.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, TOKENIZER_DIR, Manifest, ShardEntry
-from data_pipeline.order import window_at
+from data_pipeline.order import Order
 from data_pipeline.shards import Shard, map_ids
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
+from data_pipeline.windows import StreamWindows, Windows, WindowSet
 
-Windows = tuple[NDArray[np.int64], NDArray[np.bool_]]
+_BLOCK = 4096  # positions whose windows are computed together: one by one, the order would cost more than the reading
+_MAPS = 256  # shards mapped at a time: each holds a file open, and a process may have only so many
+
+
+class SourceRange(NamedTuple):
+    """Where in a split's stream the documents of one source stand: ids [start, stop)."""
+
+    name: str
+    start: int
+    stop: int
 
 
 class PreparedData:
@@ -56,19 +68,38 @@ class PreparedData:
         """The stream of "train" or "validation"."""
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-        return IdStream(self.dir, self.manifest.splits[name], self.tokenizer.dtype)
+        shards = self.manifest.splits[name]
+        return IdStream([self.dir / shard.path for shard in shards], shards, [self.tokenizer.dtype] * len(shards))
+
+    def sources(self, split: str) -> list[SourceRange]:
+        """Which ids of a split's stream come from which source, in the order of the stream; empty ones left out."""
+        ranges, start = [], 0
+        for source in self.manifest.sources:
+            if (ids := source.get(split, {}).get("ids", 0)) > 0:
+                ranges.append(SourceRange(source["name"], start, start + ids))
+                start += ids
+        return ranges or [SourceRange(str(self.dir), 0, self.manifest.total(split, "ids"))]
 
 
 class IdStream:
     """The ids of one split, across its shards, as one long array that is read in pieces."""
 
-    def __init__(self, dir: Path, shards: list[ShardEntry], dtype: np.dtype[Any]) -> None:
-        self._prefixes = [dir / shard.path for shard in shards]
+    def __init__(self, prefixes: Sequence[Path], shards: Sequence[ShardEntry], dtypes: Sequence[np.dtype[Any]]) -> None:
+        self._prefixes = list(prefixes)
+        self._shards = list(shards)
+        self._dtypes = list(dtypes)
         self._stops = np.array(list(accumulate(shard.ids for shard in shards)), dtype=np.int64)
-        self._maps: list[NDArray[Any] | None] = [None] * len(shards)
-        self.dtype = dtype
+        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self.dtype = np.result_type(*set(dtypes)) if dtypes else np.dtype(np.uint8)
         self.num_bytes = sum(shard.bytes for shard in shards)
         self.num_documents = sum(shard.documents for shard in shards)
+
+    @classmethod
+    def joined(cls, streams: Sequence[IdStream]) -> IdStream:
+        """Streams in a row."""
+        prefixes = [prefix for stream in streams for prefix in stream._prefixes]
+        dtypes = [dtype for stream in streams for dtype in stream._dtypes]
+        return cls(prefixes, [shard for stream in streams for shard in stream._shards], dtypes)
 
     def __len__(self) -> int:
         return int(self._stops[-1]) if len(self._stops) else 0
@@ -89,76 +120,117 @@ class IdStream:
             shard += 1
         return out
 
+    def rows(self, starts: NDArray[np.int64], length: int, fill: int) -> NDArray[np.int64]:
+        """Rows of `length` ids from each of `starts` [n] on: [n, length], with `fill` behind the end of the stream."""
+        out = np.empty((len(starts), length), dtype=np.int64)
+        if not len(starts):
+            return out
+        shards = np.searchsorted(self._stops, starts, side="right")
+        order = np.argsort(shards, kind="stable")
+        cuts = np.flatnonzero(np.diff(shards[order])) + 1
+        for rows in np.split(order, cuts):
+            shard = int(shards[rows[0]])
+            ids = self._ids(shard)
+            offsets = starts[rows] - (int(self._stops[shard]) - len(ids))
+            whole = offsets + length <= len(ids)
+            if whole.any():
+                # Every row of the shard that there could be, overlapping: no copy before the rows are picked.
+                possible = as_strided(ids, (len(ids) - length + 1, length), (ids.itemsize, ids.itemsize))
+                out[rows[whole]] = possible[offsets[whole]]
+            for row in rows[~whole].tolist():  # goes on in the next shard, or ends with the stream
+                start = int(starts[row])
+                piece = self.read(start, min(start + length, len(self)))
+                out[row, : len(piece)] = piece
+                out[row, len(piece) :] = fill
+        return out
+
+    def document_sizes(self) -> Iterator[NDArray[np.int32]]:
+        """Ids of each document, end_of_text included, in the order of the stream, one array per shard."""
+        for prefix in self._prefixes:
+            shard = Shard(prefix)
+            if len(shard.sizes) == len(shard):  # as it is written here
+                yield shard.sizes
+            else:  # other programs write documents of several sequences
+                stops = np.concatenate([[0], np.cumsum(shard.sizes, dtype=np.int64)])[shard.documents]
+                yield np.diff(stops).astype(np.int32)
+
     def documents(self) -> Iterator[NDArray[Any]]:
         """The ids of each document, end_of_text included, in the order of the stream."""
         for prefix in self._prefixes:
             yield from Shard(prefix)
 
     def _ids(self, shard: int) -> NDArray[Any]:
-        ids = self._maps[shard]
-        if ids is None:
-            ids = self._maps[shard] = map_ids(self._prefixes[shard], self.dtype)
+        ids = self._maps.get(shard)
+        if ids is not None:
+            self._maps.move_to_end(shard)
+            return ids
+        if len(self._maps) >= _MAPS:
+            self._maps.popitem(last=False)
+        ids = self._maps[shard] = np.asarray(map_ids(self._prefixes[shard], self._dtypes[shard]))
         return ids
 
 
 class TrainLoader:
-    """Batches for training. Row r of step s is the window at position s · batch_size + r of the endless order of
-    `order.window_at`.
+    """Batches for training: row r of step s is the window that stands at position s · batch_size + r of the order.
 
     Any rank or worker may ask for any rows of any step: there is no state, so there is nothing to save and nothing that
     could depend on how many processes share the work.
     """
 
-    def __init__(self, stream: IdStream, context_length: int, batch_size: int, seed: int, pad_id: int) -> None:
-        """batch_size: rows per step over all ranks. pad_id: fills the last window, if it is short."""
-        self._windows = _WindowReader(stream, context_length, pad_id)
+    def __init__(self, windows: WindowSet, order: Order, batch_size: int) -> None:
+        """batch_size: rows per step over all ranks."""
+        self._windows = windows
+        self._order = order
+        self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))  # the last one computed
         self.batch_size = batch_size
-        self.seed = seed
-        self.num_windows = self._windows.num_windows
+        self.num_windows = windows.num_windows
 
     def rows(self, step: int, first: int, last: int) -> Windows:
-        """Rows [first, last) of a step: ids int64 [n, T], and loss_mask bool [n, T], false on padding."""
+        """Rows [first, last) of a step."""
         if not 0 <= first <= last <= self.batch_size:
             raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size}")
-        positions = step * self.batch_size + np.arange(first, last, dtype=np.int64)
-        return self._windows.read(window_at(positions, self.num_windows, self.seed))
+        return self._windows.read(self._windows_at(step * self.batch_size + first, step * self.batch_size + last))
 
     def epoch(self, step: int) -> float:
-        """How many times the data has been seen before this step."""
+        """Windows visited before `step`, in units of all windows; of a mixture, those of all its parts."""
         return step * self.batch_size / self.num_windows
+
+    def _windows_at(self, first: int, last: int) -> NDArray[np.int64]:
+        found = [np.empty(0, np.int64)]
+        for number in range(first // _BLOCK, -(-last // _BLOCK)):
+            start = number * _BLOCK
+            if self._block[0] != number:
+                self._block = number, self._order(np.arange(start, start + _BLOCK, dtype=np.int64))
+            found.append(self._block[1][max(first - start, 0) : last - start])
+        return np.concatenate(found)
 
 
 class ValidationLoader:
-    """All windows of a split, once, in the order of the text."""
+    """All windows of a stream once, in their natural order."""
 
-    def __init__(self, stream: IdStream, context_length: int, pad_id: int) -> None:
-        self._windows = _WindowReader(stream, context_length, pad_id)
+    def __init__(
+        self,
+        stream: IdStream,
+        context_length: int,
+        pad_id: int,
+        end_of_text_id: int | None = None,
+        sources: Sequence[SourceRange] = (),
+    ) -> None:
+        """end_of_text_id: number the documents of a window, see `StreamWindows`. sources: what the stream is made of,
+        all of it; none: one source without a name."""
+        self._windows = StreamWindows(stream, context_length, pad_id, end_of_text_id)
+        self._context_length = context_length
+        self._stops = np.array([source.stop for source in sources][:-1], dtype=np.int64)
+        self.source_names = [source.name for source in sources] or [""]
         self.num_windows = self._windows.num_windows
 
     def windows(self, first: int, last: int) -> Windows:
-        """Windows [first, last): ids int64 [n, T], and loss_mask bool [n, T], false on padding."""
+        """Windows [first, last)."""
         if not 0 <= first <= last <= self.num_windows:
             raise IndexError(f"windows {first} to {last} of {self.num_windows}")
         return self._windows.read(np.arange(first, last, dtype=np.int64))
 
-
-class _WindowReader:
-    """Cuts a stream into windows of T ids; the last one is padded."""
-
-    def __init__(self, stream: IdStream, context_length: int, pad_id: int) -> None:
-        if not len(stream):
-            raise DataError("the split holds no ids: there is nothing to read")
-        self._stream = stream
-        self._context_length = context_length
-        self._pad_id = pad_id
-        self.num_windows = -(-len(stream) // context_length)
-
-    def read(self, windows: NDArray[np.int64]) -> Windows:
-        ids = np.full((len(windows), self._context_length), self._pad_id, dtype=np.int64)
-        loss_mask = np.zeros(ids.shape, dtype=np.bool_)
-        for row, window in enumerate(windows.tolist()):
-            start = window * self._context_length
-            piece = self._stream.read(start, min(start + self._context_length, len(self._stream)))
-            ids[row, : len(piece)] = piece
-            loss_mask[row, : len(piece)] = True
-        return ids, loss_mask
+    def source_ids(self, first: int, last: int) -> NDArray[np.int64]:
+        """Which source each id of windows [first, last) comes from: [n, T], indices of `source_names`."""
+        places = np.arange(first * self._context_length, last * self._context_length)
+        return np.searchsorted(self._stops, places, side="right").reshape(-1, self._context_length)

@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
-    from data_pipeline.reader import PreparedData
+    from data_pipeline.loading import open_data
     from stlm.stlm import STLM
     from stlm.training.engine import connect, disconnect, on_rank_zero
     from stlm.training.loaders import build_loaders
@@ -51,12 +51,12 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
 
     connect()
     if arguments.data:
-        config = replace(config, data=replace(config.data, dir=arguments.data))
-    data_dir = on_rank_zero(lambda: find_data(config))
+        config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
+    on_rank_zero(lambda: check_data(config))
     name = Path(arguments.config).stem
     run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name, arguments.resume))
 
-    data = PreparedData.open(data_dir)
+    data = open_data(replace(config.data, verify=False))
     train_loader, validation_loader = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     optimizer = build_optimizer(model, config.training)
@@ -78,14 +78,11 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
     return 0
 
 
-def find_data(config: RunConfig) -> Path:
-    """The folder of the prepared data, opened once to see that it is whole; the default corpus is made if missing."""
-    from data_pipeline.prepare import ensure_default_data
-    from data_pipeline.reader import PreparedData
+def check_data(config: RunConfig) -> None:
+    """Open the data once to see that it is whole; the default corpus is made if it is missing."""
+    from data_pipeline.loading import open_data
 
-    directory = Path(config.data.dir) if config.data.dir else ensure_default_data(config.data.tokenizer)
-    PreparedData.open(directory)
-    return directory
+    open_data(config.data)
 
 
 def parse_arguments() -> argparse.Namespace:

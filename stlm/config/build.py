@@ -21,7 +21,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     mapping: dict[str, Any] = {"kind": config.kind} if isinstance(config, Component) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        mapping[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+        if isinstance(value, tuple):
+            mapping[field.name] = [to_dict(item) for item in value]
+        else:
+            mapping[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
     return mapping
 
 
@@ -92,13 +95,35 @@ class _Builder:
                     values[key] = self.section(member, child, dotted)
             elif dataclasses.is_dataclass(hint):
                 values[key] = self.section(hint, child, dotted)
+            elif typing.get_origin(hint) is tuple:
+                values[key] = self._list(typing.get_args(hint)[0], child, dotted)
             else:
                 expected, value = _scalar(hint, fields[key].metadata, child.value)
                 if expected:
                     self._refuse(child, dotted, f"{dotted}: got {describe(child.value)}, expected {expected}")
+                    if fields[key].default is dataclasses.MISSING:
+                        values[key] = child.value  # there is nothing better, and the config will not be used
                 else:
                     values[key] = value
         return cls(**values)
+
+    def _list(self, cls: Any, node: Node, path: str) -> tuple[Any, ...]:
+        """A list of sections; `path` of its third item is `path[2]`."""
+        required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+        if not isinstance(node.value, list):
+            example = ", ".join(f"{field.name}: …" for field in dataclasses.fields(cls))
+            self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a list such as [{{{example}}}]")
+            return ()
+        items = []
+        for number, child in enumerate(node.value):
+            dotted = f"{path}[{number}]"
+            missing = [name for name in required if not isinstance(child.value, dict) or name not in child.value]
+            if missing:
+                got = "a section without it" if isinstance(child.value, dict) else describe(child.value)
+                self._refuse(child, path, f"{dotted}.{missing[0]}: got {got}, expected a section that has this key")
+            else:
+                items.append(self.section(cls, child, dotted))
+        return tuple(items)
 
     def report(self, conflict: Conflict, root: Node) -> None:
         """Adds a conflict at the place that brought it about: an override rather than the file."""

@@ -123,6 +123,13 @@ class RunConfig:
         """Conflicts between and within the sections."""
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
+        if self.data.mixture and self.data.dir is not None:
+            yield Conflict(
+                "data.mixture",
+                f"got a list of {len(self.data.mixture)} beside data.dir = {self.data.dir!r}, expected one of the two; "
+                "data.dir=null would work",
+                ("data.dir",),
+            )
         if self.model.embedder.byte_ids and self.data.tokenizer != "byte":
             yield Conflict(
                 "data.tokenizer",

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.reader import PreparedData, TrainLoader, ValidationLoader, Windows
+from data_pipeline.loading import Data, train_loader, validation_loader
+from data_pipeline.reader import TrainLoader, ValidationLoader
+from data_pipeline.windows import Windows
 from stlm.config import RunConfig
 from stlm.errors import ConfigError
 from stlm.objectives import Batch
@@ -34,10 +36,15 @@ class ValidationWindows:
     def __init__(self, loader: ValidationLoader) -> None:
         self._loader = loader
         self.num_windows = loader.num_windows
+        self.source_names = loader.source_names
 
     def windows(self, first: int, last: int) -> Batch:
         """Windows [first, last)."""
         return _tensors(self._loader.windows(first, last))
+
+    def source_ids(self, first: int, last: int) -> torch.Tensor:
+        """Which source each id of windows [first, last) comes from: [n, T], indices of `source_names`."""
+        return torch.from_numpy(self._loader.source_ids(first, last))
 
 
 class Loaders(NamedTuple):
@@ -45,19 +52,22 @@ class Loaders(NamedTuple):
     validation: ValidationWindows
 
 
-def build_loaders(config: RunConfig, data: PreparedData) -> Loaders:
-    """Loaders of the two splits. ConfigError if the data was made with another tokenizer than the config names."""
+def build_loaders(config: RunConfig, data: Data) -> Loaders:
+    """Loaders of the two splits of a prepared folder or a mixture of several.
+
+    ConfigError if the data was made with another tokenizer than the config names, DataError if a plan is missing.
+    """
     tokenizer, context = data.tokenizer, config.model.context_length
     if tokenizer.spec != config.data.tokenizer:
         raise ConfigError(
             f"data.tokenizer: got {config.data.tokenizer!r}, but {data.dir} was prepared with {tokenizer.spec!r}; "
             f"set data.tokenizer={tokenizer.spec}, or name other data"
         )
-    train = TrainLoader(data.split("train"), context, config.training.batch_size, config.seed, tokenizer.pad_id)
-    validation = ValidationLoader(data.split("validation"), context, tokenizer.pad_id)
+    train = train_loader(data, config.data, context, config.training.batch_size, config.seed)
+    validation = validation_loader(data, config.data, context)
     return Loaders(TrainingBatches(train, data.fingerprint), ValidationWindows(validation))
 
 
 def _tensors(windows: Windows) -> Batch:
-    ids, loss_mask = windows
-    return Batch(torch.from_numpy(ids), torch.from_numpy(loss_mask))
+    documents = None if windows.document_ids is None else torch.from_numpy(windows.document_ids)
+    return Batch(torch.from_numpy(windows.ids), torch.from_numpy(windows.loss_mask), documents)

@@ -47,9 +47,12 @@ class Monitor:
             return
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
-        flat = {key: value for key, value in record.items() if key not in ("step", "split", "timing")}
-        for key, value in {**flat, **record.get("timing", {})}.items():
-            self._tensorboard().add_scalar(f"{record['split']}/{key}", value, record["step"])
+        for key, value in record.items():
+            if key in ("step", "split"):
+                continue
+            prefix = f"{record['split']}/" if key == "timing" else f"{record['split']}/{key}"
+            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+                self._tensorboard().add_scalar(f"{prefix}{name}", number, record["step"])
 
     def close(self) -> None:
         if self._active:

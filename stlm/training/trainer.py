@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from stlm.config import RunConfig
 from stlm.errors import ConfigError, Stopped
-from stlm.objectives import Batch, build_objective
+from stlm.objectives import Batch, Prepared, build_objective
 from stlm.stlm import STLM
 from stlm.training.checkpoint import (
     checkpoint_path,
@@ -136,7 +136,7 @@ class Trainer:
         micro_batches = []
         for offset in range(0, split.rows, split.micro_batch_size):
             rows = slice(offset, offset + split.micro_batch_size)
-            micro_batch = Batch(*(tensor[rows].to(self.engine.device) for tensor in batch))
+            micro_batch = self._on_device(batch, rows)
             micro_batches.append(self.objective.prepare(micro_batch, self.config.seed, step, first + offset))
         (ids,) = sum_over_ranks([float(sum(prepared.loss_mask.sum() for prepared in micro_batches))])
 
@@ -144,7 +144,7 @@ class Trainer:
         sums = []
         with self.engine.accumulate():
             for prepared in micro_batches:
-                output = self.engine.forward(prepared.inputs)
+                output = self._forward(prepared)
                 part = self.objective.sums(output, prepared, self._bytes_per_id)
                 loss = sum(output.auxiliary.values(), part.nats) / ids
                 self.engine.backward(loss, last=prepared is micro_batches[-1])
@@ -194,8 +194,9 @@ class Trainer:
         if not self._due(self.config.training.eval_every_steps):
             return None
         started = time.perf_counter()
-        nats, ids, bytes = self.validate()
+        by_source = self.validate_sources()
         seconds = time.perf_counter() - started
+        nats, ids, bytes = (math.fsum(column) for column in zip(*by_source.values(), strict=True))
         self.validation_bits_per_byte = nats / math.log(2) / bytes
         record = {
             "step": self.step,
@@ -204,10 +205,14 @@ class Trainer:
             "bits_per_byte": self.validation_bits_per_byte,
             "timing": {"seconds": seconds},
         }
+        parts = {name: nats / math.log(2) / bytes for name, (nats, _, bytes) in by_source.items() if bytes}
+        if len(by_source) > 1:
+            record["bits_per_byte_of"] = parts
         self.monitor.record(record)
         self.monitor.say(
             f"step {self.step}/{self.config.training.max_steps}  validation {self.validation_bits_per_byte:.4f} "
             f"bits/byte  ({bytes:,.0f} bytes in {readable_time(seconds)})"
+            + "".join(f"\n  {value:.4f} bits/byte  {name}" for name, value in parts.items() if len(by_source) > 1)
         )
         return self.validation_bits_per_byte
 
@@ -217,9 +222,14 @@ class Trainer:
 
     # ------------------------------------------------------------------ what the loop is made of
 
-    @torch.no_grad()
     def validate(self) -> tuple[float, float, float]:
-        """(nats, ids, bytes) of one pass over all validation windows, summed in float64.
+        """(nats, ids, bytes) of one pass over all validation windows, summed in float64."""
+        nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
+        return nats, ids, bytes
+
+    @torch.no_grad()
+    def validate_sources(self) -> dict[str, tuple[float, float, float]]:
+        """(nats, ids, bytes) for each source of the validation text, by its name.
 
         Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
         gathers weights in each; where the windows run out a group is read again and not counted.
@@ -227,19 +237,25 @@ class Trainer:
         windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
         groups = -(-windows // size)
         self.engine.eval()
-        totals = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
+        names = self.validation_loader.source_names
+        totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self.engine.device)
         turns = range(0, groups, self.ranks.world_size)
         for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
             group = turn + self.ranks.rank
             first = min(group, groups - 1) * size
-            batch = self.validation_loader.windows(first, min(first + size, windows))
-            batch = Batch(*(tensor.to(self.engine.device) for tensor in batch))
+            last = min(first + size, windows)
+            batch = self._on_device(self.validation_loader.windows(first, last))
             prepared = self.objective.prepare(batch, self.config.seed, 0, first)
-            sums = self.objective.sums(self.engine.forward(prepared.inputs), prepared, self._bytes_per_id)
-            if group < groups:
-                totals += torch.stack([value.double() for value in sums])
-        nats, ids, bytes = sum_over_ranks(totals.tolist())
-        return nats, ids, bytes
+            output = self._forward(prepared)
+            if group >= groups:
+                continue
+            sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
+            for source in sources.unique().tolist():  # one, but where a source ends
+                mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
+                sums = self.objective.sums(output, mine, self._bytes_per_id)
+                totals[source] += torch.stack([value.double() for value in sums])
+        flat = sum_over_ranks(totals.flatten().tolist())
+        return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
@@ -256,6 +272,13 @@ class Trainer:
         self._stop.restore()
         self.monitor.close()
         self._run.close()
+
+    def _on_device(self, batch: Batch, rows: slice = slice(None)) -> Batch:
+        return batch.map(lambda tensor: tensor[rows].to(self.engine.device))
+
+    def _forward(self, prepared: Prepared) -> Any:
+        documents = () if prepared.document_ids is None else (prepared.document_ids,)
+        return self.engine.forward(prepared.inputs, *documents)
 
     def _save(self) -> Path:
         path = checkpoint_path(self.run_dir, self.step)

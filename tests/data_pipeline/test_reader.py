@@ -12,9 +12,11 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardEntry
+from data_pipeline.order import Shuffled
 from data_pipeline.reader import PreparedData, TrainLoader, ValidationLoader
 from data_pipeline.shards import Shard, write_shard
 from data_pipeline.tokenizers import build_tokenizer
+from data_pipeline.windows import StreamWindows
 
 TEXTS = {"train": [["one", "two two"], ["", "thrée \U0001f600"], ["four\n" * 30]], "validation": [["five", "six"]]}
 
@@ -41,6 +43,11 @@ def write_prepared(directory, texts):
 @pytest.fixture
 def prepared(tmp_path):
     return write_prepared(tmp_path / "prepared", TEXTS)
+
+
+def shuffled(stream, context_length, batch_size, seed=3):
+    windows = StreamWindows(stream, context_length, pad_id=0xFE)
+    return TrainLoader(windows, Shuffled(windows.num_windows, seed), batch_size)
 
 
 def ids_of(shards):
@@ -110,9 +117,9 @@ def test_a_stream_is_its_documents_in_a_row(prepared):
 def test_an_epoch_predicts_every_id_once(prepared, context_length):
     data = PreparedData.open(prepared)
     stream, expected = data.split("train"), ids_of(TEXTS["train"])
-    loader = TrainLoader(stream, context_length, batch_size=1, seed=3, pad_id=0xFE)
+    loader = shuffled(stream, context_length, batch_size=1)
     assert loader.num_windows == -(-len(expected) // context_length)
-    rows = [loader.rows(step, 0, 1) for step in range(loader.num_windows)]
+    rows = [loader.rows(step, 0, 1)[:2] for step in range(loader.num_windows)]
     windows = sorted((ids[mask].tolist() for ids, mask in rows), key=lambda ids: (len(ids) < context_length, ids))
     cut = [expected[start : start + context_length].tolist() for start in range(0, len(expected), context_length)]
     assert windows == sorted(cut, key=lambda ids: (len(ids) < context_length, ids))
@@ -124,13 +131,13 @@ def test_an_epoch_predicts_every_id_once(prepared, context_length):
 
 def test_rows_do_not_depend_on_who_asks(prepared):
     stream = PreparedData.open(prepared).split("train")
-    loader = TrainLoader(stream, 8, batch_size=6, seed=3, pad_id=0xFE)
-    ids, mask = loader.rows(11, 0, 6)
+    loader = shuffled(stream, 8, batch_size=6)
+    ids, mask, _ = loader.rows(11, 0, 6)
     for cuts in ([0, 3, 6], [0, 1, 2, 3, 4, 5, 6], [0, 5, 5, 6]):
         pieces = [loader.rows(11, first, last) for first, last in pairwise(cuts)]
         assert np.array_equal(np.concatenate([piece[0] for piece in pieces]), ids)
         assert np.array_equal(np.concatenate([piece[1] for piece in pieces]), mask)
-    halves = TrainLoader(stream, 8, batch_size=3, seed=3, pad_id=0xFE)
+    halves = shuffled(stream, 8, batch_size=3)
     assert np.array_equal(np.concatenate([halves.rows(22, 0, 3)[0], halves.rows(23, 0, 3)[0]]), ids)
     with pytest.raises(IndexError):
         loader.rows(0, 0, 7)
@@ -139,7 +146,7 @@ def test_rows_do_not_depend_on_who_asks(prepared):
 def test_validation_is_the_text_in_order(prepared):
     stream, expected = PreparedData.open(prepared).split("validation"), ids_of(TEXTS["validation"])
     loader = ValidationLoader(stream, 4, pad_id=0xFE)
-    ids, mask = loader.windows(0, loader.num_windows)
+    ids, mask, _ = loader.windows(0, loader.num_windows)
     assert np.array_equal(ids[mask], expected)
     assert np.array_equal(loader.windows(1, 3)[0], ids[1:3])
 

@@ -1,0 +1,127 @@
+"""Best-fit-decreasing packing of documents into windows, in memory that does not grow with their number.
+
+Ding et al., "Fewer Truncations Improve Language Modeling", ICML 2024 (arXiv 2404.10830), section 3: the longest piece
+first, each into the fullest window that still has room. Pieces of one size are interchangeable, so what is packed here
+is only how many there are of each size; the windows that come out alike are described once, and `Slots` says where the
+j-th piece of a size goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Alike(NamedTuple):
+    """`number` windows that hold the same sizes: contents are (size, how many), largest size first."""
+
+    number: int
+    contents: tuple[tuple[int, int], ...]
+
+
+def best_fit_decreasing(counts: Sequence[int], capacity: int) -> list[Alike]:
+    """Pack counts[s] pieces of each size s in 1 … capacity into windows of that capacity."""
+    open_windows: dict[int, list[Alike]] = {}  # by the room that is left
+    rooms = 0  # bit r is set while there are windows with room r > 0: the smallest that fits is found at once
+
+    def put(room: int, windows: Alike) -> None:
+        nonlocal rooms
+        open_windows.setdefault(room, []).append(windows)
+        rooms |= (1 << room) & ~1
+
+    for size in range(capacity, 0, -1):
+        left = counts[size]
+        while left:
+            fitting = rooms >> size
+            if not fitting:
+                # A window takes as many as fit, because it is the fullest with room for the next; then comes another.
+                each = capacity // size
+                if left // each:
+                    put(capacity - each * size, Alike(left // each, ((size, each),)))
+                if left % each:
+                    put(capacity - left % each * size, Alike(1, ((size, left % each),)))
+                break
+            room = size + (fitting & -fitting).bit_length() - 1
+            windows = open_windows[room].pop()
+            if not open_windows[room]:
+                rooms &= ~(1 << room)
+            each = room // size
+            filled = min(windows.number, left // each)
+            left -= filled * each
+            if filled:
+                put(room - each * size, Alike(filled, (*windows.contents, (size, each))))
+            rest = windows.number - filled
+            if rest and left:  # fewer than `each`: they share a window
+                put(room - left * size, Alike(1, (*windows.contents, (size, left))))
+                rest, left = rest - 1, 0
+            if rest:
+                put(room, Alike(rest, windows.contents))
+    return [windows for room in sorted(open_windows) for windows in open_windows[room]]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the pieces go: windows, and the pieces in them, numbered in a row from 0."""
+
+    num_windows: int
+    num_pieces: int
+    _begin: NDArray[np.int64]  # per run of slots: its first slot, counted over all sizes
+    _window: NDArray[np.int64]  # its first window
+    _piece: NDArray[np.int64]  # its first piece
+    _each: NDArray[np.int64]  # slots in a window
+    _pieces_each: NDArray[np.int64]  # all pieces in a window
+    _size_begin: NDArray[np.int64]  # [capacity + 1]: the first slot of each size
+
+    @classmethod
+    def of(cls, packed: Sequence[Alike], counts: Sequence[int]) -> Slots:
+        runs = []
+        window = piece = 0
+        for count, contents in packed:
+            pieces_each = sum(each for _, each in contents)
+            offset = 0
+            for size, each in contents:
+                runs.append((size, window, piece + offset, each, pieces_each, count * each))
+                offset += each
+            window += count
+            piece += count * pieces_each
+        runs.sort()
+        columns = np.array(runs, dtype=np.int64).reshape(-1, 6).T
+        begin = np.cumsum(columns[5]) - columns[5]
+        size_begin = np.cumsum([0, *counts])[:-1]
+        return cls(window, piece, begin, columns[1], columns[2], columns[3], columns[4], size_begin)
+
+    def place(self, sizes: NDArray[np.int64], ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(windows, pieces) of the pieces that are the ranks-th of their sizes."""
+        slots: NDArray[np.int64] = self._size_begin[sizes] + ranks
+        run = np.searchsorted(self._begin, slots, side="right") - 1
+        row = (slots - self._begin[run]) // self._each[run]
+        column = (slots - self._begin[run]) % self._each[run]
+        return self._window[run] + row, self._piece[run] + row * self._pieces_each[run] + column
+
+    def firsts(self, packed: Sequence[Alike]) -> NDArray[np.int64]:
+        """The first piece of each window, and the number of pieces."""
+        counts = [windows.number for windows in packed]
+        pieces = [sum(each for _, each in windows.contents) for windows in packed]
+        return np.cumsum(np.concatenate([[0], np.repeat(np.array(pieces, np.int64), counts)]))
+
+
+class Ranks:
+    """Numbers things of each kind 0, 1, 2 … as they come, block by block."""
+
+    def __init__(self, kinds: int) -> None:
+        self._seen = np.zeros(kinds, dtype=np.int64)
+
+    def __call__(self, kinds: NDArray[np.int64]) -> NDArray[np.int64]:
+        order = np.argsort(kinds, kind="stable")
+        ordered = kinds[order]
+        first = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.bool_)
+        starts = np.flatnonzero(first)
+        lengths = np.diff(np.append(starts, len(ordered)))
+        ranks = np.empty(len(kinds), dtype=np.int64)
+        ranks[order] = np.arange(len(ordered)) - np.repeat(starts, lengths) + self._seen[ordered]
+        self._seen[ordered[starts]] += lengths
+        return ranks
