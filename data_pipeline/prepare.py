@@ -4,8 +4,8 @@
     OUTPUT/.preparing/                     while the work lasts: the lock, the gathered documents, which shards are done
 
 The work is divided into pieces, each of which is done completely or not at all and recorded. Killed at any moment and
-started again, a preparation goes on with the pieces that are missing and ends with the same bytes; the number of
-workers changes nothing either.
+started again, a preparation goes on with the pieces that are missing and ends with the same bytes; who shares the work,
+processes or machines, changes nothing either.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from data_pipeline.sources import Source, Unit, open_sources
 from data_pipeline.textfiles import ON_ERROR
 from data_pipeline.tokenizers import load_tokenizer, parse_spec
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
-from data_pipeline.workers import available_cores, run_jobs
+from data_pipeline.workers import Team, Workers
+
+SETTINGS_FILE = "settings.json"  # of the preparation that is under way
 
 # Raised when the same input and settings begin to give other documents or shards.
 _PREPARATION_VERSION = 1
@@ -112,10 +114,11 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
     return _find_prepared(config.directory, _settings(config, sources))
 
 
-def prepare(config: PrepareConfig, wait: bool = False) -> Manifest:
+def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None) -> Manifest:
     """Prepare data, or go on with what was interrupted; if it is there already, nothing is done.
 
     wait: if another process is preparing the same folder, wait for it instead of refusing.
+    team: who shares the work; none: `config.workers` processes.
 
     Raises DataError for whatever a user can mend: input that is missing, empty or broken, a folder that holds something
     else, a full disk. Nothing that looks finished is left behind then.
@@ -127,20 +130,23 @@ def prepare(config: PrepareConfig, wait: bool = False) -> Manifest:
     if manifest is not None and not (output / WORK_DIR).exists():
         return manifest
     with _locked(output, wait):
-        return _find_prepared(output, settings) or _prepare(config, output, sources, settings)
+        team = team or Workers(config.workers)
+        return _find_prepared(output, settings) or _prepare(config, output, sources, settings, team)
 
 
-def _prepare(config: PrepareConfig, output: Path, sources: list[Source], settings: dict[str, Any]) -> Manifest:
+def _prepare(
+    config: PrepareConfig, output: Path, sources: list[Source], settings: dict[str, Any], team: Team
+) -> Manifest:
     work = output / WORK_DIR
-    workers = config.workers or available_cores()
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
     if not units:
         raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
     _continue_or_begin(output, settings, units)
+    team.check_shared(work / SETTINGS_FILE)
 
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     missing = [(unit, place) for unit, place in zip(units, gathered, strict=True) if not place.complete]
-    _run("reading", gather, missing, [unit.size for unit, _ in missing], workers)
+    _run("reading", gather, missing, [unit.size for unit, _ in missing], team)
     duplicates = select(gathered, config.validation_fraction, config.deduplicate)
 
     tokenizer_dir = output / TOKENIZER_DIR
@@ -150,7 +156,7 @@ def _prepare(config: PrepareConfig, output: Path, sources: list[Source], setting
 
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
     jobs = [(plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json") for plan in plans]
-    shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], workers)
+    shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], team)
 
     manifest = Manifest(
         tokenizer={
@@ -173,11 +179,11 @@ def _prepare(config: PrepareConfig, output: Path, sources: list[Source], setting
     return manifest
 
 
-def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], workers: int) -> list[Any]:
+def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], team: Team) -> list[Any]:
     """The results of all jobs, in their order, with a bar that counts the bytes of their input."""
     results: list[Any] = [None] * len(jobs)
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
-        for index, result in run_jobs(function, jobs, workers):
+        for index, result in team.run(function, jobs):
             results[index] = result
             bar.update(sizes[index])
     return results
@@ -291,11 +297,11 @@ def _is_there(path: Path, descriptor: int) -> bool:
 def _continue_or_begin(output: Path, settings: dict[str, Any], units: list[Unit]) -> None:
     """Keep the pieces of an interrupted preparation if it was exactly this one; remove them if it was another."""
     work = output / WORK_DIR
-    record = work / "settings.json"
+    record = work / SETTINGS_FILE
     state = {"settings": settings, "units": hashlib.sha256(repr(units).encode()).hexdigest()}
     if record.exists() and json.loads(record.read_bytes()) == state:
         for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # a worker of the killed process may have been at its last rename
         return
     record.unlink(missing_ok=True)
     for folder in (*SPLITS, TOKENIZER_DIR):

@@ -1,4 +1,8 @@
-"""Independent pieces of work on several processes of one machine."""
+"""Who does the work: processes of this machine here, those of several machines in `ranks`.
+
+Work is a function and jobs, the arguments of independent calls of it. Everything that is called must be importable, and
+jobs and results must be small: what is large stays in files.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,49 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
 
 Result = TypeVar("Result")
+
+
+class Team(Protocol):
+    """Those who share the work."""
+
+    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+        """The number of each job and what `function(*job)` gave, as they are done, in any order.
+
+        An error in a job is raised here and no further job is begun.
+        """
+        ...
+
+    def check_shared(self, path: Path) -> None:
+        """DataError if a member of the team does not see this file."""
+        ...
+
+
+class Workers:
+    """A team of processes of this machine. With one, or for one job, everything happens in the process that asks."""
+
+    def __init__(self, number: int | None = None) -> None:
+        """number: of processes; None: one per core."""
+        self.number = number or available_cores()
+
+    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+        if self.number <= 1 or len(jobs) <= 1:
+            for index, job in enumerate(jobs):
+                yield index, function(*job)
+            return
+        with processes(min(self.number, len(jobs))) as pool:
+            futures = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
+    def check_shared(self, path: Path) -> None:
+        """Processes of one machine see the same files."""
 
 
 def available_cores() -> int:
@@ -21,32 +63,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(
-    function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, Result]]:
-    """Call function(*job) for every job and yield (index of the job, result) as they are done, in any order.
+@contextmanager
+def processes(number: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes. When the block ends, jobs that were not begun are dropped and the others finished.
 
-    With one worker, or one job, everything happens in this process. An error in a job is raised here and no further job
-    is begun.
+    DataError if one of the processes is killed.
     """
-    if workers <= 1 or len(jobs) <= 1:
-        for index, job in enumerate(jobs):
-            yield index, function(*job)
-        return
-    # "spawn": a fork of a process that has threads, as PyArrow and PyTorch make them, may hang.
+    # "spawn": a fork of a process that has threads, as PyArrow, PyTorch and MPI make them, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_follow_the_parent)
+    pool = ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
     try:
-        futures = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        yield pool
     except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process was killed, perhaps for want of memory; "
-            "repeat the command to go on from here, with fewer --workers"
-        ) from error
+        raise killed_worker() from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def killed_worker() -> DataError:
+    return DataError(
+        "a worker process was killed, perhaps for want of memory; "
+        "repeat the command to go on from here, with fewer --workers"
+    )
 
 
 def _follow_the_parent() -> None:

@@ -16,21 +16,30 @@ import _command
 
 from data_pipeline.manifest import SPLITS
 from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
+from data_pipeline.ranks import Ranks, joined
 from data_pipeline.reader import PreparedData
 from data_pipeline.summary import summary
 from data_pipeline.textfiles import ON_ERROR
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["verify"]:
-        verify(sys.argv[2:])
-        return
-    config = parse(sys.argv[1:])
+    with joined() as ranks:
+        if ranks is not None and ranks.rank > 0:
+            ranks.serve()
+        elif sys.argv[1:2] == ["verify"]:
+            verify(sys.argv[2:])
+        else:
+            prepare_data(parse(sys.argv[1:]), ranks)
+
+
+def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     start = time.monotonic()
+    if ranks is not None:
+        ranks.use_workers(config.workers)
     manifest = find_prepared(config)
     if manifest is not None:
         print(f"{config.directory} is already prepared; nothing to do\n")
-    manifest = prepare(config)
+    manifest = prepare(config, team=ranks)
     print(summary(manifest, config.directory))
     print(f"done in {time.monotonic() - start:.1f} s")
 

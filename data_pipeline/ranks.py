@@ -1,0 +1,225 @@
+"""The same work on several machines: `mpirun -n K bash scripts/preprocess.sh …`, or `srun`, and a shared file system.
+
+Rank 0 prepares. It hands out one job after another, to processes of its own and to the other ranks, which do nothing
+but serve: each runs what it is sent on processes of its own and sends back what came of it. Rank 0 alone decides and
+prints, so an error anywhere is raised there, once. A rank that is killed ends the others: mpirun and srun see to it.
+
+Messages are looked for now and then and never waited for: whoever waits inside MPI keeps a core busy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.workers import Result, killed_worker, processes
+
+_PAUSE_S = 0.01
+
+# What a launcher sets in each process that it starts: how many there are, and which this one is.
+_LAUNCHERS = (
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI; also srun --mpi=pmi2
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks | None]:
+    """The ranks that were started together with this process; None if it was started alone.
+
+    When the block ends on rank 0, the others are dismissed. DataError, on rank 0, if the ranks cannot find each other.
+    """
+    launcher, size, rank = _launched()
+    if size == 1:
+        yield None
+        return
+    try:
+        mpi = _connect(launcher, size)
+    except DataError:
+        if rank > 0:
+            sys.exit()  # rank 0 says it
+        raise
+    ranks = Ranks(mpi)
+    try:
+        yield ranks
+    finally:
+        if ranks.rank == 0:
+            ranks.dismiss()
+
+
+def _launched() -> tuple[str, int, int]:
+    """What started this process, with how many others, and its number among them."""
+    for launcher, size, rank in _LAUNCHERS:
+        if size in os.environ:
+            return launcher, int(os.environ[size]), int(os.environ.get(rank, 0))
+    return "", 1, 0
+
+
+def _connect(launcher: str, size: int) -> Any:
+    """mpi4py's MPI, initialised."""
+    what = f"{launcher} started {size} processes"
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{what}, which find each other by mpi4py, but it does not work here ({reason}); install an MPI library "
+            f"on every node (on Debian openmpi-bin; on a cluster load its module), or start one process"
+        ) from None
+    if not MPI.Is_initialized():
+        wired = any(name.startswith(("PMI_", "PMIX_")) for name in os.environ)
+        if launcher == "srun" and "Open MPI" in MPI.Get_library_version() and not wired:
+            raise DataError(
+                f"{what} but does not tell Open MPI how they find each other; add --mpi=pmix, or what "
+                f"`srun --mpi=list` offers instead, or use mpirun within the allocation"
+            )
+        MPI.Init_thread()
+    if MPI.COMM_WORLD.Get_size() != size:
+        raise DataError(
+            f"{what}, but MPI counts {MPI.COMM_WORLD.Get_size()}: {launcher} belongs to another MPI than the one that "
+            f"mpi4py uses ({MPI.Get_library_version().splitlines()[0]}); start with the launcher of that one"
+        )
+    return MPI
+
+
+class Ranks:
+    """All ranks of an MPI job, as rank 0 and each of the others see them."""
+
+    def __init__(self, mpi: Any) -> None:
+        """Called by all ranks at once."""
+        self._mpi = mpi
+        self._comm = mpi.COMM_WORLD
+        self._outbox: list[Any] = []  # messages on their way
+        self.rank: int = self._comm.Get_rank()
+        self.size: int = self._comm.Get_size()
+        cores: list[int] | None = self._comm.gather(_share_of_cores(self._comm.Split_type(mpi.COMM_TYPE_SHARED)))
+        self._workers = cores or []  # rank 0: the processes of each rank
+
+    def use_workers(self, number: int | None) -> None:
+        """Rank 0: let each rank use that many processes; None: one for each core that it may use."""
+        if number is not None:
+            self._workers = [number] * self.size
+
+    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+        """Rank 0: see `workers.Team`."""
+        waiting = deque(enumerate(jobs))
+        free = list(self._workers)
+        mine: dict[Future[Result], int] = {}
+        with processes(free[0]) as pool:
+            while waiting or free != self._workers:
+                while waiting and any(free):
+                    index, job = waiting.popleft()
+                    rank = free.index(max(free))  # so a few jobs are spread over all ranks
+                    free[rank] -= 1
+                    if rank == 0:
+                        mine[pool.submit(function, *job)] = index
+                    else:
+                        self._send(rank, ("run", self._workers[rank], index, function, job))
+                for future in _finished(mine):
+                    free[0] += 1
+                    yield mine.pop(future), future.result()
+                for rank, (index, result, error) in self._arrived():
+                    free[rank] += 1
+                    if error is not None:
+                        raise error
+                    yield index, result
+
+    def check_shared(self, path: Path) -> None:
+        """Rank 0: DataError if a rank does not see this file."""
+        for rank in range(1, self.size):
+            self._send(rank, ("look", path.absolute()))
+        unanswered = self.size - 1
+        while unanswered:
+            time.sleep(_PAUSE_S)
+            for rank, (host, sees) in self._arrived():
+                unanswered -= 1
+                if not sees:
+                    raise DataError(
+                        f"rank {rank} on {host} does not see {path}, which rank 0 wrote on {socket.gethostname()}; "
+                        f"choose a folder that all nodes share with --output"
+                    )
+
+    def serve(self) -> None:
+        """The other ranks: do what rank 0 sends until it says that there is no more."""
+        running: dict[Future[Any], int] = {}
+        with ExitStack() as stack:
+            stack.callback(self._send, 0, None)  # at the very end
+            pool = None
+            while True:
+                for _, message in self._arrived():
+                    match message:
+                        case ("run", workers, index, function, job):
+                            pool = pool or stack.enter_context(processes(workers))
+                            running[pool.submit(function, *job)] = index
+                        case ("look", path):
+                            self._send(0, (socket.gethostname(), path.exists()))
+                        case None:
+                            return
+                for future in _finished(running):
+                    self._send(0, (running.pop(future), *self._outcome(future)))
+
+    def dismiss(self) -> None:
+        """Rank 0: let the others go, and wait until they have finished what they had begun."""
+        for rank in range(1, self.size):
+            self._send(rank, None)
+        serving = self.size - 1
+        while serving:
+            time.sleep(_PAUSE_S)
+            serving -= sum(message is None for _, message in self._arrived())
+
+    def _outcome(self, future: Future[Any]) -> tuple[Any, BaseException | None]:
+        """The result of a job, and the error if there was one, as something that can be sent."""
+        try:
+            return future.result(), None
+        except BrokenProcessPool:
+            return None, killed_worker()
+        except DataError as error:
+            return None, error
+        except BaseException as error:
+            text = "".join(traceback.format_exception(error))
+            return None, RuntimeError(f"on rank {self.rank}, {socket.gethostname()}:\n{text}")
+
+    def _send(self, rank: int, message: Any) -> None:
+        self._outbox = [request for request in self._outbox if not request.test()[0]]
+        self._outbox.append(self._comm.isend(message, rank))
+
+    def _arrived(self) -> Iterator[tuple[int, Any]]:
+        """Messages that are there, each with the rank that sent it."""
+        status = self._mpi.Status()
+        while self._comm.iprobe(status=status):
+            yield status.Get_source(), self._comm.recv(source=status.Get_source())
+
+
+def _finished(running: dict[Future[Any], int]) -> list[Future[Any]]:
+    """The jobs that are done, after at most a short while."""
+    if not running:
+        time.sleep(_PAUSE_S)
+        return []
+    return list(wait(running, timeout=_PAUSE_S, return_when=FIRST_COMPLETED).done)
+
+
+def _share_of_cores(node: Any) -> int:
+    """How many processes a rank should use, at least one: the cores it may use, each divided by the ranks that may.
+
+    node: the communicator of the ranks of one machine. Launchers may give each rank cores of its own, or all to all.
+    """
+    mine = os.sched_getaffinity(0)
+    everyone = node.allgather(mine)
+    share = sum(1 / sum(core in theirs for theirs in everyone) for core in mine)
+    granted = int(os.environ.get("SLURM_CPUS_PER_TASK", len(mine)))
+    return max(1, min(round(share), granted))

@@ -1,0 +1,159 @@
+"""A preparation shared by the ranks of an MPI job, with a real mpirun where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.atomic import sha256_file
+from data_pipeline.reader import PreparedData
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_mpirun = pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="there is no mpirun; on Debian: apt-get install openmpi-bin"
+)
+
+# scripts/preprocess.py with small pieces of work, so that little text is enough to give every rank some of it, and with
+# what FAULT asks for on rank 1.
+PREPROCESS = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import _command, preprocess
+from data_pipeline import encoding, ranks, sources as files, textfiles
+textfiles.SLICE = 4000
+files.SLICE = 4000
+encoding.SHARD_BYTES = 10_000
+
+def die_at_work(running):
+    if running:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+if __name__ == "__main__":
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        if os.environ.get("FAULT") == "dies":
+            ranks._finished = die_at_work
+        if os.environ.get("FAULT") == "sees nothing":
+            Path.exists = lambda path: False
+    _command.run(preprocess.main)
+"""
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    rng = random.Random(1)
+    words = "the of and a to in is was it for with he be on that by at you are".split()
+    for name in ("a.txt", "b.txt"):
+        paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(250)]
+        (tmp_path / name).write_text("\n\n".join(paragraphs))
+    return [tmp_path / "a.txt", tmp_path / "b.txt"]
+
+
+def mpirun(ranks, tmp_path, *arguments, **environment):
+    """Run the script above under mpirun, with the environment given, and without the settings of a launcher outside."""
+    script = tmp_path / "preprocess_in_small_pieces.py"
+    script.write_text(PREPROCESS)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_", "SLURM_"))}
+    command = ["mpirun", "-n", str(ranks), "--oversubscribe", "--bind-to", "none", sys.executable, str(script)]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=tmp_path, env=outside | root | environment,
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def alone(*arguments, **environment):
+    command = [sys.executable, str(ROOT / "scripts" / "preprocess.py"), *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def hashes(directory):
+    return {str(p.relative_to(directory)): sha256_file(p) for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def told(result):
+    """The lines of our own on stderr: mpirun adds some when a rank ends with another code than 0."""
+    return [line for line in result.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
+
+
+@needs_mpirun
+def test_the_number_of_ranks_changes_no_byte_and_one_of_them_prints(inputs, tmp_path):
+    options = ["--input", inputs[0], "--input", inputs[1], "--tokenizer", "sentencepiece:310"]
+    found = []
+    for ranks, workers in ((1, 2), (3, 1)):
+        output = tmp_path / f"{ranks}-{workers}"
+        result = mpirun(ranks, tmp_path, *options, "--workers", workers, "--output", output.name)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("done in") == 1
+        assert result.stdout.count(f"{output.name}: tokenizer") == 1
+        found.append(hashes(output))
+    assert len(PreparedData.open(output, verify=True).manifest.splits["train"]) > 2
+    assert found[0] == found[1]
+
+    result = mpirun(2, tmp_path, *options, "--output", output.name)
+    assert (result.returncode, result.stdout.count("already prepared")) == (0, 1)
+    result = mpirun(2, tmp_path, "verify", output.name)
+    assert (result.returncode, result.stdout.count("every byte as written")) == (0, 1)
+
+
+@needs_mpirun
+def test_an_error_on_any_rank_ends_all_of_them_with_one_message(tmp_path):
+    (tmp_path / "small.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.jsonl").write_text("{\n")  # the second piece of work, and so the one of rank 1, is broken
+    broken = ["--input", "small.txt", "--input", "b.jsonl", "--workers", "1", "--output", "out"]
+    result = mpirun(2, tmp_path, *broken)
+    assert result.returncode == 2
+    assert len(told(result)) == 1 and told(result)[0].startswith("error: b.jsonl:1: not valid JSON"), result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+    result = mpirun(2, tmp_path, "--input", "small.txt", "--output", "out2", FAULT="sees nothing")
+    assert result.returncode == 2
+    assert len(told(result)) == 1 and "rank 1 on" in told(result)[0] and "does not see" in told(result)[0]
+
+    result = mpirun(2, tmp_path, "--worker", "many")
+    assert result.returncode == 2
+    assert result.stderr.count("invalid int value: 'many'") == 1
+
+
+@needs_mpirun
+def test_a_lost_rank_ends_the_others_and_the_same_command_resumes(inputs, tmp_path):
+    options = ["--input", inputs[0], "--input", inputs[1], "--workers", "1", "--output"]
+    result = mpirun(2, tmp_path, *options, "out", FAULT="dies")
+    assert result.returncode not in (0, 2)
+    assert f"signal {signal.SIGKILL.value}" in result.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert mpirun(2, tmp_path, *options, "out").returncode == 0
+    assert mpirun(1, tmp_path, *options, "whole").returncode == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_ranks_that_cannot_find_each_other_are_one_message(tmp_path):
+    """A launcher of one MPI and a library of another, or none, would be as many preparations of the same folder."""
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
+        result = alone("--output", tmp_path / "out", **{size: "2", rank: "0"})
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1
+        assert "started 2 processes" in result.stderr
+        result = alone("--output", tmp_path / "out", **{size: "2", rank: "1"})
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mpi_is_not_touched_by_a_process_that_was_started_alone():
+    code = "import sys\nfrom data_pipeline.ranks import joined\n"
+    code += "with joined() as ranks: print(ranks, 'mpi4py' in sys.modules)"
+    for environment in ({}, {"SLURM_NTASKS": "8"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}):
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+        )
+        assert result.stdout == "None False\n", json.dumps(environment) + result.stderr
