@@ -2,7 +2,7 @@
 """Text to prepared data: shards of ids with a manifest, which scripts/pretrain.py reads.
 
 With nothing else typed, the embedded default corpus is prepared in data/default-byte. `preprocess.py verify DIR` checks
-every byte of prepared data.
+every byte of prepared data; `preprocess.py plan DIR` plans windows of whole documents, or from easy to hard.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 
 import _command
 
+from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.manifest import SPLITS
+from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
 from data_pipeline.ranks import Ranks, joined
 from data_pipeline.reader import PreparedData
@@ -28,6 +30,8 @@ def main() -> None:
             ranks.serve()
         elif sys.argv[1:2] == ["verify"]:
             verify(sys.argv[2:])
+        elif sys.argv[1:2] == ["plan"]:
+            plan(sys.argv[2:])
         else:
             prepare_data(parse(sys.argv[1:]), ranks)
 
@@ -79,6 +83,27 @@ def verify(arguments: list[str]) -> None:
     data = PreparedData.open(parser.parse_args(arguments).dir, verify=True)
     shards = sum(len(data.manifest.splits[split]) for split in SPLITS)
     print(f"{data.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
+
+
+def plan(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py plan",
+        description="Plan the training windows of prepared data, and say what share of their positions predicts nothing.",
+    )
+    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
+    parser.add_argument("--packing", choices=PACKINGS, default="best_fit", help="what a window holds (default: best_fit)")
+    parser.add_argument(
+        "--context-length", type=int, default=512, metavar="IDS", help="model.context_length of the run (default: 512)"
+    )
+    parser.add_argument("--curriculum", choices=CURRICULA, help="order of the first epoch (default: none)")
+    options = parser.parse_args(arguments)
+    data = PreparedData.open(options.dir)
+    made = write_plan(data, options.packing, options.context_length, options.curriculum)
+    print(f"{options.packing}: {made.windows:,} windows of {made.context_length} ids, {made.wasted_share:.2%} wasted")
+    if made.files:
+        print(f"the plan is in {plan_dir(data.dir, made.packing, made.context_length, made.curriculum)}")
+    else:
+        print("this packing needs no plan")
 
 
 if __name__ == "__main__":
