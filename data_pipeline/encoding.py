@@ -33,7 +33,7 @@ from data_pipeline.tokenizers import (
 SHARD_BYTES = 256 << 20  # of text
 
 _SAMPLE_BYTES = 32 << 20  # of text that a tokenizer is trained on
-_CHOICES = {"train": TRAIN, "validation": VALIDATION}
+CHOICES = {"train": TRAIN, "validation": VALIDATION}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ShardPlan:
 
     def documents(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         for unit, first, last in self.parts:
-            yield from unit.documents(first, last, unit.choice == _CHOICES[self.split])
+            yield from unit.documents(first, last, unit.choice == CHOICES[self.split])
 
 
 def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
@@ -60,7 +60,7 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
     sizes: Counter[int] = Counter()
     before = 0
     for unit in units:
-        places = np.flatnonzero(unit.choice == _CHOICES[split])
+        places = np.flatnonzero(unit.choice == CHOICES[split])
         lengths = unit.index["length"][places]
         starts = before + np.cumsum(lengths) - lengths
         for number in np.unique(starts // SHARD_BYTES).tolist():

@@ -30,6 +30,7 @@ from data_pipeline.encoding import encode_shard, make_tokenizer, plan_shards
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered, gather, select
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest
+from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, Unit, open_sources
 from data_pipeline.textfiles import ON_ERROR
 from data_pipeline.tokenizers import load_tokenizer, parse_spec
@@ -158,6 +159,7 @@ def _prepare(
     jobs = [(plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json") for plan in plans]
     shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], team)
 
+    shares = shares_of_sources([unit.source for unit in units], gathered, output, shards)
     manifest = Manifest(
         tokenizer={
             "spec": tokenizer.spec,
@@ -166,7 +168,7 @@ def _prepare(
             "fingerprint": tokenizer.fingerprint,
         },
         splits={split: [shard for shard in shards if shard.path.startswith(f"{split}/")] for split in SPLITS},
-        sources=[_describe(number, source, units, gathered) for number, source in enumerate(sources)],
+        sources=[_describe(number, source, units, gathered) | shares[number] for number, source in enumerate(sources)],
         split_rule={
             "unit": "document",
             "hash": "first 8 bytes, little-endian, of blake2b-128 over the UTF-8 of the document",
