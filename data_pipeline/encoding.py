@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import write_text
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
+from data_pipeline.indexed import ids_of_kept
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.shards import write_shard
 from data_pipeline.tokenizers import (
@@ -72,8 +73,11 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
     return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
 
 
-def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path) -> ShardEntry:
-    """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again."""
+def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path, keep_ids: bool = False) -> ShardEntry:
+    """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again.
+
+    keep_ids: what was gathered are ids of this tokenizer already: see `indexed`.
+    """
     if done.exists():
         return ShardEntry(**json.loads(done.read_bytes()))
     tokenizer = _tokenizer(tokenizer_dir)
@@ -82,8 +86,13 @@ def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path)
     def blocks() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         nonlocal text_bytes
         for stored, lengths in plan.documents():
-            text_bytes += int(lengths.sum()) - len(lengths)
-            yield tokenizer.encode_documents(stored, lengths)
+            if keep_ids:
+                ids, counts = ids_of_kept(stored, lengths, tokenizer.dtype)
+                text_bytes += int(tokenizer.bytes_per_id[ids].sum(dtype=np.int64))
+                yield ids, counts
+            else:
+                text_bytes += int(lengths.sum()) - len(lengths)
+                yield tokenizer.encode_documents(stored, lengths)
 
     written = write_shard(output / plan.path, tokenizer.dtype, blocks())
     entry = ShardEntry(path=plan.path, bytes=text_bytes, **asdict(written))

@@ -28,12 +28,14 @@ from tqdm import tqdm
 from data_pipeline.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.encoding import encode_shard, make_tokenizer, plan_shards
 from data_pipeline.errors import DataError
-from data_pipeline.gathering import Gathered, gather, select
+from data_pipeline.formats import COMPRESSED
+from data_pipeline.gathering import Duplicates, Gathered, gather, select
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest
 from data_pipeline.shares import shares_of_sources
-from data_pipeline.sources import Source, Unit, open_sources
+from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
+from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
-from data_pipeline.tokenizers import load_tokenizer, parse_spec
+from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
 from data_pipeline.workers import Team, Workers
 
@@ -54,10 +56,19 @@ class PrepareConfig:
     inputs: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "text files, folders, .jsonl files or ids of Hugging Face data sets; none: the default corpus"
+            "files of text, HTML, JSON Lines, CSV or Parquet, also with .gz, .xz or .zst behind; folders; quoted patterns; "
+            "- for the standard input; ids of Hugging Face data "
+            "sets, also ID:CONFIGURATION; folders of save_to_disk; MMIDIDX files (.bin with .idx). None: the default "
+            "corpus"
         ),
     )
-    tokenizer: str = field(default="byte", metadata=_option("byte, or sentencepiece:N, trained on the input"))
+    tokenizer: str = field(
+        default="byte",
+        metadata=_option(
+            "byte; sentencepiece:N (unigram) or sentencepiece-bpe:N, trained on the input; or hf:DIR, a folder with "
+            "tokenizer.json"
+        ),
+    )
     output: str | None = field(
         default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
     )
@@ -65,14 +76,31 @@ class PrepareConfig:
     on_error: str = field(
         default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
     )
-    text_key: str = field(default="text", metadata=_option("key of the text in .jsonl files and hub data sets"))
+    text_key: str = field(
+        default="text", metadata=_option("key or column of the text in JSON Lines, CSV, Parquet and data sets")
+    )
     validation_fraction: float = field(
         default=0.01, metadata=_option("share of the documents that is held back, chosen by hash; 0 < share < 1")
     )
     hub_split: str = field(default="train", metadata=_option("split of a Hugging Face data set that is read"))
+    hub_streaming: bool = field(
+        default=False, metadata=_option("read hub data sets as they come, without a copy in the library's cache")
+    )
+    input_tokenizer: str | None = field(
+        default=None,
+        metadata=_option(
+            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. Where it is the same as "
+            "--tokenizer the ids are kept as they are"
+        ),
+    )
     deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))
 
+    stdin_format: str = field(
+        default="txt", metadata=_option("format of the standard input, as the suffix of a file: txt, jsonl.gz, csv")
+    )
+
     def __post_init__(self) -> None:
+        check_stdin_format(self.stdin_format)
         parse_spec(self.tokenizer)
         if self.on_error not in ON_ERROR:
             raise DataError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
@@ -82,13 +110,18 @@ class PrepareConfig:
             raise DataError(f"workers must be at least 1, got {self.workers}")
 
     @property
+    def keep_ids(self) -> bool:
+        """Whether the ids of the input, made by the tokenizer that is asked for, are kept as they are."""
+        return self.input_tokenizer == self.tokenizer
+
+    @property
     def directory(self) -> Path:
         """Where the prepared data goes."""
         if self.output is not None:
             return Path(self.output)
         if not self.inputs:
             return default_data_dir(self.tokenizer)
-        name = "+".join(Path(name).stem or "input" for name in self.inputs)[:80]
+        name = "+".join(_name_of(name) for name in self.inputs)[:80]
         return Path("data", f"{name}-{_in_a_path(self.tokenizer)}")
 
 
@@ -111,7 +144,7 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
 
     Raises DataError if the folder holds something else, or was prepared from other input or with other settings.
     """
-    sources = open_sources(config.inputs, config.text_key, config.on_error, config.hub_split)
+    sources = open_inputs(config)
     return _find_prepared(config.directory, _settings(config, sources))
 
 
@@ -124,7 +157,7 @@ def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None)
     Raises DataError for whatever a user can mend: input that is missing, empty or broken, a folder that holds something
     else, a full disk. Nothing that looks finished is left behind then.
     """
-    sources = open_sources(config.inputs, config.text_key, config.on_error, config.hub_split)
+    sources = open_inputs(config)
     settings = _settings(config, sources)
     output = config.directory
     manifest = _find_prepared(output, settings)
@@ -145,10 +178,7 @@ def _prepare(
     _continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
 
-    gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
-    missing = [(unit, place) for unit, place in zip(units, gathered, strict=True) if not place.complete]
-    _run("reading", gather, missing, [unit.size for unit, _ in missing], team)
-    duplicates = select(gathered, config.validation_fraction, config.deduplicate)
+    gathered, duplicates = gather_all(config, units, work, team)
 
     tokenizer_dir = output / TOKENIZER_DIR
     if not (tokenizer_dir / TOKENIZER_FILE).exists():
@@ -156,7 +186,9 @@ def _prepare(
     tokenizer = load_tokenizer(tokenizer_dir)
 
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
-    jobs = [(plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json") for plan in plans]
+    jobs = [
+        (plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json", config.keep_ids) for plan in plans
+    ]
     shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], team)
 
     shares = shares_of_sources([unit.source for unit in units], gathered, output, shards)
@@ -181,6 +213,16 @@ def _prepare(
     return manifest
 
 
+def gather_all(
+    config: PrepareConfig, units: Sequence[Unit], work: Path, team: Team
+) -> tuple[list[Gathered], Duplicates]:
+    """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
+    gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
+    missing = [(unit, place) for unit, place in zip(units, gathered, strict=True) if not place.complete]
+    _run("reading", gather, missing, [unit.size for unit, _ in missing], team)
+    return gathered, select(gathered, config.validation_fraction, config.deduplicate)
+
+
 def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], team: Team) -> list[Any]:
     """The results of all jobs, in their order, with a bar that counts the bytes of their input."""
     results: list[Any] = [None] * len(jobs)
@@ -191,12 +233,32 @@ def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: li
     return results
 
 
+def open_inputs(config: PrepareConfig) -> list[Source]:
+    """The sources that a preparation reads. DataError if one is not there or nothing readable."""
+    return open_sources(
+        config.inputs,
+        SourceOptions(
+            text_key=config.text_key,
+            on_error=config.on_error,
+            hub_split=config.hub_split,
+            hub_streaming=config.hub_streaming,
+            input_tokenizer=config.input_tokenizer,
+            keep_ids=config.keep_ids,
+            stdin_format=config.stdin_format,
+            spool=config.directory.parent,
+        ),
+    )
+
+
 def _settings(config: PrepareConfig, sources: list[Source]) -> dict[str, Any]:
     """All that decides about the bytes of the result. Values are as JSON gives them back."""
     return {
         "version": _PREPARATION_VERSION,
         "input": [source.describe() for source in sources],
         "tokenizer": config.tokenizer,
+        "tokenizer_fingerprint": build_tokenizer(config.tokenizer).fingerprint
+        if _has_files(config.tokenizer)
+        else None,
         "text_key": config.text_key,
         "on_error": config.on_error,
         "validation_fraction": config.validation_fraction,
@@ -312,6 +374,19 @@ def _continue_or_begin(output: Path, settings: dict[str, Any], units: list[Unit]
         if path.name != "lock":
             path.unlink()
     write_text(record, json.dumps(state))
+
+
+def _has_files(spec: str) -> bool:
+    """Whether a tokenizer is given by files, which may change behind the name of their folder."""
+    return parse_spec(spec)[0] == "hf"
+
+
+def _name_of(source: str) -> str:
+    """What an input is called in the name of a folder: without suffixes, and without what makes a pattern."""
+    if source == STDIN:
+        return "stdin"
+    stem = re.sub(rf"({'|'.join(map(re.escape, COMPRESSED))})$", "", Path(source).name)
+    return _in_a_path(Path(stem).stem).strip("-.") or "input"
 
 
 def _in_a_path(spec: str) -> str:

@@ -6,8 +6,7 @@ process can read. The documents of all units in a row are the documents of the c
 
 from __future__ import annotations
 
-import hashlib
-import os
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,21 +15,14 @@ from typing import Any, Protocol
 
 from data_pipeline import corpus
 from data_pipeline.errors import DataError
-from data_pipeline.hub import HubDataset
-from data_pipeline.textfiles import JSONL_SUFFIXES, SLICE, FileSlice, Problems, Reading, clean, read_slice, slices_of
+from data_pipeline.files import Files, files_below
+from data_pipeline.formats import COMPRESSED, NOT_TEXT, format_of
+from data_pipeline.hub import HubDataset, is_saved_dataset
+from data_pipeline.indexed import IndexedFiles, indexed_prefix
+from data_pipeline.stdin import STDIN, Stdin
+from data_pipeline.textfiles import Problems, Reading, clean
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
-
-_FORMATS = (
-    f"plain text ({', '.join(TEXT_SUFFIXES)}, or a file named by itself) and JSON Lines ({', '.join(JSONL_SUFFIXES)})"
-)
-_OTHER_FORMATS = frozenset(
-    f".{suffix}"
-    for suffix in re.findall(
-        r"\w+", "parquet arrow csv tsv json html htm xml pdf doc docx epub gz xz zst bz2 zip tar tgz"
-    )
-)
-_HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?$")
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?::\w[\w.-]*)?$")
 
 
 class Unit(Protocol):
@@ -64,110 +56,78 @@ class Source(Protocol):
     def units(self, source: int) -> Sequence[Unit]: ...
 
 
-def open_sources(inputs: Sequence[str], text_key: str, on_error: str, hub_split: str) -> list[Source]:
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to find and read the inputs."""
+
+    text_key: str
+    on_error: str
+    hub_split: str
+    hub_streaming: bool
+    input_tokenizer: str | None
+    keep_ids: bool  # of indexed files
+    stdin_format: str  # "txt", "jsonl.gz"
+    spool: Path  # folder in which the standard input is kept
+
+
+def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
     """The sources that the user named; the default corpus if there are none. DataError if one is nothing readable."""
     if not inputs:
         return [DefaultCorpus()]
-    found = [_find(name, hub_split, text_key) for name in inputs]
+    if inputs.count(STDIN) > 1:
+        raise DataError("the standard input can be read once only: give --input - once")
+    found = [_find(name, options) for name in inputs]
+    indexed = [source for source in found if isinstance(source, IndexedFiles)]
+    if options.input_tokenizer is not None and not indexed:
+        raise DataError("--input-tokenizer says how to read MMIDIDX files (.bin with .idx), but there are none")
+    if options.keep_ids and len(indexed) < len(found):
+        raise DataError("ids are kept as they are only if all inputs are MMIDIDX files (.bin with .idx)")
     text_bytes = sum(source.text_bytes for source in found if isinstance(source, Files))
-    reading = Reading(text_bytes, text_key, on_error)
+    reading = Reading(text_bytes, options.text_key, options.on_error)
     for source in found:
         if isinstance(source, Files):
             source.reading = reading
     return list(found)
 
 
-def _find(name: str, hub_split: str, text_key: str) -> Files | HubDataset:
+def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFiles:
     path = Path(name)
+    if name == STDIN:
+        return Stdin(options.stdin_format, options.spool)
+    if is_saved_dataset(path):
+        return HubDataset(name, options.hub_split, options.text_key, saved=True)
     if path.is_dir():
-        return Files(name, *_files_below(path))
+        return Files(name, *files_below(path))
+    if prefix := indexed_prefix(path):
+        return IndexedFiles(name, [prefix], options.input_tokenizer, options.keep_ids, options.on_error)
     if path.exists():
-        if path.suffix.lower() in _OTHER_FORMATS:
-            raise DataError(f"cannot read {name}: {path.suffix} files are not supported; the formats are {_FORMATS}")
-        return Files(name, [path], 0)
-    looks_like_a_file = path.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES, *_OTHER_FORMATS)
+        return Files(name, [path])
+    if glob.has_magic(name):
+        return _matching(name, options)
+    looks_like_a_file = format_of(path) or path.suffix.lower() in (*NOT_TEXT, *COMPRESSED, ".bin", ".idx")
     if looks_like_a_file or not _HUB_ID.match(name):
         raise DataError(
             f"input {name!r} does not exist: expected a file, a folder, or the id of a Hugging Face data set"
         )
-    return HubDataset(name, hub_split, text_key)
+    return HubDataset(name, options.hub_split, options.text_key, streaming=options.hub_streaming)
 
 
-def _files_below(folder: Path) -> tuple[list[Path], int]:
-    """The readable files below a folder in the order of their names, and how many others there are.
-
-    Hidden ones do not count.
-    """
-    found: list[Path] = []
-    others: set[str] = set()
+def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
+    """What a pattern matches, in the order of the names: text files, and those of folders; or indexed files alone."""
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if not matches:
+        raise DataError(f"input {pattern!r} matches no file; patterns know *, ?, [...], and ** for any folders")
+    prefixes = [indexed_prefix(match) for match in matches]
+    if all(prefixes):
+        unique = list(dict.fromkeys(prefix for prefix in prefixes if prefix))
+        return IndexedFiles(pattern, unique, options.input_tokenizer, options.keep_ids, options.on_error)
+    files: dict[Path, None] = {}
     skipped = 0
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES):
-                found.append(path)
-            elif not name.startswith("."):
-                others.add(path.suffix or name)
-                skipped += 1
-    if not found:
-        what = f"only {', '.join(sorted(others)[:8])}" if others else "no files"
-        raise DataError(f"nothing to read in the folder {folder}: it holds {what}; the formats are {_FORMATS}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix()), skipped
-
-
-class Files:
-    """A file, or all text files of a folder."""
-
-    kind = "files"
-    reading: Reading
-
-    def __init__(self, name: str, paths: list[Path], skipped: int) -> None:
-        self.name = name
-        self.skipped_files = skipped
-        self._files: list[tuple[str, int, int]] = []
-        for path in paths:
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-            self._files.append((str(path), status.st_size, status.st_mtime_ns))
-        self.text_bytes = sum(size for path, size, _ in self._files if not path.lower().endswith(JSONL_SUFFIXES))
-
-    def describe(self) -> dict[str, Any]:
-        state = hashlib.sha256(repr(self._files).encode("utf-8", "surrogateescape")).hexdigest()
-        size = sum(size for _, size, _ in self._files)
-        return {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size, "state": state}
-
-    def units(self, source: int) -> Sequence[Unit]:
-        units: list[Unit] = []
-        slices: list[FileSlice] = []
-        total = 0
-        for path, size, _ in self._files:
-            for piece in slices_of(path, size):
-                if slices and total + piece.stop - piece.start > SLICE:
-                    units.append(FilesUnit(source, total, tuple(slices), self.reading))
-                    slices, total = [], 0
-                slices.append(piece)
-                total += piece.stop - piece.start
-        if slices:
-            units.append(FilesUnit(source, total, tuple(slices), self.reading))
-        return units
-
-
-@dataclass(frozen=True)
-class FilesUnit:
-    """Slices of files, 64 MiB together at most."""
-
-    source: int
-    size: int
-    slices: tuple[FileSlice, ...]
-    reading: Reading
-
-    def read(self, problems: Problems) -> Iterator[bytes]:
-        for piece in self.slices:
-            for document in read_slice(piece, self.reading, problems):
-                yield clean(document, problems)
+    for match in matches:
+        below, others = files_below(match) if match.is_dir() else ([match], 0)
+        files |= dict.fromkeys(below)
+        skipped += others
+    return Files(pattern, list(files), skipped)
 
 
 class DefaultCorpus:

@@ -13,7 +13,8 @@ _PROBLEMS = {
     "crlf_line_ends": "CRLF line ends made LF",
     "empty_documents": "empty documents left out",
     "broken_lines": "broken lines left out",
-    "unreadable_files": "unreadable files left out",
+    "unreadable_files": "unreadable files left out, or the rest of them",
+    "broken_documents": "documents with ids outside the vocabulary left out",
     "files_of_other_formats": "files of other formats left out",
 }
 

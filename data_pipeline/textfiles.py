@@ -1,37 +1,40 @@
-"""The documents of plain-text and .jsonl files, read in slices of bounded size.
+"""The documents of files, read in slices of bounded size.
 
-A file of any size is read as slices of 64 MiB, by whoever is free. Where a slice really begins and ends depends only on
-the file, so the documents of all slices in a row are the same whoever reads them, and memory does not grow with files
-or lines.
+Plain text, JSON Lines and Parquet of any size are read as slices of 64 MiB, by whoever is free. Where a slice really
+begins and ends depends only on the file, so the documents of all slices in a row are the same whoever reads them. Other
+files have to be read from their beginning, so each is one slice. Either way memory grows neither with files nor with
+lines.
 
 Plain text: a document is what stands between blank lines, gathered until a thousandth of all the text is reached, and
 at most 1 MiB. So a folder of articles gives one document per article, and a short file still gives enough documents to
 hold some back for validation. Documents never cross files. A paragraph longer than a sixteenth of all the text, or than
 1 MiB, is cut at a line end or a space.
 
-JSON Lines: a document is the string under the text key of each line.
+JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. The other formats are
+in `records`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
 from data_pipeline.errors import DataError
+from data_pipeline.formats import Format, format_of_named, open_input
 
 SLICE = 64 << 20
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 _MIB = 1 << 20
 _BLOCK = 4 * _MIB
-_LONGEST_LINE = 64 * _MIB  # of .jsonl: a line has to fit into memory
-_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+LONGEST_RECORD = 64 * _MIB  # what has to be in memory at once: a line of JSON, a page of HTML
+BOM = b"\xef\xbb\xbf"
+UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _BLANK_LINES = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")
 
 ON_ERROR = ("stop", "skip")
@@ -47,8 +50,12 @@ class Problems:
     def count(self, name: str, number: int = 1, example: str = "") -> None:
         if number:
             self.counts[name] += number
-            if example and len(self.examples) < 5:
+            if example and self.wants_examples:
                 self.examples.append(example)
+
+    @property
+    def wants_examples(self) -> bool:
+        return len(self.examples) < 5
 
 
 @dataclass(frozen=True)
@@ -79,38 +86,25 @@ class FileSlice:
     stop: int
     size: int
 
+    @property
+    def format(self) -> Format:
+        return _format(self.path)
+
+    @property
+    def limit(self) -> float:
+        """Where it stops in the contents of the file; those of a compressed one are read to their end."""
+        return math.inf if self.format.compression else self.stop
+
+
+def _format(path: str) -> Format:
+    found = format_of_named(path)
+    assert found is not None, "files that hold no text are refused when they are named"
+    return found
+
 
 def slices_of(path: str, size: int) -> list[FileSlice]:
-    return [FileSlice(path, start, min(start + SLICE, size), size) for start in range(0, size, SLICE)]
-
-
-def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes]:
-    """The documents that begin in a slice, as they are in the file (`clean` comes later).
-
-    Raises DataError for an unreadable file, UTF-16, and, unless on_error is "skip", a broken line of .jsonl.
-    """
-    try:
-        with _reading(piece.path), open(piece.path, "rb") as file:
-            beginning = file.read(3)
-            if beginning[:2] in _UTF16_BOMS:
-                raise DataError(f"{piece.path} is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
-            first = len(_BOM) if beginning == _BOM else 0
-            if piece.start == 0:
-                problems.count("byte_order_marks", int(first > 0))
-            read = _lines if piece.path.lower().endswith(JSONL_SUFFIXES) else _paragraphs
-            yield from read(file, piece, first, reading, problems)
-    except DataError as error:
-        if reading.on_error != "skip":
-            raise
-        problems.count("unreadable_files", 1, str(error))
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    step = SLICE if _format(path).divisible else max(size, 1)
+    return [FileSlice(path, start, min(start + step, size), size) for start in range(0, size, step)]
 
 
 def clean(document: bytes | str, problems: Problems) -> bytes:
@@ -130,30 +124,37 @@ def clean(document: bytes | str, problems: Problems) -> bytes:
     else:
         raw = document
         if not raw.isascii():
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError:
-                text = raw.decode("utf-8", errors="replace")
-                problems.count("invalid_utf8_documents")
-                problems.count("replaced_characters", text.count("\ufffd") - raw.count("\ufffd".encode()))
-                raw = text.encode("utf-8")
+            raw = decoded(raw, problems).encode("utf-8")
     if b"\r\n" in raw:
         problems.count("crlf_line_ends", raw.count(b"\r\n"))
         raw = raw.replace(b"\r\n", b"\n")
     return raw.strip(b"\n")
 
 
-def _paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
-    start = _document_start(file, piece.start, first, piece.size, reading)
-    stop = _document_start(file, piece.stop, first, piece.size, reading)
-    file.seek(start)
-    left = stop - start
+def decoded(raw: bytes, problems: Problems) -> str:
+    """UTF-8 as text; what is not valid becomes U+FFFD and is counted."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        problems.count("invalid_utf8_documents")
+        problems.count("replaced_characters", text.count("\ufffd") - raw.count("\ufffd".encode()))
+        return text
+
+
+def paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
+    """The documents of plain text that begin in a slice. `first`: where the text begins, behind a byte-order mark."""
+    left = math.inf
+    if not piece.format.compression:
+        start = _document_start(file, piece.start, first, piece.size, reading)
+        left = _document_start(file, piece.stop, first, piece.size, reading) - start
+        file.seek(start)
     buffer = b""
     while left > 0:
-        block = file.read(min(_BLOCK, left))
-        if not block:
+        block = file.read(int(min(_BLOCK, left)))
+        if not block and left < math.inf:
             raise DataError(f"cannot read {piece.path}: it became shorter while it was read")
-        left -= len(block)
+        left = left - len(block) if block else 0  # a compressed file ends where nothing more comes
         buffer += block
         begin = end = 0  # of the document that is being gathered
         for paragraph_start, paragraph_end in _split(buffer, reading.longest, final=left == 0):
@@ -161,7 +162,7 @@ def _paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading,
                 yield buffer[begin:end]
                 begin = paragraph_start
             end = paragraph_end
-        if left == 0:
+        if left == 0 and end > begin:
             yield buffer[begin:end]
         buffer = buffer[begin:]  # the last document may go on in the next block: it is gathered again
 
@@ -180,7 +181,7 @@ def _split(buffer: bytes, longest: int, final: bool) -> Iterator[tuple[int, int]
     for cut in _cuts(buffer, start, len(buffer), longest):
         yield start, cut
         start = cut
-    if final:
+    if final and start < len(buffer):
         yield start, len(buffer)
 
 
@@ -223,33 +224,37 @@ def _document_start(file: IO[bytes], position: int, first: int, size: int, readi
     return position + next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
 
 
-def _lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
+def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
+    """The documents of the lines of JSON that begin in a slice."""
     position = _line_start(file, piece.start, first)
     file.seek(position)
-    while position < piece.stop and (line := file.readline(_LONGEST_LINE)):
+    while position < piece.limit and (line := file.readline(LONGEST_RECORD)):
         begin, position = position, position + len(line)
         try:
-            if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-                position = _line_start(file, position, first)
-                raise ValueError(f"the line is longer than {_LONGEST_LINE >> 20} MiB")
+            if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
+                while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                    position += len(rest)
+                position += len(rest)
+                raise ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
             if text := line.strip():
                 yield _document_of(text, reading.text_key, problems)
         except ValueError as error:
-            message = f"{piece.path}:{_line_number(piece.path, begin)}: {error}"
-            if reading.on_error != "skip":
-                raise DataError(f"{message}; correct it, or leave such lines out with --on-error skip") from None
-            problems.count("broken_lines", 1, message)
+            broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
+
+
+def broken_line(
+    piece: FileSlice, number: Callable[[], int], error: Exception, reading: Reading, problems: Problems
+) -> None:
+    """Raise a DataError that names the line, or count it. `number` is called only where the line is named."""
+    if reading.on_error != "skip":
+        message = f"{piece.path}:{number()}: {error}"
+        raise DataError(f"{message}; correct it, or leave such lines out with --on-error skip") from None
+    problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
 
 
 def _document_of(line: bytes, text_key: str, problems: Problems) -> bytes:
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError:
-        text = line.decode("utf-8", errors="replace")
-        problems.count("invalid_utf8_documents")
-        problems.count("replaced_characters", text.count("\ufffd") - line.count("\ufffd".encode()))
-    try:
-        record = json.loads(text)
+        record = json.loads(decoded(line, problems))
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
     except RecursionError:
@@ -273,10 +278,10 @@ def _line_start(file: IO[bytes], position: int, first: int) -> int:
     return file.tell()
 
 
-def _line_number(path: str, position: int) -> int:
+def _line_number(piece: FileSlice, position: int) -> int:
     """The number of the line that begins at `position`, counted only when it is needed for a message."""
     number = 1
-    with open(path, "rb") as file:
+    with open_input(piece.path, piece.format.compression) as file:
         while position > 0 and (block := file.read(min(_BLOCK, position))):
             number += block.count(b"\n")
             position -= len(block)

@@ -59,7 +59,9 @@ def parse(arguments: list[str]) -> PrepareConfig:
         }
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", dest="inputs", action="append", metavar="PATH|HF_ID", help=defaults["inputs"][0])
+    parser.add_argument(
+        "--input", dest="inputs", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["inputs"][0]
+    )
     parser.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
     parser.add_argument("--output", metavar="DIR", **explain("output"))
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
@@ -67,6 +69,9 @@ def parse(arguments: list[str]) -> PrepareConfig:
     parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
     parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
     parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
+    parser.add_argument("--hub-streaming", action="store_true", **explain("hub_streaming"))
+    parser.add_argument("--stdin-format", metavar="SUFFIX", **explain("stdin_format"))
+    parser.add_argument("--input-tokenizer", metavar="SPEC", **explain("input_tokenizer"))
     parser.add_argument(
         "--keep-duplicates",
         dest="deduplicate",

@@ -48,8 +48,9 @@ _BATCH_BYTES = 1 << 20  # of text handed to the library at a time: it needs some
 # The shortest come first: the first that does not come back is shown.
 _PROBES = [
     "a", "A", " a", "a ", "a  b", "\n", "a\n\nb", "\t", "\r\n", "\0", "1234567890", "don't stop", "e\u0301", "\u00e9",
-    "\ufb01 \u00bd \uff21", SPACE, f"a{SPACE} b", "\u65e5\u672c\u8a9e", "\U0001f600 \U0001f468\u200d\U0001f469", "\ufeff",
-    "\u200b\u00a0\u2028", "<0x41><s></s><unk><pad><mask><|endoftext|>[CLS][SEP]", "def f(x):\n    return  x ** 2\n",
+    "\ufb01 \u00bd \uff21", SPACE, f"a{SPACE} b", "\u65e5\u672c\u8a9e", "\U0001f600 \U0001f468\u200d\U0001f469",
+    "\ufeff", "\u200b\u00a0\u2028", "<0x41><s></s><unk><pad><mask><|endoftext|>[CLS][SEP]",
+    "def f(x):\n    return  x ** 2\n",
     "".join(map(chr, range(0x300))), "".join(map(chr, range(0x300, 0xD800, 97))),
 ]  # fmt: skip
 
@@ -160,7 +161,7 @@ def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
 
     DataError if there is none, or it does not give back every text.
     """
-    path = _file(place)
+    path = tokenizer_file(place)
     definition = json.loads(path.read_bytes())
     _library(path.read_bytes(), spec)  # complains, if it has to, about the file as the user has it
     _make_exact(definition)
@@ -174,7 +175,7 @@ def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
 
 def read_tokenizer(place: str) -> Any:
     """The library's own tokenizer, as it stands in a folder or file, for decoding. DataError if there is none."""
-    return _library(_file(place).read_bytes(), f"hf:{place}")
+    return _library(tokenizer_file(place).read_bytes(), f"hf:{place}")
 
 
 def size_of(library: Any) -> int:
@@ -182,7 +183,8 @@ def size_of(library: Any) -> int:
     return 1 + max(library.get_vocab(with_added_tokens=True).values())
 
 
-def _file(place: str) -> Path:
+def tokenizer_file(place: str) -> Path:
+    """The file that defines the tokenizer of a folder, or that file itself. DataError if it is none."""
     path = Path(place)
     path = path / TOKENIZER_FILE if path.is_dir() else path
     try:
@@ -195,7 +197,7 @@ def _file(place: str) -> Path:
     except (OSError, ValueError) as error:
         raise DataError(f"tokenizer hf:{place}: {path} cannot be read: {error}") from error
     if isinstance(definition, dict) and definition.get("kind") == "hf":  # one that was saved by this project
-        return _file(str(path.parent / DEFINITION_FILE))
+        return tokenizer_file(str(path.parent / DEFINITION_FILE))
     if not isinstance(definition, dict) or "model" not in definition:
         raise DataError(f"tokenizer hf:{place}: {path} is not a file of Hugging Face's tokenizers library")
     return path

@@ -1,0 +1,143 @@
+"""Text files as a source: one, those that a pattern matches, or all below a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.formats import READABLE, format_of, format_of_named, open_input
+from data_pipeline.records import page_text, parquet_texts, table_texts
+from data_pipeline.textfiles import (
+    BOM,
+    SLICE,
+    UTF16_BOMS,
+    FileSlice,
+    Problems,
+    Reading,
+    clean,
+    lines,
+    paragraphs,
+    slices_of,
+)
+
+
+class Files:
+    """Some files, in a fixed order."""
+
+    kind = "files"
+    reading: Reading
+
+    def __init__(self, name: str, paths: Sequence[Path], skipped: int = 0) -> None:
+        """skipped: how many other files were left out. DataError if a file is of a format that holds no text."""
+        self.name = name
+        self.skipped_files = skipped
+        self._files: list[tuple[str, int, int]] = []
+        self.text_bytes = 0  # of plain text; of what is compressed, as it lies there
+        for path in paths:
+            found = format_of_named(path)
+            if found is None:
+                raise DataError(f"cannot read {path}: its format is not supported; the formats are {READABLE}")
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+            self._files.append((str(path), status.st_size, status.st_mtime_ns))
+            self.text_bytes += status.st_size if found.kind == "text" else 0
+
+    def describe(self) -> dict[str, Any]:
+        state = hashlib.sha256(repr(self._files).encode("utf-8", "surrogateescape")).hexdigest()
+        size = sum(size for _, size, _ in self._files)
+        return {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size, "state": state}
+
+    def units(self, source: int) -> Sequence[FilesUnit]:
+        units: list[FilesUnit] = []
+        slices: list[FileSlice] = []
+        total = 0
+        for path, size, _ in self._files:
+            for piece in slices_of(path, size):
+                if slices and total + piece.stop - piece.start > SLICE:
+                    units.append(FilesUnit(source, total, tuple(slices), self.reading))
+                    slices, total = [], 0
+                slices.append(piece)
+                total += piece.stop - piece.start
+        if slices:
+            units.append(FilesUnit(source, total, tuple(slices), self.reading))
+        return units
+
+
+@dataclass(frozen=True)
+class FilesUnit:
+    """Slices of files, 64 MiB together at most, unless one file that cannot be divided is longer."""
+
+    source: int
+    size: int
+    slices: tuple[FileSlice, ...]
+    reading: Reading
+
+    def read(self, problems: Problems) -> Iterator[bytes]:
+        for piece in self.slices:
+            for document in read_slice(piece, self.reading, problems):
+                yield clean(document, problems)
+
+
+def files_below(folder: Path) -> tuple[list[Path], int]:
+    """The readable files below a folder in the order of their names, and how many others there are.
+
+    Hidden ones do not count. DataError if there are none.
+    """
+    found: list[Path] = []
+    others: set[str] = set()
+    skipped = 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if format_of(path):
+                found.append(path)
+            else:
+                others.add(path.suffix or name)
+                skipped += 1
+    if not found:
+        what = f"only {', '.join(sorted(others)[:8])}" if others else "no files"
+        raise DataError(f"nothing to read in the folder {folder}: it holds {what}; the formats are {READABLE}")
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix()), skipped
+
+
+def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
+    """The documents that begin in a slice, as they are in the file (`clean` comes later).
+
+    Raises DataError for a file that is unreadable, cut short, damaged, in UTF-16 or without the text column, and for a
+    broken line or row. If on_error is "skip" these are counted instead; what was read before them stays.
+    """
+    try:
+        with open_input(piece.path, piece.format.compression) as file:
+            if piece.format.kind == "parquet":
+                yield from parquet_texts(file, piece, reading)
+                return
+            beginning = file.read(3)
+            if beginning[:2] in UTF16_BOMS:
+                raise DataError(f"{piece.path} is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+            first = len(BOM) if beginning == BOM else 0
+            if piece.start == 0:
+                problems.count("byte_order_marks", int(first > 0))
+            file.seek(first)
+            match piece.format.kind:
+                case "csv":
+                    yield from table_texts(file, piece, reading, problems)
+                case "html":
+                    yield from page_text(file, piece, problems)
+                case "jsonl":
+                    yield from lines(file, piece, first, reading, problems)
+                case _:
+                    yield from paragraphs(file, piece, first, reading, problems)
+    except DataError as error:
+        if reading.on_error != "skip":
+            raise
+        problems.count("unreadable_files", 1, str(error))

@@ -1,0 +1,105 @@
+"""What a file's name says about its contents: how the text lies in it, and whether it is compressed.
+
+    text    plain text: paragraphs between blank lines
+    html    a page: one document, the text that a reader sees
+    jsonl   JSON Lines: a document is the string under the text key
+    csv     tables with a header; a document is a cell of the text column. tsv: the same with tabs
+    parquet columns; a document is a string of the text column
+
+Each may be compressed once more: .gz, .xz or .zst, with any number of streams in one file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, cast
+
+from data_pipeline.errors import DataError
+
+if TYPE_CHECKING or sys.version_info < (3, 14):
+    from backports import zstd
+else:
+    from compression import zstd
+
+SUFFIXES = {
+    "text": (".txt", ".text", ".md", ".rst"),
+    "html": (".html", ".htm", ".xhtml"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+}
+COMPRESSED = (".gz", ".xz", ".zst")
+# Named by itself, a file of an unknown kind is plain text, but surely not these.
+NOT_TEXT = frozenset(
+    f".{suffix}"
+    for suffix in re.findall(
+        r"\w+", "arrow json xml pdf doc docx odt epub bz2 zip tar tgz 7z rar pkl pt npy npz safetensors"
+    )
+)
+READABLE = (
+    "; ".join(f"{kind}: {', '.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
+    + f"; each also with {', '.join(COMPRESSED)}"
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """kind: a key of SUFFIXES. compression: one of COMPRESSED, or "" """
+
+    kind: str
+    compression: str
+
+    @property
+    def divisible(self) -> bool:
+        """Whether any part of a file can be read without what stands before it."""
+        return not self.compression and self.kind in ("text", "jsonl", "parquet")
+
+
+def format_of(path: str | os.PathLike[str]) -> Format | None:
+    """The format that a name promises; None if it is not one that is read."""
+    name = os.path.basename(os.fspath(path)).lower()
+    compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+    suffix = os.path.splitext(name.removesuffix(compression))[1]
+    kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    return None if kind is None else Format(kind, compression)
+
+
+def format_of_named(path: str | os.PathLike[str]) -> Format | None:
+    """The same for a file that a user named: one of an unknown kind is plain text. None for those that hold no text."""
+    name = os.path.basename(os.fspath(path)).lower()
+    compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+    if os.path.splitext(name.removesuffix(compression))[1] in NOT_TEXT:
+        return None
+    return format_of(path) or Format("text", compression)
+
+
+@contextmanager
+def open_input(path: str, compression: str) -> Iterator[IO[bytes]]:
+    """A file as the bytes that were put into it. DataError if it cannot be read, is damaged or was cut short."""
+    try:
+        with _open(path, compression) as file:
+            yield file
+    except EOFError:
+        raise DataError(f"cannot read {path}: it was cut short: its last compressed stream has no end") from None
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
+        raise DataError(f"cannot read {path}: its {compression} compression is damaged: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open(path: str, compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if compression == ".xz":
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    if compression == ".zst":
+        return cast(IO[bytes], zstd.open(path, "rb"))
+    return open(path, "rb")
