@@ -78,7 +78,10 @@ class PreparedData:
             if (ids := source.get(split, {}).get("ids", 0)) > 0:
                 ranges.append(SourceRange(source["name"], start, start + ids))
                 start += ids
-        return ranges or [SourceRange(str(self.dir), 0, self.manifest.total(split, "ids"))]
+        if ranges:
+            return ranges
+        names = [source["name"] for source in self.manifest.sources]
+        return [SourceRange(" + ".join(names) or str(self.dir), 0, self.manifest.total(split, "ids"))]
 
 
 class IdStream:

@@ -6,6 +6,7 @@ The documents of a split stand in the order of the sources, so a source has one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def shares_of_sources(
                 continue
             sizes = Shard(output / entry.path).sizes
             cuts = np.clip(np.concatenate([[0], stops]) - first, 0, len(sizes))
-            ids += [int(sizes[begin:end].sum(dtype=np.int64)) for begin, end in zip(cuts, cuts[1:], strict=False)]
+            ids += [int(sizes[begin:end].sum(dtype=np.int64)) for begin, end in pairwise(cuts)]
             first += len(sizes)
         assert first == stops[-1], "the shards hold the documents that were chosen"
         for share, count, size in zip(shares, documents.tolist(), ids.tolist(), strict=True):

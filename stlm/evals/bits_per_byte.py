@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipeline.reader import IdStream
+from data_pipeline.reader import IdStream, SourceRange
 from stlm.errors import StlmError
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
 _WINDOWS_PER_SEGMENT = 64  # read from the disk at a time, so that a split of any size fits into memory
 _LOGITS_PER_BATCH = 1 << 24  # 64 MiB in fp32
+
+
+class SourceScore(NamedTuple):
+    """Sums over the ids of one source."""
+
+    nats: float
+    ids: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class SplitScore:
     bytes: int  # of text; end_of_text counts none
     context_length: int  # ids of a window
     stride: int  # ids from one window to the next
+    sources: dict[str, SourceScore]  # the same for each source of the text, by its name
 
     @property
     def bits_per_byte(self) -> float:
@@ -36,12 +50,15 @@ class SplitScore:
 
 
 @torch.no_grad()
-def score_split(model: STLM, stream: IdStream, *, stride: int | None = None) -> SplitScore:
+def score_split(
+    model: STLM, stream: IdStream, *, stride: int | None = None, sources: Sequence[SourceRange] = ()
+) -> SplitScore:
     """Score every id of the stream exactly once, in fp32.
 
     Windows of the model's context length begin every `stride` ids (None: half of the context), so that each id but the
     first few is predicted after at least context_length - stride others. A stride of the context length is what
-    validation during training uses: cheapest, and with the least context.
+    validation during training uses: cheapest, and with the least context. `sources`: the stretches of the stream that
+    are to be scored each by itself, too.
     """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
@@ -49,13 +66,23 @@ def score_split(model: STLM, stream: IdStream, *, stride: int | None = None) -> 
         raise StlmError("the split holds no text: there is nothing to score")
     bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).long()
     model.eval()
-    nats, num_bytes = 0.0, 0
+    nats, num_bytes, place = 0.0, 0, 0
+    of_source = {source.name: SourceScore(0.0, 0, 0) for source in sources}
     with tqdm(total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2) as progress:
         for ids, nats_of_ids in _segments(model, stream, context, stride):
             nats += nats_of_ids.double().sum().item()
             num_bytes += int(bytes_per_id[ids].sum())
+            for name, start, stop in sources:
+                mine = slice(max(start - place, 0), max(stop - place, 0))
+                before = of_source[name]
+                of_source[name] = SourceScore(
+                    before.nats + nats_of_ids[mine].double().sum().item(),
+                    before.ids + len(ids[mine]),
+                    before.bytes + int(bytes_per_id[ids[mine]].sum()),
+                )
+            place += len(ids)
             progress.update(len(ids))
-    return SplitScore(nats, len(stream), num_bytes, context, stride)
+    return SplitScore(nats, len(stream), num_bytes, context, stride, of_source)
 
 
 def _segments(model: STLM, stream: IdStream, context: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.loading import Data, open_data
 from data_pipeline.prepare import default_data_dir
-from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import Tokenizer
-from stlm.config import load_run_config
+from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
 from stlm.stlm import STLM, locate_model
 
@@ -24,7 +24,7 @@ class Subject:
 
     directory: Path  # of the model
     model: STLM
-    data: PreparedData
+    data: Data
     progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
 
     @classmethod
@@ -36,7 +36,10 @@ class Subject:
         """
         directory = locate_model(path)
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
-        data = PreparedData.open(data_dir or _data_of_run(directory) or default_data_dir(model.tokenizer.spec))
+        named = DataConfig(dir=os.fspath(data_dir)) if data_dir else _data_of_run(directory)
+        if named.dir is None and not named.mixture:
+            named = replace(named, dir=str(default_data_dir(model.tokenizer.spec)))
+        data = open_data(named)
         if data.tokenizer.fingerprint != model.tokenizer.fingerprint:
             raise StlmError(
                 f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
@@ -71,7 +74,7 @@ class Subject:
         }
 
     def _sources(self) -> list[str]:
-        return [source["name"] for source in self.data.manifest.sources]
+        return [source.name for source in self.data.sources("validation")]
 
 
 def _named(tokenizer: Tokenizer) -> str:
@@ -88,7 +91,7 @@ def _progress(model: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
 
 
-def _data_of_run(model: Path) -> str | None:
-    """`data.dir` of the run that holds this model directory: runs/NAME/checkpoints/step_…/model."""
+def _data_of_run(model: Path) -> DataConfig:
+    """What the run read that holds this model directory: runs/NAME/checkpoints/step_…/model."""
     run_dir = Path(os.path.normpath(model.resolve() / "../../.."))
-    return load_run_config(run_dir).data.dir if (run_dir / "config.yaml").is_file() else None
+    return load_run_config(run_dir).data if (run_dir / "config.yaml").is_file() else DataConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading import Data
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import score_split
 from stlm.evals.compression import compressed_bits_per_byte
@@ -20,13 +20,13 @@ class TaskResult(NamedTuple):
     values: dict[str, Any]  # goes into JSON
 
 
-def bits_per_byte(model: STLM, data: PreparedData, stride: int | None) -> TaskResult:
-    """The model's bits per byte on the validation split, beside those of gzip, bz2 and xz."""
+def bits_per_byte(model: STLM, data: Data, stride: int | None) -> TaskResult:
+    """The model's bits per byte on the validation split and each source of it, beside those of gzip, bz2 and xz."""
     context = model.config.context_length
     if stride is not None and not 1 <= stride <= context:
         raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
     stream = data.split("validation")
-    score = score_split(model, stream, stride=stride)
+    score = score_split(model, stream, stride=stride, sources=data.sources("validation"))
     compressors = compressed_bits_per_byte(stream, data.tokenizer)
 
     rows = [["model", f"{score.bits_per_byte:.4f}"]]
@@ -36,7 +36,7 @@ def bits_per_byte(model: STLM, data: PreparedData, stride: int | None) -> TaskRe
         f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
         f"once\nin windows of {score.context_length} ids, one every {score.stride}"
     )
-    values = {
+    values: dict[str, Any] = {
         "bits_per_byte": score.bits_per_byte,
         "nats": score.nats,
         "ids": score.ids,
@@ -46,10 +46,16 @@ def bits_per_byte(model: STLM, data: PreparedData, stride: int | None) -> TaskRe
         "stride": score.stride,
         "compressors": compressors,
     }
+    if len(score.sources) > 1:
+        parts = [[name, f"{part.bits_per_byte:.4f}", f"{part.bytes:,}"] for name, part in score.sources.items()]
+        text += "\n\n" + table(parts, ["source", "bits per byte", "bytes"], "lrr")
+        values["sources"] = {
+            name: {"bits_per_byte": part.bits_per_byte, **part._asdict()} for name, part in score.sources.items()
+        }
     return TaskResult(text, values)
 
 
-Task = Callable[[STLM, PreparedData, int | None], TaskResult]
+Task = Callable[[STLM, Data, int | None], TaskResult]
 
 TASKS: dict[str, Task] = {"bits_per_byte": bits_per_byte}
 

@@ -32,7 +32,7 @@ def test_each_source_has_its_stretch_of_both_splits(tmp_path, monkeypatch):
         assert sources[-1].stop == len(data.split(split))
 
     loader = validation_loader(data, DataConfig(), 5)
-    ids, mask, _ = loader.windows(0, loader.num_windows)
+    ids = loader.windows(0, loader.num_windows).ids
     of_source = loader.source_ids(0, loader.num_windows)
     assert loader.source_names == inputs
     for number, letter in enumerate(b"abc"):

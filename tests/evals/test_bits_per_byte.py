@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.reader import SourceRange
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
     ByteEmbedderConfig,
@@ -82,6 +83,21 @@ def test_known_probabilities_give_the_known_bits(stride):
     assert score.nats == pytest.approx(13 * math.log(2), rel=1e-5)
     assert (score.ids, score.bytes) == (7, 5)
     assert (score.context_length, score.stride) == (8, stride or 4)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 8])
+def test_each_source_is_scored_by_itself(stride):
+    texts = ["aab", "ab" * 700, "b"]
+    ends = np.cumsum([len(text) + 1 for text in texts]).tolist()
+    sources = [
+        SourceRange(name, stop - len(text) - 1, stop) for name, text, stop in zip("xyz", texts, ends, strict=True)
+    ]
+    score = score_split(Unigram(), Stream(*texts), stride=stride, sources=sources)
+    bits = {name: part.bits_per_byte for name, part in score.sources.items()}
+    assert bits == pytest.approx({"x": 7 / 3, "y": (2100 + 3) / 1400, "z": 5 / 1}, rel=1e-5)
+    assert sum(part.ids for part in score.sources.values()) == score.ids
+    assert sum(part.bytes for part in score.sources.values()) == score.bytes
+    assert sum(part.nats for part in score.sources.values()) == pytest.approx(score.nats)
 
 
 def test_long_streams_are_read_in_segments_and_every_id_counts_once():
