@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file, write_text
+from data_pipeline.cleaning.documents import Cleaner, Cleaning
+from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
 from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems
@@ -41,30 +43,35 @@ class Gathered:
     @property
     def index(self) -> NDArray[Any]:
         """Per document: `length` in bytes, 0xFF included, and the two halves of its hash, `high` and `low`."""
-        return np.load(self._file("index.npy"), mmap_mode="r")
+        return np.load(self.file("index.npy"), mmap_mode="r")
 
     @property
     def choice(self) -> NDArray[np.uint8]:
         """Per document: DROPPED, TRAIN or VALIDATION."""
-        return np.load(self._file("choice.npy"))
+        return np.load(self.file("choice.npy"))
 
     @property
     def counts(self) -> dict[str, Any]:
         """Documents, bytes, problems by name, and examples of them."""
-        return json.loads(self._file("json").read_bytes())
+        return json.loads(self.file("json").read_bytes())
+
+    @property
+    def cleaned(self) -> Record:
+        """What cleaning changed and left out while the unit was read."""
+        return Record.from_json(self.counts["cleaned"])
 
     @property
     def complete(self) -> bool:
-        return self._file("json").exists()
+        return self.file("json").exists()
 
     def choose(self, choice: NDArray[np.uint8]) -> None:
-        with atomic_file(self._file("choice.npy")) as file:
+        with atomic_file(self.file("choice.npy")) as file:
             np.save(file, choice)
 
     def documents(self, first: int, last: int, chosen: NDArray[np.bool_]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
         """The chosen ones of documents [first, last), as stored, and their lengths, in blocks of bounded size."""
         index = self.index
-        text = np.memmap(self._file("text"), dtype=np.uint8, mode="r") if len(index) else np.empty(0, np.uint8)
+        text = np.memmap(self.file("text"), dtype=np.uint8, mode="r") if len(index) else np.empty(0, np.uint8)
         stops = np.cumsum(index["length"])
         begin = first
         while begin < last:
@@ -77,24 +84,36 @@ class Gathered:
             yield block, lengths[wanted]
             begin = end
 
-    def _file(self, suffix: str) -> Path:
+    def pick(self, places: Iterable[int]) -> Iterator[bytes]:
+        """Some documents, one by one, without the 0xFF behind each."""
+        lengths = self.index["length"]
+        stops = np.cumsum(lengths)
+        with open(self.file("text"), "rb") as file:
+            for place in places:
+                file.seek(int(stops[place] - lengths[place]))
+                yield file.read(int(lengths[place]) - 1)
+
+    def file(self, suffix: str) -> Path:
+        """A file of this unit in the work folder."""
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
 
-def gather(unit: Unit, gathered: Gathered) -> None:
-    """Read a unit and write its files. Raises DataError for what a user can mend: see the sources."""
+def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
+    """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources."""
     problems = Problems()
+    cleaner = Cleaner(cleaning)
     lengths, hashes = array("q"), bytearray()
     end = bytes([END_OF_STORED_DOCUMENT])
-    with atomic_file(gathered._file("text")) as file:
-        for document in unit.read(problems):
-            if not document or document.isspace():
+    with atomic_file(gathered.file("text")) as file:
+        for raw in unit.read(problems):
+            if not raw or raw.isspace():
                 problems.count("empty_documents")
                 continue
-            if len(document) > _LONGEST_DOCUMENT:
-                raise DataError(
-                    f"a document of {len(document):,} bytes is too long; the limit is {_LONGEST_DOCUMENT:,}"
-                )
+            if len(raw) > _LONGEST_DOCUMENT:
+                raise DataError(f"a document of {len(raw):,} bytes is too long; the limit is {_LONGEST_DOCUMENT:,}")
+            document = cleaner(raw)
+            if document is None:
+                continue
             file.write(document)
             file.write(end)
             lengths.append(len(document) + 1)
@@ -102,40 +121,45 @@ def gather(unit: Unit, gathered: Gathered) -> None:
     index = np.empty(len(lengths), dtype=_INDEX)
     index["length"] = lengths
     index["high"], index["low"] = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2).T
-    with atomic_file(gathered._file("index.npy")) as file:
+    with atomic_file(gathered.file("index.npy")) as file:
         np.save(file, index)
     counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths)}
     write_text(
-        gathered._file("json"),
-        json.dumps({**counts, "problems": dict(problems.counts), "examples": problems.examples}),
+        gathered.file("json"),
+        json.dumps(
+            {
+                **counts,
+                "problems": dict(problems.counts),
+                "examples": problems.examples,
+                "cleaned": cleaner.record.to_json(),
+            }
+        ),
     )
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """What was left out because it equalled an earlier document."""
+def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
+    """Mark every document that equals an earlier one, in `kept`, which counts over all units.
 
-    documents: int
-    bytes: int
-
-
-def select(units: list[Gathered], validation_fraction: float, deduplicate: bool) -> Duplicates:
-    """Decide for every document whether it is dropped as an exact duplicate of an earlier one, for training, or for
-    validation.
-
-    The hash of its bytes decides between training and validation, so equal documents never stand on both sides. If
-    chance leaves a side empty, the document with the most extreme hash goes there. Raises DataError if there are fewer
-    than two documents.
+    Sorted in passes by the leading bits of the hash, each of which holds all documents that could be equal.
     """
-    sizes = [len(unit.index) for unit in units]
-    starts = np.cumsum([0, *sizes])
-    kept = np.ones(starts[-1], dtype=np.bool_)
-    if deduplicate:
-        # Sorted in passes by the leading bits of the hash, each of which holds all documents that could be equal.
-        passes = 1 << max(0, (int(starts[-1]) // _SORTED_AT_A_TIME).bit_length())
-        for bucket in range(passes):
-            kept[_later_duplicates(units, starts, bucket, passes)] = False
+    starts = starts_of(units)
+    passes = 1 << max(0, (int(starts[-1]) // _SORTED_AT_A_TIME).bit_length())
+    for bucket in range(passes):
+        kept[_later_duplicates(units, starts, bucket, passes)] = False
 
+
+def starts_of(units: list[Gathered]) -> NDArray[np.int64]:
+    """The number of the first document of each unit, counted over all, and the number of documents."""
+    return np.cumsum([0, *(len(unit.index) for unit in units)])
+
+
+def split(units: list[Gathered], validation_fraction: float, kept: NDArray[np.bool_]) -> None:
+    """Decide for every document that is kept whether it is for training or for validation; the others are dropped.
+
+    The hash of its bytes decides, so equal documents never stand on both sides. If chance leaves a side empty, the
+    document with the most extreme hash goes there. Raises DataError if there are fewer than two documents.
+    """
+    starts = starts_of(units)
     limit = np.uint64(min(int(validation_fraction * 2.0**64), 2**64 - 1))
     lowest: tuple[int, int, int, int] | None = None  # hash, unit, document
     highest = lowest
@@ -152,15 +176,13 @@ def select(units: list[Gathered], validation_fraction: float, deduplicate: bool)
             lowest, highest = min(lowest or first, first), max(highest or last, last)
     if lowest is None or highest is None or kept.sum() < 2:
         raise DataError(
-            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on and one to "
-            f"validate with: give more text (in a text file, blank lines separate documents)"
+            f"different documents of text in the input: {kept.sum()}; expected at least two, one to "
+            f"train on and one to validate with: give more text (in a text file, blank lines separate documents)"
         )
     if lowest[0] >= limit:
         _move(units, lowest, VALIDATION)
     if highest[0] < limit:
         _move(units, highest, TRAIN)
-    dropped = [unit.index["length"][unit.choice == DROPPED] - 1 for unit in units]
-    return Duplicates(int((~kept).sum()), sum(int(lengths.sum()) for lengths in dropped))
 
 
 def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:

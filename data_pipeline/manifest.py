@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ SPLITS = ("train", "validation")
 
 _FORMAT = "stlm-data"
 _FORMAT_VERSION = 1
+# In indented JSON, where a line end is never within a string.
+_ROWS_OF_NUMBERS = re.compile(r"\[\n\s*-?\d+(?:,\n\s*-?\d+)*\n\s*\]")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Manifest:
     split_rule: dict[str, Any]
     duplicates: dict[str, int]  # documents that equalled an earlier one and were left out, and their bytes
     settings: dict[str, Any]  # what was asked for: the same settings on the same input give the same folder
+    # The steps that were on; edits: changes, counted; removed: by rule, documents, bytes and examples.
+    cleaning: dict[str, Any] = field(default_factory=dict)
+    statistics: list[dict[str, Any]] = field(default_factory=list)  # per source: see `statistics.describe_source`
 
     @property
     def fingerprint(self) -> str:
@@ -67,8 +73,9 @@ class Manifest:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         contents = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": self.fingerprint}
+        text = json.dumps(contents | asdict(self), indent=1, ensure_ascii=False)
         write_text(
-            Path(directory) / MANIFEST_FILE, json.dumps(contents | asdict(self), indent=1, ensure_ascii=False) + "\n"
+            Path(directory) / MANIFEST_FILE, _ROWS_OF_NUMBERS.sub(lambda found: _in_one_line(found[0]), text) + "\n"
         )
 
     @classmethod
@@ -96,7 +103,7 @@ class Manifest:
                 f"{again} into another folder"
             )
         try:
-            values = {field.name: contents[field.name] for field in fields(cls)}
+            values = {one.name: contents[one.name] for one in fields(cls) if one.name in contents}
             values["splits"] = {name: [ShardEntry(**shard) for shard in values["splits"][name]] for name in SPLITS}
             manifest = cls(**values)
             intact = manifest.fingerprint == contents["fingerprint"]
@@ -139,3 +146,7 @@ class Manifest:
                 "\n".join(problems)
                 + f"\ndelete {directory} and prepare the data again, or restore the file from a copy"
             )
+
+
+def _in_one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("[ ", "[").replace(" ]", "]")

@@ -19,20 +19,24 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from data_pipeline.atomic import TEMPORARY_PREFIX, write_text, writing
+from data_pipeline.cleaning import decontamination, near_duplicates
+from data_pipeline.cleaning.documents import NEAR_DUPLICATES, STEPS, Cleaning, parse_steps
 from data_pipeline.encoding import encode_shard, make_tokenizer, plan_shards
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
-from data_pipeline.gathering import Duplicates, Gathered, gather, select
+from data_pipeline.gathering import Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest
+from data_pipeline.selection import Selection, select
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
+from data_pipeline.statistics import describe_source
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
 from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
@@ -94,6 +98,21 @@ class PrepareConfig:
         ),
     )
     deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))
+    clean: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            f"cleaning steps that are on, separated by commas, of: {', '.join(STEPS)}; none: text as it is"
+        ),
+    )
+    languages: tuple[str, ...] = field(
+        default=(), metadata=_option("codes of the languages that the step `language` keeps: en,de; none: en")
+    )
+    decontaminate: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "evaluation files, text or JSON Lines: documents that share 13 words in a row with one of them are left out"
+        ),
+    )
 
     stdin_format: str = field(
         default="txt", metadata=_option("format of the standard input, as the suffix of a file: txt, jsonl.gz, csv")
@@ -108,6 +127,23 @@ class PrepareConfig:
             raise DataError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
         if self.workers is not None and self.workers < 1:
             raise DataError(f"workers must be at least 1, got {self.workers}")
+        if NEAR_DUPLICATES in self.cleaning.steps:
+            near_duplicates.check_library()
+        if self.languages and "language" not in self.clean:
+            raise DataError(
+                "languages are named, but the cleaning step that keeps them is off: add `language` to clean"
+            )
+        if self.keep_ids and (self.clean or self.decontaminate):
+            raise DataError(
+                "ids that are kept as they are cannot be cleaned: leave clean and decontaminate out, or name another "
+                "tokenizer than the input's"
+            )
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """The cleaning steps that are on. DataError for one that does not exist or lacks its library."""
+        steps = parse_steps(self.clean)
+        return Cleaning(steps, (self.languages or ("en",)) if "language" in steps else ())
 
     @property
     def keep_ids(self) -> bool:
@@ -178,7 +214,7 @@ def _prepare(
     _continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
 
-    gathered, duplicates = gather_all(config, units, work, team)
+    gathered, selection = gather_all(config, sources, units, work, team)
 
     tokenizer_dir = output / TOKENIZER_DIR
     if not (tokenizer_dir / TOKENIZER_FILE).exists():
@@ -190,6 +226,14 @@ def _prepare(
         (plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json", config.keep_ids) for plan in plans
     ]
     shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], team)
+
+    by_source = [
+        tuple(place for unit, place in zip(units, gathered, strict=True) if unit.source == number)
+        for number in range(len(sources))
+    ]
+    jobs_by_source = [(places, tokenizer_dir, config.keep_ids) for places in by_source]
+    sizes = [sum(place.counts["bytes"] for place in places) for places in by_source]
+    statistics = _run("describing", describe_source, jobs_by_source, sizes, team)
 
     shares = shares_of_sources([unit.source for unit in units], gathered, output, shards)
     manifest = Manifest(
@@ -206,21 +250,38 @@ def _prepare(
             "hash": "first 8 bytes, little-endian, of blake2b-128 over the UTF-8 of the document",
             "validation": f"hash < {config.validation_fraction} * 2**64",
         },
-        duplicates=asdict(duplicates),
+        duplicates=selection.duplicates,
         settings=settings,
+        cleaning={
+            "steps": list(config.cleaning.steps),
+            **selection.record.to_json(),
+            "decontamination": selection.decontamination,
+        },
+        statistics=[{"name": source.name, **values} for source, values in zip(sources, statistics, strict=True)],
     )
     manifest.save(output)
     return manifest
 
 
 def gather_all(
-    config: PrepareConfig, units: Sequence[Unit], work: Path, team: Team
-) -> tuple[list[Gathered], Duplicates]:
+    config: PrepareConfig, sources: Sequence[Source], units: Sequence[Unit], work: Path, team: Team
+) -> tuple[list[Gathered], Selection]:
     """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
-    missing = [(unit, place) for unit, place in zip(units, gathered, strict=True) if not place.complete]
-    _run("reading", gather, missing, [unit.size for unit, _ in missing], team)
-    return gathered, select(gathered, config.validation_fraction, config.deduplicate)
+    pairs = zip(units, gathered, strict=True)
+    missing = [(unit, place, config.cleaning) for unit, place in pairs if not place.complete]
+    _run("reading", gather, missing, [unit.size for unit, _, _ in missing], team)
+    selection = select(
+        gathered,
+        names=[sources[unit.source].name for unit in units],
+        validation_fraction=config.validation_fraction,
+        deduplicate=config.deduplicate,
+        compare=NEAR_DUPLICATES in config.cleaning.steps,
+        evaluation_files=config.decontaminate,
+        output=work.parent,
+        run=lambda what, function, jobs, sizes: _run(what, function, jobs, sizes, team),
+    )
+    return gathered, selection
 
 
 def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], team: Team) -> list[Any]:
@@ -263,6 +324,10 @@ def _settings(config: PrepareConfig, sources: list[Source]) -> dict[str, Any]:
         "on_error": config.on_error,
         "validation_fraction": config.validation_fraction,
         "deduplicate": config.deduplicate,
+        # What is off is not mentioned, so data prepared before there was such a step is still up to date.
+        **({"clean": list(config.cleaning.steps)} if config.clean else {}),
+        **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
+        **({"decontaminate": decontamination.describe(config.decontaminate)} if config.decontaminate else {}),
     }
 
 
@@ -370,6 +435,7 @@ def _continue_or_begin(output: Path, settings: dict[str, Any], units: list[Unit]
     record.unlink(missing_ok=True)
     for folder in (*SPLITS, TOKENIZER_DIR):
         shutil.rmtree(output / folder, ignore_errors=True)
+    (output / decontamination.REMOVED_FILE).unlink(missing_ok=True)
     for path in work.iterdir():
         if path.name != "lock":
             path.unlink()

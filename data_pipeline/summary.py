@@ -38,7 +38,7 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
         missing = [name for name, version in source.get("packages", {}).items() if version is None]
         if missing:
             lines.append(f"  not installed, so the corpus is not the usual one: {', '.join(missing)}")
-    duplicates = manifest.duplicates
-    if duplicates["documents"]:
-        lines.append(f"left out {duplicates['documents']:,} exact duplicates, {duplicates['bytes']:,} bytes")
+    for rule, removed in manifest.cleaning.get("removed", {}).items():
+        lines.append(f"left out {removed['documents']:,} documents, {removed['bytes']:,} bytes: {rule}")
+    lines += [f"{number:,} {what}" for what, number in manifest.cleaning.get("edits", {}).items()]
     return "\n".join(lines)

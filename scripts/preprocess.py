@@ -78,8 +78,18 @@ def parse(arguments: list[str]) -> PrepareConfig:
         action="store_false",
         help="do not leave out exact duplicates of documents",
     )
+    parser.add_argument("--clean", metavar="STEP,STEP,…", type=_names, **explain("clean"))
+    parser.add_argument("--languages", metavar="CODE,CODE,…", type=_names, **explain("languages"))
+    parser.add_argument(
+        "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
+    )
     options = vars(parser.parse_args(arguments))
+    options["decontaminate"] = tuple(options["decontaminate"] or ())
     return PrepareConfig(**options | {"inputs": tuple(options["inputs"] or ())})
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 def verify(arguments: list[str]) -> None:

@@ -1,0 +1,173 @@
+"""Documents that hold a piece of a text that models are later judged with.
+
+Brown et al. 2020 (arXiv 2005.14165, appendix C) look for runs of 13 words that an evaluation text and a document for
+training share, without regard to case and punctuation, and for shorter ones, down to 8 words, where the text itself is
+shorter. So it is here. They cut the run and 200 characters around it; here the whole document goes, and the list of all
+that went says by which words.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import atomic_file, sha256_file, write_text
+from data_pipeline.cleaning.words import pieces, words_of
+from data_pipeline.errors import DataError
+from data_pipeline.gathering import Gathered
+from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
+
+LONGEST_RUN, SHORTEST_RUN = 13, 8  # words
+REMOVED_FILE = "removed.jsonl"
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_BLANK_LINES = re.compile(r"\n\s*\n")
+
+
+def describe(files: Sequence[str]) -> list[dict[str, Any]]:
+    """What identifies the evaluation files, for the settings. DataError if one cannot be read."""
+    described = []
+    for name in files:
+        try:
+            described.append({"path": str(Path(name).resolve()), "sha256": sha256_file(name)})
+        except OSError as error:
+            raise DataError(f"cannot read the evaluation file {name}: {error.strerror or error}") from error
+    return described
+
+
+def texts_of(name: str) -> Iterator[str]:
+    """The texts of an evaluation file: of JSON and JSON Lines every string that is a value; else every paragraph.
+
+    DataError if it is not UTF-8 or not JSON.
+    """
+    try:
+        text = Path(name).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        if name.lower().endswith(".json"):
+            yield from _strings(json.loads(text))
+        elif name.lower().endswith(_JSON_SUFFIXES):
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    yield from _strings(_parsed(line, number))
+        else:
+            yield from _BLANK_LINES.split(text)
+    except OSError as error:
+        raise DataError(f"cannot read the evaluation file {name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"cannot read the evaluation file {name}: {error}; expected UTF-8 text or JSON") from error
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
+    """Write the runs of words to look for: an array of (length, hash, number of the file), sorted, without repeats.
+
+    Returns how many texts there are and how many are too short to be looked for. DataError if none is long enough.
+    """
+    counts = {"texts": 0, "too_short": 0}
+    found: list[NDArray[Any]] = [np.empty(0, _RUN)]
+    for number, name in enumerate(files):
+        for text in texts_of(name):
+            words = words_of(_stored(text))
+            counts["texts"] += 1
+            counts["too_short"] += len(words.hashes) < SHORTEST_RUN
+            length = min(len(words.hashes), LONGEST_RUN)
+            if length >= SHORTEST_RUN:
+                hashes, _ = words.runs(length)
+                runs = np.empty(len(hashes), _RUN)
+                runs["length"], runs["hash"], runs["file"] = length, hashes, number
+                found.append(runs)
+    runs = np.sort(np.concatenate(found), order=["length", "hash", "file"])
+    if not len(runs):
+        raise DataError(
+            f"nothing to look for in {', '.join(files)}: none of its {counts['texts']:,} texts has {SHORTEST_RUN} words"
+        )
+    first = np.append(True, (runs["hash"][1:] != runs["hash"][:-1]) | (runs["length"][1:] != runs["length"][:-1]))
+    with atomic_file(path) as file:
+        np.save(file, runs[first])
+    return counts
+
+
+_RUN = np.dtype([("length", "u1"), ("hash", "<u8"), ("file", "<u4")])
+
+
+def _stored(text: str) -> NDArray[np.uint8]:
+    data = text.encode("utf-8", errors="replace") + bytes([END_OF_STORED_DOCUMENT])
+    return np.frombuffer(data, np.uint8)
+
+
+def find(gathered: Gathered, runs: Path) -> None:
+    """Write which documents of a unit hold one of the runs, and the first run of each: see `found`."""
+    path = gathered.file("contaminated.json")
+    if path.exists():
+        return
+    matches: dict[int, dict[str, Any]] = {}
+    index = gathered.index
+    before = 0
+    for stored, lengths in gathered.documents(0, len(index), np.ones(len(index), np.bool_)):
+        for first, _, text in pieces(stored, lengths):
+            for document, match in _matches(text, _looked_for(runs)):
+                matches.setdefault(before + first + document, match)
+        before += len(lengths)
+    write_text(path, json.dumps([{"document": document, **matches[document]} for document in sorted(matches)]))
+
+
+def found(gathered: Gathered) -> list[dict[str, Any]]:
+    """Per document to leave out: `document`, its number in the unit; `ngram`, the words; `file`, the file's number."""
+    return json.loads(gathered.file("contaminated.json").read_bytes())
+
+
+def _matches(text: NDArray[np.uint8], looked_for: dict[int, NDArray[Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    words = words_of(text)
+    for length, runs in looked_for.items():
+        hashes, firsts = words.runs(length)
+        places = np.searchsorted(runs["hash"], hashes)
+        places[places == len(runs)] = 0
+        for hit in np.flatnonzero(runs["hash"][places] == hashes).tolist():
+            first = int(firsts[hit])
+            words_hit = text[words.starts[first] : words.stops[first + length - 1]]
+            yield (
+                int(words.documents[first]),
+                {
+                    "ngram": words_hit.tobytes().decode("utf-8", errors="replace"),
+                    "file": int(runs["file"][places[hit]]),
+                },
+            )
+
+
+@functools.lru_cache(maxsize=1)
+def _looked_for(path: Path) -> dict[int, NDArray[Any]]:
+    """The runs by their length, the longest first."""
+    runs = np.load(path)
+    return {length: runs[runs["length"] == length] for length in np.unique(runs["length"])[::-1].tolist()}
+
+
+def write_list(path: Path, entries: Iterator[dict[str, Any]]) -> str:
+    """Write a line of JSON for each document that was left out; returns the sha256 of the file."""
+    digest = hashlib.sha256()
+    with atomic_file(path) as file:
+        for entry in entries:
+            line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+            digest.update(line)
+            file.write(line)
+    return digest.hexdigest()

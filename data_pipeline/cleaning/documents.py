@@ -1,0 +1,73 @@
+"""The steps that look at one document at a time, in the order in which they are applied.
+
+What they change and leave out depends on the document alone, so they run while the sources are read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from data_pipeline.cleaning.c4 import c4
+from data_pipeline.cleaning.gopher import gopher
+from data_pipeline.cleaning.language import Language, check_languages
+from data_pipeline.cleaning.normalization import normalize
+from data_pipeline.cleaning.record import Record
+from data_pipeline.errors import DataError
+
+# The text, and where to count its changes → the text as it goes on, and the rule by which it is left out, or "".
+Step = Callable[[str, Counter[str]], tuple[str, str]]
+
+NEAR_DUPLICATES = "near-duplicates"
+STEPS = ("normalize", "language", "c4", "gopher", NEAR_DUPLICATES)
+
+
+def parse_steps(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps named, in the order of STEPS. DataError for an unknown name or one given twice."""
+    for number, name in enumerate(names):
+        if name not in STEPS:
+            near = get_close_matches(name, STEPS, 1, 0)
+            raise DataError(f"unknown cleaning step {name!r}; nearest: {near[0]}; the steps are: {', '.join(STEPS)}")
+        if name in names[:number]:
+            raise DataError(f"the cleaning step {name!r} is named twice")
+    return tuple(step for step in STEPS if step in names)
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Which steps are on; picklable, and the same for all units."""
+
+    steps: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()  # of the step "language"
+
+    def __post_init__(self) -> None:
+        if "language" in self.steps:
+            check_languages(self.languages)
+
+
+class Cleaner:
+    """Applies the steps to one document after the other and keeps the record."""
+
+    def __init__(self, cleaning: Cleaning) -> None:
+        every: dict[str, Step] = {
+            "normalize": normalize,
+            "language": Language(cleaning.languages),
+            "c4": c4,
+            "gopher": gopher,
+        }
+        self._steps = [every[name] for name in cleaning.steps if name in every]
+        self.record = Record()
+
+    def __call__(self, document: bytes) -> bytes | None:
+        """The cleaned document, valid UTF-8 as it came; None if a rule leaves it out, which is then recorded."""
+        if not self._steps:
+            return document
+        text = document.decode("utf-8")
+        for step in self._steps:
+            text, rule = step(text, self.record.edits)
+            if rule:
+                self.record.remove(rule, document)
+                return None
+        return text.encode("utf-8")

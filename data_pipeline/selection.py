@@ -1,0 +1,133 @@
+"""Which of the gathered documents stay, and which of these are held back for validation.
+
+Exact duplicates go first, then what is left goes through the steps that compare documents with others; then the split
+is made, so that whatever was found alike never stands on both sides of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.cleaning import decontamination
+from data_pipeline.cleaning.near_duplicates import Signatures, near_duplicates, sign
+from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
+from data_pipeline.gathering import Gathered, drop_duplicates, split, starts_of
+
+EXACT_DUPLICATES, NEAR_DUPLICATES, DECONTAMINATION = "exact duplicates", "near-duplicates", "decontamination"
+
+# What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
+Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was left out, by all steps together."""
+
+    record: Record
+    decontamination: dict[str, Any]  # texts looked for, and the list of what was removed; empty if it was not asked for
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """Documents that equalled an earlier one, and their bytes."""
+        return {
+            "documents": self.record.documents[EXACT_DUPLICATES],
+            "bytes": self.record.sizes[EXACT_DUPLICATES],
+        }
+
+
+def select(
+    units: list[Gathered],
+    names: Sequence[str],
+    validation_fraction: float,
+    deduplicate: bool,
+    compare: bool,
+    evaluation_files: Sequence[str],
+    output: Path,
+    run: Run,
+) -> Selection:
+    """Choose for every document: TRAIN, VALIDATION or DROPPED.
+
+    names: of the source of each unit. compare: whether near-duplicates go. evaluation_files: whose texts may not be in
+    the data; what goes for their sake is listed in output/removed.jsonl.
+    Raises DataError if fewer than two documents are left.
+    """
+    record = Record()
+    for unit in units:
+        record.add(unit.cleaned)
+    kept = np.ones(starts_of(units)[-1], np.bool_)
+    if deduplicate:
+        drop_duplicates(units, kept)
+        _count(record, EXACT_DUPLICATES, units, ~kept)
+    sizes = [int(unit.index["length"].sum()) for unit in units]
+    decontaminated: dict[str, Any] = {}
+    if evaluation_files:
+        runs = units[0].prefix.with_name("runs.npy")
+        counts = decontamination.write_runs(evaluation_files, runs)
+        run("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes)
+        entries = _contaminated(units, names, evaluation_files, kept, record)
+        path = output / decontamination.REMOVED_FILE
+        sha256 = decontamination.write_list(path, entries)
+        decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
+    if compare:
+        run("comparing", sign, [(unit,) for unit in units], sizes)
+        stays = near_duplicates(units, kept)
+        gone = kept & (stays != np.arange(len(stays)))
+        kept &= ~gone
+        _count(record, NEAR_DUPLICATES, units, gone, stays)
+    split(units, validation_fraction, kept)
+    return Selection(record, decontaminated)
+
+
+def _contaminated(
+    units: list[Gathered], names: Sequence[str], files: Sequence[str], kept: NDArray[np.bool_], record: Record
+) -> Iterator[dict[str, Any]]:
+    """Take what was found out of `kept`, into the record, and yield a line of the list for each document."""
+    before: dict[str, int] = {}  # documents of the same source in earlier units
+    for unit, name, start in zip(units, names, starts_of(units)[:-1].tolist(), strict=True):
+        matches = [match for match in decontamination.found(unit) if kept[start + match["document"]]]
+        documents = unit.pick(match["document"] for match in matches)
+        for match, document in zip(matches, documents, strict=True):
+            place = match["document"]
+            kept[start + place] = False
+            details = {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
+            record.remove(DECONTAMINATION, document, **details)
+            number = before.get(name, 0) + place
+            yield {"source": name, "document": number, "bytes": len(document), **details, "text": excerpt(document)}
+        before[name] = before.get(name, 0) + len(unit.index)
+
+
+def _count(
+    record: Record,
+    rule: str,
+    units: list[Gathered],
+    gone: NDArray[np.bool_],
+    stays: NDArray[np.int64] | None = None,
+) -> None:
+    """Record what one rule leaves out. stays: for every document, the one that stays for it."""
+    if not gone.any():
+        return
+    starts = starts_of(units)
+    record.documents[rule] += int(gone.sum())
+    for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
+        record.sizes[rule] += int((unit.index["length"][gone[start:stop]] - 1).sum())
+    examples = []
+    for number in np.flatnonzero(gone)[:EXAMPLES].tolist():
+        example: dict[str, Any] = {"text": excerpt(_document(units, starts, number))}
+        if stays is not None:
+            twin = int(stays[number])
+            pair = np.array([number]), np.array([twin])
+            example["similarity"] = round(float(Signatures(units).similarity(*pair)[0]), 3)
+            example["stays"] = excerpt(_document(units, starts, twin))
+        examples.append(example)
+    record.examples[rule] = examples
+
+
+def _document(units: list[Gathered], starts: NDArray[np.int64], number: int) -> bytes:
+    owner = int(np.searchsorted(starts, number, side="right")) - 1
+    return next(units[owner].pick([number - int(starts[owner])]))
