@@ -1,7 +1,7 @@
 """The second half of preparing data: a tokenizer, and shards of ids, from the gathered documents.
 
 Which documents share a shard depends on their text alone, so the shards are the same whoever makes them, in whatever
-order.
+order. Encoding is cut finer than shards, so that all processes stay busy to the end.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import write_text
+from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.indexed import ids_of_kept
 from data_pipeline.manifest import ShardEntry
@@ -32,6 +33,7 @@ from data_pipeline.tokenizers import (
 )
 
 SHARD_BYTES = 256 << 20  # of text
+PIECE_BYTES = 8 << 20  # of text that is encoded at a time
 
 _SAMPLE_BYTES = 32 << 20  # of text that a tokenizer is trained on
 CHOICES = {"train": TRAIN, "validation": VALIDATION}
@@ -49,6 +51,23 @@ class ShardPlan:
     @property
     def path(self) -> str:
         return f"{self.split}/shard_{self.number:05d}"
+
+    @property
+    def name(self) -> str:
+        """Of its files in the work folder."""
+        return f"{self.split}_{self.number:05d}"
+
+    def pieces(self) -> list[ShardPlan]:
+        """The same documents in several plans, of about PIECE_BYTES each."""
+        pieces = []
+        for unit, first, last in self.parts:
+            chosen = unit.choice[first:last] == CHOICES[self.split]
+            stops = np.cumsum(np.where(chosen, unit.index["length"][first:last], 0))
+            cuts = np.flatnonzero(np.diff((stops - 1) // PIECE_BYTES)) + 1
+            for begin, end in pairwise([0, *cuts.tolist(), last - first]):
+                size = int(stops[end - 1] - (stops[begin - 1] if begin else 0))
+                pieces.append(replace(self, parts=((unit, first + begin, first + end),), stored_bytes=size))
+        return pieces
 
     def documents(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         for unit, first, last in self.parts:
@@ -73,9 +92,24 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
     return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
 
 
-def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path, keep_ids: bool = False) -> ShardEntry:
+def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path) -> None:
+    """Write to a file how many ids each document of a piece has, and then all its ids."""
+    tokenizer = _tokenizer(tokenizer_dir)
+    ids, counts = [np.empty(0, tokenizer.dtype)], [np.empty(0, np.int64)]
+    for stored, lengths in piece.documents():
+        for parts, part in zip((ids, counts), tokenizer.encode_documents(stored, lengths), strict=True):
+            parts.append(part)
+    with atomic_file(path) as file:
+        np.save(file, np.concatenate(counts))
+        np.save(file, np.concatenate(ids))
+
+
+def write_planned(
+    plan: ShardPlan, pieces: list[Path], output: Path, tokenizer_dir: Path, done: Path, keep_ids: bool
+) -> ShardEntry:
     """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again.
 
+    pieces: files of `encode_piece` that together hold its ids; they are removed. None: the ids are the stored bytes.
     keep_ids: what was gathered are ids of this tokenizer already: see `indexed`.
     """
     if done.exists():
@@ -85,7 +119,12 @@ def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path,
 
     def blocks() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         nonlocal text_bytes
-        for stored, lengths in plan.documents():
+        for path in pieces:
+            with path.open("rb") as file:
+                counts, ids = np.load(file), np.load(file)
+            text_bytes += int(tokenizer.bytes_per_id[ids].sum(dtype=np.int64))
+            yield ids, counts
+        for stored, lengths in () if pieces else plan.documents():
             if keep_ids:
                 ids, counts = ids_of_kept(stored, lengths, tokenizer.dtype)
                 text_bytes += int(tokenizer.bytes_per_id[ids].sum(dtype=np.int64))
@@ -97,6 +136,8 @@ def encode_shard(plan: ShardPlan, output: Path, tokenizer_dir: Path, done: Path,
     written = write_shard(output / plan.path, tokenizer.dtype, blocks())
     entry = ShardEntry(path=plan.path, bytes=text_bytes, **asdict(written))
     write_text(done, json.dumps(asdict(entry)))
+    for path in pieces:
+        path.unlink()
     return entry
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ from tqdm import tqdm
 from data_pipeline.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.cleaning import decontamination, near_duplicates
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES, STEPS, Cleaning, parse_steps
-from data_pipeline.encoding import encode_shard, make_tokenizer, plan_shards
+from data_pipeline.encoding import encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.gathering import Gathered, gather
-from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest
+from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.selection import Selection, select
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import describe_source
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
-from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
+from data_pipeline.tokenizers import ByteTokenizer, build_tokenizer, load_tokenizer, parse_spec
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
 from data_pipeline.workers import Team, Workers
 
@@ -199,8 +199,7 @@ def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None)
     manifest = _find_prepared(output, settings)
     if manifest is not None and not (output / WORK_DIR).exists():
         return manifest
-    with _locked(output, wait):
-        team = team or Workers(config.workers)
+    with _locked(output, wait), nullcontext(team) if team else Workers(config.workers) as team:
         return _find_prepared(output, settings) or _prepare(config, output, sources, settings, team)
 
 
@@ -221,11 +220,7 @@ def _prepare(
         make_tokenizer(config.tokenizer, gathered).save(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
 
-    plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
-    jobs = [
-        (plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json", config.keep_ids) for plan in plans
-    ]
-    shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], team)
+    shards = _encode(config, output, tokenizer_dir, gathered, team)
 
     by_source = [
         tuple(place for unit, place in zip(units, gathered, strict=True) if unit.source == number)
@@ -282,6 +277,26 @@ def gather_all(
         run=lambda what, function, jobs, sizes: _run(what, function, jobs, sizes, team),
     )
     return gathered, selection
+
+
+def _encode(
+    config: PrepareConfig, output: Path, tokenizer_dir: Path, gathered: list[Gathered], team: Team
+) -> list[ShardEntry]:
+    """The shards of all splits, written."""
+    work = output / WORK_DIR
+    plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
+    stored_as_ids = config.keep_ids or config.tokenizer == ByteTokenizer.spec
+    missing, jobs = [], []
+    for plan in plans:
+        done = work / f"{plan.name}.json"
+        pieces = [] if stored_as_ids or done.exists() else plan.pieces()
+        paths = [work / f"{plan.name}_{number:05d}.ids" for number in range(len(pieces))]
+        missing += [
+            (piece, tokenizer_dir, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()
+        ]
+        jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids))
+    _run("encoding", encode_piece, missing, [piece.stored_bytes for piece, _, _ in missing], team)
+    return _run("writing", write_planned, jobs, [plan.stored_bytes for plan in plans], team)
 
 
 def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], team: Team) -> list[Any]:
@@ -388,7 +403,7 @@ def _differences(there: Any, wanted: Any, key: str = "") -> list[str]:
 def _locked(output: Path, wait: bool) -> Iterator[None]:
     """Be the only process that works on `output`.
 
-    The lock is the kernel's, so it ends with the process, however that ends.
+    The lock is the kernel's, so it ends with the process, however that ends; file systems that nodes share pass it on.
     """
     work = output / WORK_DIR
     while True:
@@ -402,18 +417,30 @@ def _locked(output: Path, wait: bool) -> Iterator[None]:
             raise DataError(
                 f"another process is preparing data in {output}; wait for it, or choose another folder with --output"
             ) from None
+        except OSError as error:
+            lock.close()
+            raise DataError(
+                f"the file system of {output} cannot lock a file ({error.strerror}), so a second preparation of the "
+                f"same folder would not be noticed; choose a folder on another file system with --output"
+            ) from None
         if _is_there(work / "lock", lock.fileno()):
             break
         lock.close()  # the process before has finished and removed the work folder
     try:
         yield
     finally:
-        begun = any(work.glob("*.json"))
-        if (output / MANIFEST_FILE).exists() or not begun:
-            shutil.rmtree(work)
-        if not begun and not any(output.iterdir()):
-            output.rmdir()
+        begun = (work / SETTINGS_FILE).exists()
+        finished = (output / MANIFEST_FILE).exists() or not begun
+        if finished:
+            for path in sorted(work.iterdir(), key=lambda path: path.name == "lock"):  # the lock is the last to go
+                path.unlink()
         lock.close()
+        if finished:
+            # Not under the lock: NFS keeps a name for a file that is open. Another process may have moved in.
+            with suppress(OSError):
+                work.rmdir()
+                if not begun:
+                    output.rmdir()
 
 
 def _is_there(path: Path, descriptor: int) -> bool:

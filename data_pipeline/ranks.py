@@ -16,14 +16,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.workers import Result, killed_worker, processes
+from data_pipeline.workers import Result, process_pool, result_of
 
 _PAUSE_S = 0.01
 
@@ -105,6 +104,7 @@ class Ranks:
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD
         self._outbox: list[Any] = []  # messages on their way
+        self._pool: ProcessPoolExecutor | None = None  # this rank's processes, once there is work
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         cores: list[int] | None = self._comm.gather(_share_of_cores(self._comm.Split_type(mpi.COMM_TYPE_SHARED)))
@@ -120,24 +120,23 @@ class Ranks:
         waiting = deque(enumerate(jobs))
         free = list(self._workers)
         mine: dict[Future[Result], int] = {}
-        with processes(free[0]) as pool:
-            while waiting or free != self._workers:
-                while waiting and any(free):
-                    index, job = waiting.popleft()
-                    rank = free.index(max(free))  # so a few jobs are spread over all ranks
-                    free[rank] -= 1
-                    if rank == 0:
-                        mine[pool.submit(function, *job)] = index
-                    else:
-                        self._send(rank, ("run", self._workers[rank], index, function, job))
-                for future in _finished(mine):
-                    free[0] += 1
-                    yield mine.pop(future), future.result()
-                for rank, (index, result, error) in self._arrived():
-                    free[rank] += 1
-                    if error is not None:
-                        raise error
-                    yield index, result
+        while waiting or free != self._workers:
+            while waiting and any(free):
+                index, job = waiting.popleft()
+                rank = free.index(max(free))  # so a few jobs are spread over all ranks
+                free[rank] -= 1
+                if rank == 0:
+                    mine[self._submit(self._workers[0], function, job)] = index
+                else:
+                    self._send(rank, ("run", self._workers[rank], index, function, job))
+            for future in _finished(mine):
+                free[0] += 1
+                yield mine.pop(future), result_of(future)
+            for rank, (index, result, error) in self._arrived():
+                free[rank] += 1
+                if error is not None:
+                    raise error
+                yield index, result
 
     def check_shared(self, path: Path) -> None:
         """Rank 0: DataError if a rank does not see this file."""
@@ -157,26 +156,25 @@ class Ranks:
     def serve(self) -> None:
         """The other ranks: do what rank 0 sends until it says that there is no more."""
         running: dict[Future[Any], int] = {}
-        with ExitStack() as stack:
-            stack.callback(self._send, 0, None)  # at the very end
-            pool = None
-            while True:
-                for _, message in self._arrived():
-                    match message:
-                        case ("run", workers, index, function, job):
-                            pool = pool or stack.enter_context(processes(workers))
-                            running[pool.submit(function, *job)] = index
-                        case ("look", path):
-                            self._send(0, (socket.gethostname(), path.exists()))
-                        case None:
-                            return
-                for future in _finished(running):
-                    self._send(0, (running.pop(future), *self._outcome(future)))
+        while True:
+            for _, message in self._arrived():
+                match message:
+                    case ("run", workers, index, function, job):
+                        running[self._submit(workers, function, job)] = index
+                    case ("look", path):
+                        self._send(0, (socket.gethostname(), path.exists()))
+                    case None:
+                        self._close_pool()
+                        self._send(0, None)
+                        return
+            for future in _finished(running):
+                self._send(0, (running.pop(future), *self._outcome(future)))
 
     def dismiss(self) -> None:
         """Rank 0: let the others go, and wait until they have finished what they had begun."""
         for rank in range(1, self.size):
             self._send(rank, None)
+        self._close_pool()
         serving = self.size - 1
         while serving:
             time.sleep(_PAUSE_S)
@@ -185,14 +183,21 @@ class Ranks:
     def _outcome(self, future: Future[Any]) -> tuple[Any, BaseException | None]:
         """The result of a job, and the error if there was one, as something that can be sent."""
         try:
-            return future.result(), None
-        except BrokenProcessPool:
-            return None, killed_worker()
+            return result_of(future), None
         except DataError as error:
             return None, error
         except BaseException as error:
             text = "".join(traceback.format_exception(error))
             return None, RuntimeError(f"on rank {self.rank}, {socket.gethostname()}:\n{text}")
+
+    def _submit(self, workers: int, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
+        self._pool = self._pool or process_pool(workers)
+        return self._pool.submit(function, *job)
+
+    def _close_pool(self) -> None:
+        """Drop the jobs that were not begun, and finish the others."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def _send(self, rank: int, message: Any) -> None:
         self._outbox = [request for request in self._outbox if not request.test()[0]]

@@ -11,9 +11,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,21 +37,36 @@ class Team(Protocol):
 
 
 class Workers:
-    """A team of processes of this machine. With one, or for one job, everything happens in the process that asks."""
+    """A team of processes of this machine. With one, or for one job, everything happens in the process that asks.
+
+    They are started when there is work for the first time, and end with the `with` block.
+    """
 
     def __init__(self, number: int | None = None) -> None:
         """number: of processes; None: one per core."""
         self.number = number or available_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
         if self.number <= 1 or len(jobs) <= 1:
             for index, job in enumerate(jobs):
                 yield index, function(*job)
             return
-        with processes(min(self.number, len(jobs))) as pool:
-            futures = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
+        self._pool = self._pool or process_pool(self.number)
+        futures = {self._pool.submit(function, *job): index for index, job in enumerate(jobs)}
+        try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                yield futures[future], result_of(future)
+        finally:
+            for future in futures:
+                future.cancel()
 
     def check_shared(self, path: Path) -> None:
         """Processes of one machine see the same files."""
@@ -63,28 +77,22 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def processes(number: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes. When the block ends, jobs that were not begun are dropped and the others finished.
-
-    DataError if one of the processes is killed.
-    """
+def process_pool(number: int) -> ProcessPoolExecutor:
+    """So many processes, which end with this one, however that ends."""
     # "spawn": a fork of a process that has threads, as PyArrow, PyTorch and MPI make them, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
+
+
+def result_of(future: Future[Result]) -> Result:
+    """What a job gave. DataError if the process that did it was killed."""
     try:
-        yield pool
+        return future.result()
     except BrokenProcessPool as error:
-        raise killed_worker() from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def killed_worker() -> DataError:
-    return DataError(
-        "a worker process was killed, perhaps for want of memory; "
-        "repeat the command to go on from here, with fewer --workers"
-    )
+        raise DataError(
+            "a worker process was killed, perhaps for want of memory; "
+            "repeat the command to go on from here, with fewer --workers"
+        ) from error
 
 
 def _follow_the_parent() -> None:

@@ -26,7 +26,8 @@ SPACE = "\u2581"  # how sentencepiece and its heirs write a space
 
 # Scores are added up in 32 bits, and some encoders slow down on what has no end, so those that see a text as one whole
 # get segments of at most 65,536 characters that end at line ends where there are any.
-_SEGMENT = re.compile(r"(?s).{1,65536}(?:\n+|\Z)|.{1,65536}")
+SEGMENT = 65_536
+_SEGMENTS = re.compile(rf"(?s).{{1,{SEGMENT}}}(?:\n+|\Z)|.{{1,{SEGMENT}}}")
 
 Ids = NDArray[Any] | Sequence[int]
 
@@ -91,7 +92,7 @@ def utf8(text: str) -> bytes:
 
 def segments(text: str) -> list[str]:
     """`text` in pieces that an encoder takes in one go."""
-    return _SEGMENT.findall(text)
+    return _SEGMENTS.findall(text)
 
 
 def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:

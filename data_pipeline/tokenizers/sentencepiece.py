@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from data_pipeline.atomic import write_bytes
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import (
+    SEGMENT,
     SPACE,
     Ids,
     checked_ids,
@@ -75,7 +76,7 @@ class SentencePieceTokenizer:
             raise DataError(
                 "the sentencepiece model lacks the byte pieces or special symbols that this project gives it"
             )
-        self._space_ids = [self._byte_ids[byte] for byte in SPACE.encode()]
+        self._space_ids = np.array([self._byte_ids[byte] for byte in SPACE.encode()], dtype=np.int32)
         self.fingerprint = fingerprint({"kind": kind, "version": 1}, model)
 
     def _bytes_of(self, id: int) -> bytes:
@@ -88,24 +89,30 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> NDArray[Any]:
         utf8(text)
-        ids: list[int] = []
+        parts: list[NDArray[Any]] = [np.empty(0, np.int32)]
         for index, part in enumerate(text.split(SPACE)):
             if index:
-                ids += self._space_ids
-            for segment in segments(part):
-                ids += self._processor.encode(segment)
-        return np.array(ids, dtype=self.dtype)
+                parts.append(self._space_ids)
+            parts += self._processor.encode(segments(part), return_type="numpy", num_threads=1)
+        return np.concatenate(parts, dtype=self.dtype, casting="same_kind")
 
     def encode_documents(
         self, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         stops = np.cumsum(lengths)
+        spans = zip(stops - lengths, stops - 1, strict=True)
+        texts = [stored[start:stop].tobytes().decode("utf-8") for start, stop in spans]
+        # Most texts are one segment, and the library is quickest with many at a time.
+        whole = [len(text) <= SEGMENT and SPACE not in text for text in texts]
+        together = [text for text, is_whole in zip(texts, whole, strict=True) if is_whole]
+        encoded = iter(self._processor.encode(together, return_type="numpy", num_threads=1))
         end = np.array([self.end_of_text_id], dtype=self.dtype)
         pieces: list[NDArray[Any]] = []
-        for start, stop in zip(stops - lengths, stops, strict=True):
-            pieces += [self.encode(stored[start : stop - 1].tobytes().decode("utf-8")), end]
+        for text, is_whole in zip(texts, whole, strict=True):
+            pieces += [next(encoded) if is_whole else self.encode(text), end]
         counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        return np.concatenate([np.empty(0, self.dtype), *pieces]), counts[0::2] + 1
+        ids = np.concatenate([np.empty(0, np.int32), *pieces], dtype=self.dtype, casting="same_kind")
+        return ids, counts[0::2] + 1
 
     def decode(self, ids: Ids) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

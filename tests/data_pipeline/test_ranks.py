@@ -28,9 +28,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 import _command, preprocess
-from data_pipeline import encoding, ranks, sources as files, textfiles
-textfiles.SLICE = 4000
-files.SLICE = 4000
+from data_pipeline import encoding, files, ranks, textfiles
+files.SLICE = textfiles.SLICE = 4000
 encoding.SHARD_BYTES = 10_000
 
 def die_at_work(running):
