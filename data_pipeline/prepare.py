@@ -462,7 +462,8 @@ def _continue_or_begin(output: Path, settings: dict[str, Any], units: list[Unit]
     record.unlink(missing_ok=True)
     for folder in (*SPLITS, TOKENIZER_DIR):
         shutil.rmtree(output / folder, ignore_errors=True)
-    (output / decontamination.REMOVED_FILE).unlink(missing_ok=True)
+    for name in (decontamination.REMOVED_FILE, "report.html"):
+        (output / name).unlink(missing_ok=True)
     for path in work.iterdir():
         if path.name != "lock":
             path.unlink()

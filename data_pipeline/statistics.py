@@ -31,13 +31,14 @@ def describe_source(units: Sequence[Gathered], tokenizer_dir: Path, keep_ids: bo
 
     lengths: by split, how many documents have 1, 2 to 3, 4 to 7, … bytes. sample: its size, bytes per id (end_of_text
     counted) and how many times smaller gzip and xz make it, byte_counts how often each of the 256 byte values occurs.
-    keep_ids: see `indexed`; lengths are then those of the ids.
+    keep_ids: see `indexed`; lengths are then those of the ids as stored, and the bytes of text are not counted.
     """
     splits: dict[str, Any] = {}
     for split, choice in _SPLITS.items():
         lengths = np.concatenate([_NONE, *(unit.index["length"][unit.choice == choice] - 1 for unit in units)])
         classes = np.bincount(np.frexp(lengths)[1] - 1) if len(lengths) else np.empty(0, np.int64)
-        splits[split] = {"documents": len(lengths), "bytes": int(lengths.sum()), "lengths": classes.tolist()}
+        size = None if keep_ids else int(lengths.sum())
+        splits[split] = {"documents": len(lengths), "bytes": size, "lengths": classes.tolist()}
     tokenizer = load_tokenizer(tokenizer_dir)
     documents = [_text(document, tokenizer, keep_ids) for document in _sample(units)]
     excerpts = [

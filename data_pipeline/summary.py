@@ -6,7 +6,7 @@ import os
 
 from data_pipeline.manifest import SPLITS, Manifest
 
-_PROBLEMS = {
+PROBLEMS = {
     "invalid_utf8_documents": "documents with invalid UTF-8",
     "replaced_characters": "characters replaced by U+FFFD",
     "byte_order_marks": "byte-order marks removed",
@@ -33,7 +33,7 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
     lines.append("")
     for source in manifest.sources:
         lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
-        lines += [f"  {number:,} {_PROBLEMS[name]}" for name, number in sorted(source["problems"].items())]
+        lines += [f"  {number:,} {PROBLEMS[name]}" for name, number in sorted(source["problems"].items())]
         lines += [f"    {example}" for example in source["examples"]]
         missing = [name for name, version in source.get("packages", {}).items() if version is None]
         if missing:

@@ -17,9 +17,11 @@ import _command
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.manifest import SPLITS
 from data_pipeline.plans import plan_dir, write_plan
+from data_pipeline.plots import PlotsMissing
 from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
 from data_pipeline.ranks import Ranks, joined
 from data_pipeline.reader import PreparedData
+from data_pipeline.report import REPORT_FILE, write_report
 from data_pipeline.summary import summary
 from data_pipeline.textfiles import ON_ERROR
 
@@ -30,6 +32,8 @@ def main() -> None:
             ranks.serve()
         elif sys.argv[1:2] == ["verify"]:
             verify(sys.argv[2:])
+        elif sys.argv[1:2] == ["report"]:
+            report(sys.argv[2:])
         elif sys.argv[1:2] == ["plan"]:
             plan(sys.argv[2:])
         else:
@@ -41,10 +45,17 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     if ranks is not None:
         ranks.use_workers(config.workers)
     manifest = find_prepared(config)
+    new = manifest is None
     if manifest is not None:
         print(f"{config.directory} is already prepared; nothing to do\n")
     manifest = prepare(config, team=ranks)
     print(summary(manifest, config.directory))
+    report = config.directory / REPORT_FILE
+    if new or not report.exists():
+        try:
+            print(f"report: {write_report(config.directory)}")
+        except PlotsMissing as error:
+            print(f"no report: {error}; then python scripts/preprocess.py report {config.directory}")
     print(f"done in {time.monotonic() - start:.1f} s")
 
 
@@ -98,6 +109,12 @@ def verify(arguments: list[str]) -> None:
     data = PreparedData.open(parser.parse_args(arguments).dir, verify=True)
     shards = sum(len(data.manifest.splits[split]) for split in SPLITS)
     print(f"{data.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
+
+
+def report(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="preprocess.py report", description="Write DIR/report.html again.")
+    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
+    print(write_report(parser.parse_args(arguments).dir))
 
 
 def plan(arguments: list[str]) -> None:
