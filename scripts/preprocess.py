@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Text to prepared data: shards of ids with a manifest, which scripts/pretrain.py reads.
 
-With nothing else typed, the embedded default corpus is prepared in data/default-byte. `preprocess.py verify DIR` checks
-every byte of prepared data; `preprocess.py plan DIR` plans windows of whole documents, or from easy to hard.
+With nothing else typed, the embedded default corpus is prepared in data/default-byte. With --tokenizer
+sentencepiece:1024,2048,4096 vocabularies are compared instead. `preprocess.py verify DIR` checks every byte of prepared
+data; `preprocess.py report DIR` describes it on a page again; `preprocess.py plan DIR` plans windows of whole
+documents, or from easy to hard.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from data_pipeline.ranks import Ranks, joined
 from data_pipeline.reader import PreparedData
 from data_pipeline.report import REPORT_FILE, write_report
 from data_pipeline.summary import summary
+from data_pipeline.sweep import expand_specs, sweep, sweep_table
 from data_pipeline.textfiles import ON_ERROR
 
 
@@ -37,7 +40,11 @@ def main() -> None:
         elif sys.argv[1:2] == ["plan"]:
             plan(sys.argv[2:])
         else:
-            prepare_data(parse(sys.argv[1:]), ranks)
+            config, specs, widths = parse(sys.argv[1:])
+            if len(specs) > 1:
+                compare_tokenizers(config, specs, widths, ranks)
+            else:
+                prepare_data(config, ranks)
 
 
 def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
@@ -59,7 +66,14 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     print(f"done in {time.monotonic() - start:.1f} s")
 
 
-def parse(arguments: list[str]) -> PrepareConfig:
+def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: Ranks | None) -> None:
+    if ranks is not None:
+        ranks.use_workers(config.workers)
+    print(sweep_table(sweep(config, specs, team=ranks), widths))
+
+
+def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
+    """What to prepare; the tokenizers, several if they are to be compared; and the widths that the table is for."""
     defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
 
     def explain(name: str) -> dict[str, object]:
@@ -74,6 +88,12 @@ def parse(arguments: list[str]) -> PrepareConfig:
         "--input", dest="inputs", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["inputs"][0]
     )
     parser.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
+    parser.add_argument(
+        "--widths",
+        metavar="W,W,…",
+        help="with several tokenizers, SPEC,SPEC or KIND:N,N: they are compared in a table, and nothing is written; "
+        "widths of models for which it gives the parameters of the embedding (default: 256,512)",
+    )
     parser.add_argument("--output", metavar="DIR", **explain("output"))
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
@@ -96,7 +116,18 @@ def parse(arguments: list[str]) -> PrepareConfig:
     )
     options = vars(parser.parse_args(arguments))
     options["decontaminate"] = tuple(options["decontaminate"] or ())
-    return PrepareConfig(**options | {"inputs": tuple(options["inputs"] or ())})
+    specs = expand_specs(options["tokenizer"])
+    widths = options.pop("widths")
+    if len(specs) == 1 and widths:
+        parser.error("--widths is for several tokenizers: --tokenizer sentencepiece:1024,2048")
+    if len(specs) > 1 and options["output"]:
+        parser.error("to compare tokenizers writes nothing: leave --output out, or name one tokenizer")
+    try:
+        numbers = [int(width) for width in (widths or "256,512").split(",")]
+    except ValueError:
+        parser.error(f"--widths: expected whole numbers such as 256,512, got {widths!r}")
+    options |= {"inputs": tuple(options["inputs"] or ()), "tokenizer": specs[0]}
+    return PrepareConfig(**options), specs, numbers
 
 
 def _names(value: str) -> tuple[str, ...]:
@@ -123,7 +154,9 @@ def plan(arguments: list[str]) -> None:
         description="Plan the training windows of prepared data, and say what share of their positions predicts nothing.",
     )
     parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
-    parser.add_argument("--packing", choices=PACKINGS, default="best_fit", help="what a window holds (default: best_fit)")
+    parser.add_argument(
+        "--packing", choices=PACKINGS, default="best_fit", help="what a window holds (default: best_fit)"
+    )
     parser.add_argument(
         "--context-length", type=int, default=512, metavar="IDS", help="model.context_length of the run (default: 512)"
     )
