@@ -104,7 +104,7 @@ def _sources(manifest: Manifest) -> str:
     head = ("", "documents read", "train", "validation", "bytes, train", "validation", "bytes per id", "gzip", "xz")
     note = (
         "<p class=quiet>Bytes per id, and how many times smaller gzip and xz make the text: of a sample of each "
-        "source, a MiB at most. Documents read are those that the steps on single documents kept.</p>"
+        "source, 256 KiB at most. Documents read are those that the steps on single documents kept.</p>"
     )
     return _table(head, rows) + note
 

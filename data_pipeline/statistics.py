@@ -1,7 +1,7 @@
 """What the data looks like, in numbers and samples, for the manifest and the report.
 
 All of it follows from the documents that were chosen. Lengths are counted exactly; what needs a look at the text is
-taken from a sample: for each source, documents chosen evenly by their hash, a MiB of them at most.
+taken from a sample: for each source, documents chosen evenly by their hash, 256 KiB of them at most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_pipeline.cleaning.record import excerpt
 from data_pipeline.gathering import DROPPED, TRAIN, VALIDATION, Gathered
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
-SAMPLE_BYTES = 1 << 20  # of each source
+SAMPLE_BYTES = 1 << 18  # of each source
 _EXCERPTS = 3  # of each source
 _EXCERPT_CHARACTERS = 500
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
@@ -65,7 +65,7 @@ def _measures(documents: list[bytes], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _sample(units: Sequence[Gathered]) -> Iterator[bytes]:
-    """Documents chosen evenly by their hash; a MiB of them, of which the last one may be cut."""
+    """Documents chosen evenly by their hash; 256 KiB of them, of which the last one may be cut."""
     total = sum(int(unit.index["length"][unit.choice != DROPPED].sum()) for unit in units)
     limit = np.uint64(min(SAMPLE_BYTES / max(total, 1), 1) * (2**64 - 2048))
     chosen = [
