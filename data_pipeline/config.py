@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PACKINGS = ("stream", "documents", "padded", "best_fit")
-CURRICULA = ("length",)
+CURRICULA = ("length", "score")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class DataConfig:
     curriculum: str | None = field(
         default=None,
         metadata={
-            "help": "order of the first epoch. length: from short documents to long ones; null: none, as in later "
-            "epochs. Needs scripts/preprocess.py plan",
+            "help": "order of the first epoch. length: from short documents to long ones; score: from low ones to high "
+            "(preprocess.py --score-key); null: none, as in later epochs. Needs scripts/preprocess.py plan",
             "choices": CURRICULA,
         },
     )

@@ -93,6 +93,11 @@ class Gathered:
                 file.seek(int(stops[place] - lengths[place]))
                 yield file.read(int(lengths[place]) - 1)
 
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Per document its score; nan where it has none."""
+        return np.load(self.file("scores.npy"), mmap_mode="r")
+
     def file(self, suffix: str) -> Path:
         """A file of this unit in the work folder."""
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
@@ -102,7 +107,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
     """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources."""
     problems = Problems()
     cleaner = Cleaner(cleaning)
-    lengths, hashes = array("q"), bytearray()
+    lengths, scores, hashes = array("q"), array("f"), bytearray()
     end = bytes([END_OF_STORED_DOCUMENT])
     with atomic_file(gathered.file("text")) as file:
         for raw in unit.read(problems):
@@ -117,12 +122,15 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
             file.write(document)
             file.write(end)
             lengths.append(len(document) + 1)
+            scores.append(problems.score)
             hashes += hashlib.blake2b(document, digest_size=16).digest()
     index = np.empty(len(lengths), dtype=_INDEX)
     index["length"] = lengths
     index["high"], index["low"] = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2).T
     with atomic_file(gathered.file("index.npy")) as file:
         np.save(file, index)
+    with atomic_file(gathered.file("scores.npy")) as file:
+        np.save(file, np.array(scores))
     counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths)}
     write_text(
         gathered.file("json"),

@@ -27,6 +27,7 @@ from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.errors import DataError
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
 from data_pipeline.reader import PreparedData
+from data_pipeline.scores import open_scores
 
 PIECE = np.dtype([("start", "<i8"), ("length", "<i4"), ("continues", "<i4")])
 PLANS_DIR = "plans"
@@ -291,15 +292,21 @@ class _Planner:
                     end = max(int(np.searchsorted(pending, before + _BLOCK, side="right")), begin + 1)
                     mine = sizes[begin:end].astype(np.int64)
                     stops = start + np.cumsum(mine)
-                    yield _Block(stops - mine, mine, mine.astype(np.float64) if scores is None else scores[begin:end])
+                    score = mine if scores is None else scores[begin:end]
+                    yield _Block(stops - mine, mine, score.astype(np.float64))
                     start = int(stops[-1])
                     bar.update(end - begin)
                     begin = end
 
-    def _scores(self) -> Iterator[NDArray[np.float64] | None]:
+    def _scores(self) -> Iterator[NDArray[np.float32] | None]:
         """Per shard the scores of its documents; None where their length is the score."""
-        for _ in self._data.manifest.splits["train"]:
-            yield None
+        scores = None
+        if self._curriculum == "score":
+            scores = open_scores(self._data.dir, self._stream.num_documents)
+        first = 0
+        for shard in self._data.manifest.splits["train"]:
+            yield None if scores is None else scores[first : first + shard.documents]
+            first += shard.documents
 
 
 def _expand(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -34,6 +34,7 @@ from data_pipeline.formats import COMPRESSED
 from data_pipeline.gathering import Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.selection import Selection, select
+from data_pipeline.scores import write_scores
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import describe_source
@@ -98,6 +99,10 @@ class PrepareConfig:
         ),
     )
     deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))
+    score_key: str | None = field(
+        default=None,
+        metadata=_option("key of a number in JSON Lines by which a curriculum may order documents, low ones first"),
+    )
     clean: tuple[str, ...] = field(
         default=(),
         metadata=_option(
@@ -230,6 +235,8 @@ def _prepare(
     sizes = [sum(place.counts["bytes"] for place in places) for places in by_source]
     statistics = _run("describing", describe_source, jobs_by_source, sizes, team)
 
+    if config.score_key is not None:
+        write_scores(gathered, output, config.score_key)
     shares = shares_of_sources([unit.source for unit in units], gathered, output, shards)
     manifest = Manifest(
         tokenizer={
@@ -315,6 +322,7 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
         config.inputs,
         SourceOptions(
             text_key=config.text_key,
+            score_key=config.score_key,
             on_error=config.on_error,
             hub_split=config.hub_split,
             hub_streaming=config.hub_streaming,
@@ -336,6 +344,7 @@ def _settings(config: PrepareConfig, sources: list[Source]) -> dict[str, Any]:
         if _has_files(config.tokenizer)
         else None,
         "text_key": config.text_key,
+        "score_key": config.score_key,
         "on_error": config.on_error,
         "validation_fraction": config.validation_fraction,
         "deduplicate": config.deduplicate,

@@ -61,6 +61,7 @@ class SourceOptions:
     """How to find and read the inputs."""
 
     text_key: str
+    score_key: str | None
     on_error: str
     hub_split: str
     hub_streaming: bool
@@ -83,7 +84,7 @@ def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
     if options.keep_ids and len(indexed) < len(found):
         raise DataError("ids are kept as they are only if all inputs are MMIDIDX files (.bin with .idx)")
     text_bytes = sum(source.text_bytes for source in found if isinstance(source, Files))
-    reading = Reading(text_bytes, options.text_key, options.on_error)
+    reading = Reading(text_bytes, options.text_key, options.on_error, options.score_key)
     for source in found:
         if isinstance(source, Files):
             source.reading = reading

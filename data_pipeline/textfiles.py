@@ -23,7 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Format, format_of_named, open_input
@@ -46,6 +46,7 @@ class Problems:
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    score: float = math.nan  # of the document that was read last, where scores are asked for
 
     def count(self, name: str, number: int = 1, example: str = "") -> None:
         if number:
@@ -65,6 +66,7 @@ class Reading:
     text_bytes: int  # of all plain-text inputs together
     text_key: str
     on_error: str  # "stop" or "skip"
+    score_key: str | None = None  # of JSON Lines
 
     @property
     def gathered(self) -> int:
@@ -237,7 +239,7 @@ def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, probl
                 position += len(rest)
                 raise ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
             if text := line.strip():
-                yield _document_of(text, reading.text_key, problems)
+                yield _document_of(text, reading, problems)
         except ValueError as error:
             broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
 
@@ -252,7 +254,8 @@ def broken_line(
     problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
 
 
-def _document_of(line: bytes, text_key: str, problems: Problems) -> bytes:
+def _document_of(line: bytes, reading: Reading, problems: Problems) -> bytes:
+    text_key = reading.text_key
     try:
         record = json.loads(decoded(line, problems))
     except ValueError as error:
@@ -265,7 +268,16 @@ def _document_of(line: bytes, text_key: str, problems: Problems) -> bytes:
         raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(map(str, list(record)[:10]))}")
     if not isinstance(record[text_key], str):
         raise ValueError(f"{text_key!r} is not a string but {type(record[text_key]).__name__}")
+    if reading.score_key is not None:
+        problems.score = _score_of(record, reading.score_key)
     return clean(record[text_key], problems)
+
+
+def _score_of(record: dict[str, Any], key: str) -> float:
+    score = record.get(key)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"expected a number under {key!r} (--score-key), got {score!r}")
+    return float(score)
 
 
 def _line_start(file: IO[bytes], position: int, first: int) -> int:

@@ -98,6 +98,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
     parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
+    parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
     parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
     parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
     parser.add_argument("--hub-streaming", action="store_true", **explain("hub_streaming"))

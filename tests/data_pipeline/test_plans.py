@@ -14,6 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading import open_data, train_loader, validation_loader
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
 from data_pipeline.plans import plan_dir, write_plan
+from data_pipeline.prepare import PrepareConfig, prepare
 
 END, PAD, START = 0xFF, 0xFE, 0xFC
 LENGTHS = [0, 1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 22, 40, 2, 2, 7, 3]  # around multiples of a window of 8
@@ -175,3 +176,40 @@ def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_
     (directory / "plan.json").write_text(json.dumps(description | {"data_fingerprint": "0"}))
     with pytest.raises(DataError, match=rf"was made for other data than .*{command}"):
         epoch_of(folder, "best_fit")
+
+
+def test_a_curriculum_by_score_begins_with_the_low_ones(tmp_path):
+    """Scores go with their documents, though some documents are dropped, validated, or in another shard."""
+    lines = []
+    for number in range(400):
+        score = (number * 37) % 200 / 8 - 9
+        lines.append(json.dumps({"text": f"{score:.3f}", "score": score, "id": number}) + "\n")
+    (tmp_path / "a.jsonl").write_text("".join(lines[:150]))
+    (tmp_path / "b.jsonl").write_text("".join(lines[150:]))
+    config = PrepareConfig(
+        (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")), output=str(tmp_path / "data"), workers=1,
+        validation_fraction=0.2, score_key="score",
+    )  # fmt: skip
+    prepare(config)
+    data = open_data(DataConfig(dir=str(tmp_path / "data")))
+    write_plan(data, "padded", 16, "score")
+    choice = DataConfig(dir=str(tmp_path / "data"), packing="padded", curriculum="score")
+    loader = train_loader(data, choice, 16, batch_size=1, seed=1)
+    rows = [loader.rows(step, 0, 1) for step in range(loader.num_windows)]
+    scores = np.array([float(bytes(ids[mask].astype(np.uint8))[:-1]) for ids, mask, _ in rows])
+    assert loader.num_windows == data.split("train").num_documents < 200
+    groups = np.array_split(scores, 10)
+    assert np.corrcoef(np.arange(len(scores)), scores)[0, 1] > 0.95
+    assert np.sort(groups[0]).max() < groups[3].min() < groups[6].min()
+
+
+def test_scores_that_are_missing_are_named(folder, tmp_path):
+    with pytest.raises(DataError, match="has no scores: prepare it from JSON Lines with --score-key KEY"):
+        write_plan(open_data(DataConfig(dir=str(folder))), "padded", 8, "score")
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "s": 1}\n{"text": "b", "s": "high"}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl:2: expected a number under 's' \(--score-key\), got 'high'"):
+        prepare(PrepareConfig((str(path),), output=str(tmp_path / "out"), workers=1, score_key="s"))
+    (tmp_path / "y.txt").write_text("one\n\ntwo\n\nthree\n")
+    with pytest.raises(DataError, match="--score-key s asks for a score of every document, but only JSON Lines"):
+        prepare(PrepareConfig((str(tmp_path / "y.txt"),), output=str(tmp_path / "out2"), workers=1, score_key="s"))
