@@ -40,6 +40,30 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
+class WrittenFile:
+    """A file as it was when it was written."""
+
+    path: Path
+    size: int
+    sha256: str
+
+    def problem(self, hashes: bool) -> str | None:
+        """What is wrong with it now, by its size, and with `hashes` by its contents too."""
+        try:
+            actual = self.path.stat().st_size
+            if actual != self.size:
+                kind = "cut short" if actual < self.size else "too long"
+                return f"{self.path} is {kind}: {actual:,} bytes, expected {self.size:,}"
+            if hashes and sha256_file(self.path) != self.sha256:
+                return f"{self.path} is damaged: its sha256 is not the one that was noted when it was written"
+        except FileNotFoundError:
+            return f"{self.path} is missing"
+        except OSError as error:
+            return f"{self.path} cannot be read: {error.strerror}"
+        return None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is known about a folder of prepared data."""
 
@@ -122,30 +146,23 @@ class Manifest:
 
         Raises one DataError that names every shard that differs.
         """
-        directory = Path(directory)
+        found = [file.problem(hashes) for file in self.files(directory)]
+        if problems := [problem for problem in found if problem]:
+            raise DataError("\n".join([*problems, what_to_do(directory)]))
+
+    def files(self, directory: str | os.PathLike[str]) -> list[WrittenFile]:
+        """All files of all shards."""
         itemsize = np.dtype(self.tokenizer["dtype"]).itemsize
-        problems = []
+        files = []
         for shard in (shard for split in SPLITS for shard in self.splits[split]):
-            prefix = directory / shard.path
-            for path, size, sha256 in (
-                (bin_path(prefix), shard.ids * itemsize, shard.bin_sha256),
-                (idx_path(prefix), idx_size(shard.documents), shard.idx_sha256),
-            ):
-                try:
-                    actual = path.stat().st_size
-                except FileNotFoundError:
-                    problems.append(f"{path} is missing")
-                    continue
-                if actual != size:
-                    kind = "cut short" if actual < size else "too long"
-                    problems.append(f"{path} is {kind}: {actual:,} bytes, expected {size:,}")
-                elif hashes and sha256_file(path) != sha256:
-                    problems.append(f"{path} is damaged: its sha256 is not the one in the manifest")
-        if problems:
-            raise DataError(
-                "\n".join(problems)
-                + f"\ndelete {directory} and prepare the data again, or restore the file from a copy"
-            )
+            prefix = Path(directory) / shard.path
+            files.append(WrittenFile(bin_path(prefix), shard.ids * itemsize, shard.bin_sha256))
+            files.append(WrittenFile(idx_path(prefix), idx_size(shard.documents), shard.idx_sha256))
+        return files
+
+
+def what_to_do(directory: str | os.PathLike[str]) -> str:
+    return f"delete {directory} and prepare the data again, or restore the file from a copy"
 
 
 def _in_one_line(text: str) -> str:

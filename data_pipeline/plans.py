@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import WrittenFile
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
 from data_pipeline.reader import PreparedData
 from data_pipeline.scores import open_scores
@@ -110,6 +111,18 @@ class Plan:
 def plan_dir(data_dir: Path, packing: str, context_length: int, curriculum: str | None) -> Path:
     """Where a plan lives: DIR/plans/best_fit-512, DIR/plans/stream-512-by-length."""
     return data_dir / PLANS_DIR / (f"{packing}-{context_length}" + (f"-by-{curriculum}" if curriculum else ""))
+
+
+def plan_files(data_dir: Path) -> list[WrittenFile]:
+    """The files of all plans of prepared data. DataError if the description of a plan cannot be read."""
+    files = []
+    for path in sorted((data_dir / PLANS_DIR).glob("*/plan.json")):
+        try:
+            described = json.loads(path.read_bytes())["files"]
+            files += [WrittenFile(path.with_name(name), one["bytes"], one["sha256"]) for name, one in described.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is damaged: {error}; make the plan again with preprocess.py plan") from error
+    return files
 
 
 def write_plan(data: PreparedData, packing: str, context_length: int, curriculum: str | None = None) -> PlanSummary:

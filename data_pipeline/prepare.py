@@ -17,13 +17,11 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_pipeline.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.cleaning import decontamination, near_duplicates
@@ -42,7 +40,7 @@ from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
 from data_pipeline.tokenizers import ByteTokenizer, build_tokenizer, load_tokenizer, parse_spec
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
-from data_pipeline.workers import Team, Workers
+from data_pipeline.workers import Team, Workers, run_all
 
 SETTINGS_FILE = "settings.json"  # of the preparation that is under way
 
@@ -233,7 +231,7 @@ def _prepare(
     ]
     jobs_by_source = [(places, tokenizer_dir, config.keep_ids) for places in by_source]
     sizes = [sum(place.counts["bytes"] for place in places) for places in by_source]
-    statistics = _run("describing", describe_source, jobs_by_source, sizes, team)
+    statistics = run_all("describing", describe_source, jobs_by_source, sizes, team)
 
     if config.score_key is not None:
         write_scores(gathered, output, config.score_key)
@@ -272,7 +270,7 @@ def gather_all(
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     pairs = zip(units, gathered, strict=True)
     missing = [(unit, place, config.cleaning) for unit, place in pairs if not place.complete]
-    _run("reading", gather, missing, [unit.size for unit, _, _ in missing], team)
+    run_all("reading", gather, missing, [unit.size for unit, _, _ in missing], team)
     selection = select(
         gathered,
         names=[sources[unit.source].name for unit in units],
@@ -281,7 +279,7 @@ def gather_all(
         compare=NEAR_DUPLICATES in config.cleaning.steps,
         evaluation_files=config.decontaminate,
         output=work.parent,
-        run=lambda what, function, jobs, sizes: _run(what, function, jobs, sizes, team),
+        run=lambda what, function, jobs, sizes: run_all(what, function, jobs, sizes, team),
     )
     return gathered, selection
 
@@ -302,18 +300,8 @@ def _encode(
             (piece, tokenizer_dir, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()
         ]
         jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids))
-    _run("encoding", encode_piece, missing, [piece.stored_bytes for piece, _, _ in missing], team)
-    return _run("writing", write_planned, jobs, [plan.stored_bytes for plan in plans], team)
-
-
-def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], team: Team) -> list[Any]:
-    """The results of all jobs, in their order, with a bar that counts the bytes of their input."""
-    results: list[Any] = [None] * len(jobs)
-    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
-        for index, result in team.run(function, jobs):
-            results[index] = result
-            bar.update(sizes[index])
-    return results
+    run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, _, _ in missing], team)
+    return run_all("writing", write_planned, jobs, [plan.stored_bytes for plan in plans], team)
 
 
 def open_inputs(config: PrepareConfig) -> list[Source]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.workers import Result, process_pool, result_of
+from data_pipeline.workers import Result, process_pool, result_of, submit
 
 _PAUSE_S = 0.01
 
@@ -160,7 +160,10 @@ class Ranks:
             for _, message in self._arrived():
                 match message:
                     case ("run", workers, index, function, job):
-                        running[self._submit(workers, function, job)] = index
+                        try:
+                            running[self._submit(workers, function, job)] = index
+                        except DataError as error:
+                            self._send(0, (index, None, error))
                     case ("look", path):
                         self._send(0, (socket.gethostname(), path.exists()))
                     case None:
@@ -192,7 +195,7 @@ class Ranks:
 
     def _submit(self, workers: int, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
         self._pool = self._pool or process_pool(workers)
-        return self._pool.submit(function, *job)
+        return submit(self._pool, function, job)
 
     def _close_pool(self) -> None:
         """Drop the jobs that were not begun, and finish the others."""

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLITS, TOKENIZER_DIR, Manifest, ShardEntry
+from data_pipeline.manifest import SPLITS, TOKENIZER_DIR, Manifest, ShardEntry, what_to_do
 from data_pipeline.order import Order
 from data_pipeline.shards import Shard, map_ids
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
@@ -56,13 +56,7 @@ class PreparedData:
         dir = Path(dir)
         manifest = Manifest.load(dir)
         manifest.check(dir, hashes=verify)
-        tokenizer = load_tokenizer(dir / TOKENIZER_DIR)
-        if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
-            raise DataError(
-                f"the tokenizer in {dir / TOKENIZER_DIR} ({tokenizer.spec}) is not the one that its shards were "
-                f"made with ({manifest.tokenizer['spec']}); delete {dir} and prepare the data again"
-            )
-        return cls(dir, manifest, tokenizer)
+        return cls(dir, manifest, check_tokenizer(dir, manifest))
 
     def split(self, name: str) -> IdStream:
         """The stream of "train" or "validation"."""
@@ -82,6 +76,18 @@ class PreparedData:
             return ranges
         names = [source["name"] for source in self.manifest.sources]
         return [SourceRange(" + ".join(names) or str(self.dir), 0, self.manifest.total(split, "ids"))]
+
+
+def check_tokenizer(dir: str | os.PathLike[str], manifest: Manifest) -> Tokenizer:
+    """The tokenizer of prepared data. DataError if it is not the one that the ids were made with."""
+    folder = Path(dir) / TOKENIZER_DIR
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
+        raise DataError(
+            f"the tokenizer in {folder} ({tokenizer.spec}) is not the one that its shards were made with "
+            f"({manifest.tokenizer['spec']}); {what_to_do(dir)}"
+        )
+    return tokenizer
 
 
 class IdStream:

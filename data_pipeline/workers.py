@@ -16,6 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from tqdm import tqdm
+
 from data_pipeline.errors import DataError
 
 Result = TypeVar("Result")
@@ -60,8 +62,10 @@ class Workers:
                 yield index, function(*job)
             return
         self._pool = self._pool or process_pool(self.number)
-        futures = {self._pool.submit(function, *job): index for index, job in enumerate(jobs)}
+        futures: dict[Future[Result], int] = {}
         try:
+            for index, job in enumerate(jobs):
+                futures[submit(self._pool, function, job)] = index
             for future in as_completed(futures):
                 yield futures[future], result_of(future)
         finally:
@@ -70,6 +74,18 @@ class Workers:
 
     def check_shared(self, path: Path) -> None:
         """Processes of one machine see the same files."""
+
+
+def run_all(
+    what: str, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int], team: Team
+) -> list[Result]:
+    """The results of all jobs, in their order, with a bar that says `what` and counts the bytes of their input."""
+    results: dict[int, Result] = {}
+    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
+        for index, result in team.run(function, jobs):
+            results[index] = result
+            bar.update(sizes[index])
+    return [results[index] for index in range(len(jobs))]
 
 
 def available_cores() -> int:
@@ -84,15 +100,27 @@ def process_pool(number: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
 
 
+def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
+    """Begin a job. DataError if one of the processes was killed."""
+    try:
+        return pool.submit(function, *job)
+    except BrokenProcessPool as error:
+        raise _killed() from error
+
+
 def result_of(future: Future[Result]) -> Result:
-    """What a job gave. DataError if the process that did it was killed."""
+    """What a job gave. DataError if one of the processes was killed."""
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process was killed, perhaps for want of memory; "
-            "repeat the command to go on from here, with fewer --workers"
-        ) from error
+        raise _killed() from error
+
+
+def _killed() -> DataError:
+    return DataError(
+        "a worker process was killed, perhaps for want of memory; "
+        "repeat the command to go on from here, with fewer --workers"
+    )
 
 
 def _follow_the_parent() -> None:

@@ -13,11 +13,11 @@ import argparse
 import dataclasses
 import sys
 import time
+from contextlib import nullcontext
 
 import _command
 
 from data_pipeline.config import CURRICULA, PACKINGS
-from data_pipeline.manifest import SPLITS
 from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.plots import PlotsMissing
 from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
@@ -27,6 +27,8 @@ from data_pipeline.report import REPORT_FILE, write_report
 from data_pipeline.summary import summary
 from data_pipeline.sweep import expand_specs, sweep, sweep_table
 from data_pipeline.textfiles import ON_ERROR
+from data_pipeline.verifying import verify
+from data_pipeline.workers import Workers
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
         if ranks is not None and ranks.rank > 0:
             ranks.serve()
         elif sys.argv[1:2] == ["verify"]:
-            verify(sys.argv[2:])
+            verify_data(sys.argv[2:], ranks)
         elif sys.argv[1:2] == ["report"]:
             report(sys.argv[2:])
         elif sys.argv[1:2] == ["plan"]:
@@ -135,12 +137,18 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-def verify(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="preprocess.py verify", description="Check the sha256 of every shard.")
+def verify_data(arguments: list[str], ranks: Ranks | None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py verify", description="Check the sha256 of every shard and plan, and the tokenizer."
+    )
     parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
-    data = PreparedData.open(parser.parse_args(arguments).dir, verify=True)
-    shards = sum(len(data.manifest.splits[split]) for split in SPLITS)
-    print(f"{data.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; none: one per core")
+    options = parser.parse_args(arguments)
+    if ranks is not None:
+        ranks.use_workers(options.workers)
+    with nullcontext(ranks) if ranks else Workers(options.workers) as team:
+        shards = verify(options.dir, team)
+    print(f"{options.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
 
 
 def report(arguments: list[str]) -> None:

@@ -50,7 +50,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def inputs(tmp_path):
     rng = random.Random(1)
-    words = "the of and a to in is was it for with he be on that by at you are".split()
+    words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "on", "that", "by", "you"]
     for name in ("a.txt", "b.txt"):
         paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(250)]
         (tmp_path / name).write_text("\n\n".join(paragraphs))
@@ -76,7 +76,9 @@ def alone(*arguments, **environment):
 
 
 def hashes(directory):
-    return {str(p.relative_to(directory)): sha256_file(p) for p in sorted(directory.rglob("*")) if p.is_file()}
+    """sha256 of every file but the report, which names its folder."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
+    return {str(path.relative_to(directory)): sha256_file(path) for path in files}
 
 
 def told(result):
@@ -86,7 +88,7 @@ def told(result):
 
 @needs_mpirun
 def test_the_number_of_ranks_changes_no_byte_and_one_of_them_prints(inputs, tmp_path):
-    options = ["--input", inputs[0], "--input", inputs[1], "--tokenizer", "sentencepiece:310"]
+    options = ["--input", inputs[0], "--input", inputs[1], "--tokenizer", "sentencepiece:300"]
     found = []
     for ranks, workers in ((1, 2), (3, 1)):
         output = tmp_path / f"{ranks}-{workers}"

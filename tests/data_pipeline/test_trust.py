@@ -1,0 +1,184 @@
+"""Prepared data that can be trusted, whatever happens while it is made: kills, lost workers, full disks, rivals."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.atomic import sha256_file
+from data_pipeline.reader import PreparedData
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# scripts/preprocess.py with small pieces of work: many files, and so many moments to be killed at.
+PREPROCESS = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import _command, preprocess
+from data_pipeline import encoding, files, textfiles
+files.SLICE = textfiles.SLICE = 20_000
+encoding.SHARD_BYTES = 40_000
+encoding.PIECE_BYTES = 5_000
+if __name__ == "__main__":
+    _command.run(preprocess.main)
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """The command that prepares some text with two workers, without its last word, the output."""
+    rng = random.Random(1)
+    words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "are", "é😀", "\u2581"]
+    paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(3000)]
+    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
+    (tmp_path / "small_pieces.py").write_text(PREPROCESS)
+    options = ["--input", "a.txt", "--tokenizer", "sentencepiece:300", "--workers", "2", "--output"]
+    return [sys.executable, str(tmp_path / "small_pieces.py"), *options]
+
+
+def start(command, output, cwd):
+    return subprocess.Popen(
+        [*command, str(output)], cwd=cwd,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(command, output, cwd):
+    process = start(command, output, cwd)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def hashes(directory):
+    """sha256 of every file but the report, which names its folder."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
+    return {str(path.relative_to(directory)): sha256_file(path) for path in files}
+
+
+def await_file(process, path):
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(command, tmp_path):
+    begin = time.monotonic()
+    assert run(command, "whole", tmp_path)[0] == 0
+    duration = time.monotonic() - begin
+    rng = random.Random(time.time_ns())
+    moments = []
+    for _ in range(5):
+        process = start(command, "killed", tmp_path)
+        moments.append(rng.uniform(0.2, 1) * duration)
+        time.sleep(moments[-1])
+        # Alone, as the system does it when memory runs out, or with its workers, as a batch system does it.
+        (os.kill if rng.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert run(command, "killed", tmp_path)[0] == 0
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole"), f"killed after {moments} s of {duration} s"
+
+
+def test_a_lost_worker_is_one_message_and_what_it_had_not_done_is_done_later(command, tmp_path):
+    process = start(command, "out", tmp_path)
+    await_file(process, tmp_path / "out" / "tokenizer" / "tokenizer.json")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    workers = [int(pid) for pid, name in names.items() if "spawn_main" in name]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    errors = [line for line in err.splitlines() if line.startswith(("error", "Traceback"))]
+    assert process.returncode == 2 and len(errors) == 1 and "a worker process was killed" in errors[0], err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert run(command, "out", tmp_path)[0] == run(command, "whole", tmp_path)[0] == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_a_rival_is_refused_while_the_first_lives_and_takes_over_when_it_is_dead(command, tmp_path):
+    first = start(command, "out", tmp_path)
+    await_file(first, tmp_path / "out" / ".preparing" / "settings.json")
+    os.kill(first.pid, signal.SIGSTOP)
+    code, out, err = run(command, "out", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: another process is preparing data in out;") and len(err.splitlines()) == 1
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert (tmp_path / "out" / ".preparing" / "lock").exists(), "a lock left behind binds nobody"
+    assert run(command, "out", tmp_path)[0] == 0
+    PreparedData.open(tmp_path / "out", verify=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk: a function that mounts it with the given options, or changes them."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        what = ["-o", f"remount,{options}"] if os.path.ismount(folder) else ["-t", "tmpfs", "-o", options, "none"]
+        result = subprocess.run(["mount", *what, str(folder)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"no small disk can be mounted here (needs root): {result.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_message_and_the_work_goes_on_when_there_is_space(command, tmp_path, disk):
+    assert run(command, "whole", tmp_path)[0] == 0
+    for size in ("24k", "120k", "300k"):
+        folder = disk(f"size={size}")
+        code, out, err = run(command, folder / "out", tmp_path)
+        assert (code, out) == (2, "")
+        errors = [line for line in err.splitlines() if line.startswith(("error", "Traceback"))]
+        assert len(errors) == 1 and "no space is left on the device" in errors[0], err
+        assert not (folder / "out" / "manifest.json").exists()
+        assert not list((folder / "out").rglob(".tmp-*"))
+    disk("size=10m")
+    assert run(command, folder / "out", tmp_path)[0] == 0
+    assert hashes(folder / "out") == hashes(tmp_path / "whole")
+
+
+def test_a_read_only_target_is_one_message(command, tmp_path, disk):
+    folder = disk("size=1m,ro")
+    code, out, err = run(command, folder / "out", tmp_path)
+    assert (code, out, err) == (2, "", f"error: cannot write {folder / 'out'}: the file system is read-only; "
+                                       "choose another folder\n")  # fmt: skip
+
+
+def test_verify_names_what_is_wrong(command, tmp_path):
+    assert run(command, "out", tmp_path)[0] == 0
+    shards = sorted(str(p.relative_to(tmp_path).with_suffix("")) for p in (tmp_path / "out").rglob("*.idx"))
+    verify = [*command[:2], "verify", "--workers", "2"]
+    code, out, err = run(verify, "out", tmp_path)
+    assert (code, out) == (0, f"out: {len(shards)} shards, every byte as written\n")
+
+    def flip(path):
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1 << 3
+        path.write_bytes(raw)
+
+    flip(tmp_path / f"{shards[1]}.bin")
+    code, out, err = run(verify, "out", tmp_path)
+    assert (code, out) == (2, "")
+    told = err[err.index("error:") :].splitlines()
+    assert told[0].startswith(f"error: {shards[1]}.bin is damaged")
+    assert told[1].startswith(f"1 of {len(shards)} shards is wrong")
+    flip(tmp_path / f"{shards[1]}.bin")
+    assert run(verify, "out", tmp_path)[0] == 0
+
+    flip(tmp_path / f"{shards[0]}.idx")
+    (tmp_path / f"{shards[-1]}.bin").unlink()
+    code, out, err = run(verify, "out", tmp_path)
+    assert code == 2
+    told = err[err.index("error:") :].splitlines()
+    assert [line.split(" is ")[0] for line in told[:2]] == [f"error: {shards[0]}.idx", f"{shards[-1]}.bin"]
+    assert told[2].startswith(f"2 of {len(shards)} shards are wrong")
