@@ -61,7 +61,6 @@ class SourceOptions:
     """How to find and read the inputs."""
 
     text_key: str
-    score_key: str | None
     on_error: str
     hub_split: str
     hub_streaming: bool
@@ -69,6 +68,7 @@ class SourceOptions:
     keep_ids: bool  # of indexed files
     stdin_format: str  # "txt", "jsonl.gz"
     spool: Path  # folder in which the standard input is kept
+    score_key: str | None = None
 
 
 def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:

@@ -160,7 +160,8 @@ def report(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="preprocess.py plan",
-        description="Plan the training windows of prepared data, and say what share of their positions predicts nothing.",
+        description="Plan the training windows of prepared data, and say what share of their positions is wasted: "
+        "predicts nothing.",
     )
     parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
     parser.add_argument(
