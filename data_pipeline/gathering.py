@@ -152,7 +152,7 @@ def select(units: list[Gathered], validation_fraction: float, deduplicate: bool)
             lowest, highest = min(lowest or first, first), max(highest or last, last)
     if lowest is None or highest is None or kept.sum() < 2:
         raise DataError(
-            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on and one to "
+            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on, one to "
             f"validate with: give more text (in a text file, blank lines separate documents)"
         )
     if lowest[0] >= limit:

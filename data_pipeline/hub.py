@@ -24,6 +24,7 @@ class HubDataset:
 
     def __init__(self, name: str, split: str, text_key: str) -> None:
         self.name = name
+        self.problems = Problems()
         self._split = split
         self._text_key = text_key
 

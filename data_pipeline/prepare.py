@@ -39,6 +39,8 @@ from data_pipeline.workers import available_cores, run_jobs
 # Raised when the same input and settings begin to give other documents or shards.
 _PREPARATION_VERSION = 1
 
+_WORTH_A_PROCESS = 16 << 20  # bytes of input; starting one takes half a second
+
 
 def _option(help: str) -> dict[str, str]:
     return {"help": help}
@@ -58,7 +60,9 @@ class PrepareConfig:
     output: str | None = field(
         default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
     )
-    workers: int | None = field(default=None, metadata=_option("processes; none: one per core. Changes no byte"))
+    workers: int | None = field(
+        default=None, metadata=_option("processes; none: as many as pay off, one per core at most. Changes no byte")
+    )
     on_error: str = field(
         default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
     )
@@ -132,7 +136,6 @@ def prepare(config: PrepareConfig, wait: bool = False) -> Manifest:
 
 def _prepare(config: PrepareConfig, output: Path, sources: list[Source], settings: dict[str, Any]) -> Manifest:
     work = output / WORK_DIR
-    workers = config.workers or available_cores()
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
     if not units:
         raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
@@ -140,7 +143,7 @@ def _prepare(config: PrepareConfig, output: Path, sources: list[Source], setting
 
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     missing = [(unit, place) for unit, place in zip(units, gathered, strict=True) if not place.complete]
-    _run("reading", gather, missing, [unit.size for unit, _ in missing], workers)
+    _run("reading", gather, missing, [unit.size for unit, _ in missing], config.workers)
     duplicates = select(gathered, config.validation_fraction, config.deduplicate)
 
     tokenizer_dir = output / TOKENIZER_DIR
@@ -150,7 +153,7 @@ def _prepare(config: PrepareConfig, output: Path, sources: list[Source], setting
 
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
     jobs = [(plan, output, tokenizer_dir, work / f"{plan.split}_{plan.number:05d}.json") for plan in plans]
-    shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], workers)
+    shards = _run("encoding", encode_shard, jobs, [plan.stored_bytes for plan in plans], config.workers)
 
     manifest = Manifest(
         tokenizer={
@@ -173,9 +176,13 @@ def _prepare(config: PrepareConfig, output: Path, sources: list[Source], setting
     return manifest
 
 
-def _run(what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], workers: int) -> list[Any]:
+def _run(
+    what: str, function: Callable[..., Any], jobs: Sequence[Any], sizes: list[int], workers: int | None
+) -> list[Any]:
     """The results of all jobs, in their order, with a bar that counts the bytes of their input."""
     results: list[Any] = [None] * len(jobs)
+    if workers is None:
+        workers = min(available_cores(), 1 + sum(sizes) // _WORTH_A_PROCESS)
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
         for index, result in run_jobs(function, jobs, workers):
             results[index] = result
@@ -199,18 +206,17 @@ def _settings(config: PrepareConfig, sources: list[Source]) -> dict[str, Any]:
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:
     """What was read from a source, for the manifest."""
     counts = [place.counts for unit, place in zip(units, gathered, strict=True) if unit.source == number]
-    problems: Counter[str] = Counter()
+    problems = Counter(source.problems.counts)
     for count in counts:
         problems.update(count["problems"])
-    if skipped := getattr(source, "skipped_files", 0):
-        problems["files_of_other_formats"] = skipped
+    examples = [*source.problems.examples, *(example for count in counts for example in count["examples"])]
     return {
         "name": source.name,
         **source.describe(),
         "documents": sum(count["documents"] for count in counts),
         "text_bytes": sum(count["bytes"] for count in counts),
         "problems": dict(problems),
-        "examples": [example for count in counts for example in count["examples"]][:10],
+        "examples": examples[:10],
     }
 
 

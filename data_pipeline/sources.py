@@ -56,6 +56,7 @@ class Source(Protocol):
 
     name: str
     kind: str
+    problems: Problems  # met while looking for what there is to read
 
     def describe(self) -> dict[str, Any]:
         """What identifies the input, found out quickly: when this differs, data prepared from it is out of date."""
@@ -68,7 +69,7 @@ def open_sources(inputs: Sequence[str], text_key: str, on_error: str, hub_split:
     """The sources that the user named; the default corpus if there are none. DataError if one is nothing readable."""
     if not inputs:
         return [DefaultCorpus()]
-    found = [_find(name, hub_split, text_key) for name in inputs]
+    found = [_find(name, hub_split, text_key, on_error) for name in inputs]
     text_bytes = sum(source.text_bytes for source in found if isinstance(source, Files))
     reading = Reading(text_bytes, text_key, on_error)
     for source in found:
@@ -77,14 +78,14 @@ def open_sources(inputs: Sequence[str], text_key: str, on_error: str, hub_split:
     return list(found)
 
 
-def _find(name: str, hub_split: str, text_key: str) -> Files | HubDataset:
+def _find(name: str, hub_split: str, text_key: str, on_error: str) -> Files | HubDataset:
     path = Path(name)
     if path.is_dir():
-        return Files(name, *_files_below(path))
+        return Files(name, *_files_below(path), on_error)
     if path.exists():
         if path.suffix.lower() in _OTHER_FORMATS:
             raise DataError(f"cannot read {name}: {path.suffix} files are not supported; the formats are {_FORMATS}")
-        return Files(name, [path], 0)
+        return Files(name, [path], 0, on_error)
     looks_like_a_file = path.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES, *_OTHER_FORMATS)
     if looks_like_a_file or not _HUB_ID.match(name):
         raise DataError(
@@ -122,15 +123,20 @@ class Files:
     kind = "files"
     reading: Reading
 
-    def __init__(self, name: str, paths: list[Path], skipped: int) -> None:
+    def __init__(self, name: str, paths: list[Path], others: int, on_error: str) -> None:
         self.name = name
-        self.skipped_files = skipped
+        self.problems = Problems()
+        self.problems.count("files_of_other_formats", others)
         self._files: list[tuple[str, int, int]] = []
         for path in paths:
             try:
                 status = path.stat()
             except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+                message = f"cannot read {path}: {error.strerror or error}"
+                if on_error != "skip":
+                    raise DataError(f"{message}; leave such files out with --on-error skip") from error
+                self.problems.count("unreadable_files", 1, message)
+                continue
             self._files.append((str(path), status.st_size, status.st_mtime_ns))
         self.text_bytes = sum(size for path, size, _ in self._files if not path.lower().endswith(JSONL_SUFFIXES))
 
@@ -175,6 +181,7 @@ class DefaultCorpus:
 
     name = "default corpus"
     kind = "default corpus"
+    problems = Problems()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "version": corpus.CORPUS_VERSION, "packages": corpus.installed_versions()}

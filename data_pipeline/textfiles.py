@@ -161,8 +161,8 @@ def _paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading,
                 yield buffer[begin:end]
                 begin = paragraph_start
             end = paragraph_end
-        if left == 0:
-            yield buffer[begin:end]
+        if left == 0 and not (last := buffer[begin:end]).isspace() and last:
+            yield last
         buffer = buffer[begin:]  # the last document may go on in the next block: it is gathered again
 
 
