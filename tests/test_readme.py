@@ -4,7 +4,8 @@ How it is written so that this can be checked: every command stands in a ```bash
 first line says what a block is for:
 
     ```bash            run in the default tests        ```bash slow      run by the slow test
-    ```python          run, after the bash blocks above it                ```yaml   read as a run config
+    ```python          run, after the bash blocks above it
+    ```yaml            read as a run config, and saved under the name in its first line, for the blocks below it
     ```text output     what the bash block before it prints, in this order: numbers may differ, `…` leaves lines out
     ```text tree       paths of this project, what they are behind two spaces or more
     ```text            shown, not checked (a sample, a drawing)
@@ -19,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -67,7 +69,10 @@ def environment() -> dict[str, str]:
     variables = {**os.environ, "STLM_VENV": sys.prefix}
     script = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup dev'
     subprocess.run(["bash", "-c", script], env=variables, check=True, stdin=subprocess.DEVNULL)
-    return {**variables, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    with socket.socket() as listener:  # the port of the deepspeed launcher, whose default other tests may be using
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return {**variables, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "DLTS_MASTER_PORT": str(port)}
 
 
 @pytest.fixture
@@ -118,6 +123,9 @@ def run_blocks(copy: Path, environment: dict[str, str], slow: bool) -> int:
     for block in BLOCKS:
         if block.language == "bash":
             skipping = "slow" in block.words and not slow
+        if block.language == "yaml":
+            name = block.text.splitlines()[0].removeprefix("# ")
+            (copy / name).write_text(block.text)
         if skipping:
             continue
         if block.language == "bash":
