@@ -20,13 +20,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from stlm.training.ranks import free_port
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -69,10 +70,7 @@ def environment() -> dict[str, str]:
     variables = {**os.environ, "STLM_VENV": sys.prefix}
     script = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup dev'
     subprocess.run(["bash", "-c", script], env=variables, check=True, stdin=subprocess.DEVNULL)
-    with socket.socket() as listener:  # the port of the deepspeed launcher, whose default other tests may be using
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    return {**variables, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "DLTS_MASTER_PORT": str(port)}
+    return {**variables, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
 
 
 @pytest.fixture
@@ -130,7 +128,9 @@ def run_blocks(copy: Path, environment: dict[str, str], slow: bool) -> int:
             continue
         if block.language == "bash":
             lines = [line for line in block.text.splitlines() if not line.startswith("bash scripts/test.sh")]
-            printed = run(["bash", "-euo", "pipefail", "-c", "\n".join(lines)], copy, environment, block, "")
+            # DeepSpeed's launcher has one default port, where a run outside of this test may be listening.
+            script = re.sub("^deepspeed ", f"deepspeed --master_port {free_port()} ", "\n".join(lines), flags=re.M)
+            printed = run(["bash", "-euo", "pipefail", "-c", script], copy, environment, block, "")
             ran += 1
         elif block.language == "python":
             run([sys.executable, "-"], copy, environment, block, block.text)
