@@ -95,8 +95,7 @@ def gather(unit: Unit, gathered: Gathered) -> None:
                 raise DataError(
                     f"a document of {len(document):,} bytes is too long; the limit is {_LONGEST_DOCUMENT:,}"
                 )
-            file.write(document)
-            file.write(end)
+            file.write(document + end)
             lengths.append(len(document) + 1)
             hashes += hashlib.blake2b(document, digest_size=16).digest()
     index = np.empty(len(lengths), dtype=_INDEX)

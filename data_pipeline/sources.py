@@ -172,8 +172,7 @@ class FilesUnit:
 
     def read(self, problems: Problems) -> Iterator[bytes]:
         for piece in self.slices:
-            for document in read_slice(piece, self.reading, problems):
-                yield clean(document, problems)
+            yield from read_slice(piece, self.reading, problems)
 
 
 class DefaultCorpus:
