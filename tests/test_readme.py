@@ -1,4 +1,4 @@
-"""README.md is kept: its commands run, its output has the quoted shape, its files and links exist.
+"""README.md is kept: its commands run, its output has the quoted shape, its paths and links exist, in docs/ as well.
 
 How it is written so that this can be checked: every command stands in a ```bash block. Behind the language, a block's
 first line says what a block is for:
@@ -171,8 +171,9 @@ def test_every_command_is_in_a_block_that_runs() -> None:
     assert {"bash scripts/quickstart.sh", "bash scripts/test.sh"} <= in_blocks
 
 
-def test_the_tree_is_the_real_one() -> None:
-    (tree,) = (block for block in BLOCKS if "tree" in block.words)
+def paths_in_tree(page: Path) -> set[str]:
+    """The paths that the tree on a page names, all of which exist."""
+    (tree,) = (block for block in blocks(page.read_text()) if "tree" in block.words)
     named: set[str] = set()
     folders: list[str] = []  # those that the current line is in
     for line in filter(str.strip, tree.text.splitlines()):
@@ -183,12 +184,26 @@ def test_the_tree_is_the_real_one() -> None:
             assert (ROOT / path).is_dir() if name.endswith("/") else (ROOT / path).is_file(), f"there is no {path}"
             named.add(path.rstrip("/"))
         folders.append(names)
+    return named
+
+
+def test_readme_names_every_room_and_every_script() -> None:
     rooms = [path for folder in (ROOT, ROOT / "stlm") for path in folder.iterdir()
              if path.is_dir() and not path.name.startswith((".", "__")) and not path.name.endswith(".egg-info")
              and path.name not in NOT_COPIED]  # fmt: skip
     scripts = [path for path in (ROOT / "scripts").iterdir() if not path.name.startswith("_")]
-    unnamed = {str(path.relative_to(ROOT)) for path in rooms + scripts} - named
-    assert not unnamed, f"README.md's tree leaves out {sorted(unnamed)}"
+    expected = {str(path.relative_to(ROOT)) for path in rooms + scripts}
+    assert expected - paths_in_tree(ROOT / "README.md") == set()
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("stlm", "data_pipeline")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules - paths_in_tree(ROOT / "docs" / "architecture.md") == set()
 
 
 def anchors(markdown: str) -> set[str]:
