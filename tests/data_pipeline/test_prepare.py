@@ -245,7 +245,6 @@ def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs, tmp_path):
     """The largest allowed file stands for the disk: writing beyond it fails as writing to a full disk does."""
     output = tmp_path / "out"
