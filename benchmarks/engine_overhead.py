@@ -4,8 +4,9 @@
 
 All variants live in one process and take turns, step by step, so that what else the machine does falls on all of them
 alike. Each step is a whole one: forward, loss, backward, clipping, update, in the same precision on the same batch. The
-plain loop is what one would write without DeepSpeed: autocast, clip_grad_norm_, fused AdamW. CPU ms is the processor time
-of all threads, which suffers less from other work on the machine; "to plain" is the median of the ratios turn by turn.
+plain loop is what one would write without DeepSpeed: autocast, clip_grad_norm_, fused AdamW. CPU ms is the processor
+time of all threads, which suffers less from other work on the machine; "to plain" is the median of the ratios turn by
+turn.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ class Trainer:
         for index, value in enumerate(nats):
             flags[self.ranks.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
         bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag]
-        rows = ", ".join(f"{index * size}-{(index + 1) * size - 1}" for index in bad)
+        rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
         text = (
             f"{what} of step {step} is not finite (rows {rows} of its batch); the model was not changed by it. "
             f"Last checkpoint: step {self._saved_step}. A lower training.learning_rate or a longer warm-up may help"
