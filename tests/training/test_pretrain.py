@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RANK_VARIABLES, read_metrics
+from conftest import RANK_VARIABLES, ROOT, read_metrics
 
-LONG = ("--set", "training.max_steps=100", "training.eval_every_steps=20", "training.save_every_steps=20")
+LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=20", "training.save_every_steps=20")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(pretrain, tmp_path_factory):
-    """100 steps on one rank, on a machine without a compiler; the run and what was printed."""
+    """60 steps on one rank, on a machine without a compiler; the run and what was printed."""
     run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     tools, cache = tmp_path_factory.mktemp("tools"), tmp_path_factory.mktemp("extensions")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,8 +42,10 @@ def test_what_is_printed(uninterrupted):
     run_dir, output = uninterrupted
     lines = output.splitlines()
     assert lines[0] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
-    assert lines[1].startswith("step   1/100  8.")
-    assert lines[1].split()[2:4] == ["8.0947", "bits/byte"]
+    number = r"\d+\.\d+"
+    line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  \? left"
+    assert re.fullmatch(line, lines[1])
+    assert re.fullmatch(rf"step 20/60  validation {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)", lines[21])
     assert lines[-3:] == [
         f"The run is in {run_dir}. What now:",
         f"  python scripts/evaluate.py {run_dir}",
@@ -157,7 +160,7 @@ def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher
     deadline = time.monotonic() + 60
     while not any((tmp_path / "run/checkpoints").glob("step_*/COMPLETE")) and time.monotonic() < deadline:
         time.sleep(0.1)  # the deepspeed command does not wait for its ranks
-    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert any((tmp_path / "run/checkpoints").glob("step_*/COMPLETE"))
     time.sleep(1)
 
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
