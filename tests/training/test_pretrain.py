@@ -143,8 +143,8 @@ def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher
 
     start = {
         "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())],
-        "torchrun": ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())],
-    }[launcher]
+        "torchrun": ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "--"],
+    }[launcher]  # --: else torchrun takes --run for an abbreviation of its own --run-path
     command = [
         str(Path(sys.executable).parent / start[0]), *start[1:], str(ROOT / "scripts/pretrain.py"),
         "--ds_config", str(ROOT / "ds_configs/zero2.json"), "--config", str(config_file), "--data", str(data_dir),
