@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
@@ -35,7 +37,7 @@ from data_pipeline.tokenizers import (
 SHARD_BYTES = 256 << 20  # of text
 PIECE_BYTES = 8 << 20  # of text that is encoded at a time
 
-_SAMPLE_BYTES = 32 << 20  # of text that a tokenizer is trained on
+_SAMPLE_BYTES = 16 << 20  # of text that a tokenizer is trained on
 CHOICES = {"train": TRAIN, "validation": VALIDATION}
 
 
@@ -147,9 +149,12 @@ def _tokenizer(directory: Path) -> Tokenizer:
 
 
 def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
-    """The tokenizer of a spec; one that has to be trained is trained on up to 32 MiB of the documents for training."""
+    """The tokenizer of a spec; one that has to be trained is trained on up to 16 MiB of the documents for training."""
     kind, size = parse_spec(spec)
-    return train_sentencepiece(_sample(units), size, kind) if kind in ALGORITHMS else build_tokenizer(spec)
+    if kind not in ALGORITHMS:
+        return build_tokenizer(spec)
+    tqdm.write(f"training the tokenizer {spec}; this takes a minute or less", file=sys.stderr)
+    return train_sentencepiece(_sample(units), size, kind)
 
 
 def _sample(units: list[Gathered]) -> Iterator[str]:

@@ -32,10 +32,11 @@ class Files:
     kind = "files"
     reading: Reading
 
-    def __init__(self, name: str, paths: Sequence[Path], skipped: int = 0) -> None:
-        """skipped: how many other files were left out. DataError if a file is of a format that holds no text."""
+    def __init__(self, name: str, paths: Sequence[Path], on_error: str, others: int = 0) -> None:
+        """others: how many files of other formats were left out. DataError if one of these is of such a format."""
         self.name = name
-        self.skipped_files = skipped
+        self.problems = Problems()
+        self.problems.count("files_of_other_formats", others)
         self._files: list[tuple[str, int, int]] = []
         self.text_bytes = 0  # of plain text; of what is compressed, as it lies there
         for path in paths:
@@ -45,7 +46,11 @@ class Files:
             try:
                 status = path.stat()
             except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+                message = f"cannot read {path}: {error.strerror or error}"
+                if on_error != "skip":
+                    raise DataError(f"{message}; leave such files out with --on-error skip") from error
+                self.problems.count("unreadable_files", 1, message)
+                continue
             self._files.append((str(path), status.st_size, status.st_mtime_ns))
             self.text_bytes += status.st_size if found.kind == "text" else 0
 

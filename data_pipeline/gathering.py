@@ -119,8 +119,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
             document = cleaner(raw)
             if document is None:
                 continue
-            file.write(document)
-            file.write(end)
+            file.write(document + end)
             lengths.append(len(document) + 1)
             scores.append(problems.score)
             hashes += hashlib.blake2b(document, digest_size=16).digest()
@@ -184,8 +183,8 @@ def split(units: list[Gathered], validation_fraction: float, kept: NDArray[np.bo
             lowest, highest = min(lowest or first, first), max(highest or last, last)
     if lowest is None or highest is None or kept.sum() < 2:
         raise DataError(
-            f"different documents of text in the input: {kept.sum()}; expected at least two, one to "
-            f"train on and one to validate with: give more text (in a text file, blank lines separate documents)"
+            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on, one to "
+            f"validate with: give more text (in a text file, blank lines separate documents)"
         )
     if lowest[0] >= limit:
         _move(units, lowest, VALIDATION)

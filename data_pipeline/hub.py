@@ -43,6 +43,7 @@ class HubDataset:
 
     def __init__(self, name: str, split: str, text_key: str, saved: bool = False, streaming: bool = False) -> None:
         self.name = name
+        self.problems = Problems()
         self.kind = "saved data set" if saved else "hub"
         self._rows = Rows(name, split, text_key, saved, streaming)
 

@@ -46,6 +46,7 @@ class IndexedFiles:
     ) -> None:
         """tokenizer: which made the ids. DataError if it is not named, or the files are not what they seem to be."""
         self.name = name
+        self.problems = Problems()
         self._prefixes = prefixes
         if tokenizer is None:
             raise DataError(f"{name} holds ids: name the tokenizer that made them with --input-tokenizer: {_FORMS}")

@@ -31,8 +31,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.gathering import Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
-from data_pipeline.selection import Selection, select
 from data_pipeline.scores import write_scores
+from data_pipeline.selection import Selection, select
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import describe_source
@@ -75,7 +75,9 @@ class PrepareConfig:
     output: str | None = field(
         default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
     )
-    workers: int | None = field(default=None, metadata=_option("processes; none: one per core. Changes no byte"))
+    workers: int | None = field(
+        default=None, metadata=_option("processes; none: as many as pay off, one per core at most. Changes no byte")
+    )
     on_error: str = field(
         default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
     )
@@ -346,18 +348,17 @@ def _settings(config: PrepareConfig, sources: list[Source]) -> dict[str, Any]:
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:
     """What was read from a source, for the manifest."""
     counts = [place.counts for unit, place in zip(units, gathered, strict=True) if unit.source == number]
-    problems: Counter[str] = Counter()
+    problems = Counter(source.problems.counts)
     for count in counts:
         problems.update(count["problems"])
-    if skipped := getattr(source, "skipped_files", 0):
-        problems["files_of_other_formats"] = skipped
+    examples = [*source.problems.examples, *(example for count in counts for example in count["examples"])]
     return {
         "name": source.name,
         **source.describe(),
         "documents": sum(count["documents"] for count in counts),
         "text_bytes": sum(count["bytes"] for count in counts),
         "problems": dict(problems),
-        "examples": [example for count in counts for example in count["examples"]][:10],
+        "examples": examples[:10],
     }
 
 

@@ -115,8 +115,10 @@ class Ranks:
         if number is not None:
             self._workers = [number] * self.size
 
-    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
-        """Rank 0: see `workers.Team`."""
+    def run(
+        self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
+    ) -> Iterator[tuple[int, Result]]:
+        """Rank 0: see `workers.Team`. The ranks are there already, so all of them are called, whatever the size."""
         waiting = deque(enumerate(jobs))
         free = list(self._workers)
         mine: dict[Future[Result], int] = {}

@@ -48,6 +48,7 @@ class Source(Protocol):
 
     name: str
     kind: str
+    problems: Problems  # met while looking for what there is to read
 
     def describe(self) -> dict[str, Any]:
         """What identifies the input, found out quickly: when this differs, data prepared from it is out of date."""
@@ -98,11 +99,12 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
     if is_saved_dataset(path):
         return HubDataset(name, options.hub_split, options.text_key, saved=True)
     if path.is_dir():
-        return Files(name, *files_below(path))
+        below, others = files_below(path)
+        return Files(name, below, options.on_error, others)
     if prefix := indexed_prefix(path):
         return IndexedFiles(name, [prefix], options.input_tokenizer, options.keep_ids, options.on_error)
     if path.exists():
-        return Files(name, [path])
+        return Files(name, [path], options.on_error)
     if glob.has_magic(name):
         return _matching(name, options)
     looks_like_a_file = format_of(path) or path.suffix.lower() in (*NOT_TEXT, *COMPRESSED, ".bin", ".idx")
@@ -128,7 +130,7 @@ def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
         below, others = files_below(match) if match.is_dir() else ([match], 0)
         files |= dict.fromkeys(below)
         skipped += others
-    return Files(pattern, list(files), skipped)
+    return Files(pattern, list(files), options.on_error, skipped)
 
 
 class DefaultCorpus:
@@ -136,6 +138,7 @@ class DefaultCorpus:
 
     name = "default corpus"
     kind = "default corpus"
+    problems = Problems()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "version": corpus.CORPUS_VERSION, "packages": corpus.installed_versions()}

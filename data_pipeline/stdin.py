@@ -34,7 +34,7 @@ class Stdin(Files):
     def __init__(self, suffix: str, spool: Path) -> None:
         """suffix: that of a file with such contents. spool: folder of the file that keeps it."""
         path, self._sha256 = _kept(suffix, spool)
-        super().__init__("the standard input", [path])
+        super().__init__("the standard input", [path], on_error="stop")
         self._suffix = suffix
 
     def describe(self) -> dict[str, Any]:

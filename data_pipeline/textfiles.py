@@ -7,8 +7,8 @@ lines.
 
 Plain text: a document is what stands between blank lines, gathered until a thousandth of all the text is reached, and
 at most 1 MiB. So a folder of articles gives one document per article, and a short file still gives enough documents to
-hold some back for validation. Documents never cross files. A paragraph longer than a sixteenth of all the text, or than
-1 MiB, is cut at a line end or a space.
+hold some back for validation. Documents never cross files, and the blank lines around them are not theirs. A paragraph
+longer than a sixteenth of all the text (at least 16 KiB, at most 1 MiB) is cut at a line end or a space.
 
 JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. The other formats are
 in `records`.
@@ -35,7 +35,7 @@ _BLOCK = 4 * _MIB
 LONGEST_RECORD = 64 * _MIB  # what has to be in memory at once: a line of JSON, a page of HTML
 BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_BLANK_LINES = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")
+_BLANK_LINES = re.compile(rb"\n(?:[ \t]*\r?\n)+")
 
 ON_ERROR = ("stop", "skip")
 
@@ -110,7 +110,7 @@ def slices_of(path: str, size: int) -> list[FileSlice]:
 
 
 def clean(document: bytes | str, problems: Problems) -> bytes:
-    """A document as valid UTF-8 with \\n as line end, without empty lines around it.
+    """A document as valid UTF-8 with LF as line end.
 
     What is not valid UTF-8, or a lone surrogate in JSON, becomes U+FFFD; CRLF becomes LF; a CR alone stays. All of it
     is counted.
@@ -130,7 +130,7 @@ def clean(document: bytes | str, problems: Problems) -> bytes:
     if b"\r\n" in raw:
         problems.count("crlf_line_ends", raw.count(b"\r\n"))
         raw = raw.replace(b"\r\n", b"\n")
-    return raw.strip(b"\n")
+    return raw
 
 
 def decoded(raw: bytes, problems: Problems) -> str:
@@ -161,11 +161,11 @@ def paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, 
         begin = end = 0  # of the document that is being gathered
         for paragraph_start, paragraph_end in _split(buffer, reading.longest, final=left == 0):
             if paragraph_end - begin > reading.gathered and end > begin:
-                yield buffer[begin:end]
+                yield buffer[begin:end].strip(b"\r\n")
                 begin = paragraph_start
             end = paragraph_end
-        if left == 0 and end > begin:
-            yield buffer[begin:end]
+        if left == 0 and not (last := buffer[begin:end]).isspace() and last:
+            yield last.strip(b"\r\n")
         buffer = buffer[begin:]  # the last document may go on in the next block: it is gathered again
 
 

@@ -22,14 +22,19 @@ from data_pipeline.errors import DataError
 
 Result = TypeVar("Result")
 
+_WORTH_A_PROCESS = 16 << 20  # bytes of input; starting one takes half a second
+
 
 class Team(Protocol):
     """Those who share the work."""
 
-    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+    def run(
+        self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
+    ) -> Iterator[tuple[int, Result]]:
         """The number of each job and what `function(*job)` gave, as they are done, in any order.
 
-        An error in a job is raised here and no further job is begun.
+        size: bytes of the input of all of them, by which a team may see how many of it are worth calling. An error in a
+        job is raised here and no further job is begun.
         """
         ...
 
@@ -45,8 +50,8 @@ class Workers:
     """
 
     def __init__(self, number: int | None = None) -> None:
-        """number: of processes; None: one per core."""
-        self.number = number or available_cores()
+        """number: of processes; None: as many as pay off, one per core at most."""
+        self.number = number
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -56,12 +61,15 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
-        if self.number <= 1 or len(jobs) <= 1:
+    def run(
+        self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
+    ) -> Iterator[tuple[int, Result]]:
+        worth = self.number or min(available_cores(), 1 + size // _WORTH_A_PROCESS)
+        if worth <= 1 or len(jobs) <= 1:
             for index, job in enumerate(jobs):
                 yield index, function(*job)
             return
-        self._pool = self._pool or process_pool(self.number)
+        self._pool = self._pool or process_pool(self.number or available_cores())
         futures: dict[Future[Result], int] = {}
         try:
             for index, job in enumerate(jobs):
@@ -82,7 +90,7 @@ def run_all(
     """The results of all jobs, in their order, with a bar that says `what` and counts the bytes of their input."""
     results: dict[int, Result] = {}
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
-        for index, result in team.run(function, jobs):
+        for index, result in team.run(function, jobs, sum(sizes)):
             results[index] = result
             bar.update(sizes[index])
     return [results[index] for index in range(len(jobs))]

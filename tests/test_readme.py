@@ -1,10 +1,11 @@
-"""README.md is kept: its commands run, its output has the quoted shape, its files and links exist.
+"""README.md is kept: its commands run, its output has the quoted shape, its paths and links exist, in docs/ as well.
 
 How it is written so that this can be checked: every command stands in a ```bash block. Behind the language, a block's
 first line says what a block is for:
 
     ```bash            run in the default tests        ```bash slow      run by the slow test
-    ```python          run, after the bash blocks above it                ```yaml   read as a run config
+    ```python          run, after the bash blocks above it
+    ```yaml            read as a run config, and saved under the name in its first line, for the blocks below it
     ```text output     what the bash block before it prints, in this order: numbers may differ, `…` leaves lines out
     ```text tree       paths of this project, what they are behind two spaces or more
     ```text            shown, not checked (a sample, a drawing)
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from stlm.training.ranks import free_port
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,11 +121,16 @@ def run_blocks(copy: Path, environment: dict[str, str], slow: bool) -> int:
     for block in BLOCKS:
         if block.language == "bash":
             skipping = "slow" in block.words and not slow
+        if block.language == "yaml":
+            name = block.text.splitlines()[0].removeprefix("# ")
+            (copy / name).write_text(block.text)
         if skipping:
             continue
         if block.language == "bash":
             lines = [line for line in block.text.splitlines() if not line.startswith("bash scripts/test.sh")]
-            printed = run(["bash", "-euo", "pipefail", "-c", "\n".join(lines)], copy, environment, block, "")
+            # DeepSpeed's launcher has one default port, where a run outside of this test may be listening.
+            script = re.sub("^deepspeed ", f"deepspeed --master_port {free_port()} ", "\n".join(lines), flags=re.M)
+            printed = run(["bash", "-euo", "pipefail", "-c", script], copy, environment, block, "")
             ran += 1
         elif block.language == "python":
             run([sys.executable, "-"], copy, environment, block, block.text)
@@ -163,8 +171,9 @@ def test_every_command_is_in_a_block_that_runs() -> None:
     assert {"bash scripts/quickstart.sh", "bash scripts/test.sh"} <= in_blocks
 
 
-def test_the_tree_is_the_real_one() -> None:
-    (tree,) = (block for block in BLOCKS if "tree" in block.words)
+def paths_in_tree(page: Path) -> set[str]:
+    """The paths that the tree on a page names, all of which exist."""
+    (tree,) = (block for block in blocks(page.read_text()) if "tree" in block.words)
     named: set[str] = set()
     folders: list[str] = []  # those that the current line is in
     for line in filter(str.strip, tree.text.splitlines()):
@@ -175,12 +184,26 @@ def test_the_tree_is_the_real_one() -> None:
             assert (ROOT / path).is_dir() if name.endswith("/") else (ROOT / path).is_file(), f"there is no {path}"
             named.add(path.rstrip("/"))
         folders.append(names)
+    return named
+
+
+def test_readme_names_every_room_and_every_script() -> None:
     rooms = [path for folder in (ROOT, ROOT / "stlm") for path in folder.iterdir()
              if path.is_dir() and not path.name.startswith((".", "__")) and not path.name.endswith(".egg-info")
              and path.name not in NOT_COPIED]  # fmt: skip
     scripts = [path for path in (ROOT / "scripts").iterdir() if not path.name.startswith("_")]
-    unnamed = {str(path.relative_to(ROOT)) for path in rooms + scripts} - named
-    assert not unnamed, f"README.md's tree leaves out {sorted(unnamed)}"
+    expected = {str(path.relative_to(ROOT)) for path in rooms + scripts}
+    assert expected - paths_in_tree(ROOT / "README.md") == set()
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("stlm", "data_pipeline")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules - paths_in_tree(ROOT / "docs" / "architecture.md") == set()
 
 
 def anchors(markdown: str) -> set[str]:

@@ -33,6 +33,14 @@ class Embedder(nn.Module):
 
     table: nn.Embedding  # [V, d]: what a tied head shares
 
+    def look_up(self, inputs_BT: Tensor) -> Tensor:
+        """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
+
+        A tied table must begin small, or the first logits are far from uniform; what the layers read must not, or
+        their own noise drowns it. The factor serves both (docs/LOG.md has the numbers).
+        """
+        return self.table(inputs_BT) * self.table.embedding_dim**0.5
+
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(inputs, cache)`; None where there is nothing to remember."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
@@ -62,7 +70,7 @@ class TokenEmbedder(Embedder):
         return None
 
     def forward(self, inputs_BT: Tensor, cache: None = None, documents_BT: Tensor | None = None) -> tuple[Tensor, None]:
-        return self.table(inputs_BT), None
+        return self.look_up(inputs_BT), None
 
 
 @EMBEDDERS.register("byte")
@@ -111,7 +119,7 @@ class BytePatchEmbedder(Embedder):
     ) -> tuple[Tensor, Patches]:
         size, length = self.patching.size, inputs_BT.size(1)
         offset = cache.length if cache else 0
-        states_BTd = self.local(self.table(inputs_BT), cache.local if cache else None, documents_BT)
+        states_BTd = self.local(self.look_up(inputs_BT), cache.local if cache else None, documents_BT)
 
         if cache is None or cache.tail_BSd is None:
             recent = F.pad(states_BTd, (0, 0, size - 1, 0))  # before the first byte there is nothing: zeros

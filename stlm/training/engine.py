@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from stlm.config import TrainingConfig
 from stlm.errors import EngineError, StlmError
 from stlm.training.precision import Precision
-from stlm.training.ranks import BatchSplit, Ranks, find_ranks, set_rank_environment
+from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
 
 T = TypeVar("T")
 
@@ -48,12 +48,13 @@ def connect() -> Ranks:
     if _connected is not None:
         return _connected
     ranks = find_ranks()
-    set_rank_environment(ranks)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "OMP_NUM_THREADS" not in os.environ:  # ranks that share a machine share its cores
         torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
-    _import_deepspeed().init_distributed(verbose=False)
+    deepspeed = _import_deepspeed()
+    with rank_environment(ranks):
+        deepspeed.init_distributed(verbose=False)
     _connected = ranks
     return ranks
 
@@ -200,7 +201,9 @@ class Engine:
         )  # fmt: skip
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
-        self._engine, *_ = _import_deepspeed().initialize(model=model, optimizer=optimizer, config=self.config)
+        deepspeed = _import_deepspeed()
+        with rank_environment(self.ranks):
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         if self.stage == 0 and self.ranks.world_size == 1:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients twice, to add nothing
         self.device: torch.device = self._engine.device

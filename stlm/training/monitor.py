@@ -11,42 +11,49 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_pipeline.atomic import write_text
+from data_pipeline.atomic import write_text, writing
 
 
 class Monitor:
-    """Writes what rank 0 learns into the run directory; on other ranks every method does nothing.
+    """Writes what a run tells into its directory; rank 0 opens it, and unopened it is silent.
 
     metrics.jsonl has a line for each record, floats with all their digits. What depends on the clock stands under
-    "timing"; the rest is the same whenever and however often the run was interrupted.
+    "timing"; the rest is the same whenever and however often the run was interrupted. Methods raise DataError where the
+    disk is full.
     """
 
-    def __init__(self, run_dir: Path, first_step: int, active: bool) -> None:
-        """`first_step` is the next to be made; what an earlier job wrote of it and later steps is cut away."""
+    def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._first_step = first_step
-        self._active = active
+        self._metrics: IO[str] | None = None
+        self._log: IO[str] | None = None
         self._writer: Any = None
-        if active:
-            path = run_dir / "metrics.jsonl"
-            cut_metrics(path, first_step - 1)
-            self._metrics: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
-            self._log: IO[str] = open(run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+
+    def open(self, first_step: int) -> None:
+        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away."""
+        path = self._run_dir / "metrics.jsonl"
+        cut_metrics(path, first_step - 1)
+        with writing(path):
+            self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
+            self._log = open(self._run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        self._first_step = first_step
 
     def say(self, text: str) -> None:
         """Print a line, and add it to train.log with the time."""
-        if self._active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        if self._log is None:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        with writing(self._run_dir / "train.log"):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
 
     def record(self, record: dict[str, Any]) -> None:
         """Write a record, which has at least "step" and "split"."""
-        if not self._active:
+        if self._metrics is None:
             return
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        with writing(self._run_dir / "metrics.jsonl"):
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
         for key, value in record.items():
             if key in ("step", "split"):
                 continue
@@ -55,18 +62,18 @@ class Monitor:
                 self._tensorboard().add_scalar(f"{prefix}{name}", number, record["step"])
 
     def close(self) -> None:
-        if self._active:
-            self._metrics.close()
-            self._log.close()
-            if self._writer is not None:
-                self._writer.close()
-            self._active = False
+        """A second call does nothing."""
+        for file in (self._metrics, self._log, self._writer):
+            if file is not None:
+                file.close()
+        self._metrics = self._log = self._writer = None
 
     def _tensorboard(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes long to import: not before the first step
 
-            self._writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._first_step, flush_secs=10)
+            folder = str(self._run_dir / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=self._first_step, flush_secs=10)
         return self._writer
 
 

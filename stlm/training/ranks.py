@@ -9,7 +9,8 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stlm.config import TrainingConfig
@@ -75,16 +76,29 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     return Ranks(0, 1, 0, 1, "127.0.0.1", free_port(), "python")
 
 
-def set_rank_environment(ranks: Ranks) -> None:
-    """Tell torch and DeepSpeed, which would otherwise go and ask MPI."""
-    os.environ.update(
-        RANK=str(ranks.rank),
-        WORLD_SIZE=str(ranks.world_size),
-        LOCAL_RANK=str(ranks.local_rank),
-        LOCAL_WORLD_SIZE=str(ranks.local_world_size),
-        MASTER_ADDR=ranks.address,
-        MASTER_PORT=str(ranks.port),
-    )
+@contextmanager
+def rank_environment(ranks: Ranks) -> Iterator[None]:
+    """Inside, the environment tells torch and DeepSpeed what was found; DeepSpeed would otherwise go and ask MPI.
+
+    Afterwards it is as it was, so that a process started later does not take itself for a rank.
+    """
+    values = {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": ranks.address,
+        "MASTER_PORT": str(ranks.port),
+    }
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # stays: ZeRO 3 reads it at every step, and alone it means nothing
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def free_port() -> int:

@@ -81,7 +81,8 @@ class Trainer:
         start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
         precision = on_rank_zero(lambda: choose_precision(config.training.precision))
         self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
-        self.monitor = Monitor(self.run_dir, self.step + 1, active=self.ranks.rank == 0)
+        self.monitor = Monitor(self.run_dir)
+        on_rank_zero(lambda: self.monitor.open(self.step + 1))
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
 
@@ -186,8 +187,8 @@ class Trainer:
             "bytes_seen": self.seen["bytes"],
             "timing": self._clock.read(),
         }
-        self.monitor.record(record)
-        self.monitor.say(progress_line(record, training.max_steps, self._clock.left(training.max_steps - step)))
+        seconds_left = self._clock.left(training.max_steps - step)
+        self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
         """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it was done."""
@@ -208,11 +209,11 @@ class Trainer:
         parts = {name: nats / math.log(2) / bytes for name, (nats, _, bytes) in by_source.items() if bytes}
         if len(by_source) > 1:
             record["bits_per_byte_of"] = parts
-        self.monitor.record(record)
-        self.monitor.say(
+        self._tell(
+            record,
             f"step {self.step}/{self.config.training.max_steps}  validation {self.validation_bits_per_byte:.4f} "
             f"bits/byte  ({bytes:,.0f} bytes in {readable_time(seconds)})"
-            + "".join(f"\n  {value:.4f} bits/byte  {name}" for name, value in parts.items() if len(by_source) > 1)
+            + "".join(f"\n  {value:.4f} bits/byte  {name}" for name, value in parts.items() if len(by_source) > 1),
         )
         return self.validation_bits_per_byte
 
@@ -303,6 +304,13 @@ class Trainer:
         self._saved_step = self.step
         return path
 
+    def _tell(self, record: dict[str, Any], line: str) -> None:
+        def tell() -> None:
+            self.monitor.record(record)
+            self.monitor.say(line)
+
+        on_rank_zero(tell)  # where the disk is full, all ranks learn of it
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.training.max_steps
 
@@ -313,7 +321,7 @@ class Trainer:
         for index, value in enumerate(nats):
             flags[self.ranks.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
         bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag]
-        rows = ", ".join(f"{index * size}-{(index + 1) * size - 1}" for index in bad)
+        rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
         text = (
             f"{what} of step {step} is not finite (rows {rows} of its batch); the model was not changed by it. "
             f"Last checkpoint: step {self._saved_step}. A lower training.learning_rate or a longer warm-up may help"

@@ -104,3 +104,46 @@ def read_metrics(run_dir, split=None):
     for record in records:
         del record["timing"]
     return [record for record in records if split in (None, record["split"])]
+
+
+@pytest.fixture
+def make_trainer(data_dir, config_file):
+    """Builds what scripts/pretrain.py builds, in this process, on one rank."""
+    trainers = []
+
+    def make(run_dir, *overrides, stage=0, resume="auto"):
+        from data_pipeline.reader import PreparedData
+        from stlm.config import load_run_config
+        from stlm.stlm import STLM
+        from stlm.training import Trainer, build_loaders, build_optimizer
+
+        config = load_run_config(config_file, overrides)
+        data = PreparedData.open(data_dir)
+        model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+        optimizer = build_optimizer(model, config.training)
+        zero = {"zero_optimization": {"stage": stage}}
+        trainers.append(
+            Trainer(
+                config, model, optimizer, *build_loaders(config, data),
+                run_dir=run_dir, deepspeed_config=zero, resume=resume,
+            )
+        )  # fmt: skip
+        return trainers[-1]
+
+    yield make
+    for trainer in trainers:
+        trainer.close()
+
+
+def train(trainer, until=None):
+    """The short loop, up to a step or to the end; returns the losses."""
+    losses = []
+    for step in trainer.steps():
+        losses.append(trainer.train_step(step))
+        trainer.log(step, losses[-1])
+        trainer.val_step()
+        trainer.save_checkpoint(step)
+        if step == until:
+            break
+    trainer.close()
+    return losses

@@ -1,0 +1,55 @@
+"""Sums of nats, ids and bytes: against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stlm.objectives import Batch, build_objective
+from stlm.stlm import Output
+
+BYTES_PER_ID = torch.tensor([1, 2, 3, 0])  # the last one ends a text
+
+
+def sums_of(logits, ids, mask):
+    objective = build_objective("next_token")
+    prepared = objective.prepare(Batch(ids, mask), seed=1, step=1, row=0)
+    return objective.sums(Output(logits, {}), prepared, BYTES_PER_ID)
+
+
+def test_a_uniform_model_pays_ln_v_for_each_counted_id():
+    ids = torch.tensor([[0, 1, 3], [2, 2, 2]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    sums = sums_of(torch.zeros(2, 3, 4), ids, mask)
+    assert sums.nats.dtype == torch.float64
+    assert math.isclose(sums.nats.item(), 4 * math.log(4), rel_tol=1e-7)
+    assert sums.ids.item() == 4
+    assert sums.bytes.item() == 1 + 2 + 0 + 3
+
+
+def test_what_is_masked_costs_nothing_and_teaches_nothing():
+    """Not even where its logits are not finite: padding must never reach the gradient."""
+    logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    logits[0, 2, 1] = math.inf
+    logits.requires_grad_()
+    ids, mask = torch.tensor([[1, 0, 2]]), torch.tensor([[True, True, False]])
+    sums = sums_of(logits, ids, mask)
+    expected = -logits.detach()[0, :2].log_softmax(-1).gather(1, ids[0, :2, None]).double().sum()
+    assert torch.isclose(sums.nats, expected, rtol=1e-6)
+    sums.nats.backward()
+    probabilities = logits.detach()[0, :2].softmax(-1)
+    one_hot = torch.nn.functional.one_hot(ids[0, :2], 4)
+    assert torch.allclose(logits.grad[0, :2], probabilities - one_hot, atol=1e-6)
+
+
+def test_sums_of_parts_add_up():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 5, 4, generator=generator)
+    ids = torch.randint(0, 4, (4, 5), generator=generator)
+    mask = torch.rand(4, 5, generator=generator) < 0.7
+    whole = sums_of(logits, ids, mask)
+    parts = [sums_of(logits[rows], ids[rows], mask[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    for name in ("nats", "ids", "bytes"):
+        total = sum(getattr(part, name) for part in parts)
+        assert torch.allclose(getattr(whole, name).double(), total.double(), rtol=1e-12)

@@ -1,0 +1,251 @@
+"""Checkpoints: resuming equals never stopping, in every direction; damage, changes and full disks are told plainly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+
+import pytest
+import torch
+from conftest import read_metrics, train
+from safetensors.torch import load_file
+
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import load_run_config
+from stlm.errors import CheckpointError, ConfigError
+from stlm.stlm import STLM
+from stlm.training.checkpoint import checkpoints_of, read_state, write_checkpoint
+from stlm.training.engine import State
+from stlm.training.run_directory import choose_run_directory
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir, config_file):
+    """A run of 12 steps that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    build = make_trainer_of(data_dir, config_file)
+    train(build(run_dir))
+    return run_dir
+
+
+def make_trainer_of(data_dir, config_file):
+    import conftest
+
+    return next(conftest.make_trainer.__wrapped__(data_dir, config_file))
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """The same run as it is when the process was killed in step 9, just after it was logged, and in mid-line."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(run_dir / "checkpoints/step_00000012")
+    lines = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:10]) + lines[10][:20])
+    return run_dir
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resuming_equals_never_stopping(make_trainer, tmp_path, stage):
+    """Digit for digit at the same settings: losses, norms, validation, and the final weights and moments."""
+    for name in ("whole", "halves"):
+        trainer = make_trainer(tmp_path / name, stage=stage)
+        train(trainer, until=6 if name == "halves" else None)
+    train(make_trainer(tmp_path / "halves", stage=stage, resume="must"))
+    assert read_metrics(tmp_path / "halves") == read_metrics(tmp_path / "whole")
+    whole, halves = (tmp_path / name / "checkpoints/step_00000012" for name in ("whole", "halves"))
+    for file in ("model/model.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"):
+        assert (whole / file).read_bytes() == (halves / file).read_bytes()
+
+
+@pytest.mark.parametrize("stages", [(0, 2, 3), (3, 1, 0), (2, 0, 1)])
+def test_the_stage_may_change_at_any_resume(make_trainer, tmp_path, finished, stages):
+    """So may the micro-batch; weights, moments and Adam's step count all arrive."""
+    save = "training.save_every_steps=4"
+    for stage, until, micro in zip(stages, (4, 8, None), ("null", "2", "4"), strict=True):
+        train(make_trainer(tmp_path / "run", save, f"training.micro_batch_size={micro}", stage=stage), until)
+    found, expected = read_metrics(tmp_path / "run"), read_metrics(finished)
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for key in ("loss", "bits_per_byte"):
+        assert [record[key] for record in found] == pytest.approx([record[key] for record in expected], abs=1e-6)
+    state, other = (read_state(run / "checkpoints/step_00000012") for run in (tmp_path / "run", finished))
+    assert state.updates == other.updates == 12
+    for name, tensor in other.parameters.items():
+        assert torch.allclose(tensor, state.parameters[name], atol=1e-5)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.allclose(other.moments[key][name], state.moments[key][name], atol=1e-6, rtol=1e-3)
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_away(make_trainer, finished, stopped):
+    train(make_trainer(stopped))
+    assert read_metrics(stopped) == read_metrics(finished)
+
+
+def test_a_checkpoint_is_portable_and_complete(finished):
+    path = finished / "checkpoints/step_00000012"
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    recorded = json.loads((path / "COMPLETE").read_text())["files"]
+    assert sorted([*recorded, "COMPLETE"]) == files
+    state = json.loads((path / "state.json").read_text())
+    assert (state["step"], state["updates"], state["sequences_seen"]) == (12, 12, 96)
+    weights, moments = load_file(path / "model/model.safetensors"), load_file(path / "optimizer.safetensors")
+    assert {tensor.dtype for tensor in [*weights.values(), *moments.values()]} == {torch.float32}
+    assert sorted(moments) == sorted(f"{key}/{name}" for key in ("exp_avg", "exp_avg_sq") for name in weights)
+    assert STLM.load(finished).config == load_run_config(finished).model
+
+
+def test_large_optimizers_are_split_by_size(tmp_path, config_file):
+    config = load_run_config(config_file).model
+    tokenizer = build_tokenizer("byte")
+    parameters = {name: p.detach() for name, p in STLM.from_config(config, tokenizer).named_parameters()}
+    moments = {key: {name: torch.rand_like(p) for name, p in parameters.items()} for key in ("exp_avg", "exp_avg_sq")}
+    path = tmp_path / "step_00000003"
+    write_checkpoint(path, config, tokenizer, State(parameters, moments, 3), {"step": 3}, part_bytes=20_000)
+    parts = sorted(file.name for file in path.glob("optimizer-*"))
+    assert len(parts) > 3
+    assert parts[1] == f"optimizer-00002-of-{len(parts):05d}.safetensors"
+    found = read_state(path)
+    assert found.updates == 3
+    for key, named in moments.items():
+        for name, tensor in named.items():
+            assert torch.equal(found.moments[key][name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        ("flip", "optimizer.safetensors has changed: its sha256"),
+        ("cut", r"model.safetensors has [\d,]+ bytes instead of [\d,]+"),
+        ("lose", "state.json is missing"),
+        ("undo", "it has no COMPLETE file"),
+        ("blank", "its COMPLETE file cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_passed_over(make_trainer, finished, tmp_path, harm, problem, capfd):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    newest = run_dir / "checkpoints/step_00000012"
+    damage(newest, harm)
+    with pytest.raises(CheckpointError, match=f"step_00000012 is damaged: .*{problem}"):
+        make_trainer(run_dir, resume="must")
+    train(make_trainer(run_dir))
+    told = capfd.readouterr().out
+    assert "step_00000012 is damaged" in told
+    assert "continuing from" in told and "step_00000006" in told
+    assert read_metrics(run_dir) == read_metrics(finished)
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["damaged_step_00000012", "step_00000006", "step_00000012"]
+
+
+def damage(path, harm):
+    optimizer = path / "optimizer.safetensors"
+    if harm == "flip":
+        contents = bytearray(optimizer.read_bytes())
+        contents[-5] ^= 1
+        optimizer.write_bytes(contents)
+    elif harm == "cut":
+        model = path / "model/model.safetensors"
+        model.write_bytes(model.read_bytes()[:-100])
+    elif harm == "lose":
+        (path / "state.json").unlink()
+    elif harm == "undo":
+        (path / "COMPLETE").unlink()
+    else:
+        (path / "COMPLETE").write_text("")
+
+
+def test_a_run_goes_on_with_its_own_settings(make_trainer, stopped):
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(stopped, "training.learning_rate=1e-3", "model.width=64", "training.max_steps=20")
+    message = str(caught.value)
+    assert "training.learning_rate: was 0.003, now 0.001" in message
+    assert "model.width: was 32, now 64" in message
+    assert "training.max_steps: was" not in message
+    assert "May change: data.dir, training.max_steps, training.micro_batch_size, training.precision" in message
+    with pytest.raises(ConfigError, match="already at step 6"):
+        make_trainer(stopped, "training.max_steps=5")
+    trainer = make_trainer(stopped, "training.keep_last=1", "training.micro_batch_size=4")
+    train(trainer)
+    assert [path.name for path in checkpoints_of(stopped)] == ["step_00000012"]
+    assert load_run_config(stopped).training.keep_last == 1
+
+
+def test_a_run_goes_on_with_its_own_data(make_trainer, stopped):
+    state = stopped / "checkpoints/step_00000006/state.json"
+    complete = state.with_name("COMPLETE")
+    text = state.read_text()
+    fingerprint = json.loads(text)["data_fingerprint"]
+    state.write_text(text.replace(fingerprint, "0" * 64))
+    sums = json.loads(complete.read_text())
+    sums["files"]["state.json"]["sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    complete.write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match=f"data with the fingerprint 000000000000, .*{fingerprint[:12]}"):
+        make_trainer(stopped)
+
+
+def test_resume_means_what_it_says(make_trainer, finished, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to continue from"):
+        make_trainer(tmp_path / "new", resume="must")
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        make_trainer(finished, resume="never")
+    with pytest.raises(ConfigError, match="expected one of auto, never, must"):
+        make_trainer(tmp_path / "new", resume="always")
+    assert list(make_trainer(finished).steps()) == []
+
+
+def test_one_job_at_a_time(make_trainer, tmp_path):
+    first = make_trainer(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"run is in use by process \d+ on "):
+        make_trainer(tmp_path / "run")
+    first.close()
+    make_trainer(tmp_path / "run")
+
+
+def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypatch):
+    """Seen before writing, and when it happens in the middle of a file."""
+    trainer = make_trainer(tmp_path / "run", "training.save_every_steps=2")
+    train(trainer, until=2)
+    trainer.train_step(3)
+    trainer.train_step(4)
+    before = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
+
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=500_000))
+    with pytest.raises(CheckpointError, match=r"needs [\d.]+ MB, and 0.5 MB are free"):
+        trainer.save_checkpoint(4)
+    monkeypatch.undo()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot save .*step_00000004"):
+            trainer.save_checkpoint(4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
+    assert after == before
+
+    assert trainer.save_checkpoint(4).name == "step_00000004"
+
+
+def test_an_unwritable_run_directory(make_trainer, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot use .*file/run as a run directory: Not a directory"):
+        make_trainer(tmp_path / "file" / "run")
+
+
+def test_names_of_runs(tmp_path, finished, stopped):
+    runs = tmp_path / "runs"
+    assert choose_run_directory("tiny", "auto", runs) == runs / "tiny"
+    shutil.copytree(stopped, runs / "tiny")
+    assert choose_run_directory("tiny", "auto", runs) == runs / "tiny"
+    assert choose_run_directory("tiny", "never", runs) == runs / "tiny-2"
+    shutil.rmtree(runs / "tiny")
+    shutil.copytree(finished, runs / "tiny")
+    assert choose_run_directory("tiny", "auto", runs) == runs / "tiny-2"
+    assert choose_run_directory("tiny", "must", runs) == runs / "tiny"
+    shutil.copytree(stopped, runs / "tiny-2")
+    assert choose_run_directory("tiny", "auto", runs) == runs / "tiny-2"
+    assert choose_run_directory("tiny", "must", runs) == runs / "tiny-2"

@@ -1,0 +1,170 @@
+"""scripts/pretrain.py as people and launchers start it: several ranks, kills, signals, mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RANK_VARIABLES, ROOT, read_metrics
+
+LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pretrain, tmp_path_factory):
+    """60 steps on one rank, on a machine without a compiler; the run and what was printed."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    tools, cache = tmp_path_factory.mktemp("tools"), tmp_path_factory.mktemp("extensions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tools))
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(cache))
+        output = pretrain(run_dir, *LONG)
+    assert list(cache.iterdir()) == [], "nothing is compiled"
+    return run_dir, output
+
+
+def wait_for_step(run_dir, step, processes):
+    """Return when the run has logged `step`."""
+    path = Path(run_dir) / "metrics.jsonl"
+    while not path.is_file() or f'"step": {step},' not in path.read_text():
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        time.sleep(0.002)
+
+
+def test_what_is_printed(uninterrupted):
+    run_dir, output = uninterrupted
+    lines = output.splitlines()
+    assert lines[0] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
+    number = r"\d+\.\d+"
+    line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  \? left"
+    assert re.fullmatch(line, lines[1])
+    assert re.fullmatch(rf"step 10/60  validation {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)", lines[11])
+    assert lines[-3:] == [
+        f"The run is in {run_dir}. What now:",
+        f"  python scripts/evaluate.py {run_dir}",
+        f"  python scripts/generate.py {run_dir}",
+    ]
+    assert "Warning" not in output and "INFO" not in output
+
+
+def test_killed_in_mid_run_and_started_again(pretrain, uninterrupted, tmp_path):
+    """The metrics are those of the run that was never killed, digit for digit; the data and the clock go on."""
+    run_dir = tmp_path / "run"
+    (process,) = pretrain.start(run_dir, *LONG)
+    wait_for_step(run_dir, 30, [process])
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    output = pretrain(run_dir, *LONG)
+    assert f"continuing from {run_dir}/checkpoints/step_000000" in output
+    assert read_metrics(run_dir) == read_metrics(uninterrupted[0])
+
+
+def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterrupted, tmp_path):
+    """One rank is told, all save the same step and exit 3; then ZeRO 2 on two ranks becomes ZeRO 3 on one."""
+    run_dir = tmp_path / "run"
+    processes = pretrain.start(run_dir, *LONG, "training.micro_batch_size=2", ranks=2, stage=2)
+    wait_for_step(run_dir, 10, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGTERM)  # launchers send it twice
+    output = "".join(out + err for out, err in (process.communicate(timeout=120) for process in processes))
+    assert [process.returncode for process in processes] == [3, 3], output
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    step = read_metrics(run_dir)[-1]["step"]
+    assert checkpoint.name == f"step_{step:08d}"
+    assert f"stopped by a signal to another rank at step {step} after saving" in output
+    assert "Traceback" not in output
+
+    output = pretrain(run_dir, *LONG, stage=3)
+    assert f"continuing from {checkpoint}" in output
+    found, expected = read_metrics(run_dir), read_metrics(uninterrupted[0])
+    assert [(record["step"], record["split"]) for record in found] == [(r["step"], r["split"]) for r in expected]
+    for key in ("loss", "bits_per_byte"):
+        assert [record[key] for record in found] == pytest.approx([record[key] for record in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "training.lerning_rate=1"], "training.lerning_rate: unknown key; nearest: training.learning_rate"),
+        (["--set", "training.batch_size=9"], "training.batch_size: got 9 on 2 ranks, expected a multiple of the ranks"),
+        (["--ds_config", "ds_configs/zero9.json"], "ds_configs/zero9.json: no such file"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_is_imported_by_one_rank(
+    pretrain, tmp_path, arguments, message, monkeypatch
+):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    output = pretrain(tmp_path / "run", *arguments, ranks=2, expect=2)
+    assert output.strip().count("error: ") == 1
+    assert message in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_rank_0_finds_is_told_once(pretrain, uninterrupted, tmp_path):
+    """All ranks end with its exit code: a changed setting on resume, and data that is not there."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run_dir)
+    output = pretrain(run_dir, *LONG, "training.weight_decay=0.2", ranks=2, stage=1, expect=2)
+    assert output.count("error: ") == 1
+    assert "training.weight_decay: was 0.1, now 0.2" in output
+    assert "Traceback" not in output
+    assert (run_dir / "metrics.jsonl").read_text() == (uninterrupted[0] / "metrics.jsonl").read_text()
+
+
+def test_missing_data(pretrain, tmp_path):
+    output = pretrain(tmp_path / "run", "--data", str(tmp_path / "nowhere"), expect=2)
+    assert f"error: no prepared data in {tmp_path / 'nowhere'}" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", ["null", "2"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_equal_one(pretrain, uninterrupted, tmp_path, stage, micro_batch_size):
+    pretrain(tmp_path / "run", *LONG, f"training.micro_batch_size={micro_batch_size}", ranks=2, stage=stage)
+    found, expected = read_metrics(tmp_path / "run"), read_metrics(uninterrupted[0])
+    for key in ("step", "loss", "bits_per_byte"):
+        assert [record[key] for record in found] == pytest.approx([record[key] for record in expected], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher):
+    """Two ranks each; SIGINT to the whole group, as from a terminal, then the same command to the end."""
+    from stlm.training.ranks import free_port
+
+    start = {
+        "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())],
+        "torchrun": ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "--"],
+    }[launcher]  # --: else torchrun takes --run for an abbreviation of its own --run-path
+    command = [
+        str(Path(sys.executable).parent / start[0]), *start[1:], str(ROOT / "scripts/pretrain.py"),
+        "--ds_config", str(ROOT / "ds_configs/zero2.json"), "--config", str(config_file), "--data", str(data_dir),
+        "--run", str(tmp_path / "run"), *LONG,
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 10, [first])
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=60) != 0
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "run/checkpoints").glob("step_*/COMPLETE")) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the deepspeed command does not wait for its ranks
+    assert any((tmp_path / "run/checkpoints").glob("step_*/COMPLETE"))
+    time.sleep(1)
+
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
+    found, expected = read_metrics(tmp_path / "run"), read_metrics(uninterrupted[0])
+    assert len(found) == len(expected)
+    assert [record["loss"] for record in found] == pytest.approx([record["loss"] for record in expected], abs=1e-5)
