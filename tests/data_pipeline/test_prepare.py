@@ -55,7 +55,7 @@ def inputs(tmp_path):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many units and shards from little text."""
-    monkeypatch.setattr("data_pipeline.sources.SLICE", 1000)
+    monkeypatch.setattr("data_pipeline.files.SLICE", 1000)
     monkeypatch.setattr(textfiles, "SLICE", 1000)
     monkeypatch.setattr(encoding, "SHARD_BYTES", 2000)
     monkeypatch.setattr(gathering, "_BLOCK", 300)
@@ -63,11 +63,11 @@ def small_pieces(monkeypatch):
 
 
 def contents(directory):
-    """sha256 of every file below a folder."""
+    """sha256 of every file below a folder but the report, which says the folder's name."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(directory).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "report.html"
     }
 
 
@@ -104,7 +104,7 @@ def test_every_document_arrives_once_and_every_byte_is_counted(inputs, tmp_path,
     ]
     table = summary(manifest, tmp_path / "out")
     assert "1 files of other formats left out" in table
-    assert "left out 25 exact duplicates" in table
+    assert "left out 25 documents, 1,094 bytes: exact duplicates" in table
 
 
 def test_equal_documents_stay_on_one_side_when_they_are_kept(inputs, tmp_path):
@@ -135,8 +135,8 @@ def test_the_number_of_workers_changes_no_byte(inputs, tmp_path, small_pieces, t
 # A preparation in a process of its own that kills itself just before it would rename its n-th file.
 KILLED = """
 import os, signal, sys
-from data_pipeline import encoding, prepare, sources, textfiles
-sources.SLICE = textfiles.SLICE = 4000
+from data_pipeline import encoding, files, prepare, textfiles
+files.SLICE = textfiles.SLICE = 4000
 encoding.SHARD_BYTES = 10_000
 output, survives, *inputs = sys.argv[1:]
 renames = 0
@@ -214,7 +214,7 @@ def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path):
     output = tmp_path / "out"
     survives = 0
     while not (output / "train" / "shard_00000.bin").exists():
-        survives += 10
+        survives += 3
         assert run_killed(output, survives, inputs) == -signal.SIGKILL
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
     prepare.prepare(PrepareConfig(inputs, output=str(tmp_path / "fresh")))
@@ -280,7 +280,7 @@ def test_errors_of_the_disk_are_told_apart(tmp_path):
         (["--input", "one.txt"], "documents of text in the input: 1; expected at least two"),
         (["--input", "pictures"], "nothing to read in the folder pictures: it holds only .png"),
         (["--input", "links"], "cannot read links/gone.txt: No such file"),
-        (["--input", "table.csv"], ".csv files are not supported"),
+        (["--input", "table.pdf"], "table.pdf: its format is not supported"),
         (["--input", "broken.jsonl"], "broken.jsonl:2: not valid JSON"),
         (["--input", "wide.txt"], "wide.txt is UTF-16"),
         (["--tokenizer", "bites"], "tokenizer 'bites' is unknown"),
@@ -299,7 +299,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "pictures" / "a.png").write_bytes(b"")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "gone.txt").symlink_to("nowhere")
-    (tmp_path / "table.csv").write_text("text\nhello\n")
+    (tmp_path / "table.pdf").write_text("text\nhello\n")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (tmp_path / "wide.txt").write_text("wide", encoding="utf-16")
     before = contents(tmp_path)
@@ -345,7 +345,7 @@ def test_a_hub_data_set_is_read_by_its_text_column(tmp_path, monkeypatch):
     import datasets
 
     data = datasets.Dataset.from_dict({"story": sentences(1, 30), "stars": list(range(30))})
-    monkeypatch.setattr(hub, "_load_from_hub", lambda name, split: data)
+    monkeypatch.setattr(hub, "_load", lambda rows: data)
     monkeypatch.setattr(hub, "_HUB_ROWS", 7)
     config = PrepareConfig(("someone/stories",), output=str(tmp_path / "out"), text_key="story", workers=1)
     prepare.prepare(config)
@@ -394,7 +394,7 @@ def test_importing_the_package_is_light():
 def test_sampling_for_a_tokenizer_is_even_and_from_training_text_only(inputs, tmp_path, monkeypatch):
     seen = {}
 
-    def train(texts, size):
+    def train(texts, size, kind):
         seen["texts"] = list(texts)
         raise DataError("enough")
 

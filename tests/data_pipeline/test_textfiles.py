@@ -12,7 +12,8 @@ import pytest
 
 from data_pipeline import textfiles
 from data_pipeline.errors import DataError
-from data_pipeline.textfiles import Problems, Reading, read_slice, slices_of
+from data_pipeline.files import read_slice
+from data_pipeline.textfiles import Problems, Reading, clean, slices_of
 
 STOP = Reading(text_bytes=0, text_key="text", on_error="stop")
 SKIP = Reading(text_bytes=0, text_key="text", on_error="skip")
@@ -21,7 +22,7 @@ SKIP = Reading(text_bytes=0, text_key="text", on_error="skip")
 def documents(path, reading=STOP, problems=None):
     problems = problems or Problems()
     pieces = slices_of(str(path), path.stat().st_size)
-    return [raw.decode() for piece in pieces for raw in read_slice(piece, reading, problems)]
+    return [clean(raw, problems).decode() for piece in pieces for raw in read_slice(piece, reading, problems)]
 
 
 def random_text(seed, size):
@@ -130,7 +131,7 @@ def test_a_broken_line_is_named_by_its_number_or_skipped_and_counted(tmp_path, m
 
 
 def test_a_line_that_no_memory_holds_is_refused_or_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(textfiles, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(textfiles, "LONGEST_RECORD", 100)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "first"}\n{"text": "' + "x" * 1000 + '"}\n{"text": "last"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: the line is longer"):
