@@ -62,7 +62,8 @@ def test_bf16_at_every_stage(make_trainer, tmp_path):
         trainer.train_step(1)
         moments[stage] = trainer.engine.full_state().moments["exp_avg"]
         losses[stage] = [trainer.train_step(step) for step in range(2, 13)]
-    for stage, tolerance in ((2, 1e-5), (3, 2e-2)):  # stage 3 has a backward of its own for linear layers
+    # The hooks of stage 3 change the order in which the gradients of activations are added up, in bf16.
+    for stage, tolerance in ((2, 1e-5), (3, 2e-2)):
         assert losses[stage] == pytest.approx(losses[0], abs=1e-3)
         for name, tensor in moments[0].items():
             assert (tensor - moments[stage][name]).abs().max() < tolerance * tensor.abs().max()
@@ -76,8 +77,8 @@ def test_the_short_loop(tmp_path, data_dir):
 
     config = load_run_config(
         "quickstart",
-        ["model.width=16", "model.core.num_layers=1", "model.core.num_heads=2", "model.embedder.width=16", "model.context_length=64",
-         "training.max_steps=4", "training.batch_size=4", "training.warmup_steps=1", "training.log_every_steps=2",
+        ["model.width=16", "model.core.num_layers=1", "model.core.num_heads=2", "model.embedder.width=16",
+         "model.context_length=64", "training.max_steps=4", "training.batch_size=4", "training.warmup_steps=1", "training.log_every_steps=2",
          "training.eval_every_steps=3", "training.save_every_steps=2"],
     )  # fmt: skip
     data = PreparedData.open(data_dir)
