@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RANK_VARIABLES, ROOT, read_metrics
+from tiny_run import RANK_VARIABLES, ROOT, read_metrics
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import read_metrics, train
+from tiny_run import ROOT, read_metrics, train
 
 from data_pipeline.reader import PreparedData, TrainLoader
 from stlm.config import TrainingConfig, load_deepspeed_config, load_run_config
@@ -78,8 +78,8 @@ def test_the_short_loop(tmp_path, data_dir):
     config = load_run_config(
         "quickstart",
         ["model.width=16", "model.core.num_layers=1", "model.core.num_heads=2", "model.embedder.width=16",
-         "model.context_length=64", "training.max_steps=4", "training.batch_size=4", "training.warmup_steps=1", "training.log_every_steps=2",
-         "training.eval_every_steps=3", "training.save_every_steps=2"],
+         "model.context_length=64", "training.max_steps=4", "training.batch_size=4", "training.warmup_steps=1",
+         "training.log_every_steps=2", "training.eval_every_steps=3", "training.save_every_steps=2"],
     )  # fmt: skip
     data = PreparedData.open(data_dir)
     train_loader, validation_loader = build_loaders(config, data)
@@ -87,7 +87,7 @@ def test_the_short_loop(tmp_path, data_dir):
     optimizer = build_optimizer(model, config.training)
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
-        run_dir=tmp_path / "run", deepspeed_config=load_deepspeed_config("ds_configs/zero2.json"), resume="auto",
+        run_dir=tmp_path / "run", deepspeed_config=load_deepspeed_config(ROOT / "ds_configs/zero2.json"), resume="auto",
     )  # fmt: skip
     for step in trainer.steps():
         loss = trainer.train_step(step)
