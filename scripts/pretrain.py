@@ -17,7 +17,8 @@ from _command import run
 
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, load_deepspeed_config, load_run_config
-from stlm.errors import StlmError
+from stlm.errors import StlmError, Stopped
+from stlm.training.faults import NonFinite
 from stlm.training.ranks import BatchSplit, find_ranks
 
 
@@ -34,6 +35,8 @@ def main() -> int:
             setattr(error, told, True)  # every rank finds the same
             raise
         return train(arguments, config, deepspeed_config)
+    except (Stopped, NonFinite) as ending:  # the trainer has told it
+        return ending.exit_code
     except (StlmError, DataError) as error:
         if ranks.rank > 0 and hasattr(error, told):
             return error.exit_code

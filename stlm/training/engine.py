@@ -150,6 +150,8 @@ def resolve_deepspeed_config(
     # DeepSpeed reserves whole buckets: 2 GB of them by default, whatever the size of the model.
     zero.setdefault("reduce_bucket_size", min(num_parameters, 50_000_000))
     zero.setdefault("allgather_bucket_size", min(num_parameters, 50_000_000))
+    # Stage 3 would put another function in the place of torch's own F.linear, for the whole process and for good.
+    zero.setdefault("memory_efficient_linear", False)
     autocast = {"lower_precision_safe_modules": [], **config.get("torch_autocast", {})}  # []: gradients travel in fp32
     defaults = {
         "zero_allow_untested_optimizer": True,

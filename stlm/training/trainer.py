@@ -93,7 +93,8 @@ class Trainer:
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            self.monitor.say(f"continuing from {start.checkpoint}")
+            finished = ", which is its last step" if self.step == config.training.max_steps else ""
+            self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
         self._saved_step = self.step
         self._last: dict[str, float] = {}  # figures of the newest step

@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import read_metrics, train
 from safetensors.torch import load_file
+from tiny_run import build_trainer, read_metrics, train
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
@@ -25,15 +25,8 @@ from stlm.training.run_directory import choose_run_directory
 def finished(tmp_path_factory, data_dir, config_file):
     """A run of 12 steps that was never stopped."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    build = make_trainer_of(data_dir, config_file)
-    train(build(run_dir))
+    train(build_trainer(config_file, data_dir, run_dir))
     return run_dir
-
-
-def make_trainer_of(data_dir, config_file):
-    import conftest
-
-    return next(conftest.make_trainer.__wrapped__(data_dir, config_file))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RANK_VARIABLES, ROOT, read_metrics
+from tiny_run import RANK_VARIABLES, ROOT, read_metrics
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
@@ -79,7 +79,7 @@ def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterru
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     step = read_metrics(run_dir)[-1]["step"]
     assert checkpoint.name == f"step_{step:08d}"
-    assert f"stopped by a signal to another rank at step {step} after saving" in output
+    assert output.count(f"stopped by a signal to another rank at step {step} after saving") == 1
     assert "Traceback" not in output
 
     output = pretrain(run_dir, *LONG, stage=3)
@@ -118,6 +118,13 @@ def test_a_mistake_that_rank_0_finds_is_told_once(pretrain, uninterrupted, tmp_p
     assert "training.weight_decay: was 0.1, now 0.2" in output
     assert "Traceback" not in output
     assert (run_dir / "metrics.jsonl").read_text() == (uninterrupted[0] / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_diverges_ends_with_1(pretrain, tmp_path):
+    output = pretrain(tmp_path / "run", "--set", "training.learning_rate=1e30", ranks=2, expect=1)
+    (line,) = (line for line in output.splitlines() if "not finite" in line)
+    assert re.match(r"error: the (loss|gradient) of step \d+ is not finite \(rows 0-3, 4-7 of its batch\)", line)
+    assert "Traceback" not in output
 
 
 def test_missing_data(pretrain, tmp_path):

@@ -1,0 +1,83 @@
+"""A tiny run: its config, how it is trained in this process or as ranks, and what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from data_pipeline.reader import PreparedData
+from stlm.config import load_run_config
+from stlm.stlm import STLM
+from stlm.training import Trainer, build_loaders, build_optimizer
+from stlm.training.ranks import free_port
+
+ROOT = Path(__file__).parents[2]
+RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+CONFIG = """
+model:
+  context_length: 32
+  width: 32
+  embedder: {kind: byte}
+  core: {kind: transformer, num_layers: 2, num_heads: 2}
+  head: {kind: linear}
+training:
+  max_steps: 12
+  batch_size: 8
+  learning_rate: 3e-3
+  warmup_steps: 3
+  precision: fp32
+  log_every_steps: 1
+  eval_every_steps: 6
+  save_every_steps: 6
+"""
+
+
+def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="auto"):
+    """What scripts/pretrain.py builds, in this process, on one rank."""
+    config = load_run_config(config_file, overrides)
+    data = PreparedData.open(data_dir)
+    model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    return Trainer(
+        config, model, build_optimizer(model, config.training), *build_loaders(config, data),
+        run_dir=run_dir, deepspeed_config={"zero_optimization": {"stage": stage}}, resume=resume,
+    )  # fmt: skip
+
+
+def train(trainer, until=None):
+    """The short loop, up to a step or to the end; returns the losses."""
+    losses = []
+    for step in trainer.steps():
+        losses.append(trainer.train_step(step))
+        trainer.log(step, losses[-1])
+        trainer.val_step()
+        trainer.save_checkpoint(step)
+        if step == until:
+            break
+    trainer.close()
+    return losses
+
+
+def spawn(command, ranks):
+    """Start `ranks` processes with the environment that a launcher sets; one is started by plain python."""
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment["OMP_NUM_THREADS"] = "1"
+    if ranks > 1:
+        environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        processes.append(
+            subprocess.Popen(command, env=environment | own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    return processes
+
+
+def read_metrics(run_dir, split=None):
+    """The records of metrics.jsonl without what depends on the clock."""
+    records = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["timing"]
+    return [record for record in records if split in (None, record["split"])]
