@@ -31,8 +31,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.gathering import Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
-from data_pipeline.selection import Selection, select
 from data_pipeline.scores import write_scores
+from data_pipeline.selection import Selection, select
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import describe_source
