@@ -59,10 +59,9 @@ class PrepareConfig:
     inputs: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "files of text, HTML, JSON Lines, CSV or Parquet, also with .gz, .xz or .zst behind; folders; quoted patterns; "
-            "- for the standard input; ids of Hugging Face data "
-            "sets, also ID:CONFIGURATION; folders of save_to_disk; MMIDIDX files (.bin with .idx). None: the default "
-            "corpus"
+            "files of text, HTML, JSON Lines, CSV or Parquet, also with .gz, .xz or .zst behind; folders; quoted "
+            "patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders of "
+            "save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
         ),
     )
     tokenizer: str = field(
@@ -92,8 +91,8 @@ class PrepareConfig:
     input_tokenizer: str | None = field(
         default=None,
         metadata=_option(
-            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. Where it is the same as "
-            "--tokenizer the ids are kept as they are"
+            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. Where it is the same "
+            "as --tokenizer the ids are kept as they are"
         ),
     )
     deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))

@@ -27,23 +27,53 @@ def reader():
     return names["documents"]
 
 
-@pytest.mark.parametrize("tokenizer", ["byte", "sentencepiece:290"])
-def test_the_reader_of_the_documentation_reads_what_was_prepared(tmp_path, monkeypatch, tokenizer):
+@pytest.fixture(params=["byte", "sentencepiece:290"])
+def data(request, tmp_path, monkeypatch):
+    """Prepared data of several shards."""
     monkeypatch.setattr(encoding, "SHARD_BYTES", 3000)
     rng = random.Random(1)
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "on", "that", "by", "you"]
-    (tmp_path / "a.txt").write_text("\n\n".join(" ".join(rng.choices(words, k=12)) for _ in range(400)))
-    output = tmp_path / "out"
-    prepare(PrepareConfig((str(tmp_path / "a.txt"),), tokenizer, str(output), workers=1, validation_fraction=0.1))
+    path, output = tmp_path / "a.txt", tmp_path / "out"
+    path.write_text("\n\n".join(" ".join(rng.choices(words, k=12)) for _ in range(400)))
+    prepare(PrepareConfig((str(path),), request.param, str(output), workers=1, validation_fraction=0.1))
     data = PreparedData.open(output)
     assert len(data.manifest.splits["train"]) > 2
+    return data
+
+
+def test_the_reader_of_the_documentation_reads_what_was_prepared(data):
     for split in ("train", "validation"):
         stream = data.split(split)
-        found = list(reader()(output, split))
+        found = list(reader()(data.dir, split))
         assert len(found) == stream.num_documents > 0
         assert np.array_equal(np.concatenate(found), stream.read(0, len(stream)))
         assert all(ids[-1] == data.tokenizer.end_of_text_id for ids in found)
         assert all((ids[:-1] != data.tokenizer.end_of_text_id).all() for ids in found)
+
+
+def test_deepspeed_reads_what_was_prepared_and_its_files_are_prepared_with_equal_ids(data, tmp_path):
+    import torch
+    from deepspeed.runtime.data_pipeline.data_sampling import indexed_dataset
+
+    theirs = [
+        document.copy()
+        for shard in data.manifest.splits["train"]
+        for document in indexed_dataset.MMapIndexedDataset(str(data.dir / shard.path))
+    ]
+    ours = list(data.split("train").documents())
+    assert [ids.tolist() for ids in theirs] == [ids.tolist() for ids in ours]
+
+    if data.tokenizer.spec == "byte":
+        builder = indexed_dataset.MMapIndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint8)
+        for ids in ours:
+            builder.add_item(torch.from_numpy(ids.copy()))
+            builder.end_document()
+        builder.finalize(str(tmp_path / "theirs.idx"))
+        config = PrepareConfig((str(tmp_path / "theirs"),), "byte", str(tmp_path / "again"), input_tokenizer="byte")
+        prepare(config)
+        again = PreparedData.open(tmp_path / "again")
+        found = [ids.tolist() for split in ("train", "validation") for ids in again.split(split).documents()]
+        assert sorted(found) == sorted(ids.tolist() for ids in ours)
 
 
 def test_every_field_of_the_manifest_is_described(tmp_path):
