@@ -19,6 +19,7 @@ CORE = [
     "tensorboard>=2.18",
     "pyyaml>=6.0",
     "tqdm>=4.66",
+    "orjson>=3.10",
     "mpi4py>=4.1",
 ]
 

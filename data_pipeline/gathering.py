@@ -77,11 +77,13 @@ class Gathered:
         while begin < last:
             start = stops[begin] - index["length"][begin]
             end = min(max(int(np.searchsorted(stops, start + _BLOCK, side="right")), begin + 1), last)
-            lengths, wanted = index["length"][begin:end], chosen[begin:end]
-            block = text[start : stops[end - 1]]
-            if not wanted.all():
-                block = block[np.repeat(wanted, lengths)]
-            yield block, lengths[wanted]
+            wanted = chosen[begin:end]
+            # Runs of documents that are wanted, for a copy of a few long pieces is quicker than one of many bytes.
+            edges = begin + np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+            places = zip((stops - index["length"])[edges[0::2]], stops[edges[1::2] - 1], strict=True)
+            pieces = [text[start:stop] for start, stop in places]
+            block = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+            yield block, index["length"][begin:end][wanted]
             begin = end
 
     def pick(self, places: Iterable[int]) -> Iterator[bytes]:

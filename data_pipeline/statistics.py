@@ -22,7 +22,6 @@ from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 SAMPLE_BYTES = 1 << 18  # of each source
 _EXCERPTS = 3  # of each source
 _EXCERPT_CHARACTERS = 500
-_NONE: NDArray[np.int64] = np.empty(0, np.int64)
 _SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
@@ -35,10 +34,16 @@ def describe_source(units: Sequence[Gathered], tokenizer_dir: Path, keep_ids: bo
     """
     splits: dict[str, Any] = {}
     for split, choice in _SPLITS.items():
-        lengths = np.concatenate([_NONE, *(unit.index["length"][unit.choice == choice] - 1 for unit in units)])
-        classes = np.bincount(np.frexp(lengths)[1] - 1) if len(lengths) else np.empty(0, np.int64)
-        size = None if keep_ids else int(lengths.sum())
-        splits[split] = {"documents": len(lengths), "bytes": size, "lengths": classes.tolist()}
+        classes, size = np.zeros(64, np.int64), 0
+        for unit in units:  # one by one: there may be more documents than memory holds numbers
+            lengths = unit.index["length"][unit.choice == choice] - 1
+            classes += np.bincount(np.frexp(lengths)[1] - 1, minlength=64)
+            size += int(lengths.sum())
+        splits[split] = {
+            "documents": int(classes.sum()),
+            "bytes": None if keep_ids else size,
+            "lengths": np.trim_zeros(classes, "b").tolist(),
+        }
     tokenizer = load_tokenizer(tokenizer_dir)
     documents = [_text(document, tokenizer, keep_ids) for document in _sample(units)]
     excerpts = [

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import orjson
+
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Format, format_of_named, open_input
 
@@ -127,7 +129,7 @@ def clean(document: bytes | str, problems: Problems) -> bytes:
         raw = document
         if not raw.isascii():
             raw = decoded(raw, problems).encode("utf-8")
-    if b"\r\n" in raw:
+    if b"\r" in raw and b"\r\n" in raw:  # to look for one byte is several times as quick
         problems.count("crlf_line_ends", raw.count(b"\r\n"))
         raw = raw.replace(b"\r\n", b"\n")
     return raw
@@ -226,11 +228,12 @@ def _document_start(file: IO[bytes], position: int, first: int, size: int, readi
     return position + next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
 
 
-def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
+def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[str]:
     """The documents of the lines of JSON that begin in a slice."""
+    limit = piece.limit
     position = _line_start(file, piece.start, first)
     file.seek(position)
-    while position < piece.limit and (line := file.readline(LONGEST_RECORD)):
+    while position < limit and (line := file.readline(LONGEST_RECORD)):
         begin, position = position, position + len(line)
         try:
             if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
@@ -238,8 +241,8 @@ def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, probl
                     position += len(rest)
                 position += len(rest)
                 raise ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
-            if text := line.strip():
-                yield _document_of(text, reading, problems)
+            if not line.isspace():
+                yield _document_of(line, reading, problems)
         except ValueError as error:
             broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
 
@@ -254,10 +257,10 @@ def broken_line(
     problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
 
 
-def _document_of(line: bytes, reading: Reading, problems: Problems) -> bytes:
+def _document_of(line: bytes, reading: Reading, problems: Problems) -> str:
     text_key = reading.text_key
     try:
-        record = json.loads(decoded(line, problems))
+        record = _parsed(line, problems)
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
     except RecursionError:
@@ -270,7 +273,16 @@ def _document_of(line: bytes, reading: Reading, problems: Problems) -> bytes:
         raise ValueError(f"{text_key!r} is not a string but {type(record[text_key]).__name__}")
     if reading.score_key is not None:
         problems.score = _score_of(record, reading.score_key)
-    return clean(record[text_key], problems)
+    document: str = record[text_key]
+    return document
+
+
+def _parsed(line: bytes, problems: Problems) -> Any:
+    """A line of JSON: by the quick parser, and what that refuses (lone surrogates, NaN, invalid UTF-8) by Python's."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(decoded(line, problems))
 
 
 def _score_of(record: dict[str, Any], key: str) -> float:

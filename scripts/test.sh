@@ -3,7 +3,8 @@
 # and pip's index: the environment is made first.
 #
 #     bash scripts/test.sh                        the tests that take seconds each
-#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, …)
+#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, …); root on
+#                                                 Debian also gets the mpirun that some tests skip without
 #     bash scripts/test.sh tests/model -k causal  anything else goes to pytest as it is
 #
 # Exit code: pytest's, or that of ruff or mypy where they find something, before any test is run.
@@ -13,7 +14,15 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,/^set/{/^# \{0,1\}/s///p}' "$0"; exit; fi
 
 which_tests=()   # pyproject.toml leaves the slow ones out
-if [ "${1:-}" = --all ]; then which_tests=(-m ""); shift; fi
+if [ "${1:-}" = --all ]; then
+    which_tests=(-m "")
+    shift
+    if ! command -v mpirun >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        export DEBIAN_FRONTEND=noninteractive
+        { apt-get -qq update && apt-get -qq install --yes --no-install-recommends openmpi-bin; } >&2 \
+            || echo "mpirun could not be installed: its tests are skipped" >&2
+    fi
+fi
 
 source "$ROOT/scripts/_setup.sh"
 stlm_setup dev

@@ -51,6 +51,7 @@ LIBRARIES: dict[str, set[str]] = {
         "matplotlib",
         "mpi4py",
         "numpy",
+        "orjson",
         "py3langid",
         "pyarrow",
         "rensa",
