@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from conftest import read_metrics
+from tiny_run import read_metrics
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loading import open_data

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from tiny_run import ROOT, read_metrics, train
 
-from data_pipeline.reader import PreparedData, TrainLoader
+from data_pipeline.loading import train_loader
+from data_pipeline.reader import PreparedData
 from stlm.config import TrainingConfig, load_deepspeed_config, load_run_config
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
@@ -22,7 +23,7 @@ def plain_losses(data_dir, config_file):
     """Nats per id of every step, by a loop that shares nothing with the trainer but the model and the order of data."""
     config = load_run_config(config_file)
     data = PreparedData.open(data_dir)
-    loader = TrainLoader(data.split("train"), 32, 8, config.seed, data.tokenizer.pad_id)
+    loader = train_loader(data, config.data, 32, 8, config.seed)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     embedding = model.embedder.table.weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
@@ -31,7 +32,8 @@ def plain_losses(data_dir, config_file):
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     losses = []
     for step in range(12):
-        ids, mask = map(torch.from_numpy, loader.rows(step, 0, 8))
+        windows = loader.rows(step, 0, 8)
+        ids, mask = torch.from_numpy(windows.ids), torch.from_numpy(windows.loss_mask)
         loss = F.cross_entropy(model(ids).logits[mask], ids[mask])
         optimizer.zero_grad()
         loss.backward()
