@@ -31,6 +31,7 @@ def reader():
 def data(request, tmp_path, monkeypatch):
     """Prepared data of several shards."""
     monkeypatch.setattr(encoding, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 1500)
     rng = random.Random(1)
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "on", "that", "by", "you"]
     path, output = tmp_path / "a.txt", tmp_path / "out"
@@ -39,6 +40,13 @@ def data(request, tmp_path, monkeypatch):
     data = PreparedData.open(output)
     assert len(data.manifest.splits["train"]) > 2
     return data
+
+
+def test_documents_keep_their_order(data, tmp_path):
+    paragraphs = (tmp_path / "a.txt").read_text().split("\n\n")
+    for split in ("train", "validation"):
+        found = [data.tokenizer.decode(ids) for ids in data.split(split).documents()]
+        assert found == [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph in set(found)]
 
 
 def test_the_reader_of_the_documentation_reads_what_was_prepared(data):
