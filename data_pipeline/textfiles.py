@@ -148,7 +148,7 @@ def decoded(raw: bytes, problems: Problems) -> str:
 
 def paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
     """The documents of plain text that begin in a slice. `first`: where the text begins, behind a byte-order mark."""
-    left = math.inf
+    left, gathered = math.inf, reading.gathered
     if not piece.format.compression:
         start = _document_start(file, piece.start, first, piece.size, reading)
         left = _document_start(file, piece.stop, first, piece.size, reading) - start
@@ -162,7 +162,7 @@ def paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, 
         buffer += block
         begin = end = 0  # of the document that is being gathered
         for paragraph_start, paragraph_end in _split(buffer, reading.longest, final=left == 0):
-            if paragraph_end - begin > reading.gathered and end > begin:
+            if paragraph_end - begin > gathered and end > begin:
                 yield buffer[begin:end].strip(b"\r\n")
                 begin = paragraph_start
             end = paragraph_end
