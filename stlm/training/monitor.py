@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,7 +72,8 @@ class Monitor:
         """A second call does nothing."""
         for file in (self._metrics, self._log, self._writer):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what could not be written was told when it was written
+                    file.close()
         self._metrics = self._log = self._writer = None
 
     def _tensorboard(self) -> Any:
