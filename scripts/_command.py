@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # importing this file first makes `import stlm` find the code beside it
 
 
+for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    if getattr(sys, _name) is None:  # closed by whoever started us: nobody is there to read, or to be read
+        setattr(sys, _name, open(os.devnull, _mode))  # noqa: SIM115 (as long as the process)
+
+# What people can mend. A missing file is not among them: where it may be missing, the code says so in its own words.
+_THEIRS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+    | {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit with what it returns (None: 0).
 
@@ -19,16 +31,31 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         code = main() or 0
-        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 3
     except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        if not hasattr(error, "exit_code"):
+        code = _tell(error)
+        if code is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            code = _tell(error)
     sys.exit(code)
+
+
+def _tell(error: Exception) -> int | None:
+    """Say what a user did wrong, and return the exit code; None where it was not the user."""
+    if hasattr(error, "exit_code"):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _THEIRS:
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return 2
+    return None

@@ -56,8 +56,7 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
     if arguments.data:
         config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
     on_rank_zero(lambda: check_data(config))
-    name = Path(arguments.config).stem
-    run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name, arguments.resume))
+    run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name_of(arguments.config), arguments.resume))
 
     data = open_data(replace(config.data, verify=False))
     train_loader, validation_loader = build_loaders(config, data)
@@ -79,6 +78,12 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
         print(f"  python scripts/generate.py {run_dir}")
     disconnect()
     return 0
+
+
+def name_of(config: str) -> str:
+    """What a run is called: as its preset, its file, or the run whose config it has."""
+    path = Path(os.path.abspath(config))
+    return path.name if path.is_dir() else path.stem
 
 
 def check_data(config: RunConfig) -> None:

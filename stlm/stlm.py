@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data_pipeline.atomic import atomic_directory
+from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError
@@ -159,10 +160,15 @@ class STLM(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:
-        """Load from a run directory (its newest complete checkpoint), a checkpoint, or a model directory."""
+        """Load from a run directory (its newest complete checkpoint), a checkpoint, or a model directory.
+
+        Within a checkpoint every byte of the model is compared with what was recorded when it was written.
+        """
         directory = locate_model(path)
+        if (directory.parent / "COMPLETE").is_file() and (problem := damage_of(directory.parent, "model/")):
+            raise CheckpointError(f"{directory.parent} is damaged: {problem}; use another checkpoint")
         description = _read_description(directory)
-        config = from_dict(ModelConfig, description["model"], source=str(directory / "config.json"))
+        config = read_model_config(directory)
         tokenizer = load_tokenizer(directory / "tokenizer")
         if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
             raise CheckpointError(
@@ -207,6 +213,11 @@ def save_model(
         tokenizer.save(temporary / "tokenizer")
 
 
+def read_model_config(directory: Path) -> ModelConfig:
+    """The config of the model in a model directory."""
+    return from_dict(ModelConfig, _read_description(directory)["model"], source=str(directory / "config.json"))
+
+
 def _read_description(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
@@ -215,6 +226,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error}); is {directory} a model directory?") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected "format": "{FORMAT}"; it was not written by stlm, or by a newer one')
+    if missing := [key for key in ("model", "tokenizer_fingerprint") if key not in description]:
+        raise CheckpointError(f"{path}: lacks {' and '.join(missing)}; it was changed, use another checkpoint")
     return description
 
 
@@ -228,10 +241,47 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- finding a model on disk
 
 
+def checkpoints_of(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """Checkpoint folders of a run, newest first, complete or not. What has another name, as a copy has, is not one."""
+    folder = Path(run_dir, "checkpoints")
+    found = folder.iterdir() if folder.is_dir() else ()
+    named = [path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir()]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def newest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
     """The checkpoint of the highest step that is complete, or None."""
-    complete = sorted(path.parent for path in Path(run_dir).glob("checkpoints/step_*/COMPLETE"))
-    return complete[-1] if complete else None
+    return next((path for path in checkpoints_of(run_dir) if (path / "COMPLETE").is_file()), None)
+
+
+def damage_of(checkpoint: Path, part: str = "") -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written.
+
+    `part`: look only at files whose names begin with it, such as "model/".
+    """
+    try:
+        complete = json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))
+        files = dict(complete["files"])
+    except FileNotFoundError:
+        return "it has no COMPLETE file"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its COMPLETE file cannot be read ({error!r})"
+    for name, recorded in files.items():
+        file = checkpoint / name
+        if not name.startswith(part):
+            continue
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != recorded["bytes"]:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {recorded['bytes']:,}"
+        if sha256_file(file) != recorded["sha256"]:
+            return f"{name} has changed: its sha256 is not the recorded one"
+    return None
 
 
 def locate_model(path: str | os.PathLike[str]) -> Path:

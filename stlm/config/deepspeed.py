@@ -33,6 +33,8 @@ OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  #
 # What must be so because the optimizer is this project's own.
 FIXED = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 
+STAGES = (0, 1, 2, 3)
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -128,6 +130,8 @@ def _check(node: Node, path: str, problems: list[Problem]) -> None:
             if child.value is not FIXED[dotted]:
                 expected = f"expected {describe(FIXED[dotted])} or no such key: the optimizer is not one of DeepSpeed's"
                 problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, {expected}"))
+        elif dotted == "zero_optimization.stage" and not (type(child.value) is int and child.value in STAGES):
+            problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, expected 0, 1, 2 or 3"))
         elif child.value == AUTO:
             problems.append(Problem(child.place, f'{dotted}: got "auto", expected a value: nothing here would fill it'))
         elif dotted in SECTIONS and not isinstance(child.value, dict):

@@ -86,9 +86,10 @@ def _progress(model: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
+        progress = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {**progress, "step": int(progress["step"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); use another checkpoint") from None
 
 
 def _data_of_run(model: Path) -> DataConfig:

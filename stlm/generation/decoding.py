@@ -42,8 +42,8 @@ def generate_ids(
     `banned_ids` [V] is True for ids that are never drawn. When the context is full, the model starts anew on the last
     half of it: what it reads is never longer than what it was trained on.
     """
-    generator = torch.Generator().manual_seed(seed)
-    read = list(prompt)[-(context_length - 1) :]
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    read = _last(list(prompt), context_length - 1)
     logits_BV, state = _read(model, read)
     for _ in range(max_new_ids):
         allowed_BV = logits_BV.float().cpu().masked_fill(banned_ids, -torch.inf)
@@ -55,8 +55,12 @@ def generate_ids(
         if len(read) < context_length:
             logits_BV = model.step(torch.tensor([[drawn]]), state)[:, -1]
         else:
-            read = read[-(context_length // 2) :]
+            read = _last(read, context_length // 2)
             logits_BV, state = _read(model, read)
+
+
+def _last(ids: list[int], number: int) -> list[int]:
+    return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all of them where number is 0
 
 
 def _read(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:

@@ -20,7 +20,9 @@ def sample(
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV.float() / temperature
+    logits_BV = logits_BV.float()
+    # Less the largest, and divided by no less than fp32 can divide by: nothing overflows, however cold it is.
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits_BV.size(-1):
         smallest_kept = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, -torch.inf)

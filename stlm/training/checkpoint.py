@@ -27,9 +27,9 @@ from torch import Tensor
 from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import Tokenizer
-from stlm.config import ModelConfig
+from stlm.config import ModelConfig, changed_keys
 from stlm.errors import CheckpointError
-from stlm.stlm import save_model
+from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model
 from stlm.training.engine import State
 
 FORMAT = "stlm-checkpoint-1"
@@ -80,24 +80,20 @@ def write_checkpoint(
 
 def check_checkpoint(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
-    try:
-        complete = json.loads((path / "COMPLETE").read_text(encoding="utf-8"))
-        files = dict(complete["files"])
-    except FileNotFoundError:
-        return "it has no COMPLETE file"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its COMPLETE file cannot be read ({error!r})"
-    if complete.get("format") != FORMAT:
-        return f"its format is {complete.get('format')!r}, expected {FORMAT!r}"
-    for name, recorded in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != recorded["bytes"]:
-            return f"{name} has {file.stat().st_size:,} bytes instead of {recorded['bytes']:,}"
-        if sha256_file(file) != recorded["sha256"]:
-            return f"{name} has changed: its sha256 is not the recorded one"
-    return None
+    if problem := damage_of(path):
+        return problem
+    written = json.loads((path / "COMPLETE").read_text(encoding="utf-8")).get("format")
+    return None if written == FORMAT else f"its format is {written!r}, expected {FORMAT!r}"
+
+
+def refuse_other_model(path: Path, config: ModelConfig) -> None:
+    """Raises CheckpointError where a checkpoint holds a model of another config."""
+    saved = read_model_config(path / "model")
+    if changed := [f"model.{key}" for key in changed_keys(saved, config)]:
+        raise CheckpointError(
+            f"{path} holds a model that was made with another {', '.join(changed)}; "
+            "continue it with its own config, or choose another folder with --run"
+        )
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -114,11 +110,6 @@ def read_state(path: Path) -> State:
             moment, _, name = key.partition("/")
             moments.setdefault(moment, {})[name] = tensor
     return State(load_file(path / "model" / "model.safetensors"), moments, read_progress(path)["updates"])
-
-
-def checkpoints_of(run_dir: Path) -> list[Path]:
-    """Checkpoint folders of a run, newest first, complete or not."""
-    return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
 
 
 def prune_checkpoints(run_dir: Path, keep_last: int) -> None:

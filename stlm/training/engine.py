@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stlm.config import TrainingConfig
-from stlm.errors import EngineError, StlmError
+from stlm.errors import ConfigError, EngineError, StlmError
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
 
@@ -53,8 +53,14 @@ def connect() -> Ranks:
     if "OMP_NUM_THREADS" not in os.environ:  # ranks that share a machine share its cores
         torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
     deepspeed = _import_deepspeed()
-    with rank_environment(ranks):
-        deepspeed.init_distributed(verbose=False)
+    try:
+        with rank_environment(ranks):
+            deepspeed.init_distributed(verbose=False)
+    except dist.DistNetworkError as error:
+        raise EngineError(
+            f"the ranks cannot meet at {ranks.address}:{ranks.port}: {str(error).splitlines()[0]}; "
+            "if another run has that port, choose another: deepspeed --master_port, torchrun --master_port, MASTER_PORT"
+        ) from error
     _connected = ranks
     return ranks
 
@@ -173,6 +179,17 @@ def resolve_deepspeed_config(
     )
 
 
+def _refuse_wrong_values(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where DeepSpeed cannot read a value of its configuration."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except Exception as error:  # pydantic's, assertions, TypeErrors, …: what it ends in has no common base
+        reason = " ".join(str(error).split()).partition(" For further information")[0]
+        raise ConfigError(f"DeepSpeed cannot use the values of its configuration: {reason}") from error
+
+
 # ---------------------------------------------------------------------- engine
 
 
@@ -204,6 +221,7 @@ class Engine:
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
         deepspeed = _import_deepspeed()
+        on_rank_zero(lambda: _refuse_wrong_values(self.config))
         with rank_environment(self.ranks):
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         if self.stage == 0 and self.ranks.world_size == 1:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ class Monitor:
         self._metrics: IO[str] | None = None
         self._log: IO[str] | None = None
         self._writer: Any = None
+        self._printing = True
 
     def open(self, first_step: int) -> None:
         """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away."""
@@ -41,8 +43,12 @@ class Monitor:
         """Print a line, and add it to train.log with the time."""
         if self._log is None:
             return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if self._printing:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # the terminal, or the reader of a pipe, is gone: train.log has the rest
+                self._printing = False
         with writing(self._run_dir / "train.log"):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
@@ -58,14 +64,16 @@ class Monitor:
             if key in ("step", "split"):
                 continue
             prefix = f"{record['split']}/" if key == "timing" else f"{record['split']}/{key}"
-            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                self._tensorboard().add_scalar(f"{prefix}{name}", number, record["step"])
+            with writing(self._run_dir / "tensorboard"):
+                for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    self._tensorboard().add_scalar(f"{prefix}{name}", number, record["step"])
 
     def close(self) -> None:
         """A second call does nothing."""
         for file in (self._metrics, self._log, self._writer):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what could not be written was told when it was written
+                    file.close()
         self._metrics = self._log = self._writer = None
 
     def _tensorboard(self) -> Any:
@@ -115,7 +123,7 @@ def cut_metrics(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line + "\n")

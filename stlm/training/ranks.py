@@ -159,6 +159,8 @@ def _ranks(
         ranks = Ranks(rank, world_size, local_rank, int(local), address, int(port), source)
     except (KeyError, ValueError) as error:
         raise EngineError(f"the environment has no numbers in {', '.join(variables)} or the port: {error}") from None
+    if not 0 < ranks.port < 1 << 16:
+        raise EngineError(f"got the port {port}, expected 1 to {(1 << 16) - 1}")
     if not 0 <= rank < world_size:
         raise EngineError(f"got {variables[0]}={rank} with {variables[1]}={world_size}, expected 0 to {world_size - 1}")
     return ranks

@@ -32,7 +32,8 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, to_dict
 from stlm.errors import CheckpointError, ConfigError, StlmError
-from stlm.training.checkpoint import check_checkpoint, checkpoints_of, prune_checkpoints, read_progress
+from stlm.stlm import checkpoints_of, step_of
+from stlm.training.checkpoint import check_checkpoint, prune_checkpoints, read_progress, refuse_other_model
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
@@ -63,7 +64,7 @@ def is_finished(run_dir: Path) -> bool:
     if not (run_dir / "config.yaml").is_file():
         return False
     last = load_run_config(run_dir).training.max_steps
-    return any(int(path.name.removeprefix("step_")) >= last for path in checkpoints_of(run_dir))
+    return any(step_of(path) >= last for path in checkpoints_of(run_dir))
 
 
 class RunDirectory:
@@ -78,6 +79,8 @@ class RunDirectory:
 
         `fingerprint` is that of the data. Raises ConfigError or CheckpointError where the run cannot go on.
         """
+        if resume == "must" and not self.path.exists():
+            raise self._nothing_to_continue()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -85,12 +88,13 @@ class RunDirectory:
                 self._refuse_changes(config, resume)
             start = self._find_start(resume)
             if start.checkpoint is not None:
+                refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
             write_text(self.path / "config.yaml", dump_run_config(config))
             prune_checkpoints(self.path, config.training.keep_last)
         except (DataError, OSError) as error:
             self.close()
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error
             raise CheckpointError(f"cannot use {self.path} as a run directory: {reason}") from error
         except StlmError:
             self.close()
@@ -100,7 +104,10 @@ class RunDirectory:
     def record_start(self, step: int, details: dict[str, Any]) -> None:
         """Add this start to environment.json."""
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+        try:
+            starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"]) if path.is_file() else []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it, the run goes on without") from None
         starts.append(
             {
                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -154,8 +161,11 @@ class RunDirectory:
             os.replace(path, aside)
             notes.append(f"{path} is damaged: {problem}; moved to {aside.name}, going back to the checkpoint before")
         if resume == "must":
-            raise CheckpointError(f"{self.path} holds no checkpoint to continue from, expected checkpoints/step_…")
+            raise self._nothing_to_continue()
         return Start(None, notes)
+
+    def _nothing_to_continue(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} holds no checkpoint to continue from, expected checkpoints/step_…")
 
     def _refuse_changes(self, config: RunConfig, resume: str) -> None:
         if resume == "never":

@@ -31,6 +31,7 @@ from stlm.training.checkpoint import (
     prune_checkpoints,
     read_progress,
     read_state,
+    refuse_other_model,
     write_checkpoint,
 )
 from stlm.training.engine import Engine, connect, on_rank_zero, sum_over_ranks
@@ -262,6 +263,7 @@ class Trainer:
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
         path = Path(path)
+        refuse_other_model(path, self.config.model)
         context = self.config.model.context_length
         example = torch.zeros(1, context, dtype=torch.long, device=self.engine.device)
         self.engine.load_state(read_state(path), [example])

@@ -109,6 +109,12 @@ def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, t
             "ds.json:1: zero_allow_untested_optimizer: got false, expected true or no such key",
         ),
         ('{"zero_optimization": true}', "ds.json:1: zero_optimization: got true, expected an object {…}"),
+        ('{"zero_optimization": {"stage": 4}}', "ds.json:1: zero_optimization.stage: got 4, expected 0, 1, 2 or 3"),
+        (
+            '{"zero_optimization": {"stage": "2"}}',
+            "ds.json:1: zero_optimization.stage: got the text '2', expected 0, 1",
+        ),
+        ('{"zero_optimization": {"stage": "auto"}}', "ds.json:1: zero_optimization.stage: got the text 'auto', expect"),
         ('{"steps_per_print": 1,}', "ds.json:1: not readable as JSON: "),
         ('{"steps_per_print": NaN}', "ds.json: not readable as JSON: NaN is no JSON number"),
         ("[1]", "ds.json: got a list, expected an object"),

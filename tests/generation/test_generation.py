@@ -27,6 +27,8 @@ PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
         ({"top_p": 0.81}, torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95),
         ({"top_p": 0.0}, torch.tensor([1.0, 0, 0, 0])),
         ({"temperature": 0.5}, PROBABILITIES**2 / (PROBABILITIES**2).sum()),
+        ({"temperature": 1e-40}, torch.tensor([1.0, 0, 0, 0])),
+        ({"temperature": 1e-320, "top_k": 3, "top_p": 0.9}, torch.tensor([1.0, 0, 0, 0])),
         ({"temperature": 0}, torch.tensor([1.0, 0, 0, 0])),
     ],
 )
@@ -87,6 +89,14 @@ def test_a_full_context_is_read_anew_from_its_last_half():
 
 def test_a_prompt_longer_than_the_context_keeps_its_end():
     assert run([0, 1, 2, 3, 0, 1], context_length=4, max_new_ids=1)[1][0] == [3, 0, 1]
+
+
+def test_a_context_of_one_id_reads_nothing():
+    assert run([0, 1, 2], context_length=1, max_new_ids=3) == ([0, 0, 0], [])
+
+
+def test_any_seed_will_do():
+    assert run([2], seed=10**30, max_new_ids=2)[0] == [3, 0]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 20, 33])

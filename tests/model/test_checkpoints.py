@@ -49,6 +49,9 @@ def test_a_foreign_config(saved):
 
 def test_another_tokenizer(saved):
     description = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({"format": "stlm-model-1", "model": {}}))
+    with pytest.raises(CheckpointError, match=r"config\.json: lacks tokenizer_fingerprint"):
+        STLM.load(saved)
     (saved / "config.json").write_text(json.dumps(description | {"tokenizer_fingerprint": "0" * 64}))
     with pytest.raises(CheckpointError, match="fingerprint"):
         STLM.load(saved)

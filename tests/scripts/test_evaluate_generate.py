@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
     checkpoint = folder / "run" / "checkpoints" / "step_00000007"
     STLM.from_config(MODEL, data.tokenizer, seed=1).save(checkpoint / "model")
     (checkpoint / "state.json").write_text(json.dumps({"step": 7, "data_fingerprint": data.fingerprint}))
-    (checkpoint / "COMPLETE").write_text("{}")
+    (checkpoint / "COMPLETE").write_text('{"files": {}}')
     run_config = RunConfig(data=DataConfig(dir=str(folder / "data")), model=MODEL)
     (folder / "run" / "config.yaml").write_text(dump_run_config(run_config))
     return folder
@@ -113,6 +114,15 @@ def test_evaluate_refuses(folder, call, tmp_path):
         code, _, err = call("evaluate.py", *arguments)
         assert code == 2
         assert err.startswith("error: ") and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("state", ["[1]", '{"data": 1}', '{"step": "x"}', "{"])
+def test_evaluate_refuses_a_state_that_is_none(folder, call, tmp_path, state):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run/checkpoints/step_00000007/state.json").write_text(state)
+    code, _, err = call("evaluate.py", tmp_path / "run")
+    assert code == 2
+    assert "state.json: cannot be read (" in err and "Traceback" not in err
 
 
 def test_evaluate_refuses_data_of_another_tokenizer(folder, call, tmp_path, monkeypatch):

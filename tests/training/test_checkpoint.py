@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -15,10 +16,10 @@ from tiny_run import build_trainer, read_metrics, train
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError, ConfigError
-from stlm.stlm import STLM
-from stlm.training.checkpoint import checkpoints_of, read_state, write_checkpoint
+from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
+from stlm.training.checkpoint import read_state, write_checkpoint
 from stlm.training.engine import State
-from stlm.training.run_directory import choose_run_directory
+from stlm.training.run_directory import choose_run_directory, is_finished
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,18 @@ def test_a_checkpoint_is_portable_and_complete(finished):
     assert {tensor.dtype for tensor in [*weights.values(), *moments.values()]} == {torch.float32}
     assert sorted(moments) == sorted(f"{key}/{name}" for key in ("exp_avg", "exp_avg_sq") for name in weights)
     assert STLM.load(finished).config == load_run_config(finished).model
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer/tokenizer.json"])
+def test_a_model_that_was_changed_is_not_loaded_in_silence(finished, tmp_path, name):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/step_00000012/model" / name
+    contents = bytearray(path.read_bytes())
+    contents[-2] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(CheckpointError, match=f"step_00000012 is damaged: model/{name} has changed: its sha256"):
+        STLM.load(tmp_path / "run")
+    STLM.load(tmp_path / "run/checkpoints/step_00000006")
 
 
 def test_large_optimizers_are_split_by_size(tmp_path, config_file):
@@ -178,9 +191,38 @@ def test_a_run_goes_on_with_its_own_data(make_trainer, stopped):
         make_trainer(stopped)
 
 
+def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stopped):
+    """Where the config of the run is lost, the checkpoint's own says so, before anything is written."""
+    (stopped / "config.yaml").unlink()
+    for settings in (("model.width=64",), ("model.embedder={kind: byte_patch}", "model.head={kind: byte_patch}")):
+        with pytest.raises(CheckpointError, match=r"step_00000006 holds a model that was made with another model\."):
+            make_trainer(stopped, *settings)
+    assert not (stopped / "config.yaml").exists()
+    trainer = make_trainer(stopped, "training.max_steps=6")
+    trainer.config = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, width=64))
+    with pytest.raises(CheckpointError, match=r"another model\.width"):
+        trainer.load_checkpoint(finished / "checkpoints/step_00000012")
+
+
+def test_copies_of_checkpoints_are_no_checkpoints(make_trainer, finished, stopped):
+    """A run neither continues from them nor counts them among those that it keeps."""
+    checkpoints = stopped / "checkpoints"
+    for name in ("step_00000006 (copy)", "step_best"):
+        shutil.copytree(checkpoints / "step_00000006", checkpoints / name)
+    (checkpoints / "step_00000099").write_text("a file")
+    train(make_trainer(stopped))
+    assert read_metrics(stopped) == read_metrics(finished)
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "step_00000006", "step_00000006 (copy)", "step_00000012", "step_00000099", "step_best",
+    ]  # fmt: skip
+    assert newest_checkpoint(stopped) == checkpoints / "step_00000012"
+    assert is_finished(stopped)
+
+
 def test_resume_means_what_it_says(make_trainer, finished, tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint to continue from"):
         make_trainer(tmp_path / "new", resume="must")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(CheckpointError, match="already holds a run"):
         make_trainer(finished, resume="never")
     with pytest.raises(ConfigError, match="expected one of auto, never, must"):
@@ -227,6 +269,19 @@ def test_an_unwritable_run_directory(make_trainer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot use .*file/run as a run directory: Not a directory"):
         make_trainer(tmp_path / "file" / "run")
+
+
+def test_damaged_records_of_a_run(make_trainer, finished, stopped):
+    """What is no line of metrics is cut away; what tells how a run was started is not replaced in silence."""
+    with open(stopped / "metrics.jsonl", "ab") as file:
+        file.write(b"\n\xff\xfe\n[]\n")
+    starts = (stopped / "environment.json").read_text()
+    (stopped / "environment.json").write_text(starts[:100])
+    with pytest.raises(CheckpointError, match=r"environment.json: cannot be read \(JSONDecodeError"):
+        make_trainer(stopped)
+    (stopped / "environment.json").unlink()
+    train(make_trainer(stopped))
+    assert read_metrics(stopped) == read_metrics(finished)
 
 
 def test_names_of_runs(tmp_path, finished, stopped):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +126,51 @@ def test_a_run_that_diverges_ends_with_1(pretrain, tmp_path):
     (line,) = (line for line in output.splitlines() if "not finite" in line)
     assert re.match(r"error: the (loss|gradient) of step \d+ is not finite \(rows 0-3, 4-7 of its batch\)", line)
     assert "Traceback" not in output
+
+
+def test_values_that_deepspeed_refuses_are_told_once(pretrain, tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": -5}}')
+    output = pretrain(tmp_path / "run", "--ds_config", str(tmp_path / "ds.json"), ranks=2, expect=2)
+    assert output.count("error: ") == 1
+    assert "error: DeepSpeed cannot use the values of its configuration: " in output
+    assert "reduce_bucket_size Input should be greater than 0" in output
+    assert "Traceback" not in output
+
+
+def test_a_port_in_use(pretrain, tmp_path, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "scripts/pretrain.py")], capture_output=True, text=True, cwd=tmp_path,
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert f"error: the ranks cannot meet at 127.0.0.1:{port}: " in result.stderr
+    assert "--master_port" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_run_does_not_need_a_reader(pretrain, tmp_path):
+    """As where it is piped into head: it goes on, and its exit code says that it is done."""
+    (process,) = pretrain.start(tmp_path / "run")
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 0, errors
+    assert errors == ""
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 12
+    assert "step 12/12" in (tmp_path / "run/train.log").read_text()
+
+
+def test_what_a_run_is_called(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from pretrain import name_of
+
+    (tmp_path / "lr-0.5").mkdir()
+    monkeypatch.chdir(tmp_path / "lr-0.5")
+    names = [name_of(config) for config in ("quickstart", "../mine.yaml", str(tmp_path / "lr-0.5"), ".", "../lr-0.5/")]
+    assert names == ["quickstart", "mine", "lr-0.5", "lr-0.5", "lr-0.5"]
 
 
 def test_missing_data(pretrain, tmp_path):

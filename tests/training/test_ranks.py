@@ -74,6 +74,7 @@ def test_alone_on_a_port_of_its_own():
         ({"WORLD_SIZE": None}, "without WORLD_SIZE"),
         ({"RANK": "4"}, "RANK=4 with WORLD_SIZE=4, expected 0 to 3"),
         ({"RANK": "one"}, "'one'"),
+        ({"MASTER_PORT": "99999"}, "got the port 99999, expected 1 to 65535"),
     ],
 )
 def test_contradictions_are_named(change, message):
