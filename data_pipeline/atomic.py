@@ -116,8 +116,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, atomically, with its line ends as they are."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8, atomically, with its line ends as they are.
+
+    Lone surrogates, which Python has where the name of a file is no UTF-8, become \\udcff, which JSON reads back.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def fsync_dir(path: str | os.PathLike[str]) -> None:

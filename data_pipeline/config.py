@@ -64,7 +64,10 @@ class DataConfig:
             "choices": CURRICULA,
         },
     )
-    verify: bool = field(
-        default=False,
-        metadata={"help": "check the sha256 of every shard before training, not only its size", "may_change": True},
+    verify: bool | None = field(
+        default=None,
+        metadata={
+            "help": "check the sha256 of every shard before training, not only its size; null: up to 256 MiB",
+            "may_change": True,
+        },
     )

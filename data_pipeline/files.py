@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Files:
                 raise DataError(f"cannot read {path}: its format is not supported; the formats are {READABLE}")
             try:
                 status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError("it is no file; what another program writes is read with --input -")
             except OSError as error:
                 message = f"cannot read {path}: {error.strerror or error}"
                 if on_error != "skip":

@@ -16,7 +16,8 @@ Data = PreparedData | Mixture
 def open_data(config: DataConfig) -> Data:
     """What the configuration names: a mixture, a folder, or the default corpus, which is prepared if it is missing.
 
-    The size of every file is checked, and with `config.verify` its sha256. DataError where something is wrong.
+    The size of every file is checked, and with `config.verify`, or where there is little of it, its sha256. DataError
+    where something is wrong.
     """
     if config.mixture:
         parts = [PreparedData.open(part.dir, config.verify) for part in config.mixture]
@@ -52,7 +53,7 @@ def _windows_of(data: PreparedData, config: DataConfig, context_length: int, see
     tokenizer, stream = data.tokenizer, data.split("train")
     plan = None
     if config.curriculum is not None or config.packing in ("padded", "best_fit"):
-        plan = Plan.open(data, config.packing, context_length, config.curriculum, config.verify)
+        plan = Plan.open(data, config.packing, context_length, config.curriculum, bool(config.verify))
     windows: WindowSet
     if plan is not None and plan.pieces is not None and plan.firsts is not None:
         windows = PlannedWindows(

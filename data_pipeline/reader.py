@@ -26,6 +26,7 @@ from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from data_pipeline.windows import StreamWindows, Windows, WindowSet
 
 _BLOCK = 4096  # positions whose windows are computed together: one by one, the order would cost more than the reading
+_VERIFIED_BYTES = 256 << 20  # half a second's work; more is hashed when it is asked for
 _MAPS = 256  # shards mapped at a time: each holds a file open, and a process may have only so many
 
 
@@ -47,14 +48,18 @@ class PreparedData:
         self.fingerprint = manifest.fingerprint
 
     @classmethod
-    def open(cls, dir: str | os.PathLike[str], verify: bool = False) -> PreparedData:
+    def open(cls, dir: str | os.PathLike[str], verify: bool | None = False) -> PreparedData:
         """Open a folder after checking the size of every file, and with `verify` the sha256 of every byte.
+
+        `verify` None: if the folder is so small that this takes a moment only.
 
         Raises DataError if the folder is missing, unfinished or damaged, or its tokenizer is not the one the ids were
         made with.
         """
         dir = Path(dir)
         manifest = Manifest.load(dir)
+        if verify is None:
+            verify = sum(file.size for file in manifest.files(dir)) <= _VERIFIED_BYTES
         manifest.check(dir, hashes=verify)
         return cls(dir, manifest, check_tokenizer(dir, manifest))
 

@@ -94,6 +94,8 @@ def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
 
 def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFiles:
     path = Path(name)
+    if not name:
+        raise DataError("an input without a name: expected a file, a folder, or the id of a Hugging Face data set")
     if name == STDIN:
         return Stdin(options.stdin_format, options.spool)
     if is_saved_dataset(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ sys.path.insert(0, str(ROOT))  # importing this file first makes `import stlm` f
 for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
     if getattr(sys, _name) is None:  # closed by whoever started us: nobody is there to read, or to be read
         setattr(sys, _name, open(os.devnull, _mode))  # noqa: SIM115 (as long as the process)
+
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8; terminals that know ASCII only
 
 # What people can mend. A missing file is not among them: where it may be missing, the code says so in its own words.
 _THEIRS = frozenset(

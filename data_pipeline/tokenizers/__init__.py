@@ -53,6 +53,8 @@ def parse_spec(spec: str) -> tuple[str, int]:
     if kind == "hf" and size:
         return "hf", 0
     if kind in ALGORITHMS and size.isascii() and size.isdigit():
+        if len(size.lstrip("0")) > 9:
+            raise DataError(f"tokenizer {spec!r}: the vocabulary must have fewer than 1,000,000,000 ids")
         if int(size) >= MINIMUM_VOCAB_SIZE:
             return kind, int(size)
         raise DataError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import DataError
 from data_pipeline.loading import Data, open_data
 from data_pipeline.prepare import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
@@ -39,7 +40,15 @@ class Subject:
         named = DataConfig(dir=os.fspath(data_dir)) if data_dir else _data_of_run(directory)
         if named.dir is None and not named.mixture:
             named = replace(named, dir=str(default_data_dir(model.tokenizer.spec)))
-        data = open_data(named)
+        try:
+            data = open_data(named)
+        except DataError as error:
+            if data_dir or named.dir is None or Path(named.dir).exists():
+                raise
+            raise DataError(
+                f"{error}; or, if the run was started in another folder than this one, go there, "
+                "or name its data by --data"
+            ) from error
         if data.tokenizer.fingerprint != model.tokenizer.fingerprint:
             raise StlmError(
                 f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "

@@ -99,9 +99,12 @@ def test_parts_of_different_tokenizers_are_refused(folders):
         Mixture(parts, [1, 1])
 
 
-def test_verify_reads_every_byte(folders):
+def test_verify_reads_every_byte(folders, monkeypatch):
     path = folders[1] / "train/shard_00000.bin"
     path.write_bytes(b"x" + path.read_bytes()[1:])
+    open_data(mixed(folders, verify=False))
+    for verify in (True, None):
+        with pytest.raises(DataError, match=r"b/train/shard_00000\.bin is damaged: its sha256"):
+            open_data(mixed(folders, verify=verify))
+    monkeypatch.setattr("data_pipeline.reader._VERIFIED_BYTES", 1)
     open_data(mixed(folders))
-    with pytest.raises(DataError, match=r"b/train/shard_00000\.bin is damaged: its sha256"):
-        open_data(mixed(folders, verify=True))

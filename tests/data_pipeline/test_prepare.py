@@ -275,7 +275,10 @@ def test_errors_of_the_disk_are_told_apart(tmp_path):
     [
         (["--input", "missing.txt"], "input 'missing.txt' does not exist"),
         (["--input", "./missing"], "input './missing' does not exist"),
+        (["--input", ""], "an input without a name"),
         (["--input", "empty.txt"], "the input is empty"),
+        (["--input", "pipe.txt"], "cannot read pipe.txt: it is no file; what another program writes is read with"),
+        (["--tokenizer", "sentencepiece:9" + "9" * 5000], "must have fewer than 1,000,000,000 ids"),
         (["--input", "blank.txt"], "documents of text in the input: 0; expected at least two"),
         (["--input", "one.txt"], "documents of text in the input: 1; expected at least two"),
         (["--input", "pictures"], "nothing to read in the folder pictures: it holds only .png"),
@@ -292,6 +295,7 @@ def test_errors_of_the_disk_are_told_apart(tmp_path):
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
+    os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "blank.txt").write_text(" \n\n \n")
     (tmp_path / "one.txt").write_text("same\n\nsame\n")
     (tmp_path / "two.txt").write_text("one\n\ntwo\n")
@@ -313,6 +317,22 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert progress in ("", "training the tokenizer sentencepiece:9000; this takes a minute or less\n")
     assert {name: digest for name, digest in contents(tmp_path).items() if not name.startswith("out/")} == before
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    """They are shown as Python writes them, wherever they are shown, and found again."""
+    folder = os.fsencode(tmp_path) + b"/te\xffts"
+    os.mkdir(folder)
+    for name, text in ((b"a\xfe.txt", "\n\n".join(sentences(1, 50))), (b"b\xfe.jsonl", '{"text": 7}\n')):
+        with open(folder + b"/" + name, "w") as file:
+            file.write(text)
+    command = [sys.executable, ROOT / "scripts" / "preprocess.py", "--output", "out", "--on-error", "skip", "--input"]
+    for printed in ("report: out/report.html", "out is already prepared; nothing to do"):
+        result = subprocess.run([*command, folder], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert printed in result.stdout
+        assert re.search(r"te\\udcffts/b\\udcfe.jsonl:1: 'text' is not a string", result.stdout)
+    assert PreparedData.open(tmp_path / "out").manifest.sources[0]["name"].endswith("te\udcffts")
 
 
 def test_problems_that_may_be_skipped_are_counted(tmp_path):

@@ -116,6 +116,18 @@ def test_evaluate_refuses(folder, call, tmp_path):
         assert err.startswith("error: ") and message in err and "Traceback" not in err
 
 
+def test_evaluate_from_another_folder_than_the_run_was_started_in(folder, call, tmp_path, monkeypatch):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    config = RunConfig(data=DataConfig(dir="data"), model=MODEL)
+    (tmp_path / "run" / "config.yaml").write_text(dump_run_config(config))
+    monkeypatch.chdir(folder)
+    assert call("evaluate.py", tmp_path / "run")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("evaluate.py", tmp_path / "run")
+    assert code == 2
+    assert "no prepared data in data" in err and "name its data by --data" in err
+
+
 @pytest.mark.parametrize("state", ["[1]", '{"data": 1}', '{"step": "x"}', "{"])
 def test_evaluate_refuses_a_state_that_is_none(folder, call, tmp_path, state):
     shutil.copytree(folder / "run", tmp_path / "run")

@@ -173,6 +173,18 @@ def test_what_a_run_is_called(tmp_path, monkeypatch):
     assert names == ["quickstart", "mine", "lr-0.5", "lr-0.5", "lr-0.5"]
 
 
+def test_a_flipped_bit_in_the_data(pretrain, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    shard = tmp_path / "data/train/shard_00000.bin"
+    contents = bytearray(shard.read_bytes())
+    contents[100] ^= 1
+    shard.write_bytes(contents)
+    output = pretrain(tmp_path / "run", "--data", str(tmp_path / "data"), ranks=2, expect=2)
+    assert output.count("error: ") == 1
+    assert f"error: {shard} is damaged: its sha256 is not the one" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_data(pretrain, tmp_path):
     output = pretrain(tmp_path / "run", "--data", str(tmp_path / "nowhere"), expect=2)
     assert f"error: no prepared data in {tmp_path / 'nowhere'}" in output
