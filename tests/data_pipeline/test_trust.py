@@ -104,11 +104,13 @@ def test_a_rival_is_refused_while_the_first_lives_and_takes_over_when_it_is_dead
     first = start(command, "out", tmp_path)
     await_file(first, tmp_path / "out" / ".preparing" / "settings.json")
     os.kill(first.pid, signal.SIGSTOP)
-    code, out, err = run(command, "out", tmp_path)
+    try:
+        code, out, err = run(command, "out", tmp_path)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
     assert (code, out) == (2, "")
     assert err.startswith("error: another process is preparing data in out;") and len(err.splitlines()) == 1
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
     assert (tmp_path / "out" / ".preparing" / "lock").exists(), "a lock left behind binds nobody"
     assert run(command, "out", tmp_path)[0] == 0
     PreparedData.open(tmp_path / "out", verify=True)
