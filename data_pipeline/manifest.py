@@ -162,6 +162,7 @@ class Manifest:
 
 
 def what_to_do(directory: str | os.PathLike[str]) -> str:
+    """How a user mends a damaged folder, as the end of a message."""
     return f"delete {directory} and prepare the data again, or restore the file from a copy"
 
 

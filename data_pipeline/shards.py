@@ -56,10 +56,12 @@ class WrittenShard:
 
 
 def bin_path(prefix: str | os.PathLike[str]) -> Path:
+    """The file of ids of a shard: PREFIX.bin."""
     return Path(f"{os.fspath(prefix)}.bin")
 
 
 def idx_path(prefix: str | os.PathLike[str]) -> Path:
+    """The file that says where its documents lie: PREFIX.idx."""
     return Path(f"{os.fspath(prefix)}.idx")
 
 

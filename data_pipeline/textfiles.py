@@ -107,6 +107,7 @@ def _format(path: str) -> Format:
 
 
 def slices_of(path: str, size: int) -> list[FileSlice]:
+    """The slices of a file of `size` bytes; one where its format must be read from the beginning."""
     step = SLICE if _format(path).divisible else max(size, 1)
     return [FileSlice(path, start, min(start + step, size), size) for start in range(0, size, step)]
 

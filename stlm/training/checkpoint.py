@@ -38,6 +38,7 @@ INDEX = "optimizer.safetensors.index.json"
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies: run_dir/checkpoints/step_00000500."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 

@@ -48,6 +48,8 @@ class ValidationWindows:
 
 
 class Loaders(NamedTuple):
+    """What a run reads: windows to train on, in their order, and windows to validate with."""
+
     train: TrainingBatches
     validation: ValidationWindows
 
