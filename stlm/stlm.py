@@ -24,7 +24,7 @@ from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError
 from stlm.generation import TextStream, generate_ids, nats_per_id
-from stlm.model import CORES, EMBEDDERS, HEADS, DecodingState, count_parameters, initialize, tie
+from stlm.model import CORES, EMBEDDERS, HEADS, Context, DecodingState, count_parameters, initialize, tie
 
 FORMAT = "stlm-model-1"
 
@@ -33,7 +33,7 @@ class Output(NamedTuple):
     """What a forward pass returns."""
 
     logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
-    auxiliary: dict[str, Tensor]  # sums that parts add to the loss, by name
+    auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
 
 
 class STLM(nn.Module):
@@ -71,24 +71,25 @@ class STLM(nn.Module):
         """
         start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
         inputs_BT = torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
-        x_BPD, patches = self.embedder(inputs_BT, None, document_ids_BT)
-        x_BPD = self.core(x_BPD, None, document_ids_BT if patches is None else patches.documents_BP)
-        return Output(self.head(x_BPD, inputs_BT, patches, None, document_ids_BT), {})
+        return self._read(inputs_BT, Context(document_ids_BT))
 
     def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Logits [B, V] of the first id, and the state for `step`."""
         state = DecodingState(self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache())
         start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
-        return self._read(start_B1, state)[:, 0], state
+        return self._read(start_B1, Context(), state).logits[:, 0], state
 
     def step(self, ids_BN: Tensor, state: DecodingState) -> Tensor:
         """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
         state.length += ids_BN.size(1)
-        return self._read(ids_BN.to(self.device), state)
+        return self._read(ids_BN.to(self.device), Context(), state).logits
 
-    def _read(self, inputs_BN: Tensor, state: DecodingState) -> Tensor:
-        x_BPD, patches = self.embedder(inputs_BN, state.embedder)
-        return self.head(self.core(x_BPD, state.core), inputs_BN, patches, state.head)
+    def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
+        """embedder → core → head: from the first position on, or after what the state remembers."""
+        embedder_cache, core_cache, head_cache = state.caches() if state else (None, None, None)
+        x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
+        x_BPD = self.core(x_BPD, context if patches is None else context.at(patches.documents_BP), core_cache)
+        return Output(self.head(x_BPD, inputs_BT, patches, context, head_cache), context.auxiliary)
 
     @property
     def device(self) -> torch.device:

@@ -2,18 +2,10 @@
 
 from data_pipeline.config import DataConfig
 from stlm.config.build import from_dict, to_dict
-from stlm.config.components import (
-    ByteEmbedderConfig,
-    BytePatchEmbedderConfig,
-    BytePatchHeadConfig,
-    CoreConfig,
-    EmbedderConfig,
-    HeadConfig,
-    LinearHeadConfig,
-    TokenEmbedderConfig,
-    TransformerCoreConfig,
-)
+from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
+from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 

@@ -6,15 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data_pipeline.config import DataConfig
-from stlm.config.components import (
-    ByteEmbedderConfig,
-    CoreConfig,
-    EmbedderConfig,
-    HeadConfig,
-    LinearHeadConfig,
-    TransformerCoreConfig,
-)
+from stlm.config.cores import CoreConfig, TransformerCoreConfig
+from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.fields import Conflict, setting
+from stlm.config.heads import HeadConfig, LinearHeadConfig
 
 
 @dataclass(frozen=True)

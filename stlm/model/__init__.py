@@ -2,6 +2,7 @@
 
 from stlm.model.accounting import count_parameters
 from stlm.model.cache import DecodingState
+from stlm.model.context import Context
 from stlm.model.core import CORES, Core
 from stlm.model.embedders import EMBEDDERS, Embedder, Patches
 from stlm.model.heads import HEADS, Head, tie
@@ -11,6 +12,7 @@ __all__ = [
     "CORES",
     "EMBEDDERS",
     "HEADS",
+    "Context",
     "Core",
     "DecodingState",
     "Embedder",

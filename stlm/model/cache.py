@@ -62,6 +62,10 @@ class DecodingState:
         self.head = head
         self.length = 0  # ids read, the start symbol not counted
 
+    def caches(self) -> tuple[Any, Any, Any]:
+        """Those of the embedder, the core and the head."""
+        return self.embedder, self.core, self.head
+
 
 def visible(
     num_queries: int, first_query: int, num_keys: int, first_key: int, window: int | None, device: torch.device

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stlm.config import ModelConfig, TransformerCoreConfig
+from stlm.model.context import Context
 from stlm.model.layers import RMSNorm, TransformerStack
 from stlm.model.registry import Registry
 
@@ -15,14 +16,11 @@ class Core(nn.Module):
     """Interface of every core. P is T for token models, the number of patches for patch models."""
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(x, cache)`."""
+        """Empty decoding state for `forward(x, context, cache)`."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
-    def forward(self, x_BPD: Tensor, cache: Any = None, documents_BP: Tensor | None = None) -> Tensor:
-        """Transform P positions; with a cache they follow those of the calls before, and P may be 0.
-
-        With `documents_BP`, nothing passes between positions whose numbers differ.
-        """
+    def forward(self, x_BPD: Tensor, context: Context, cache: Any = None) -> Tensor:
+        """Transform P positions; with a cache they follow those of the calls before, and P may be 0."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -43,7 +41,7 @@ class TransformerCore(Core):
     def new_cache(self) -> Any:
         return self.stack.new_cache()
 
-    def forward(self, x_BPD: Tensor, cache: Any = None, documents_BP: Tensor | None = None) -> Tensor:
+    def forward(self, x_BPD: Tensor, context: Context, cache: Any = None) -> Tensor:
         if x_BPD.size(1) == 0:  # a step inside a patch brings the core nothing new
             return x_BPD
-        return self.norm(self.stack(x_BPD, cache, documents_BP))
+        return self.norm(self.stack(x_BPD, context, cache))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stlm.config import ByteEmbedderConfig, BytePatchEmbedderConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
 from stlm.model.cache import KeyValueCache
+from stlm.model.context import Context
 from stlm.model.layers import TransformerStack
 from stlm.model.patching import FixedPatching
 from stlm.model.registry import Registry
@@ -42,16 +43,11 @@ class Embedder(nn.Module):
         return self.table(inputs_BT) * self.table.embedding_dim**0.5
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(inputs, cache)`; None where there is nothing to remember."""
+        """Empty decoding state for `forward(inputs, context, cache)`; None where there is nothing to remember."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
-    def forward(
-        self, inputs_BT: Tensor, cache: Any = None, documents_BT: Tensor | None = None
-    ) -> tuple[Tensor, Patches | None]:
-        """Ids → (x_BPD, patches). Token models have P = T and patches None.
-
-        With `documents_BT`, nothing passes between positions whose numbers differ.
-        """
+    def forward(self, inputs_BT: Tensor, context: Context, cache: Any = None) -> tuple[Tensor, Patches | None]:
+        """Ids → (x_BPD, patches). Token models have P = T and patches None."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -69,7 +65,7 @@ class TokenEmbedder(Embedder):
     def new_cache(self) -> None:
         return None
 
-    def forward(self, inputs_BT: Tensor, cache: None = None, documents_BT: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, inputs_BT: Tensor, context: Context, cache: None = None) -> tuple[Tensor, None]:
         return self.look_up(inputs_BT), None
 
 
@@ -115,11 +111,12 @@ class BytePatchEmbedder(Embedder):
         return BytePatchCache(self.local.new_cache())
 
     def forward(
-        self, inputs_BT: Tensor, cache: BytePatchCache | None = None, documents_BT: Tensor | None = None
+        self, inputs_BT: Tensor, context: Context, cache: BytePatchCache | None = None
     ) -> tuple[Tensor, Patches]:
+        documents_BT = context.documents
         size, length = self.patching.size, inputs_BT.size(1)
         offset = cache.length if cache else 0
-        states_BTd = self.local(self.look_up(inputs_BT), cache.local if cache else None, documents_BT)
+        states_BTd = self.local(self.look_up(inputs_BT), context, cache.local if cache else None)
 
         if cache is None or cache.tail_BSd is None:
             recent = F.pad(states_BTd, (0, 0, size - 1, 0))  # before the first byte there is nothing: zeros

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stlm.config import BytePatchEmbedderConfig, BytePatchHeadConfig, LinearHeadConfig, ModelConfig
 from stlm.errors import ConfigError
 from stlm.model.cache import KeyValueCache
+from stlm.model.context import Context
 from stlm.model.embedders import Embedder, Patches
 from stlm.model.layers import RMSNorm, TransformerStack
 from stlm.model.registry import Registry
@@ -21,7 +22,7 @@ class Head(nn.Module):
     output: nn.Linear
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(x, inputs, patches, cache)`; None where there is nothing to remember."""
+        """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
     def forward(
@@ -29,10 +30,10 @@ class Head(nn.Module):
         x_BPD: Tensor,
         inputs_BT: Tensor,
         patches: Patches | None,
+        context: Context,
         cache: Any = None,
-        documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """(x_BPD, inputs_BT, patches) → logits_BTV. With `documents_BT`, nothing passes between those that differ."""
+        """(x_BPD, inputs_BT, patches) → logits_BTV."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -63,8 +64,8 @@ class LinearHead(Head):
         x_BPD: Tensor,
         inputs_BT: Tensor,
         patches: Patches | None,
+        context: Context,
         cache: None = None,
-        documents_BT: Tensor | None = None,
     ) -> Tensor:
         return self.output(x_BPD)
 
@@ -106,8 +107,8 @@ class BytePatchHead(Head):
         x_BPD: Tensor,
         inputs_BT: Tensor,
         patches: Patches | None,
+        context: Context,
         cache: BytePatchHeadCache | None = None,
-        documents_BT: Tensor | None = None,
     ) -> Tensor:
         assert patches is not None
         y_BPd = self.project(x_BPD)
@@ -119,5 +120,5 @@ class BytePatchHead(Head):
         y_BTd = y_BQd.gather(1, patches.index_BT[..., None].expand(-1, -1, y_BQd.size(2)))
         if cache is not None:
             cache.current_B1d = y_BQd[:, -1:]
-        z_BTd = self.local(patches.states_BTd + y_BTd, cache.local if cache else None, documents_BT)
+        z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
         return self.output(self.norm(z_BTd))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm.model.cache import KeyValueCache, visible
+from stlm.model.context import Context
 
 SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU
 RotaryTable = tuple[Tensor, Tensor]  # cosine and sine, [T, K] each, float32
@@ -46,8 +47,8 @@ class Attention(nn.Module):
     """Causal grouped-query attention with rotary positions: [B, T, D] → [B, T, D].
 
     Queries share keys and values in groups (Ainslie et al. 2023, arXiv 2305.13245): `num_kv_heads` = `num_heads` is
-    multi-head attention, 1 is multi-query. With a `window` of W, a position sees itself and the W - 1 before it; with
-    `documents_BT`, nothing of another document.
+    multi-head attention, 1 is multi-query. With a `window` of W, a position sees itself and the W - 1 before it. Not
+    for documents beside a cache, whose positions are of one document.
     """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, window: int | None = None) -> None:
@@ -63,9 +64,10 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         table: RotaryTable,
+        context: Context,
         cache: KeyValueCache | None = None,
-        documents_BT: Tensor | None = None,
     ) -> Tensor:
+        documents_BT = context.documents
         q_BNTK = rotate(self._heads(self.query(x_BTD), self.num_heads), table)
         k_BNTK = rotate(self._heads(self.key(x_BTD), self.num_kv_heads), table)
         v_BNTK = self._heads(self.value(x_BTD), self.num_kv_heads)
@@ -165,10 +167,10 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         table: RotaryTable,
+        context: Context,
         cache: KeyValueCache | None = None,
-        documents_BT: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, cache, documents_BT)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, context, cache)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -206,14 +208,11 @@ class TransformerStack(nn.Module):
             lasts += [block.attention.output, block.feed_forward.down]
         return lasts
 
-    def forward(
-        self, x_BTD: Tensor, cache: list[KeyValueCache] | None = None, documents_BT: Tensor | None = None
-    ) -> Tensor:
-        """documents_BT: see `Attention`; not beside a cache, whose positions are of one document."""
+    def forward(self, x_BTD: Tensor, context: Context, cache: list[KeyValueCache] | None = None) -> Tensor:
         first = cache[0].length if cache else 0
         table = rotary_table(first, x_BTD.size(1), self.head_width, self.rope_theta, x_BTD.device)
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, table, cache[layer] if cache else None, documents_BT)
+            x_BTD = block(x_BTD, table, context, cache[layer] if cache else None)
         return x_BTD
 
 

@@ -151,11 +151,13 @@ class Trainer:
                 part = self.objective.sums(output, prepared, self._bytes_per_id)
                 loss = sum(output.auxiliary.values(), part.nats) / ids
                 self.engine.backward(loss, last=prepared is micro_batches[-1])
-                sums.append(torch.stack([part.nats.detach(), part.bytes.double()]))
-        local = torch.stack(sums).tolist()  # [micro-batches, 2]
-        nats, bytes = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
-        if not math.isfinite(nats):
-            raise self._non_finite("the loss", step, [row[0] for row in local])
+                terms = sorted(output.auxiliary)  # the same in every forward
+                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                sums.append(torch.stack([value.detach().double() for value in parts]))
+        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms]
+        nats, bytes, *added = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        if not math.isfinite(math.fsum((nats, *added))):
+            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:])) for row in local])
         learning_rate = learning_rate_at(step, training)
         gradient_norm = self.engine.step(learning_rate)
         if not math.isfinite(gradient_norm):
@@ -170,6 +172,7 @@ class Trainer:
             "bits_per_byte": nats / math.log(2) / bytes if bytes else math.nan,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
+            **{f"{name}_loss": value / ids for name, value in zip(terms, added, strict=True)},
         }
         self._clock.add(time.perf_counter() - started, data_seconds, bytes)
         return loss_value

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stlm.model.cache import KeyValueCache, visible
+from stlm.model.context import Context
 from stlm.model.layers import Attention, RMSNorm, attend, default_ffn_width, rotary_table, rotate, windowed_attention
 
 
@@ -70,11 +71,11 @@ def test_cached_attention_equals_one_pass(window):
     torch.manual_seed(0)
     attention = Attention(16, num_heads=4, num_kv_heads=2, window=window)
     x = torch.randn(2, 200, 16)
-    whole = attention(x, rotary_table(0, 200, 4, 10_000.0, x.device))
+    whole = attention(x, rotary_table(0, 200, 4, 10_000.0, x.device), Context())
     cache, pieces = KeyValueCache(window), []
     for piece in x.split([1, 1, 5, 60, 1, 100, 32], dim=1):
         table = rotary_table(cache.length, piece.size(1), 4, 10_000.0, x.device)
-        pieces.append(attention(piece, table, cache))
+        pieces.append(attention(piece, table, Context(), cache))
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=0)
 
 
@@ -97,4 +98,4 @@ def test_grouped_attention_equals_multi_head_attention_with_repeated_heads():
         }
     )
     x, table = torch.randn(2, 9, 16), rotary_table(0, 9, 4, 10_000.0, torch.device("cpu"))
-    torch.testing.assert_close(grouped(x, table), full(x, table), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(grouped(x, table, Context()), full(x, table, Context()), atol=1e-6, rtol=1e-5)

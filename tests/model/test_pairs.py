@@ -16,7 +16,7 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.errors import ConfigError
-from stlm.model import EMBEDDERS, HEADS
+from stlm.model import EMBEDDERS, HEADS, Context
 from stlm.stlm import STLM
 
 CONTEXT = 24
@@ -63,11 +63,12 @@ def test_every_registered_embedder_and_head_is_in_the_pairs():
 @pytest.mark.parametrize("length", [1, 2, CONTEXT - 1, CONTEXT])
 def test_shapes(model, length):
     ids = random_ids(3, length)
-    x, patches = model.embedder(ids)
+    x, patches = model.embedder(ids, Context())
     positions = length if patches is None else -(-length // model.config.embedder.patch_size)
     assert x.shape == (3, positions, 32)
-    assert model.core(x).shape == x.shape
-    assert model.head(model.core(x), ids, patches).shape == (3, length, 256)
+    y = model.core(x, Context())
+    assert y.shape == x.shape
+    assert model.head(y, ids, patches, Context()).shape == (3, length, 256)
     assert model(ids).logits.shape == (3, length, 256)
 
 

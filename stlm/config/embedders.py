@@ -1,0 +1,61 @@
+"""Embedders, chosen by `kind`: ids in, vectors out. Each has a registered module of the same kind in stlm.model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.fitting import heads_fit
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class EmbedderConfig(Component):
+    """Family of embedders. `patched` says that one vector stands for several ids; `byte_ids` that ids are bytes."""
+
+    patched: ClassVar[bool] = False
+    byte_ids: ClassVar[bool] = False
+
+
+@register("token")
+@dataclass(frozen=True)
+class TokenEmbedderConfig(EmbedderConfig):
+    """One learned vector per id of any tokenizer."""
+
+
+@register("byte")
+@dataclass(frozen=True)
+class ByteEmbedderConfig(EmbedderConfig):
+    """One learned vector per byte."""
+
+    byte_ids: ClassVar[bool] = True
+
+
+@register("byte_patch")
+@dataclass(frozen=True)
+class BytePatchEmbedderConfig(EmbedderConfig):
+    """A small local transformer over bytes, gathered into one vector per patch of fixed length."""
+
+    patched: ClassVar[bool] = True
+    byte_ids: ClassVar[bool] = True
+
+    patch_size: int = setting(4, "bytes per patch", minimum=1)
+    width: int = setting(128, "width of the local layers, in the embedder and in the byte_patch head", minimum=2)
+    num_layers: int = setting(1, "local layers before patches are formed", minimum=0)
+    num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
+    window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
+        if model.context_length % self.patch_size:
+            rounded = -(-model.context_length // self.patch_size) * self.patch_size
+            yield Conflict(
+                "context_length",
+                f"got {model.context_length}, expected a multiple of model.embedder.patch_size = {self.patch_size}; "
+                f"{rounded} would work",
+                ("embedder.patch_size",),
+            )

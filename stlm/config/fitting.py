@@ -1,0 +1,35 @@
+"""Arithmetic that several components share: which heads fit a width, and the nearest number that would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from stlm.config.fields import Conflict
+
+
+def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int) -> Iterator[Conflict]:
+    """Heads share the width evenly, and rotary positions turn pairs: each head's width is even."""
+    if width % num_heads == 0 and width // num_heads % 2 == 0:
+        return
+    if width % 2:
+        yield Conflict(
+            width_key, f"got {width}, expected an even number (rotary positions turn pairs); {width + 1} would work"
+        )
+        return
+    fitting = nearest(num_heads, divisors(width // 2))
+    yield Conflict(
+        heads_key,
+        f"got {num_heads}, expected a divisor of model.{width_key} = {width} that leaves each head an even width; "
+        f"{fitting} would work",
+        (width_key,),
+    )
+
+
+def divisors(number: int) -> list[int]:
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    return [*small, *(number // candidate for candidate in small)]
+
+
+def nearest(target: int, candidates: list[int]) -> int:
+    return min(candidates, key=lambda candidate: (abs(candidate - target), candidate))

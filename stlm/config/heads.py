@@ -1,0 +1,58 @@
+"""Heads, chosen by `kind`: vectors in, logits out. Each has a registered module of the same kind in stlm.model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stlm.config.embedders import BytePatchEmbedderConfig
+from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.fitting import heads_fit
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class HeadConfig(Component):
+    """Family of heads."""
+
+    tied: bool = setting(True, "use the embedder's vectors as the weights of the last matrix: one storage for both")
+
+
+@register("linear")
+@dataclass(frozen=True)
+class LinearHeadConfig(HeadConfig):
+    """One linear map from each vector to the logits of one id."""
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if model.embedder.patched:
+            yield Conflict(
+                "head.kind",
+                f"got {self.kind!r}, which predicts one id per vector, expected a head that predicts patches for the "
+                f"embedder {model.embedder.kind!r}; model.head={{kind: byte_patch}} would work",
+                ("embedder.kind",),
+            )
+
+
+@register("byte_patch")
+@dataclass(frozen=True)
+class BytePatchHeadConfig(HeadConfig):
+    """A small local transformer that spells out each patch byte by byte; as wide as the embedder's local layers."""
+
+    num_layers: int = setting(1, "local layers", minimum=1)
+    num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
+    window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        embedder = model.embedder
+        if isinstance(embedder, BytePatchEmbedderConfig):
+            yield from heads_fit("head.num_heads", self.num_heads, "embedder.width", embedder.width)
+        else:
+            yield Conflict(
+                "head.kind",
+                f"got {self.kind!r}, which needs patches, expected a head for the embedder {embedder.kind!r}; "
+                "model.head={kind: linear} would work",
+                ("embedder.kind",),
+            )
