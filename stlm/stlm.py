@@ -24,7 +24,7 @@ from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError
 from stlm.generation import TextStream, generate_ids, nats_per_id
-from stlm.model import CORES, EMBEDDERS, HEADS, Context, DecodingState, count_parameters, initialize, tie
+from stlm.model import CORES, EMBEDDERS, HEADS, Context, DecodingState, Vocabulary, count_parameters, initialize, tie
 
 FORMAT = "stlm-model-1"
 
@@ -47,9 +47,10 @@ class STLM(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.embedder = EMBEDDERS[config.embedder.kind](config.embedder, config, tokenizer.vocab_size)
+        vocabulary = vocabulary_of(tokenizer)
+        self.embedder = EMBEDDERS[config.embedder.kind](config.embedder, config, vocabulary)
         self.core = CORES[config.core.kind](config.core, config)
-        self.head = HEADS[config.head.kind](config.head, config, tokenizer.vocab_size)
+        self.head = HEADS[config.head.kind](config.head, config, vocabulary)
         if config.head.tied:
             tie(self.head, self.embedder)
 
@@ -195,6 +196,13 @@ class STLM(nn.Module):
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What the parts of a model may know of its tokenizer."""
+    text = tokenizer.decode_bytes(range(tokenizer.vocab_size))
+    ends = tokenizer.bytes_per_id.cumsum().tolist()
+    return Vocabulary(tuple(text[start:end] for start, end in zip([0, *ends], ends, strict=False)))
 
 
 def save_model(

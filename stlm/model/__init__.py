@@ -9,6 +9,7 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.patching import Patches
+from stlm.model.vocabulary import Vocabulary
 
 __all__ = [
     "CORES",
@@ -22,6 +23,7 @@ __all__ = [
     "Embedder",
     "Head",
     "Patches",
+    "Vocabulary",
     "count_parameters",
     "initialize",
     "tie",

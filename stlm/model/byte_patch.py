@@ -14,6 +14,7 @@ from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
 from stlm.model.layers import RMSNorm, TransformerStack
 from stlm.model.patching import FixedPatching, Patches
+from stlm.model.vocabulary import Vocabulary
 
 
 class BytePatchCache:
@@ -37,11 +38,11 @@ class BytePatchEmbedder(Embedder):
     and the bytes of a document that begins inside a patch have none until the next patch begins.
     """
 
-    def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        require_bytes("byte_patch", vocab_size)
+        require_bytes("byte_patch", vocabulary)
         self.patching = FixedPatching(config.patch_size)
-        self.table = nn.Embedding(vocab_size, config.width)
+        self.table = nn.Embedding(vocabulary.size, config.width)
         self.local = TransformerStack(config.width, config.num_layers, config.num_heads, window=config.window)
         self.project = nn.Linear(config.patch_size * config.width, model.width, bias=False)
 
@@ -97,7 +98,7 @@ class BytePatchHead(Head):
     model, arXiv 2305.07185, section 2.3, with BLT's reach across the patch's edge).
     """
 
-    def __init__(self, config: BytePatchHeadConfig, model: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: BytePatchHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         if not isinstance(model.embedder, BytePatchEmbedderConfig):
             raise ConfigError(
@@ -107,7 +108,7 @@ class BytePatchHead(Head):
         self.project = nn.Linear(model.width, width, bias=False)
         self.local = TransformerStack(width, config.num_layers, config.num_heads, window=config.window)
         self.norm = RMSNorm(width)
-        self.output = nn.Linear(width, vocab_size, bias=False)
+        self.output = nn.Linear(width, vocabulary.size, bias=False)
 
     def new_cache(self) -> BytePatchHeadCache:
         return BytePatchHeadCache(self.local.new_cache())

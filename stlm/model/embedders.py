@@ -15,6 +15,7 @@ from stlm.errors import ConfigError
 from stlm.model.context import Context
 from stlm.model.patching import Patches
 from stlm.model.registry import Registry
+from stlm.model.vocabulary import Vocabulary
 
 
 class Embedder(nn.Module):
@@ -46,9 +47,9 @@ EMBEDDERS: Registry[Embedder] = Registry("embedder")
 class TokenEmbedder(Embedder):
     """One learned vector for each id of the vocabulary: [B, T] → [B, T, D]."""
 
-    def __init__(self, config: TokenEmbedderConfig, model: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: TokenEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, model.width)
+        self.table = nn.Embedding(vocabulary.size, model.width)
 
     def new_cache(self) -> None:
         return None
@@ -61,15 +62,15 @@ class TokenEmbedder(Embedder):
 class ByteEmbedder(TokenEmbedder):
     """The token embedder over the 256 bytes: a plain byte transformer, one position a byte."""
 
-    def __init__(self, config: ByteEmbedderConfig, model: ModelConfig, vocab_size: int) -> None:
-        require_bytes("byte", vocab_size)
-        super().__init__(TokenEmbedderConfig(), model, vocab_size)
+    def __init__(self, config: ByteEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        require_bytes("byte", vocabulary)
+        super().__init__(TokenEmbedderConfig(), model, vocabulary)
 
 
-def require_bytes(kind: str, vocab_size: int) -> None:
+def require_bytes(kind: str, vocabulary: Vocabulary) -> None:
     """A byte embedder reads the byte vocabulary and no other."""
-    if vocab_size != 256:
+    if vocabulary.size != 256:
         raise ConfigError(
-            f"model.embedder.kind: got {kind!r} with a vocabulary of {vocab_size} ids, expected the 256 bytes; "
+            f"model.embedder.kind: got {kind!r} with a vocabulary of {vocabulary.size} ids, expected the 256 bytes; "
             "set data.tokenizer=byte, or model.embedder.kind=token"
         )

@@ -12,6 +12,7 @@ from stlm.model.context import Context
 from stlm.model.embedders import Embedder
 from stlm.model.patching import Patches
 from stlm.model.registry import Registry
+from stlm.model.vocabulary import Vocabulary
 
 
 class Head(nn.Module):
@@ -48,11 +49,11 @@ def tie(head: Head, embedder: Embedder) -> None:
 class LinearHead(Head):
     """logits = x W^T at every position: [B, T, D] → [B, T, V]."""
 
-    def __init__(self, config: LinearHeadConfig, model: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: LinearHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         if isinstance(model.embedder, BytePatchEmbedderConfig):
             raise ConfigError("model.head.kind: got 'linear' with a byte_patch embedder, expected 'byte_patch'")
-        self.output = nn.Linear(model.width, vocab_size, bias=False)
+        self.output = nn.Linear(model.width, vocabulary.size, bias=False)
 
     def new_cache(self) -> None:
         return None
