@@ -44,9 +44,6 @@ def main() -> int:
 
 
 def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
-    # Threads of torch that wait for each other sleep rather than spin: where other work shares the cores, a step that
-    # spins takes several times as long. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from data_pipeline.loading import open_data
     from stlm.stlm import STLM
     from stlm.training.engine import connect, disconnect, on_rank_zero

@@ -1,17 +1,21 @@
 """The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
 
 from stlm.model.accounting import count_parameters
+from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
-from stlm.model.embedders import EMBEDDERS, Embedder, Patches
+from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.patching import Patches
 
 __all__ = [
     "CORES",
     "EMBEDDERS",
     "HEADS",
+    "BytePatchEmbedder",
+    "BytePatchHead",
     "Context",
     "Core",
     "DecodingState",

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Patches(NamedTuple):
+    """What a head needs to come back from patches to bytes (d: width of the byte states)."""
+
+    states_BTd: Tensor  # what the local encoder says at each byte position
+    index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
+    documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
 
 
 class FixedPatching:
