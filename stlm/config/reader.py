@@ -27,13 +27,13 @@ def preset_names() -> list[str]:
 def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The RunConfig of a preset, a YAML file or a run directory, with `key=value` overrides on top.
 
-    What is set nowhere has its default. A value is read as YAML, so `model.head={kind: linear}` replaces a whole
-    component. Raises ConfigError with all problems at once, each with its file and line or its `--set`.
+    A file may begin with `base: NAME`, a preset or a file beside it, and then holds only what differs from that. What
+    is set nowhere has its default. A value is read as YAML, so `model.head={kind: linear}` replaces a whole component.
+    Raises ConfigError with all problems at once, each with its file and line or its `--set`.
     """
     path = _locate(source)
     problems: list[Problem] = []
-    name = _display(path)
-    root = read_tree(_read_text(path), name, problems) or Node({}, name)
+    root = _read_with_bases(path, problems)
     for override in overrides:
         _apply(override, root, problems)
     config = build(RunConfig, root, problems)
@@ -80,6 +80,42 @@ def _locate(source: str | Path) -> Path:
     found = nearest(str(source), presets)
     hint = f"; nearest: {', '.join(found)}" if found else ""
     raise ConfigError(f"unknown preset {str(source)!r}; expected one of {', '.join(presets)}, or a path{hint}")
+
+
+def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...] = ()) -> Node:
+    """The tree of a file laid over that of its base; `above` are the files that are based on it."""
+    name = _display(path)
+    root = read_tree(_read_text(path), name, problems) or Node({}, name)
+    base = root.value.pop("base", None) if isinstance(root.value, dict) else None
+    if base is None:
+        return root
+    above = (*above, path.resolve())
+    try:
+        if not isinstance(base.value, str):
+            raise ConfigError(f"got {describe(base.value)}, expected the name of a preset, or a file beside this one")
+        beside = Path(base.value).suffix or len(Path(base.value).parts) > 1
+        below = _locate(path.parent / base.value if beside else base.value)
+        if below.resolve() in above:
+            raise ConfigError(f"got {base.value!r}, which is based on this file itself, expected another")
+        return _laid_over(root, _read_with_bases(below, problems, above))
+    except ConfigError as error:
+        problems.append(Problem(base.place, f"base: {error}"))
+        return root
+
+
+def _laid_over(above: Node, below: Node) -> Node:
+    """What `above` sets, and the rest as `below` has it; a component of another kind replaces the whole component."""
+    if not isinstance(below.value, dict) or not isinstance(above.value, dict | type(None)):
+        return above
+    if above.value is None:
+        return below  # an empty section sets nothing
+    kinds = [node.value["kind"].value for node in (above, below) if "kind" in node.value]
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        return above
+    value = dict(below.value)
+    for key, child in above.value.items():
+        value[key] = _laid_over(child, value[key]) if key in value else child
+    return Node(value, above.place)
 
 
 def _read_text(path: Path) -> str:

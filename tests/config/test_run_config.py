@@ -64,6 +64,32 @@ def test_an_empty_file_is_the_defaults(load):
     assert load("") == load("# nothing\n") == RunConfig()
 
 
+def test_a_file_holds_only_what_differs_from_its_base(load, tmp_path):
+    """Files lie over files beside them, which lie over presets; a component of another kind replaces the whole one."""
+    (tmp_path / "middle.yaml").write_text("base: quickstart\nmodel:\n  width: 96\n  core:\n    num_layers: 2\n")
+    config = load("base: middle.yaml\nmodel:\n  core: {num_layers: 3}\ntraining:\n", "training.max_steps=700")
+    quickstart = load_run_config("quickstart")
+    core = dataclasses.replace(quickstart.model.core, num_layers=3)
+    assert config.model == dataclasses.replace(quickstart.model, width=96, core=core)
+    assert config.training == dataclasses.replace(quickstart.training, max_steps=700)
+    other = load("base: middle.yaml\nmodel:\n  embedder: {kind: byte}\n  head: {kind: linear, tied: false}\n").model
+    assert (other.embedder, other.head) == (ByteEmbedderConfig(), LinearHeadConfig(tied=False))
+
+
+def test_bases_that_are_none(problems, tmp_path):
+    (tmp_path / "other.yaml").write_text("base: run.yaml\nseed: x\n")
+    assert problems("seed: 1\nbase: 3") == [
+        "run.yaml:2: base: got 3, expected the name of a preset, or a file beside this one"
+    ]
+    (line,) = problems("base: quickstrat")
+    assert line.startswith("run.yaml:1: base: unknown preset 'quickstrat'; expected one of ")
+    assert line.endswith("; nearest: quickstart")
+    assert problems("base: other.yaml") == [
+        "other.yaml:1: base: got 'run.yaml', which is based on this file itself, expected another",
+        "other.yaml:2: seed: got the text 'x', expected an integer at least 0",
+    ]
+
+
 def test_integers_serve_as_floats(load):
     rate = load("training:\n  learning_rate: 1\n").training.learning_rate
     assert rate == 1.0 and isinstance(rate, float)
