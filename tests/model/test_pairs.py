@@ -10,6 +10,7 @@ from stlm.config import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
     TokenEmbedderConfig,
@@ -46,7 +47,7 @@ def make(embedder, head, seed=3, width=32):
         width=width,
         embedder=embedder,
         head=head,
-        core=TransformerCoreConfig(num_layers=2, num_heads=4, num_kv_heads=2),
+        core=TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2)),
     )
     return STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
 
