@@ -6,6 +6,7 @@ from stlm.config.build import from_dict, to_dict
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
 from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
@@ -24,6 +25,7 @@ __all__ = [
     "BytePatchEmbedderConfig",
     "CoreConfig",
     "TransformerCoreConfig",
+    "ExitsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",
     "FeedForwardConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.normalization import NormConfig, RMSNormConfig
@@ -31,7 +32,23 @@ class TransformerCoreConfig(CoreConfig):
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
     norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
     positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
+    exits: ExitsConfig = field(default=ExitsConfig(), metadata={"help": "layers from which the head may read as well"})
+    layer_dropout: float = setting(
+        0.0,
+        "share of rows that skip the last layer in training; less in earlier ones, none in the first (LayerSkip, arXiv "
+        "2404.16710)",
+        minimum=0.0,
+        below=1.0,
+    )
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
+        yield from self.exits.check(self.num_layers)
+        if self.layer_dropout and self.num_layers == 1:
+            yield Conflict(
+                "core.layer_dropout",
+                f"got {self.layer_dropout:g}, which has no effect on a single layer, as the first is never skipped; "
+                "0 would work",
+                ("core.num_layers",),
+            )

@@ -5,6 +5,7 @@ from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
+from stlm.model.draws import row_keys
 from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
@@ -26,5 +27,6 @@ __all__ = [
     "Vocabulary",
     "count_parameters",
     "initialize",
+    "row_keys",
     "tie",
 ]
