@@ -6,16 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import BytePatchEmbedderConfig, BytePatchHeadConfig, ModelConfig
+from stlm.config import (
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    GroupedQueryConfig,
+    ModelConfig,
+    TransformerCoreConfig,
+)
 from stlm.errors import ConfigError
+from stlm.model.blocks import TransformerStack
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
-from stlm.model.layers import RMSNorm, TransformerStack
 from stlm.model.ngrams import NgramCache, NgramEmbedding
+from stlm.model.normalization import NORMS
 from stlm.model.patching import FixedPatching, Patches
 from stlm.model.vocabulary import Vocabulary
+
+
+def local_layers(config: BytePatchEmbedderConfig | BytePatchHeadConfig) -> TransformerCoreConfig:
+    """The layers that read and spell bytes: those of a core with its defaults, and a window."""
+    attention = GroupedQueryConfig(num_heads=config.num_heads, window=config.window)
+    return TransformerCoreConfig(num_layers=config.num_layers, attention=attention)
 
 
 class BytePatchCache:
@@ -46,7 +59,7 @@ class BytePatchEmbedder(Embedder):
         self.patching = FixedPatching(config.patch_size)
         self.table = nn.Embedding(vocabulary.size, config.width)
         self.ngrams = NgramEmbedding(config.ngrams, config.width) if config.ngrams.table_size else None
-        self.local = TransformerStack(config.width, config.num_layers, config.num_heads, window=config.window)
+        self.local = TransformerStack(local_layers(config), config.width)
         self.project = nn.Linear(config.patch_size * config.width, model.width, bias=False)
 
     def new_cache(self) -> BytePatchCache:
@@ -110,8 +123,9 @@ class BytePatchHead(Head):
             )
         width = model.embedder.width
         self.project = nn.Linear(model.width, width, bias=False)
-        self.local = TransformerStack(width, config.num_layers, config.num_heads, window=config.window)
-        self.norm = RMSNorm(width)
+        layers = local_layers(config)
+        self.local = TransformerStack(layers, width)
+        self.norm = NORMS[layers.norm.kind](layers.norm, width)
         self.output = nn.Linear(width, vocabulary.size, bias=False)
 
     def new_cache(self) -> BytePatchHeadCache:

@@ -21,8 +21,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from stlm.model.layers import RMSNorm, TransformerStack
+from stlm.model.blocks import TransformerStack
 from stlm.model.ngrams import NgramEmbedding
+from stlm.model.normalization import Norm
 
 EMBEDDING_STD = 0.02
 
@@ -33,7 +34,7 @@ def initialize(model: nn.Module, seed: int) -> None:
     deviations = _standard_deviations(model)
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, RMSNorm):
+        if isinstance(module, Norm):
             parameter.fill_(1.0)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))

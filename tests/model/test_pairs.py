@@ -11,6 +11,7 @@ from stlm.config import (
     ByteNgramsConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
     NgramsConfig,
@@ -58,7 +59,7 @@ def make(embedder, head, seed=3, width=32):
         width=width,
         embedder=embedder,
         head=head,
-        core=TransformerCoreConfig(num_layers=2, num_heads=4, num_kv_heads=2),
+        core=TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2)),
     )
     model = STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
     with torch.no_grad():
