@@ -6,22 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import BytePatchEmbedderConfig, BytePatchHeadConfig, ModelConfig
+from stlm.config import (
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    GroupedQueryConfig,
+    ModelConfig,
+    TransformerCoreConfig,
+)
 from stlm.errors import ConfigError
+from stlm.model.blocks import TransformerStack
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
-from stlm.model.layers import RMSNorm, TransformerStack
+from stlm.model.ngrams import NgramCache, NgramEmbedding
+from stlm.model.normalization import NORMS
 from stlm.model.patching import FixedPatching, Patches
 from stlm.model.vocabulary import Vocabulary
+
+
+def local_layers(config: BytePatchEmbedderConfig | BytePatchHeadConfig) -> TransformerCoreConfig:
+    """The layers that read and spell bytes: those of a core with its defaults, and a window."""
+    attention = GroupedQueryConfig(num_heads=config.num_heads, window=config.window)
+    return TransformerCoreConfig(num_layers=config.num_layers, attention=attention)
 
 
 class BytePatchCache:
     """Decoding state of `BytePatchEmbedder`: the local encoder's, the last byte states, and the position."""
 
-    def __init__(self, local: list[KeyValueCache]) -> None:
+    def __init__(self, local: list[KeyValueCache], ngrams: NgramCache | None) -> None:
         self.local = local
+        self.ngrams = ngrams
         self.tail_BSd: Tensor | None = None  # states of the last patch_size - 1 positions
         self.length = 0
 
@@ -43,11 +58,12 @@ class BytePatchEmbedder(Embedder):
         require_bytes("byte_patch", vocabulary)
         self.patching = FixedPatching(config.patch_size)
         self.table = nn.Embedding(vocabulary.size, config.width)
-        self.local = TransformerStack(config.width, config.num_layers, config.num_heads, window=config.window)
+        self.ngrams = NgramEmbedding(config.ngrams, config.width) if config.ngrams.table_size else None
+        self.local = TransformerStack(local_layers(config), config.width)
         self.project = nn.Linear(config.patch_size * config.width, model.width, bias=False)
 
     def new_cache(self) -> BytePatchCache:
-        return BytePatchCache(self.local.new_cache())
+        return BytePatchCache(self.local.new_cache(), self.ngrams.new_cache() if self.ngrams is not None else None)
 
     def forward(
         self, inputs_BT: Tensor, context: Context, cache: BytePatchCache | None = None
@@ -55,7 +71,8 @@ class BytePatchEmbedder(Embedder):
         documents_BT = context.documents
         size, length = self.patching.size, inputs_BT.size(1)
         offset = cache.length if cache else 0
-        states_BTd = self.local(self.look_up(inputs_BT), context, cache.local if cache else None)
+        bytes_BTd = self.look_up(inputs_BT, context, cache.ngrams if cache else None)
+        states_BTd = self.local(bytes_BTd, context, cache.local if cache else None)
 
         if cache is None or cache.tail_BSd is None:
             recent = F.pad(states_BTd, (0, 0, size - 1, 0))  # before the first byte there is nothing: zeros
@@ -106,8 +123,9 @@ class BytePatchHead(Head):
             )
         width = model.embedder.width
         self.project = nn.Linear(model.width, width, bias=False)
-        self.local = TransformerStack(width, config.num_layers, config.num_heads, window=config.window)
-        self.norm = RMSNorm(width)
+        layers = local_layers(config)
+        self.local = TransformerStack(layers, width)
+        self.norm = NORMS[layers.norm.kind](layers.norm, width)
         self.output = nn.Linear(width, vocabulary.size, bias=False)
 
     def new_cache(self) -> BytePatchHeadCache:
