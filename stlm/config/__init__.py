@@ -6,6 +6,7 @@ from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
 from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.patching import FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 
@@ -18,6 +19,9 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "PatchingConfig",
+    "FixedPatchingConfig",
+    "SpacePatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
     "HeadConfig",

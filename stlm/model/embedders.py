@@ -22,6 +22,7 @@ class Embedder(nn.Module):
     """Interface of every embedder."""
 
     table: nn.Embedding  # [V, d]: what a tied head shares
+    ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
 
     def look_up(self, inputs_BT: Tensor) -> Tensor:
         """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].

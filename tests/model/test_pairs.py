@@ -10,8 +10,10 @@ from stlm.config import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    FixedPatchingConfig,
     LinearHeadConfig,
     ModelConfig,
+    SpacePatchingConfig,
     TokenEmbedderConfig,
     TransformerCoreConfig,
 )
@@ -25,12 +27,16 @@ PAIRS = {
     "token+linear, untied": (TokenEmbedderConfig(), LinearHeadConfig(tied=False)),
     "byte+linear": (ByteEmbedderConfig(), LinearHeadConfig()),
     "byte_patch+byte_patch": (
-        BytePatchEmbedderConfig(patch_size=4, width=16, num_heads=2, window=5),
+        BytePatchEmbedderConfig(FixedPatchingConfig(4), width=16, num_heads=2, window=5),
         BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
     ),
     "byte_patch+byte_patch, patches of 3, untied": (
-        BytePatchEmbedderConfig(patch_size=3, width=16, num_layers=2, num_heads=2, window=32),
+        BytePatchEmbedderConfig(FixedPatchingConfig(3), width=16, num_layers=2, num_heads=2, window=32),
         BytePatchHeadConfig(num_heads=2, window=32, tied=False),
+    ),
+    "byte_patch+byte_patch, patches of words": (
+        BytePatchEmbedderConfig(SpacePatchingConfig(patch_length=3.0, span=4), width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
     ),
 }
 
@@ -64,7 +70,7 @@ def test_every_registered_embedder_and_head_is_in_the_pairs():
 def test_shapes(model, length):
     ids = random_ids(3, length)
     x, patches = model.embedder(ids, Context())
-    positions = length if patches is None else -(-length // model.config.embedder.patch_size)
+    positions = length if patches is None else model.embedder.patching.room(length)
     assert x.shape == (3, positions, 32)
     y = model.core(x, Context())
     assert y.shape == x.shape
