@@ -4,7 +4,7 @@
     python benchmarks/attention.py
 
 The rows are the shapes that a 512-byte context gives: windows of local byte layers, a core over patches, a core over
-bytes. `stlm.model.layers.attend` takes the plain products up to SHORT keys.
+bytes. `stlm.model.attention.attend` takes the plain products up to SHORT keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from stlm.model import layers
+from stlm.model import attention
 from stlm.model.cache import visible
 
 ROUNDS = 7
@@ -33,9 +33,9 @@ SHAPES = {  # name: (batch, heads, queries, keys, head width)
 
 def seconds(limit: int, tensors: list[Tensor], mask: Tensor) -> float:
     """Time of one forward and backward pass with plain products up to `limit` keys."""
-    layers.SHORT = limit
+    attention.SHORT = limit
     begin = time.perf_counter()
-    layers.attend(*tensors, mask).sum().backward()
+    attention.attend(*tensors, mask).sum().backward()
     return time.perf_counter() - begin
 
 

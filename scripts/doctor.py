@@ -26,7 +26,7 @@ STALE_AFTER_S = 120.0  # no compilation step leaves a lock alone for longer
 TRAINING_LIMIT_S = 300.0
 
 TINY_RUN = """\
-model: {context_length: 64, width: 32, core: {num_layers: 1, num_heads: 2}}
+model: {context_length: 64, width: 32, core: {num_layers: 1, attention: {num_heads: 2}}}
 training: {max_steps: 2, batch_size: 4, warmup_steps: 0, log_every_steps: 1, eval_every_steps: 2, save_every_steps: 2}
 """
 

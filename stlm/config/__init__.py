@@ -1,12 +1,17 @@
 """What decides a run: one tree of frozen dataclasses, read from strict YAML with every problem named at once."""
 
 from data_pipeline.config import DataConfig
+from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.build import from_dict, to_dict
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
 from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
+from stlm.config.normalization import NormConfig, RMSNormConfig
 from stlm.config.patching import FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
+from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 
@@ -19,11 +24,21 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "NgramsConfig",
+    "ByteNgramsConfig",
     "PatchingConfig",
     "FixedPatchingConfig",
     "SpacePatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
+    "AttentionConfig",
+    "GroupedQueryConfig",
+    "FeedForwardConfig",
+    "SwiGLUConfig",
+    "NormConfig",
+    "RMSNormConfig",
+    "PositionsConfig",
+    "RoPEConfig",
     "HeadConfig",
     "LinearHeadConfig",
     "BytePatchHeadConfig",

@@ -154,7 +154,7 @@ class _Builder:
         self.doubtful.add(key)
 
     def _refuse_unknown(self, node: Node, key: str, dotted: str, cls: Any) -> None:
-        """Names the kinds that have the key, else the nearest name in this section, else the same name elsewhere."""
+        """Names the kinds that have the key, else the same name below, the nearest one here, the same elsewhere."""
         names = [field.name for field in dataclasses.fields(cls)]
         section = dotted.removesuffix(key)
         if issubclass(cls, Component):
@@ -165,7 +165,8 @@ class _Builder:
                 self._refuse(node, dotted, f"{dotted}: {message}; to replace the whole component: {replace}")
                 return
             names = ["kind", *names]
-        found = [section + name for name in nearest(key, names)]
+        found = [path for path in dict.fromkeys(_all_keys(cls, section)) if path.rpartition(".")[2] == key]
+        found = found or [section + name for name in nearest(key, names)]
         found = found or list(dict.fromkeys(path for path in _all_keys(self.root) if path.rpartition(".")[2] == key))
         hint = f"nearest: {', '.join(found)}" if found else f"expected one of {', '.join(names) or 'none'}"
         self._refuse(node, dotted, f"{dotted}: unknown key; {hint}")

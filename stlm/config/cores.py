@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stlm.config.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.fields import Component, Conflict, register, setting
-from stlm.config.fitting import divisors, heads_fit, nearest
+from stlm.config.normalization import NormConfig, RMSNormConfig
+from stlm.config.positions import PositionsConfig, RoPEConfig
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig
@@ -21,23 +24,14 @@ class CoreConfig(Component):
 @register("transformer")
 @dataclass(frozen=True)
 class TransformerCoreConfig(CoreConfig):
-    """Pre-norm transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    """Pre-norm transformer; as it stands, Llama's recipe: RMSNorm, rotary positions, SwiGLU."""
 
     num_layers: int = setting(6, "layers", minimum=1)
-    num_heads: int = setting(4, "query heads of a layer", minimum=1)
-    num_kv_heads: int | None = setting(None, "key and value heads of a layer; null: as many as num_heads", minimum=1)
-    ffn_width: int | None = setting(
-        None, "hidden width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
-    )
-    rope_theta: float = setting(10000.0, "base of the rotary wavelengths, in positions", minimum=1.0)
+    attention: AttentionConfig = field(default=GroupedQueryConfig(), metadata={"help": "between positions"})
+    feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
+    norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
+    positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
-        yield from heads_fit("core.num_heads", self.num_heads, "width", model.width)
-        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            fitting = nearest(self.num_kv_heads, divisors(self.num_heads))
-            yield Conflict(
-                "core.num_kv_heads",
-                f"got {self.num_kv_heads}, expected a divisor of model.core.num_heads = {self.num_heads}; "
-                f"{fitting} would work",
-                ("core.num_heads",),
-            )
+        for part in (self.attention, self.feed_forward, self.norm, self.positions):
+            yield from part.check(model)

@@ -8,22 +8,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import BytePatchEmbedderConfig, BytePatchHeadConfig, ModelConfig
+from stlm.config import (
+    BytePatchEmbedderConfig,
+    BytePatchHeadConfig,
+    GroupedQueryConfig,
+    ModelConfig,
+    TransformerCoreConfig,
+)
 from stlm.errors import ConfigError
+from stlm.model.blocks import TransformerStack
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
-from stlm.model.layers import RMSNorm, TransformerStack
+from stlm.model.ngrams import NgramCache, NgramEmbedding
+from stlm.model.normalization import NORMS
 from stlm.model.patching import NOBODY, PATCHINGS, Patches, Placed
 from stlm.model.vocabulary import Vocabulary
+
+
+def local_layers(config: BytePatchEmbedderConfig | BytePatchHeadConfig) -> TransformerCoreConfig:
+    """The layers that read and spell bytes: those of a core with its defaults, and a window."""
+    attention = GroupedQueryConfig(num_heads=config.num_heads, window=config.window)
+    return TransformerCoreConfig(num_layers=config.num_layers, attention=attention)
 
 
 class BytePatchCache:
     """Decoding state of `BytePatchEmbedder`: that of its parts, the last byte states, and the slots that are taken."""
 
-    def __init__(self, local: list[KeyValueCache], patching: Any) -> None:
+    def __init__(self, local: list[KeyValueCache], ngrams: NgramCache | None, patching: Any) -> None:
         self.local = local
+        self.ngrams = ngrams
         self.patching = patching
         self.tail_BSd: Tensor | None = None  # states of the last span - 1 positions
         self.placed: Placed | None = None
@@ -49,16 +64,19 @@ class BytePatchEmbedder(Embedder):
         self.ragged = self.patching.ragged
         self.span = config.patching.span
         self.table = nn.Embedding(vocabulary.size, config.width)
-        self.local = TransformerStack(config.width, config.num_layers, config.num_heads, window=config.window)
+        self.ngrams = NgramEmbedding(config.ngrams, config.width) if config.ngrams.table_size else None
+        self.local = TransformerStack(local_layers(config), config.width)
         self.project = nn.Linear(self.span * config.width, model.width, bias=False)
 
     def new_cache(self) -> BytePatchCache:
-        return BytePatchCache(self.local.new_cache(), self.patching.new_cache())
+        ngrams = self.ngrams.new_cache() if self.ngrams is not None else None
+        return BytePatchCache(self.local.new_cache(), ngrams, self.patching.new_cache())
 
     def forward(
         self, inputs_BT: Tensor, context: Context, cache: BytePatchCache | None = None
     ) -> tuple[Tensor, Patches]:
-        states_BTd = self.local(self.look_up(inputs_BT), context, cache.local if cache else None)
+        bytes_BTd = self.look_up(inputs_BT, context, cache.ngrams if cache else None)
+        states_BTd = self.local(bytes_BTd, context, cache.local if cache else None)
         wanted_BT = self.patching(inputs_BT, states_BTd, context, cache.patching if cache else None)
         placed = self.patching.place(wanted_BT, context.documents, cache.placed if cache else None)
         patches = placed.counts_B.sum()
@@ -116,8 +134,9 @@ class BytePatchHead(Head):
             )
         width = model.embedder.width
         self.project = nn.Linear(model.width, width, bias=False)
-        self.local = TransformerStack(width, config.num_layers, config.num_heads, window=config.window)
-        self.norm = RMSNorm(width)
+        layers = local_layers(config)
+        self.local = TransformerStack(layers, width)
+        self.norm = NORMS[layers.norm.kind](layers.norm, width)
         self.output = nn.Linear(width, vocabulary.size, bias=False)
 
     def new_cache(self) -> BytePatchHeadCache:

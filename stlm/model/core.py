@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stlm.config import ModelConfig, TransformerCoreConfig
+from stlm.model.blocks import TransformerStack
 from stlm.model.context import Context
-from stlm.model.layers import RMSNorm, TransformerStack
+from stlm.model.normalization import NORMS
 from stlm.model.registry import Registry
 
 
@@ -29,14 +30,12 @@ CORES: Registry[Core] = Registry("core")
 
 @CORES.register("transformer")
 class TransformerCore(Core):
-    """Pre-norm transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU, a final norm (Llama's recipe)."""
+    """A stack of blocks and a final norm."""
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()
-        self.stack = TransformerStack(
-            model.width, config.num_layers, config.num_heads, config.num_kv_heads, config.ffn_width, config.rope_theta
-        )
-        self.norm = RMSNorm(model.width)
+        self.stack = TransformerStack(config, model.width)
+        self.norm = NORMS[config.norm.kind](config.norm, model.width)
 
     def new_cache(self) -> Any:
         return self.stack.new_cache()

@@ -2,6 +2,7 @@
 
 | parameter                                | initial value                                                     |
 |------------------------------------------|-------------------------------------------------------------------|
+| vectors of n-grams                       | 0: as if there were none                                          |
 | embedding tables, and heads tied to them | normal, standard deviation 0.02                                   |
 | untied heads                             | normal, 0.02: first loss close to ln V                            |
 | other matrices                           | normal, 1 / sqrt(inputs): keeps the scale of its input            |
@@ -20,7 +21,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from stlm.model.layers import RMSNorm, TransformerStack
+from stlm.model.blocks import TransformerStack
+from stlm.model.ngrams import NgramEmbedding
+from stlm.model.normalization import Norm
 
 EMBEDDING_STD = 0.02
 
@@ -31,7 +34,7 @@ def initialize(model: nn.Module, seed: int) -> None:
     deviations = _standard_deviations(model)
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, RMSNorm):
+        if isinstance(module, Norm):
             parameter.fill_(1.0)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
@@ -50,6 +53,9 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name == "head.output":
             deviations[module.weight] = EMBEDDING_STD
+    for module in model.modules():
+        if isinstance(module, NgramEmbedding):
+            deviations[module.tables.weight] = 0.0
     return deviations
 
 

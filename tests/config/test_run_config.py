@@ -10,8 +10,10 @@ from stlm.config import (
     BytePatchHeadConfig,
     DataConfig,
     FixedPatchingConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
+    RoPEConfig,
     RunConfig,
     TokenEmbedderConfig,
     TrainingConfig,
@@ -99,10 +101,13 @@ def test_integers_serve_as_floats(load):
 def test_kind_chooses_the_component_and_the_default_kind_needs_no_name(load):
     config = load(
         "model:\n  embedder: {kind: byte_patch, patching: {patch_size: 8}}\n  head: {kind: byte_patch}\n"
-        "  core: {num_heads: 2}\n"
+        "  core: {attention: {num_heads: 2}}\n",
+        "model.core.positions.theta=5e4",
     )
     assert config.model.embedder == BytePatchEmbedderConfig(FixedPatchingConfig(8))
-    assert config.model.core == TransformerCoreConfig(num_heads=2)
+    assert config.model.core == TransformerCoreConfig(
+        attention=GroupedQueryConfig(num_heads=2), positions=RoPEConfig(theta=5e4)
+    )
 
 
 def test_an_override_replaces_a_whole_component(load):
@@ -129,12 +134,15 @@ def test_dump_writes_every_field_and_loads_back_equal(load):
     config = RunConfig(
         seed=7,
         data=DataConfig(dir="no", tokenizer="sentencepiece:4096"),
-        model=ModelConfig(embedder=TokenEmbedderConfig(), core=TransformerCoreConfig(num_kv_heads=2, rope_theta=1e5)),
+        model=ModelConfig(
+            embedder=TokenEmbedderConfig(),
+            core=TransformerCoreConfig(attention=GroupedQueryConfig(num_kv_heads=2), positions=RoPEConfig(theta=1e5)),
+        ),
         training=TrainingConfig(learning_rate=0.1 + 0.2, epsilon=1e-12, micro_batch_size=4, schedule="constant"),
     )
     text = dump_run_config(config)
     assert load(text) == config
-    for section in (config, config.data, config.model, config.model.core, config.training):
+    for section in (config, config.data, config.model, config.model.core, config.model.core.positions, config.training):
         for field in dataclasses.fields(section):
             assert f"{field.name}:" in text
 
@@ -180,11 +188,18 @@ def test_changed_keys_names_only_what_may_not_change():
         learning_rate=1.0,
         log_every_steps=1,
     )
-    core = dataclasses.replace(old.model.core, num_layers=1)
+    attention = dataclasses.replace(old.model.core.attention, num_kv_heads=1)
+    core = dataclasses.replace(old.model.core, num_layers=1, attention=attention)
     model = dataclasses.replace(old.model, embedder=TokenEmbedderConfig(), core=core)
     new = RunConfig(seed=2, data=DataConfig(dir="elsewhere"), model=model, training=training)
     assert changed_keys(old, old) == []
-    assert changed_keys(old, new) == ["seed", "model.embedder.kind", "model.core.num_layers", "training.learning_rate"]
+    assert changed_keys(old, new) == [
+        "seed",
+        "model.embedder.kind",
+        "model.core.num_layers",
+        "model.core.attention.num_kv_heads",
+        "training.learning_rate",
+    ]
 
 
 # What is not.
@@ -258,13 +273,25 @@ zzz: 1
             "run.yaml:1: model.core: got the text 'transformer', expected a section such as {kind: transformer}",
         ),
         (
-            "model: {core: {num_kv_heads: [1]}}",
-            "run.yaml:1: model.core.num_kv_heads: got a list, expected an integer at least 1 or null",
+            "model: {core: {attention: {num_kv_heads: [1]}}}",
+            "run.yaml:1: model.core.attention.num_kv_heads: got a list, expected an integer at least 1 or null",
         ),
         (
             "model: {embedder: {kind: byte, window: 4}}",
             "run.yaml:1: model.embedder.window: kind 'byte' has no such key, only 'byte_patch'; "
             "to replace the whole component: --set 'model.embedder={kind: byte}'",
+        ),
+        (
+            "model: {core: {num_heads: 2}}",
+            "run.yaml:1: model.core.num_heads: unknown key; nearest: model.core.attention.num_heads",
+        ),
+        (
+            "model:\n  core:\n    positions: {kind: rop}",
+            "run.yaml:3: model.core.positions.kind: got the text 'rop', expected one of rope; nearest: rope",
+        ),
+        (
+            "model:\n  core:\n    norm: rms_norm",
+            "run.yaml:3: model.core.norm: got the text 'rms_norm', expected a section such as {kind: rms_norm}",
         ),
         ("- 1", "run.yaml:1: the file: got a list, expected a section of keys"),
         ("seed: 1\nseed: 2", "run.yaml:2: seed: repeated key; it is already set in line 1"),
@@ -282,13 +309,13 @@ PATCHES = "model:\n  embedder: {kind: byte_patch}\n  head: {kind: byte_patch}\n"
     ("overrides", "key", "message"),
     [
         (
-            ["model.width=100", "model.core.num_heads=4"],
-            "model.core.num_heads",
+            ["model.width=100", "model.core.attention.num_heads=4"],
+            "model.core.attention.num_heads",
             "got 4, expected a divisor of model.width = 100 that leaves each head an even width; 5 would work",
         ),
         (
-            ["model.core.num_heads=3"],
-            "model.core.num_heads",
+            ["model.core.attention.num_heads=3"],
+            "model.core.attention.num_heads",
             "got 3, expected a divisor of model.width = 256 that leaves each head an even width; 2 would work",
         ),
         (
@@ -297,9 +324,9 @@ PATCHES = "model:\n  embedder: {kind: byte_patch}\n  head: {kind: byte_patch}\n"
             "got 99, expected an even number (rotary positions turn pairs); 100 would work",
         ),
         (
-            ["model.core.num_kv_heads=3"],
-            "model.core.num_kv_heads",
-            "got 3, expected a divisor of model.core.num_heads = 4; 2 would work",
+            ["model.core.attention.num_kv_heads=3"],
+            "model.core.attention.num_kv_heads",
+            "got 3, expected a divisor of model.core.attention.num_heads = 4; 2 would work",
         ),
         (
             ["model.embedder.patching.patch_size=5"],
@@ -369,8 +396,8 @@ def test_settings_that_do_not_go_together(problems, load, overrides, key, messag
 
 
 def test_the_value_named_would_work(load):
-    load(PATCHES, "model.core.num_heads=2")
-    load(PATCHES, "model.width=100", "model.core.num_heads=5")
+    load(PATCHES, "model.core.attention.num_heads=2")
+    load(PATCHES, "model.width=100", "model.core.attention.num_heads=5")
     load(PATCHES, "model.embedder.patching.patch_size=5", "model.context_length=515")
     load(PATCHES, "model.head.num_heads=64")
     load(PATCHES, "training.schedule=wsd", "training.decay_steps=2000", "training.max_steps=2100")
@@ -378,12 +405,12 @@ def test_the_value_named_would_work(load):
 
 
 def test_a_conflict_is_blamed_on_its_line_unless_a_key_in_it_is_in_doubt(problems):
-    assert problems("model:\n  width: 90\n  core:\n    num_heads: 4\n") == [
-        "run.yaml:4: model.core.num_heads: got 4, expected a divisor of model.width = 90 "
+    assert problems("model:\n  width: 90\n  core:\n    attention: {num_heads: 4}\n") == [
+        "run.yaml:4: model.core.attention.num_heads: got 4, expected a divisor of model.width = 90 "
         "that leaves each head an even width; 3 would work"
     ]
     # Which width was meant is not known, so nothing is said of the heads.
-    assert problems("model:\n  widht: 90\n  core:\n    num_heads: 3\n") == [
+    assert problems("model:\n  widht: 90\n  core:\n    attention: {num_heads: 3}\n") == [
         "run.yaml:2: model.widht: unknown key; nearest: model.width"
     ]
 

@@ -15,6 +15,7 @@ from stlm.config import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
     TransformerCoreConfig,
@@ -70,7 +71,7 @@ class Unigram:
 def tiny_model(patched, context=24):
     embedder = BytePatchEmbedderConfig(width=16, num_heads=2, window=8) if patched else ByteEmbedderConfig()
     head = BytePatchHeadConfig(num_heads=2, window=8) if patched else LinearHeadConfig()
-    core = TransformerCoreConfig(num_layers=1, num_heads=2)
+    core = TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=2))
     config = ModelConfig(context_length=context, width=32, embedder=embedder, head=head, core=core)
     return STLM.from_config(config, BYTE, seed=1).eval()
 

@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 
+from stlm.config import GroupedQueryConfig, RMSNormConfig
+from stlm.model.attention import GroupedQueryAttention, attend, windowed_attention
 from stlm.model.cache import KeyValueCache, visible
 from stlm.model.context import Context
-from stlm.model.layers import Attention, RMSNorm, attend, default_ffn_width, rotary_table, rotate, windowed_attention
+from stlm.model.feed_forward import default_gated_width
+from stlm.model.normalization import RMSNorm
+from stlm.model.positions import rotary_table, rotate
 
 
 def reference_attention(q, k, v, mask):
@@ -27,7 +31,7 @@ def reference_attention(q, k, v, mask):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("short", [0, 256])
 def test_attention_equals_the_definition_for_grouped_heads(monkeypatch, kv_heads, short):
-    monkeypatch.setattr("stlm.model.layers.SHORT", short)  # 0: torch's fused kernel; 256: the plain products
+    monkeypatch.setattr("stlm.model.attention.SHORT", short)  # 0: torch's fused kernel; 256: the plain products
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, kv_heads, 7, 8), torch.randn(2, kv_heads, 7, 8)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()
@@ -57,19 +61,19 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 def test_rms_norm_by_hand():
-    norm = RMSNorm(2, eps=0.0)
+    norm = RMSNorm(RMSNormConfig(eps=0.0), 2)
     norm.weight.data = torch.tensor([1.0, 2.0])
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 8.0]) / math.sqrt(12.5))
 
 
 def test_ffn_width_is_eight_thirds_rounded_up_to_a_multiple_of_32():
-    assert default_ffn_width(512) == 1376 and default_ffn_width(96) == 256 and default_ffn_width(12) == 32
+    assert default_gated_width(512) == 1376 and default_gated_width(96) == 256 and default_gated_width(12) == 32
 
 
 @pytest.mark.parametrize("window", [None, 3, 8])
 def test_cached_attention_equals_one_pass(window):
     torch.manual_seed(0)
-    attention = Attention(16, num_heads=4, num_kv_heads=2, window=window)
+    attention = GroupedQueryAttention(GroupedQueryConfig(num_heads=4, num_kv_heads=2, window=window), 16)
     x = torch.randn(2, 200, 16)
     whole = attention(x, rotary_table(0, 200, 4, 10_000.0, x.device), Context())
     cache, pieces = KeyValueCache(window), []
@@ -88,8 +92,8 @@ def test_a_windowed_cache_stays_small():
 
 def test_grouped_attention_equals_multi_head_attention_with_repeated_heads():
     torch.manual_seed(0)
-    grouped = Attention(16, num_heads=4, num_kv_heads=2)
-    full = Attention(16, num_heads=4, num_kv_heads=4)
+    grouped = GroupedQueryAttention(GroupedQueryConfig(num_heads=4, num_kv_heads=2), 16)
+    full = GroupedQueryAttention(GroupedQueryConfig(num_heads=4), 16)
     full.load_state_dict(
         grouped.state_dict()
         | {

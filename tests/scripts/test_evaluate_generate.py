@@ -17,12 +17,16 @@ import pytest
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import build_tokenizer
-from stlm.config import DataConfig, ModelConfig, RunConfig, TransformerCoreConfig, dump_run_config
+from stlm.config import DataConfig, GroupedQueryConfig, ModelConfig, RunConfig, TransformerCoreConfig, dump_run_config
 from stlm.evals import compressed_bits_per_byte, score_split
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
-MODEL = ModelConfig(context_length=32, width=32, core=TransformerCoreConfig(num_layers=1, num_heads=2))
+MODEL = ModelConfig(
+    context_length=32,
+    width=32,
+    core=TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=2)),
+)
 
 
 @pytest.fixture(scope="module")

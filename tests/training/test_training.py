@@ -79,7 +79,7 @@ def test_the_short_loop(tmp_path, data_dir):
 
     config = load_run_config(
         "quickstart",
-        ["model.width=16", "model.core.num_layers=1", "model.core.num_heads=2", "model.embedder.width=16",
+        ["model.width=16", "model.core.num_layers=1", "model.core.attention.num_heads=2", "model.embedder.width=16",
          "model.context_length=64", "training.max_steps=4", "training.batch_size=4", "training.warmup_steps=1",
          "training.log_every_steps=2", "training.eval_every_steps=3", "training.save_every_steps=2"],
     )  # fmt: skip

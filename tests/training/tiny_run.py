@@ -21,7 +21,7 @@ model:
   context_length: 32
   width: 32
   embedder: {kind: byte}
-  core: {kind: transformer, num_layers: 2, num_heads: 2}
+  core: {kind: transformer, num_layers: 2, attention: {num_heads: 2}}
   head: {kind: linear}
 training:
   max_steps: 12

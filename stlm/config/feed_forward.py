@@ -1,0 +1,22 @@
+"""Feed-forward of a transformer layer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stlm.config.fields import Component, register, setting
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig(Component):
+    """Family of feed-forwards."""
+
+
+@register("swiglu")
+@dataclass(frozen=True)
+class SwiGLUConfig(FeedForwardConfig):
+    """Gated by silu."""
+
+    hidden_width: int | None = setting(
+        None, "width inside; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
+    )

@@ -1,0 +1,35 @@
+"""Norms: each vector on its own scale."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stlm.config import RMSNormConfig
+from stlm.model.registry import Registry
+
+
+class Norm(nn.Module):
+    """Interface of every norm: [..., D] → [..., D], over the last dimension."""
+
+    weight: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+
+NORMS: Registry[Norm] = Registry("core.norm")
+
+
+@NORMS.register("rms_norm")
+class RMSNorm(Norm):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, config: RMSNormConfig, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = config.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
