@@ -161,13 +161,16 @@ class Trainer:
                 part = self.objective.sums(output, prepared, self._bytes_per_id)
                 loss = sum(output.auxiliary.values(), part.nats) / ids
                 self.engine.backward(loss, last=prepared is micro_batches[-1])
-                terms = sorted(output.auxiliary)  # the same in every forward
+                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
                 parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                parts += [half for name in measures for half in output.measures[name]]
                 sums.append(torch.stack([value.detach().double() for value in parts]))
-        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms]
-        nats, bytes, *added = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
+        nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        added, measured = rest[: len(terms)], rest[len(terms) :]
         if not math.isfinite(math.fsum((nats, *added))):
-            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:])) for row in local])
+            counted = 2 + len(terms)
+            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:counted])) for row in local])
         learning_rate = learning_rate_at(step, training)
         gradient_norm = self.engine.step(learning_rate)
         if not math.isfinite(gradient_norm):
@@ -183,6 +186,7 @@ class Trainer:
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             **{f"{name}_loss": value / ids for name, value in zip(terms, added, strict=True)},
+            **{name: total / count for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)},
         }
         self._clock.add(time.perf_counter() - started, data_seconds, bytes)
         return loss_value
