@@ -9,7 +9,9 @@ from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, E
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
+from stlm.config.patching import FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
 from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
@@ -23,6 +25,11 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "NgramsConfig",
+    "ByteNgramsConfig",
+    "PatchingConfig",
+    "FixedPatchingConfig",
+    "SpacePatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
     "ExitsConfig",

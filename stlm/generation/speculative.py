@@ -98,7 +98,8 @@ def _round(
     A draft is accepted with the probability p / q, where q is how likely it was to be drafted, and p how likely the
     whole model would have drawn it; the first that is not is replaced by a draw from max(p - q, 0), and ends the round.
     """
-    ids, drafted_from = [last], []
+    ids = [last]
+    drafted_from: list[Tensor] = []  # q
     while len(drafted_from) < num_drafts and (ids[-1] != stop_id or not drafted_from):
         drafted_from.append(chances(model.draft(torch.tensor([ids[-1:]]), state)[:, -1]))
         ids.append(_draw(drafted_from[-1], generator))

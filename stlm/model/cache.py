@@ -62,12 +62,17 @@ class KeyValueCache:
 
 
 class DecodingState:
-    """Everything that `STLM.step` carries from call to call: each part's own cache, and the ids read so far."""
+    """Everything that `STLM.step` carries from call to call: each part's own cache, and the ids read so far.
 
-    def __init__(self, embedder: Any, core: Any, head: Any) -> None:
+    Where the rows of a batch are `ragged`, each advances the core in its own time, and has a cache of its own for it.
+    """
+
+    def __init__(self, embedder: Any, core: Any, head: Any, batch_size: int, ragged: bool) -> None:
         self.embedder = embedder
-        self.core = core
+        self.core = core  # of all rows; of several that are ragged, a list: one of each
         self.head = head
+        self.batch_size = batch_size
+        self.ragged = ragged
         self.length = 0  # ids read, the start symbol not counted
         self.waiting: Any = None  # what was read through the first layers only: see `exits`
 
@@ -78,20 +83,28 @@ class DecodingState:
     def select(self, rows: Tensor) -> DecodingState:
         """The state of the given rows [B'] of the batch, in that order and as often as they are named; a state of its
         own. Beams that survive are picked so, and one prompt becomes many."""
-        return mapped(self, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        new = mapped(self, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        if self.ragged:
+            each = self.core if self.batch_size > 1 else [self.core]
+            picked = [mapped(each[row], Tensor.clone) for row in rows.tolist()]
+            new.core = picked if len(picked) > 1 else picked[0]
+        new.batch_size = rows.numel()
+        return new
 
 
 def mapped(cache: Any, function: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
     """A copy of any part's cache with `function` of each tensor in it, all of which begin with the batch: [B, …].
 
-    Caches are made of plain attributes, lists and numbers. They replace their tensors rather than change them, but for
-    keys and values, which grow behind what is in use. So a copy that shares the tensors stays what it was while the
-    original reads on, and one can go back to it.
+    Caches are made of plain attributes, lists, named tuples and numbers. They replace their tensors rather than change
+    them, but for keys and values, which grow behind what is in use. So a copy that shares the tensors stays what it was
+    while the original reads on, and one can go back to it.
     """
     if isinstance(cache, Tensor):
         return function(cache)
     if isinstance(cache, list):
         return [mapped(item, function) for item in cache]
+    if isinstance(cache, tuple):  # named
+        return type(cache)(*(mapped(item, function) for item in cache))
     if cache is None or isinstance(cache, int | float):
         return cache
     assert hasattr(cache, "__dict__"), f"what a cache remembers is no {type(cache).__name__}"

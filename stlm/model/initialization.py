@@ -2,6 +2,7 @@
 
 | parameter                                | initial value                                                     |
 |------------------------------------------|-------------------------------------------------------------------|
+| vectors of n-grams                       | 0: as if there were none                                          |
 | embedding tables, and heads tied to them | normal, standard deviation 0.02                                   |
 | untied heads                             | normal, 0.02: first loss close to ln V                            |
 | other matrices                           | normal, 1 / sqrt(inputs): keeps the scale of its input            |
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
+from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 
 EMBEDDING_STD = 0.02
@@ -51,6 +53,9 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name == "head.output":
             deviations[module.weight] = EMBEDDING_STD
+    for module in model.modules():
+        if isinstance(module, NgramEmbedding):
+            deviations[module.tables.weight] = 0.0
     return deviations
 
 

@@ -8,11 +8,15 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
     ByteEmbedderConfig,
+    ByteNgramsConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    FixedPatchingConfig,
     GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
+    NgramsConfig,
+    SpacePatchingConfig,
     TokenEmbedderConfig,
     TransformerCoreConfig,
 )
@@ -24,14 +28,28 @@ CONTEXT = 24
 PAIRS = {
     "token+linear": (TokenEmbedderConfig(), LinearHeadConfig()),
     "token+linear, untied": (TokenEmbedderConfig(), LinearHeadConfig(tied=False)),
+    "token+linear, factorised": (TokenEmbedderConfig(rank=8), LinearHeadConfig()),
+    "token+linear, factorised, bigrams, untied": (
+        TokenEmbedderConfig(rank=8, ngrams=NgramsConfig(table_size=40)),
+        LinearHeadConfig(tied=False),
+    ),
     "byte+linear": (ByteEmbedderConfig(), LinearHeadConfig()),
+    "byte+linear, n-grams": (ByteEmbedderConfig(ngrams=ByteNgramsConfig(table_size=50, longest=5)), LinearHeadConfig()),
     "byte_patch+byte_patch": (
-        BytePatchEmbedderConfig(patch_size=4, width=16, num_heads=2, window=5),
+        BytePatchEmbedderConfig(FixedPatchingConfig(4), width=16, num_heads=2, window=5),
         BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
     ),
     "byte_patch+byte_patch, patches of 3, untied": (
-        BytePatchEmbedderConfig(patch_size=3, width=16, num_layers=2, num_heads=2, window=32),
+        BytePatchEmbedderConfig(FixedPatchingConfig(3), width=16, num_layers=2, num_heads=2, window=32),
         BytePatchHeadConfig(num_heads=2, window=32, tied=False),
+    ),
+    "byte_patch+byte_patch, patches of words": (
+        BytePatchEmbedderConfig(SpacePatchingConfig(patch_length=3.0, span=4), width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
+    ),
+    "byte_patch+byte_patch, n-grams": (
+        BytePatchEmbedderConfig(width=16, num_heads=2, window=5, ngrams=ByteNgramsConfig(table_size=30)),
+        BytePatchHeadConfig(num_heads=2, window=6),
     ),
 }
 
@@ -49,7 +67,12 @@ def make(embedder, head, seed=3, width=32):
         head=head,
         core=TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2)),
     )
-    return STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
+    model = STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.any():  # what begins at zero would hide its mistakes
+                parameter.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(len(name)))
+    return model
 
 
 def random_ids(batch=2, length=CONTEXT):
@@ -65,7 +88,7 @@ def test_every_registered_embedder_and_head_is_in_the_pairs():
 def test_shapes(model, length):
     ids = random_ids(3, length)
     x, patches = model.embedder(ids, Context())
-    positions = length if patches is None else -(-length // model.config.embedder.patch_size)
+    positions = length if patches is None else model.embedder.patching.room(length)
     assert x.shape == (3, positions, 32)
     y = model.core(x, Context())
     assert y.shape == x.shape
@@ -114,6 +137,8 @@ def test_tied_means_one_storage_also_after_load(model, tmp_path):
     model.save(tmp_path / "model")
     for m in (model, STLM.load(tmp_path / "model")):
         assert (m.head.output.weight is m.embedder.table.weight) == m.config.head.tied
+        if getattr(m.head, "factor", None) is not None:
+            assert (m.head.factor.weight is m.embedder.factor.weight) == m.config.head.tied
     untied = 0 if model.config.head.tied else model.head.output.weight.numel()
     names = [name for name, _ in model.named_parameters()]
     assert ("head.output.weight" in names) == bool(untied)
