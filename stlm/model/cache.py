@@ -83,12 +83,19 @@ class DecodingState:
     def select(self, rows: Tensor) -> DecodingState:
         """The state of the given rows [B'] of the batch, in that order and as often as they are named; a state of its
         own. Beams that survive are picked so, and one prompt becomes many."""
-        new = mapped(self, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        assert self.waiting is None
+
+        def pick(cache: Any) -> Any:
+            return mapped(cache, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
         if self.ragged:
             each = self.core if self.batch_size > 1 else [self.core]
-            picked = [mapped(each[row], Tensor.clone) for row in rows.tolist()]
-            new.core = picked if len(picked) > 1 else picked[0]
-        new.batch_size = rows.numel()
+            core = [mapped(each[row], Tensor.clone) for row in rows.tolist()]
+            core = core if len(core) > 1 else core[0]
+        else:
+            core = pick(self.core)
+        new = DecodingState(pick(self.embedder), core, pick(self.head), rows.numel(), self.ragged)
+        new.length = self.length
         return new
 
 
