@@ -9,6 +9,7 @@
 | the last matrix of each branch of a      | the same / sqrt(2 L), so that the sum of an L-layer stack's 2 L   |
 | block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3) |
 | norm weights                             | 1                                                                 |
+| thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
 else the model holds.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
+from stlm.model.entropy import EntropyPatching
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 
@@ -56,6 +58,8 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
     for module in model.modules():
         if isinstance(module, NgramEmbedding):
             deviations[module.tables.weight] = 0.0
+        if isinstance(module, EntropyPatching):
+            deviations[module.threshold] = 0.0
     return deviations
 
 
