@@ -8,6 +8,7 @@ from stlm.model.core import CORES, Core
 from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.vocabulary import Vocabulary
 
@@ -22,6 +23,8 @@ __all__ = [
     "DecodingState",
     "Embedder",
     "Head",
+    "PaperEmbedder",
+    "PaperHead",
     "Patches",
     "Vocabulary",
     "count_parameters",
