@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.fitting import heads_fit
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
+from stlm.config.patching import FixedPatchingConfig, PatchingConfig
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig
@@ -59,12 +60,12 @@ class ByteEmbedderConfig(EmbedderConfig):
 @register("byte_patch")
 @dataclass(frozen=True)
 class BytePatchEmbedderConfig(EmbedderConfig):
-    """A small local transformer over bytes, gathered into one vector per patch of fixed length."""
+    """A small local transformer over bytes, gathered into one vector per patch."""
 
     patched: ClassVar[bool] = True
     byte_ids: ClassVar[bool] = True
 
-    patch_size: int = setting(4, "bytes per patch", minimum=1)
+    patching: PatchingConfig = field(default=FixedPatchingConfig(), metadata={"help": "where patches begin"})
     width: int = setting(128, "width of the local layers, in the embedder and in the byte_patch head", minimum=2)
     num_layers: int = setting(1, "local layers before patches are formed", minimum=0)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
@@ -73,15 +74,8 @@ class BytePatchEmbedderConfig(EmbedderConfig):
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
+        yield from self.patching.check(model)
         yield from self.ngrams.check(model, "embedder.ngrams")
-        if model.context_length % self.patch_size:
-            rounded = -(-model.context_length // self.patch_size) * self.patch_size
-            yield Conflict(
-                "context_length",
-                f"got {model.context_length}, expected a multiple of model.embedder.patch_size = {self.patch_size}; "
-                f"{rounded} would work",
-                ("embedder.patch_size",),
-            )
 
 
 @register("paper")

@@ -23,6 +23,7 @@ class Embedder(nn.Module):
     """Interface of every embedder."""
 
     table: nn.Embedding  # [V, d]: what a tied head shares
+    ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
     ngrams: NgramEmbedding | None
 
     def look_up(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> Tensor:

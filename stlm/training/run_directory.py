@@ -91,7 +91,7 @@ class RunDirectory:
                 refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
             write_text(self.path / "config.yaml", dump_run_config(config))
-            prune_checkpoints(self.path, config.training.keep_last)
+            prune_checkpoints(self.path, config.training)
         except (DataError, OSError) as error:
             self.close()
             reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error

@@ -11,12 +11,14 @@ from stlm.config import (
     ByteNgramsConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
+    FixedPatchingConfig,
     GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
     NgramsConfig,
     PaperEmbedderConfig,
     PaperHeadConfig,
+    SpacePatchingConfig,
     TokenEmbedderConfig,
     TransformerCoreConfig,
 )
@@ -36,15 +38,19 @@ PAIRS = {
     "byte+linear": (ByteEmbedderConfig(), LinearHeadConfig()),
     "byte+linear, n-grams": (ByteEmbedderConfig(ngrams=ByteNgramsConfig(table_size=50, longest=5)), LinearHeadConfig()),
     "byte_patch+byte_patch": (
-        BytePatchEmbedderConfig(patch_size=4, width=16, num_heads=2, window=5),
+        BytePatchEmbedderConfig(FixedPatchingConfig(4), width=16, num_heads=2, window=5),
         BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
     ),
     "byte_patch+byte_patch, patches of 3, untied": (
-        BytePatchEmbedderConfig(patch_size=3, width=16, num_layers=2, num_heads=2, window=32),
+        BytePatchEmbedderConfig(FixedPatchingConfig(3), width=16, num_layers=2, num_heads=2, window=32),
         BytePatchHeadConfig(num_heads=2, window=32, tied=False),
     ),
+    "byte_patch+byte_patch, patches of words": (
+        BytePatchEmbedderConfig(SpacePatchingConfig(patch_length=3.0, span=4), width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
+    ),
     "byte_patch+byte_patch, n-grams": (
-        BytePatchEmbedderConfig(patch_size=4, width=16, num_heads=2, window=5, ngrams=ByteNgramsConfig(table_size=30)),
+        BytePatchEmbedderConfig(width=16, num_heads=2, window=5, ngrams=ByteNgramsConfig(table_size=30)),
         BytePatchHeadConfig(num_heads=2, window=6),
     ),
     "paper+paper": (PaperEmbedderConfig(slots=3, width=16, num_heads=2), PaperHeadConfig(num_heads=2)),
@@ -90,7 +96,7 @@ def test_every_registered_embedder_and_head_is_in_the_pairs():
 def test_shapes(model, length):
     ids = random_ids(3, length)
     x, patches = model.embedder(ids, Context())
-    positions = -(-length // getattr(model.config.embedder, "patch_size", 1))
+    positions = model.embedder.patching.room(length) if model.config.embedder.patched else length
     assert x.shape == (3, positions, 32)
     y = model.core(x, Context())
     assert y.shape == x.shape

@@ -1,0 +1,80 @@
+"""Rules that say where patches begin, chosen by `kind`. Each has a registered module of the same kind in stlm.model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stlm.config.fields import Component, Conflict, register, setting
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+HEADROOM = 1.25  # slots for each patch of the stated mean length
+
+
+@dataclass(frozen=True)
+class PatchingConfig(Component):
+    """Family of rules. A window has the same number of slots for patches whatever it holds: shapes stay fixed."""
+
+    @property
+    def span(self) -> int:
+        """How many byte states, up to the position where a patch begins, its vector is made of."""
+        raise TypeError(f"{type(self).__name__} defines no span")
+
+    def num_slots(self, context_length: int) -> int:
+        """The most patches that a window of `context_length` bytes is cut into."""
+        raise TypeError(f"{type(self).__name__} defines no num_slots()")
+
+
+@register("fixed")
+@dataclass(frozen=True)
+class FixedPatchingConfig(PatchingConfig):
+    """A patch begins at every `patch_size`-th byte (MegaByte)."""
+
+    patch_size: int = setting(4, "bytes per patch", minimum=1)
+
+    @property
+    def span(self) -> int:
+        return self.patch_size
+
+    def num_slots(self, context_length: int) -> int:
+        return -(-context_length // self.patch_size)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if model.context_length % self.patch_size:
+            rounded = -(-model.context_length // self.patch_size) * self.patch_size
+            yield Conflict(
+                "context_length",
+                f"got {model.context_length}, expected a multiple of model.embedder.patching.patch_size = "
+                f"{self.patch_size}; {rounded} would work",
+                ("embedder.patching.patch_size",),
+            )
+
+
+@dataclass(frozen=True)
+class VariablePatchingConfig(PatchingConfig):
+    """What rules share whose patches differ in length."""
+
+    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", minimum=1.0)
+    span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
+
+    def num_slots(self, context_length: int) -> int:
+        return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if self.patch_length > model.context_length / 2:
+            yield Conflict(
+                "embedder.patching.patch_length",
+                f"got {self.patch_length:g}, expected at most half of model.context_length = {model.context_length}, "
+                f"or a window is one patch; {min(6.0, model.context_length / 2):g} would work",
+                ("context_length",),
+            )
+
+
+@register("space")
+@dataclass(frozen=True)
+class SpacePatchingConfig(VariablePatchingConfig):
+    """A patch begins behind each run of spaces and punctuation, so that it is about a word (SpaceByte)."""
