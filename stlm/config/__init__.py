@@ -5,9 +5,15 @@ from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.build import from_dict, to_dict
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
-from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.embedders import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    EmbedderConfig,
+    PaperEmbedderConfig,
+    TokenEmbedderConfig,
+)
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
-from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
 from stlm.config.patching import EntropyPatchingConfig, FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
@@ -24,6 +30,7 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "PaperEmbedderConfig",
     "NgramsConfig",
     "ByteNgramsConfig",
     "PatchingConfig",
@@ -43,6 +50,7 @@ __all__ = [
     "HeadConfig",
     "LinearHeadConfig",
     "BytePatchHeadConfig",
+    "PaperHeadConfig",
     "load_run_config",
     "dump_run_config",
     "preset_names",

@@ -9,6 +9,7 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.vocabulary import Vocabulary
 
@@ -24,6 +25,8 @@ __all__ = [
     "Embedder",
     "EntropyPatching",
     "Head",
+    "PaperEmbedder",
+    "PaperHead",
     "Patches",
     "Vocabulary",
     "count_parameters",

@@ -26,6 +26,7 @@ from stlm.model.blocks import TransformerStack
 from stlm.model.entropy import EntropyPatching
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
+from stlm.model.paper import SlotStack
 
 EMBEDDING_STD = 0.02
 
@@ -49,7 +50,7 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
         if isinstance(module, nn.Linear):
             deviations[module.weight] = module.in_features**-0.5
     for module in model.modules():
-        if isinstance(module, TransformerStack):
+        if isinstance(module, TransformerStack | SlotStack):
             for last in module.last_of_branches():
                 deviations[last.weight] = (last.in_features * 2 * len(module.blocks)) ** -0.5
     for name, module in model.named_modules():
