@@ -59,7 +59,7 @@ class FixedPatchingConfig(PatchingConfig):
 class VariablePatchingConfig(PatchingConfig):
     """What rules share whose patches differ in length."""
 
-    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", minimum=1.0)
+    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", above=1.0)
     span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
 
     def num_slots(self, context_length: int) -> int:

@@ -41,8 +41,8 @@ class ByteModel(nn.Module):
 class EntropyPatching(Patching):
     """A patch begins with each byte whose distribution has more than `threshold` bits of entropy.
 
-    That is BLT's global threshold (Pagnoni et al. 2024, arXiv 2412.09871, section 2.3). The byte model and the threshold
-    are frozen: they are set when a run begins, and are saved and loaded with the model like all its parameters.
+    That is BLT's global threshold (Pagnoni et al. 2024, arXiv 2412.09871, section 2.3). The byte model and the
+    threshold are frozen: set when a run begins, then saved and loaded with the model like all its parameters.
 
     Entropies are computed in fp32 whatever the precision around them, so that training and use cut alike. Beside a
     cache they are equal within rounding: only an entropy that close to the threshold could be judged otherwise.
