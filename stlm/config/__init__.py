@@ -2,19 +2,27 @@
 
 from data_pipeline.config import DataConfig
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
-from stlm.config.build import from_dict, to_dict
+from stlm.config.build import from_dict, to_dict, value_at
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
-from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.embedders import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    EmbedderConfig,
+    PaperEmbedderConfig,
+    TokenEmbedderConfig,
+)
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
-from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
+from stlm.config.loops import LoopsConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
-from stlm.config.patching import FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
+from stlm.config.patching import EntropyPatchingConfig, FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
 from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
+from stlm.config.sharing import SharingConfig
 
 __all__ = [
     "RunConfig",
@@ -25,13 +33,17 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "PaperEmbedderConfig",
     "NgramsConfig",
     "ByteNgramsConfig",
     "PatchingConfig",
     "FixedPatchingConfig",
     "SpacePatchingConfig",
+    "EntropyPatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
+    "SharingConfig",
+    "LoopsConfig",
     "ExitsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",
@@ -44,11 +56,13 @@ __all__ = [
     "HeadConfig",
     "LinearHeadConfig",
     "BytePatchHeadConfig",
+    "PaperHeadConfig",
     "load_run_config",
     "dump_run_config",
     "preset_names",
     "changed_keys",
     "to_dict",
     "from_dict",
+    "value_at",
     "load_deepspeed_config",
 ]

@@ -10,8 +10,10 @@ from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.loops import LoopsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
 from stlm.config.positions import PositionsConfig, RoPEConfig
+from stlm.config.sharing import SharingConfig
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig
@@ -32,6 +34,8 @@ class TransformerCoreConfig(CoreConfig):
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
     norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
     positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
+    sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers have in common"})
+    loops: LoopsConfig = field(default=LoopsConfig(), metadata={"help": "layers that are run several times"})
     exits: ExitsConfig = field(default=ExitsConfig(), metadata={"help": "layers from which the head may read as well"})
     layer_dropout: float = setting(
         0.0,
@@ -41,14 +45,33 @@ class TransformerCoreConfig(CoreConfig):
         below=1.0,
     )
 
+    def modules(self) -> tuple[str, ...]:
+        """Places of a block's matrices and norms, such as attention.query: what layers may share."""
+        return (
+            "attention_norm",
+            *(f"attention.{name}" for name in self.attention.modules()),
+            "feed_forward_norm",
+            *(f"feed_forward.{name}" for name in self.feed_forward.modules()),
+        )
+
+    @property
+    def depth(self) -> int:
+        """Layers that are run: one that is run twice counts twice."""
+        return len(self.loops.order(self.num_layers))
+
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
-        yield from self.exits.check(self.num_layers)
-        if self.layer_dropout and self.num_layers == 1:
+        for conflict in self.sharing.check(self.num_layers, self.modules()):
+            yield conflict.under("core.sharing")
+        for conflict in self.loops.check(self.num_layers):
+            yield conflict.under("core.loops")
+        for conflict in self.exits.check(self.depth):
+            yield conflict.under("core.exits")
+        if self.layer_dropout and self.depth == 1:
             yield Conflict(
                 "core.layer_dropout",
                 f"got {self.layer_dropout:g}, which has no effect on a single layer, as the first is never skipped; "
                 "0 would work",
-                ("core.num_layers",),
+                ("core.num_layers", "core.loops"),
             )

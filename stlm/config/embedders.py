@@ -76,3 +76,27 @@ class BytePatchEmbedderConfig(EmbedderConfig):
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
         yield from self.patching.check(model)
         yield from self.ngrams.check(model, "embedder.ngrams")
+
+
+@register("paper")
+@dataclass(frozen=True)
+class PaperEmbedderConfig(EmbedderConfig):
+    """Ids of any tokenizer, each read as its bytes: a small bidirectional transformer over them, and their mean."""
+
+    slots: int = setting(16, "bytes by which an id is read, and spelt by the paper head", minimum=1)
+    width: int = setting(128, "width of the layers over bytes, in the embedder and in the paper head", minimum=2)
+    num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
+    num_heads: int = setting(4, "attention heads of such a layer", minimum=1)
+    reconstruction_weight: float = setting(
+        0.0, "weight of the paper head's nats in spelling the id just read from its vector; 0: not asked", minimum=0.0
+    )
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
+        if self.reconstruction_weight and model.head.kind != "paper":
+            yield Conflict(
+                "embedder.reconstruction_weight",
+                f"got {self.reconstruction_weight:g}, which has no effect with the head {model.head.kind!r}; "
+                "expected 0, or model.head={kind: paper}",
+                ("head.kind",),
+            )

@@ -22,26 +22,24 @@ class ExitsConfig:
         0.3, "weight of all exits together in the loss, beside 1 for the last layer", above=0.0
     )
 
-    def weights(self, num_layers: int) -> dict[int, float]:
+    def weights(self, depth: int) -> dict[int, float]:
         """Layers in front of each exit → what its loss is multiplied by; the last layer is not among them."""
-        depths = range(self.every, num_layers, self.every) if self.every else ()
-        total = sum(depth * (depth + 1) for depth in depths)
-        return {depth: self.loss_weight * depth * (depth + 1) / total for depth in depths}
+        places = range(self.every, depth, self.every) if self.every else ()
+        total = sum(place * (place + 1) for place in places)
+        return {place: self.loss_weight * place * (place + 1) / total for place in places}
 
-    def check(self, num_layers: int) -> Iterator[Conflict]:
-        """Conflicts with the depth."""
-        if self.every is not None and self.every >= num_layers:
-            works = f"{max(1, num_layers // 2)} would work" if num_layers > 1 else "model.core.num_layers=2 would work"
+    def check(self, depth: int) -> Iterator[Conflict]:
+        """Conflicts with the number of layers that are run."""
+        works = f"model.core.exits.every={max(1, depth // 2)}" if depth > 1 else "model.core.num_layers=2"
+        if self.every is not None and self.every >= depth:
             yield Conflict(
-                "core.exits.every",
-                f"got {self.every}, which puts the first exit beyond the layers before the last, expected less than "
-                f"model.core.num_layers = {num_layers}; {works}",
-                ("core.num_layers",),
+                "every",
+                f"got {self.every}, which puts no exit in front of the last layer, expected less than the {depth} that "
+                f"are run; {works} would work",
             )
         if self.every is None and self.loss_weight != ExitsConfig.loss_weight:
             yield Conflict(
-                "core.exits.loss_weight",
-                f"got {self.loss_weight:g}, which has no effect without exits; "
-                f"model.core.exits.every={max(1, num_layers // 2)} would work",
-                ("core.exits.every",),
+                "loss_weight",
+                f"got {self.loss_weight:g}, which has no effect without exits; {works} would work",
+                ("every",),
             )

@@ -16,8 +16,10 @@ from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.draws import uniform
 from stlm.model.feed_forward import FEED_FORWARDS
+from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
 from stlm.model.positions import POSITIONS, RotaryTable
+from stlm.model.sharing import share
 
 
 class Block(nn.Module):
@@ -43,22 +45,32 @@ class TransformerStack(nn.Module):
     def __init__(self, config: TransformerCoreConfig, width: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, width) for _ in range(config.num_layers))
+        share(self.blocks, config.sharing)
+        self.order = config.loops.order(config.num_layers)
+        self.loop_embeddings = LoopEmbeddings(config.loops, width) if config.loops.embeddings else None
         self.positions = POSITIONS[config.positions.kind](config.positions, config.attention.head_width_of(width))
-        self.dropout = LayerDropout(config.layer_dropout, config.num_layers)
+        self.dropout = LayerDropout(config.layer_dropout, self.depth)
 
     def new_cache(self) -> list[KeyValueCache]:
-        """One empty cache for each layer."""
-        return [block.attention.new_cache() for block in self._blocks()]
+        """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
+        return [block.attention.new_cache() for block in self._run()]
+
+    @property
+    def depth(self) -> int:
+        """Layers that are run: one that is run twice counts twice."""
+        return len(self.order)
 
     def last_of_branches(self) -> list[nn.Linear]:
-        """The last matrices of every attention and feed-forward: what is added to the residual stream."""
+        """The last matrices of every attention and feed-forward, as often as they are run: each time, what they give is
+        added to the residual stream."""
         lasts: list[nn.Linear] = []
-        for block in self._blocks():
+        for block in self._run():
             lasts += [block.attention.output, *block.feed_forward.lasts()]
         return lasts
 
-    def _blocks(self) -> list[Block]:
-        return cast(list[Block], list(self.blocks))
+    def _run(self) -> list[Block]:
+        """The blocks in the order in which they are run."""
+        return [cast(Block, self.blocks[layer]) for layer, _ in self.order]
 
     def forward(
         self,
@@ -68,12 +80,15 @@ class TransformerStack(nn.Module):
         layers: slice = slice(None),
     ) -> Tensor:
         """Run the blocks, or those of the given `layers` only: what comes in is then what the ones before gave out."""
-        run = range(len(self.blocks))[layers]
+        run = range(self.depth)[layers]
         first = cache[run.start].length if cache else 0
         rotary = self.positions.rotary(first, x_BTD.size(1), x_BTD.device)
-        for layer in run:
-            y_BTD = self.blocks[layer](x_BTD, rotary, context, cache[layer] if cache else None)
-            x_BTD = self.dropout(x_BTD, y_BTD, layer, context)
+        for place in run:
+            layer, number = self.order[place]
+            if number is not None and self.loop_embeddings is not None:
+                x_BTD = self.loop_embeddings(x_BTD, number)
+            y_BTD = self.blocks[layer](x_BTD, rotary, context, cache[place] if cache else None)
+            x_BTD = self.dropout(x_BTD, y_BTD, place, context)
         return x_BTD
 
 

@@ -102,16 +102,15 @@ class DecodingState:
 def mapped(cache: Any, function: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
     """A copy of any part's cache with `function` of each tensor in it, all of which begin with the batch: [B, …].
 
-    Caches are made of plain attributes, lists, named tuples and numbers. They replace their tensors rather than change
+    Caches are made of plain attributes, lists, tuples and numbers. They replace their tensors rather than change
     them, but for keys and values, which grow behind what is in use. So a copy that shares the tensors stays what it was
     while the original reads on, and one can go back to it.
     """
     if isinstance(cache, Tensor):
         return function(cache)
-    if isinstance(cache, list):
-        return [mapped(item, function) for item in cache]
-    if isinstance(cache, tuple):  # named
-        return type(cache)(*(mapped(item, function) for item in cache))
+    if isinstance(cache, list | tuple):
+        items = [mapped(item, function) for item in cache]
+        return type(cache)(*items) if hasattr(cache, "_fields") else type(cache)(items)
     if cache is None or isinstance(cache, int | float):
         return cache
     assert hasattr(cache, "__dict__"), f"what a cache remembers is no {type(cache).__name__}"

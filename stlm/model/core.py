@@ -58,9 +58,9 @@ class TransformerCore(Core):
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()
-        self.exit_weights = config.exits.weights(config.num_layers)
-        self.depths = (*self.exit_weights, config.num_layers)
         self.stack = TransformerStack(config, model.width)
+        self.exit_weights = config.exits.weights(self.stack.depth)
+        self.depths = (*self.exit_weights, self.stack.depth)
         self.norm = NORMS[config.norm.kind](config.norm, model.width)
 
     def new_cache(self) -> list[KeyValueCache]:

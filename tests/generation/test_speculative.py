@@ -65,7 +65,7 @@ def shares(draw, times):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
 def test_drafts_leave_the_distribution_as_it_is(sampling):
     """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
-    times = 4000
+    times = 3000
     found = shares(
         lambda seed: speculate(Table(), [], num_drafts=2, effort=Effort(), **options(seed=seed, **sampling)), times
     )

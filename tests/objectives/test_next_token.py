@@ -46,13 +46,11 @@ def test_what_is_masked_costs_nothing_and_teaches_nothing():
 
 
 def test_exits_cost_what_their_rows_pay():
-    """By hand: two exits, three rows, each row with one exit; masked ids cost nothing, and not the last layer's loss."""
+    """By hand: two exits, three rows, each row with one exit; masked ids cost nothing."""
     ids = torch.tensor([[0, 1], [2, 2], [1, 1]])
     mask = torch.tensor([[True, False], [True, True], [True, True]])
     logits = torch.zeros(3, 2, 4)
-    logits[1, 0, 2] = logits[2, 1, 0] = math.log(
-        3
-    )  # one likely and right: 1/2; one likely and wrong: 1/6 for the others
+    logits[1, 0, 2] = logits[2, 1, 0] = math.log(3)  # likely and right: 1/2; likely and wrong: 1/6
     logits[0, 1, 0] = math.inf  # masked
     output = Output(torch.zeros(3, 2, 4), {}, {}, ExitLogits(logits, torch.tensor([1, 0, 1]), {2: 0.1, 4: 0.2, 6: 0.5}))
     objective = build_objective("next_token")

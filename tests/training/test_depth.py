@@ -1,4 +1,4 @@
-"""Training with exits and layers that rows skip: the same however rows are shared out, also where ranks share weights."""
+"""Training with exits and layers that rows skip: the same however rows are shared out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_micro_batches_draw_what_the_whole_batch_draws(make_trainer, whole, tmp_
 
 
 def test_two_ranks_that_share_all_weights(pretrain, whole, tmp_path):
-    """ZeRO 3: each rank has rows that skip other layers and try other exits, and yet all go through the same modules."""
+    """ZeRO 3: rows of each rank skip layers of their own, and yet all ranks run the same modules."""
     pretrain(tmp_path / "run", "--set", *DEPTH, ranks=2, stage=3)
     for found, expected in zip(losses(tmp_path / "run"), losses(whole), strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
