@@ -16,7 +16,7 @@ from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
-from stlm.config.patching import FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
+from stlm.config.patching import FixedPatchingConfig, LearnedPatchingConfig, PatchingConfig, SpacePatchingConfig
 from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
@@ -36,6 +36,7 @@ __all__ = [
     "PatchingConfig",
     "FixedPatchingConfig",
     "SpacePatchingConfig",
+    "LearnedPatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
     "AttentionConfig",

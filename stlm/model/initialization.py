@@ -9,6 +9,7 @@
 | the last matrix of each branch of a      | the same / sqrt(2 L), so that the sum of an L-layer stack's 2 L   |
 | block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3) |
 | norm weights                             | 1                                                                 |
+| query and key of learned patches         | the identity: bytes are compared as they stand                    |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
 else the model holds.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
+from stlm.model.learned_patching import LearnedPatching
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 from stlm.model.paper import SlotStack
@@ -33,10 +35,14 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, seed: int) -> None:
     """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
     deviations = _standard_deviations(model)
+    routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
+    identities = {projection.weight for router in routers for projection in (router.query, router.key)}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Norm):
             parameter.fill_(1.0)
+        elif parameter in identities:
+            nn.init.eye_(parameter)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
 
