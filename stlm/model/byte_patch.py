@@ -61,7 +61,7 @@ class BytePatchEmbedder(Embedder):
     def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         require_bytes("byte_patch", vocabulary)
-        self.patching = PATCHINGS[config.patching.kind](config.patching, model, vocabulary, config.width)
+        self.patching = PATCHINGS[config.patching.kind](config.patching, model, vocabulary)
         self.ragged = self.patching.ragged
         self.span = config.patching.span
         self.table = nn.Embedding(vocabulary.size, config.width)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import LearnedPatchingConfig, ModelConfig
+from stlm.config import BytePatchEmbedderConfig, LearnedPatchingConfig, ModelConfig
 from stlm.model.context import Context
 from stlm.model.patching import PATCHINGS, Patching, Placed, Routing
 from stlm.model.vocabulary import Vocabulary
@@ -41,8 +41,10 @@ class LearnedPatching(Patching):
 
     learned = True
 
-    def __init__(self, config: LearnedPatchingConfig, model: ModelConfig, vocabulary: Vocabulary, width: int) -> None:
-        super().__init__(config, model, vocabulary, width)
+    def __init__(self, config: LearnedPatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
+        assert isinstance(model.embedder, BytePatchEmbedderConfig)
+        width = model.embedder.width
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.patch_length, self.ratio_weight = config.patch_length, config.ratio_weight

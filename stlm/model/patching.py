@@ -58,7 +58,7 @@ class Patching(nn.Module):
     ragged = True  # whether the rows of a batch may begin patches at different positions
     learned = False  # whether `forward` says with which probability, rather than whether, a patch is wanted
 
-    def __init__(self, config: PatchingConfig, model: ModelConfig, vocabulary: Vocabulary, width: int) -> None:
+    def __init__(self, config: PatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.num_slots = config.num_slots(model.context_length)
         self.context_length = model.context_length
@@ -127,8 +127,8 @@ class FixedPatching(Patching):
 
     ragged = False
 
-    def __init__(self, config: FixedPatchingConfig, model: ModelConfig, vocabulary: Vocabulary, width: int) -> None:
-        super().__init__(config, model, vocabulary, width)
+    def __init__(self, config: FixedPatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
 
     def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: None = None) -> Tensor:
         return torch.ones_like(inputs_BT, dtype=torch.bool)
@@ -150,8 +150,8 @@ class SpacePatching(Patching):
     Ids that no text contains, such as the end of a document, have a patch begin behind them in any case.
     """
 
-    def __init__(self, config: SpacePatchingConfig, model: ModelConfig, vocabulary: Vocabulary, width: int) -> None:
-        super().__init__(config, model, vocabulary, width)
+    def __init__(self, config: SpacePatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
 
     def new_cache(self) -> SpaceCache:
         return SpaceCache()

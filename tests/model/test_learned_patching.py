@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_pairs import CONTEXT, PAIRS, make, random_ids
 
-from stlm.config import LearnedPatchingConfig, ModelConfig
+from stlm.config import BytePatchEmbedderConfig, LearnedPatchingConfig, ModelConfig
 from stlm.model import Context, Vocabulary, initialize
 from stlm.model.learned_patching import LearnedPatching, ratio, routing_of, smooth, weigh
 
@@ -13,8 +13,8 @@ VOCABULARY = Vocabulary(tuple(bytes([byte]) for byte in range(256)))
 
 
 def router(width, **settings):
-    model = ModelConfig(context_length=CONTEXT)
-    module = LearnedPatching(LearnedPatchingConfig(**settings), model, VOCABULARY, width)
+    model = ModelConfig(context_length=CONTEXT, embedder=BytePatchEmbedderConfig(width=width))
+    module = LearnedPatching(LearnedPatchingConfig(**settings), model, VOCABULARY)
     initialize(module, seed=1)
     return module
 
