@@ -25,7 +25,18 @@ from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError
 from stlm.generation import TextStream, generate_ids, nats_per_id
-from stlm.model import CORES, EMBEDDERS, HEADS, Context, DecodingState, Vocabulary, count_parameters, initialize, tie
+from stlm.model import (
+    CORES,
+    EMBEDDERS,
+    HEADS,
+    Context,
+    DecodingState,
+    Vocabulary,
+    count_parameters,
+    initialize,
+    other_ties,
+    tie,
+)
 
 FORMAT = "stlm-model-1"
 
@@ -204,6 +215,7 @@ class STLM(nn.Module):
             elif tensor.shape != parameters[name].shape:
                 problems.append(f"{name}: got {list(tensor.shape)}, expected {list(parameters[name].shape)}")
         if problems:
+            problems = other_ties(self, tensors.keys()) + problems
             shown = "\n  ".join(problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else []))
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
         for name, parameter in parameters.items():

@@ -10,6 +10,7 @@ from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
+from stlm.model.sharing import other_ties
 from stlm.model.vocabulary import Vocabulary
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "Vocabulary",
     "count_parameters",
     "initialize",
+    "other_ties",
     "tie",
 ]

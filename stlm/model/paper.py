@@ -90,6 +90,11 @@ class SlotStack(nn.Module):
         self.blocks = nn.ModuleList(SlotBlock(width, num_heads) for _ in range(num_layers))
         self.norm = RMSNorm(RMSNormConfig(), width)
 
+    @property
+    def depth(self) -> int:
+        """Layers that are run."""
+        return len(self.blocks)
+
     def last_of_branches(self) -> list[nn.Linear]:
         """The last matrix of every attention and feed-forward: what is added to the residual stream."""
         lasts: list[nn.Linear] = []

@@ -27,7 +27,7 @@ from torch import Tensor
 from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import Tokenizer
-from stlm.config import ModelConfig, TrainingConfig, changed_keys
+from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
 from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model, step_of
 from stlm.training.engine import State
@@ -90,7 +90,7 @@ def check_checkpoint(path: Path) -> str | None:
 def refuse_other_model(path: Path, config: ModelConfig) -> None:
     """Raises CheckpointError where a checkpoint holds a model of another config."""
     saved = read_model_config(path / "model")
-    if changed := [f"model.{key}" for key in changed_keys(saved, config)]:
+    if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
             f"{path} holds a model that was made with another {', '.join(changed)}; "
             "continue it with its own config, or choose another folder with --run"
