@@ -84,7 +84,7 @@ def ratio(probability_BT: Tensor, patch_length: float) -> Tensor:
 
 def routing_of(probability_BT: Tensor, placed: Placed, documents_BP: Tensor | None) -> Routing:
     """What the head needs: how sure the router is of what happens at each position, and p where each patch begins."""
-    sureness_BT = torch.where(placed.begins_BT, probability_BT, 1 - probability_BT)
+    sureness_BT = torch.where(placed.begun_BT, probability_BT, 1 - probability_BT)
     probability_BP = probability_BT.gather(1, placed.start_BP.clamp(min=0))
     if documents_BP is not None:  # a document may find no slot at its first position; nothing is mixed across its edge
         edge_BP = documents_BP != F.pad(documents_BP[:, :-1], (1, 0))

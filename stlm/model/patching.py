@@ -46,7 +46,7 @@ class Placed(NamedTuple):
 
     start_BP: Tensor  # the position in this call where the patch of each slot begins; -1 in slots without one
     index_BT: Tensor  # as in Patches
-    begins_BT: Tensor  # whether a patch begins
+    begun_BT: Tensor  # whether a patch begins
     counts_B: Tensor  # patches that began in this call
     taken_B1: Tensor  # slots taken by the end of this call, those of earlier calls included
     length: int  # positions read by then
@@ -109,13 +109,13 @@ class Patching(nn.Module):
         earlier_BT = torch.where(begins_BT, entry_BT, F.pad(taken_BT[:, :-1], (1, 0)))
         entry_BT = torch.where(begins_BT, entry_BT, 0).cummax(1).values  # of the position's own document
         index_BT = torch.where(taken_BT > entry_BT, taken_BT - entry_BT[:, :1], 0)
-        counts_B = index_BT.amax(1)
+        begun_BT = taken_BT > earlier_BT
+        counts_B = begun_BT.sum(1)
         slots = self.room(length) if before is None else int(counts_B.max())
-        begins_patch_BT = taken_BT > earlier_BT
-        slot_BT = torch.where(begins_patch_BT, index_BT - 1, slots)  # those that begin no patch: one too many
+        slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
         place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
         start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
-        return Placed(start_BP, index_BT, begins_patch_BT, counts_B, taken_BT[:, -1:], first + length)
+        return Placed(start_BP, index_BT, begun_BT, counts_B, taken_BT[:, -1:], first + length)
 
 
 PATCHINGS: Registry[Patching] = Registry("embedder.patching")
