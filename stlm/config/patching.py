@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class FixedPatchingConfig(PatchingConfig):
 class VariablePatchingConfig(PatchingConfig):
     """What rules share whose patches differ in length."""
 
-    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", minimum=1.0)
+    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", above=1.0)
     span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
 
     def num_slots(self, context_length: int) -> int:
@@ -78,3 +79,26 @@ class VariablePatchingConfig(PatchingConfig):
 @dataclass(frozen=True)
 class SpacePatchingConfig(VariablePatchingConfig):
     """A patch begins behind each run of spaces and punctuation, so that it is about a word (SpaceByte)."""
+
+
+@register("entropy")
+@dataclass(frozen=True)
+class EntropyPatchingConfig(VariablePatchingConfig):
+    """A patch begins where a small byte model finds the next byte hard to guess (BLT).
+
+    The threshold is found when the run begins, so that patches have the mean length `patch_length` on its text.
+    """
+
+    entropy_model: str | None = setting(
+        None, "run or model directory of the byte model; read when the run begins, and saved with its model"
+    )
+    width: int = setting(64, "width of the byte model", minimum=2)
+    core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
+
+    def byte_model(self, model: ModelConfig) -> ModelConfig:
+        """The whole config of the byte model: embedder and head are those of any ModelConfig that names no others."""
+        return type(model)(context_length=model.context_length, width=self.width, core=self.core)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from super().check(model)
+        yield from (conflict.under("embedder.patching") for conflict in self.byte_model(model).check())

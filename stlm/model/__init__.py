@@ -6,6 +6,7 @@ from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
 from stlm.model.embedders import EMBEDDERS, Embedder
+from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.paper import PaperEmbedder, PaperHead
@@ -23,6 +24,7 @@ __all__ = [
     "Core",
     "DecodingState",
     "Embedder",
+    "EntropyPatching",
     "Head",
     "PaperEmbedder",
     "PaperHead",

@@ -12,6 +12,7 @@
 |                                          | L counts the layers that are run, and a matrix that k of them use |
 |                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
 | norm weights                             | 1                                                                 |
+| thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
 else the model holds.
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
+from stlm.model.entropy import EntropyPatching
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
@@ -69,6 +71,8 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
             deviations[module.weight] = 0.0
         elif isinstance(module, CorrectedLinear):
             deviations[module.lora_b.weight] = 0.0
+        elif isinstance(module, EntropyPatching):
+            deviations[module.threshold] = 0.0
     return deviations
 
 

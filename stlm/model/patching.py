@@ -96,9 +96,10 @@ class Patching(nn.Module):
         earlier_BT = torch.where(begins_BT, entry_BT, F.pad(taken_BT[:, :-1], (1, 0)))
         entry_BT = torch.where(begins_BT, entry_BT, 0).cummax(1).values  # of the position's own document
         index_BT = torch.where(taken_BT > entry_BT, taken_BT - entry_BT[:, :1], 0)
-        counts_B = index_BT.amax(1)
+        begun_BT = taken_BT > earlier_BT
+        counts_B = begun_BT.sum(1)
         slots = self.room(length) if before is None else int(counts_B.max())
-        slot_BT = torch.where(taken_BT > earlier_BT, index_BT - 1, slots)  # those that begin no patch: one too many
+        slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
         place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
         start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
         return Placed(start_BP, index_BT, counts_B, taken_BT[:, -1:], first + length)

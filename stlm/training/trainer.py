@@ -36,6 +36,7 @@ from stlm.training.checkpoint import (
     write_checkpoint,
 )
 from stlm.training.engine import Engine, connect, on_rank_zero, sum_over_ranks
+from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
@@ -87,6 +88,9 @@ class Trainer:
         on_rank_zero(lambda: self.monitor.open(self.step + 1))
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
+        if start.checkpoint is None:
+            for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
+                self.monitor.say(note)
 
         self.engine = Engine(
             model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
