@@ -37,11 +37,13 @@ import torch.nn.functional as F
 from data_pipeline.loading import open_data
 from stlm.config import RunConfig, load_run_config
 from stlm.stlm import STLM
+from stlm.training.entropy import begin_entropy_patching
 from stlm.training.loaders import build_loaders
 from stlm.training.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "architectures"
+ENTROPY_MODEL = "entropy-model"  # the config of the byte model that entropy patching takes over
 TRIAL_SEED = 99  # of the runs that choose a learning rate
 TRIAL_SHARE = 0.25  # of the time, that each of them gets
 
@@ -74,25 +76,35 @@ def main() -> None:
 
 
 class Architecture(NamedTuple):
-    """A config file, and the data prepared for it."""
+    """A config file, and what is set on top of it: where its data is, and its entropy model if it has one."""
 
     config: Path
-    data: Path
+    settings: tuple[str, ...]
 
     def load(self) -> RunConfig:
         """The whole config."""
-        return load_run_config(self.config, [f"data.dir={self.data}"])
+        return load_run_config(self.config, self.settings)
 
 
 def architectures(options: argparse.Namespace) -> dict[str, Architecture]:
     """All that are to be compared, by name; their data is made if it is missing."""
-    found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem != "common"}
+    found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in ("common", ENTROPY_MODEL)}
     if unknown := set(options.only or ()) - set(found):
         raise SystemExit(f"error: --only: got {', '.join(sorted(unknown))}; expected any of {', '.join(found)}")
-    chosen = {name: path for name, path in found.items() if not options.only or name in options.only}
-    tokenizers = {name: load_run_config(path).data.tokenizer for name, path in chosen.items()}
-    folders = {tokenizer: prepared(options, tokenizer) for tokenizer in dict.fromkeys(tokenizers.values())}
-    return {name: Architecture(path, folders[tokenizers[name]]) for name, path in chosen.items()}
+    return {name: ready(options, path) for name, path in found.items() if not options.only or name in options.only}
+
+
+def ready(options: argparse.Namespace, path: Path) -> Architecture:
+    """The architecture of a config file, when what it reads is there."""
+    config = load_run_config(path)
+    architecture = Architecture(path, (f"data.dir={prepared(options, config.data.tokenizer)}",))
+    patching = getattr(config.model.embedder, "patching", None)
+    if not hasattr(patching, "entropy_model"):
+        return architecture
+    byte_model = ready(options, CONFIGS / f"{ENTROPY_MODEL}.yaml")
+    run_dir = options.work / "runs" / ENTROPY_MODEL
+    pretrain(byte_model, run_dir, {})
+    return Architecture(path, (*architecture.settings, f"model.embedder.patching.entropy_model={run_dir}"))
 
 
 def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
@@ -135,6 +147,8 @@ def stepper(config: RunConfig) -> tuple[Callable[[int], tuple[float, float]], in
     data = open_data(config.data)
     loader, _ = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    for _ in begin_entropy_patching(model, loader, config.training.batch_size):
+        pass  # what it found is of no interest here
     optimizer = build_optimizer(model, config.training)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
 
@@ -170,7 +184,7 @@ def quality(options: argparse.Namespace) -> str:
             for name in chosen for rate in options.learning_rates
         }  # fmt: skip
         peaks = {
-            name: min(options.learning_rates, key=lambda rate, name=name: trials[name, rate].result()["bits_per_byte"])
+            name: min((trials[name, rate].result()["bits_per_byte"], rate) for rate in options.learning_rates)[1]
             for name in chosen
         }
         runs = {
@@ -235,7 +249,7 @@ def trained(
     steps: int,
     speed_only: bool = False,
 ) -> dict[str, float]:
-    """Train on one core, or find that it was done; the figures of the last step, and of its validation."""
+    """Train one run; the figures of its last steps, and of its validation."""
     run_dir = options.work / "runs" / f"{architecture.config.stem}-{run}"
     every = 10 if speed_only else max(1, steps // 20)
     settings = {
@@ -243,21 +257,25 @@ def trained(
         "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": every,
         "training.eval_every_steps": steps, "training.save_every_steps": steps, "training.keep_last": 1,
     }  # fmt: skip
-    command = [
-        sys.executable, ROOT / "scripts" / "pretrain.py", "--config", architecture.config, "--data", architecture.data,
-        "--run", run_dir,
-        "--set", *(f"{key}={value}" for key, value in settings.items()),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    pretrain(architecture, run_dir, settings)
     train, validation = (metrics_of(run_dir, split) for split in ("train", "validation"))
     return {
         "bits_per_byte": validation[-1]["bits_per_byte"],
         "bytes_seen": train[-1]["bytes_seen"],
         "bytes_per_second": max((record["timing"]["bytes_per_second"] for record in train[2:]), default=math.nan),
     }
+
+
+def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]) -> None:
+    """Train on one core, or find that it was done."""
+    command = [
+        sys.executable, ROOT / "scripts" / "pretrain.py", "--config", architecture.config, "--run", run_dir,
+        "--set", *architecture.settings, *(f"{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
 
 
 def metrics_of(run_dir: Path, split: str = "train") -> list[dict[str, Any]]:
