@@ -12,8 +12,9 @@ class Context:
     `documents` [B, T] numbers the document of each position that a layer works on; nothing passes between positions
     whose numbers differ. None: all are of one. `auxiliary` holds what parts add to the loss, by name: sums over rows,
     in nats, already weighted. A part computes its term within each row and multiplies it by the row's ids, so that the
-    sum is the same however rows are shared out over ranks and micro-batches. `measures` holds quotients to be told, by
-    name: two sums over rows each.
+    sum is the same however rows are shared out over ranks and micro-batches: `length` ids each. `measures` holds
+    quotients to be told, by name: two sums over rows each. `values` are those of the first layer of the stack that is
+    running, where later layers mix them with their own.
 
     `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
     training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
@@ -30,6 +31,8 @@ class Context:
         self.documents = documents
         self.auxiliary: dict[str, Tensor] = whole.auxiliary if whole else {}
         self.measures: dict[str, Tensor] = whole.measures if whole else {}
+        self.length: int = whole.length if whole else 0
+        self.values: Tensor | None = None
         self.row_keys: Tensor | None = whole.row_keys if whole else row_keys
         self.exits: list[Tensor] | None = whole.exits if whole else exits
 

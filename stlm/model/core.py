@@ -58,7 +58,7 @@ class TransformerCore(Core):
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()
-        self.stack = TransformerStack(config, model.width)
+        self.stack = TransformerStack(config, model.width, model.embedder.positions_of(model.context_length))
         self.exit_weights = config.exits.weights(self.stack.depth)
         self.depths = (*self.exit_weights, self.stack.depth)
         self.norm = NORMS[config.norm.kind](config.norm, model.width)

@@ -55,7 +55,8 @@ class Waiting:
         self.embedder, self.head = mapped(state.embedder), mapped(state.head)  # as they were before
         self.ids: list[Tensor] = []  # [B, 1] each
         self.positions: list[int] = []  # that each of the ids brought to the core: in patches, mostly none
-        self.states: list[list[Tensor]] = [[] for _ in range(num_stages)]  # in front of each stage: [B, P, D]
+        # In front of each stage: states [B, P, D], and values of the first layer where later ones mix them in.
+        self.states: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in range(num_stages)]
         self.finished: Tensor | None = None  # [B, P, D], when all have passed
 
 
@@ -67,7 +68,7 @@ def draft(model: Model, ids_B1: Tensor, state: DecodingState) -> Tensor:
     x_BPD, patches = model.embedder(ids_B1, context, state.embedder)
     waiting.ids.append(ids_B1)
     waiting.positions.append(x_BPD.size(1))
-    waiting.states[0].append(x_BPD)
+    waiting.states[0].append((x_BPD, None))
     x_BPD = _advance(model.core, state, 0)
     return model.head(model.core.finish(x_BPD), ids_B1, patches, context, state.head)
 
@@ -107,11 +108,13 @@ def keep(model: Model, state: DecodingState, number: int) -> None:
 
 def _advance(core: Core, state: DecodingState, stage: int) -> Tensor:
     """All that wait in front of a stage pass it, and wait in front of the next."""
-    here = state.waiting.states[stage:]
-    x_BPD = core.advance(torch.cat(here[0], dim=1), Context(), state.core, stage)
+    here, context = state.waiting.states[stage:], Context()
+    values = [values_BMPK for _, values_BMPK in here[0] if values_BMPK is not None]
+    context.values = torch.cat(values, dim=2) if values else None
+    x_BPD = core.advance(torch.cat([x_BPD for x_BPD, _ in here[0]], dim=1), context, state.core, stage)
     here[0].clear()
     if len(here) > 1:
-        here[1].append(x_BPD)
+        here[1].append((x_BPD, context.values))
     return x_BPD
 
 

@@ -12,15 +12,26 @@ from stlm.stlm import Output
 
 
 class NextToken:
-    """Predict ids[:, t] from ids[:, :t]. The model shifts its inputs itself, so inputs and targets are the same ids."""
+    """Predict ids[:, t] from ids[:, :t]. The model shifts its inputs itself, so inputs and targets are the same ids.
+
+    With a `z_loss_weight`, the logits of each counted id pay for log(Z)^2 as well, Z being what the softmax divides by:
+    they stay close to log-probabilities, and do not drift (PaLM: Chowdhery et al. 2022, arXiv 2204.02311, section 5).
+    """
+
+    def __init__(self, z_loss_weight: float = 0.0) -> None:
+        self.z_loss_weight = z_loss_weight
 
     def prepare(self, batch: Batch, seed: int, step: int, row: int) -> Prepared:
         return Prepared(batch.ids, batch.ids, batch.loss_mask, batch.document_ids)
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
-        """Cross-entropy of each counted id in fp32, added up in float64. That of exits goes to the auxiliary terms."""
+        """Cross-entropy of each counted id in fp32, added up in float64. What exits cost, and the z-loss, goes to the
+        auxiliary terms."""
         if output.exits is not None:
             output.auxiliary.update(_exit_terms(output.exits, prepared))
+        if self.z_loss_weight:
+            log_divisors = output.logits[prepared.loss_mask].float().logsumexp(-1)
+            output.auxiliary["z"] = self.z_loss_weight * log_divisors.square().double().sum()
         return Sums(
             nats=_nats(output.logits, prepared).sum(),
             ids=prepared.loss_mask.sum(),
