@@ -11,7 +11,6 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
     ExitsConfig,
     GroupedQueryConfig,
-    LearnedPositionsConfig,
     LoopsConfig,
     ModelConfig,
     TransformerCoreConfig,
@@ -22,21 +21,12 @@ from stlm.model import Context, row_keys
 from stlm.model.draws import uniform
 from stlm.stlm import STLM
 
-CORE = TransformerCoreConfig(
-    num_layers=5, attention=GroupedQueryConfig(num_heads=2), exits=ExitsConfig(every=2), layer_dropout=0.6
-)
-MIXED = replace(
-    CORE, attention=GroupedQueryConfig(num_heads=2, value_residual=True), positions=LearnedPositionsConfig()
-)
-LOOPED = replace(CORE, num_layers=4, loops=LoopsConfig(count=2, first=1, last=1, embeddings=True))
-WINDOWED = replace(CORE, attention=GroupedQueryConfig(num_heads=2, window=3))
-VARIANTS = {
-    **{name: (*pair, CORE) for name, pair in PAIRS.items()},
-    "byte+linear, windows": (*PAIRS["byte+linear"], WINDOWED),
-    "byte+linear, values of the first layer": (*PAIRS["byte+linear"], MIXED),
-    "byte_patch+byte_patch, values of the first layer": (*PAIRS["byte_patch+byte_patch"], MIXED),
-    "byte+linear, loops": (*PAIRS["byte+linear"], LOOPED),
-}
+DEPTH = {"num_layers": 5, "exits": ExitsConfig(every=2), "layer_dropout": 0.6}
+CORE = TransformerCoreConfig(attention=GroupedQueryConfig(num_heads=2), **DEPTH)
+VARIANTS = {name: (*pair[:2], replace((*pair, CORE)[2], **DEPTH)) for name, pair in PAIRS.items()}
+BYTES = PAIRS["byte+linear"][:2]
+VARIANTS["loops"] = (*BYTES, replace(CORE, num_layers=4, loops=LoopsConfig(count=2, first=1, last=1, embeddings=True)))
+REMEMBERS_NOTHING = [name for name, (_, head, _) in VARIANTS.items() if head.kind == "linear"]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -46,7 +36,7 @@ def model(request):
 
 @pytest.fixture
 def bytes_model():
-    return make(*PAIRS["byte+linear"])
+    return make(*BYTES)
 
 
 def make(embedder, head, core=CORE, **settings):
@@ -129,17 +119,19 @@ def test_drafts_are_verified_and_cut_back(model, rounds):
 
 @torch.no_grad()
 def test_self_speculation_gives_the_same_text(model):
-    """Beyond the end of the context, with any number of drafts; some are accepted and some are not."""
+    """Beyond the end of the context, with any number of drafts; of tokens, some are accepted and some are not."""
     options = {"max_new_ids": 2 * CONTEXT, "temperature": 0}
     expected = model.generate("ab", **options)
     for num_drafts in (3, 64):
         effort = Effort()
         assert model.generate("ab", speculative="self", num_drafts=num_drafts, effort=effort, **options) == expected
-        assert 0 < effort.accepted < effort.drafted and CONTEXT < effort.ids < 2 * CONTEXT
+        assert CONTEXT < effort.ids < 2 * CONTEXT
+        if model.config.embedder.kind == "token":
+            assert 0 < effort.accepted < effort.drafted
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name, (_, head, _) in VARIANTS.items() if head.kind == "linear"])
+@pytest.mark.parametrize("name", REMEMBERS_NOTHING)
 def test_ids_that_stopped_early_are_remembered_exactly(name):
     """Each id goes to an exit of its own; all that is said is what that exit says of the whole sequence."""
     model = make(*VARIANTS[name])
@@ -186,12 +178,12 @@ def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
 )
 def test_what_cannot_be_decoded_so_is_named(options, settings, message):
     with pytest.raises(ConfigError, match=message):
-        make(*PAIRS["byte+linear"], **settings).generate("ab", **options)
+        make(*BYTES, **settings).generate("ab", **options)
 
 
 def test_patches_have_no_threshold():
     with pytest.raises(ConfigError, match=r"model\.head\.kind = byte_patch; expected model\.head\.kind=linear"):
-        make(*PAIRS["byte_patch+byte_patch"]).generate("ab", exit_threshold=0.5)
+        make(*PAIRS["byte_patch+byte_patch"][:2]).generate("ab", exit_threshold=0.5)
 
 
 # ---------------------------------------------------------------------- rows of a decoding state
