@@ -18,13 +18,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError
 from stlm.generation import TextStream, generate_ids, nats_per_id
-from stlm.model import CORES, EMBEDDERS, HEADS, Context, DecodingState, Vocabulary, count_parameters, initialize, tie
+from stlm.model import (
+    CORES,
+    EMBEDDERS,
+    HEADS,
+    Context,
+    DecodingState,
+    Vocabulary,
+    count_parameters,
+    initialize,
+    other_ties,
+    tie,
+)
 
 FORMAT = "stlm-model-1"
 
@@ -34,6 +46,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
     auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
+    measures: dict[str, Tensor]  # what they measure, by name: see Context
 
 
 class STLM(nn.Module):
@@ -76,7 +89,10 @@ class STLM(nn.Module):
 
     def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Logits [B, V] of the first id, and the state for `step`."""
-        state = DecodingState(self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache())
+        core_cache: Any = self.core.new_cache()
+        if self.embedder.ragged and batch_size > 1:
+            core_cache = [core_cache, *(self.core.new_cache() for _ in range(batch_size - 1))]
+        state = DecodingState(self.embedder.new_cache(), core_cache, self.head.new_cache())
         start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
         return self._read(start_B1, Context(), state).logits[:, 0], state
 
@@ -87,10 +103,17 @@ class STLM(nn.Module):
 
     def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
         """embedder → core → head: from the first position on, or after what the state remembers."""
-        embedder_cache, core_cache, head_cache = state.caches() if state else (None, None, None)
+        caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
+        embedder_cache, core_cache, head_cache = caches
         x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
-        x_BPD = self.core(x_BPD, context if patches is None else context.at(patches.documents_BP), core_cache)
-        return Output(self.head(x_BPD, inputs_BT, patches, context, head_cache), context.auxiliary)
+        core_context = context if patches is None else context.at(patches.documents_BP)
+        if patches is None or patches.counts is None:
+            x_BPD = self.core(x_BPD, core_context, core_cache)
+        else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
+            rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
+            x_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
+        logits_BTV = self.head(x_BPD, inputs_BT, patches, context, head_cache)
+        return Output(logits_BTV, context.auxiliary, context.measures)
 
     @property
     def device(self) -> torch.device:
@@ -192,6 +215,7 @@ class STLM(nn.Module):
             elif tensor.shape != parameters[name].shape:
                 problems.append(f"{name}: got {list(tensor.shape)}, expected {list(parameters[name].shape)}")
         if problems:
+            problems = other_ties(self, tensors.keys()) + problems
             shown = "\n  ".join(problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else []))
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
         for name, parameter in parameters.items():

@@ -2,16 +2,32 @@
 
 from data_pipeline.config import DataConfig
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
-from stlm.config.build import from_dict, to_dict
+from stlm.config.build import from_dict, to_dict, value_at
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
-from stlm.config.embedders import ByteEmbedderConfig, BytePatchEmbedderConfig, EmbedderConfig, TokenEmbedderConfig
+from stlm.config.embedders import (
+    ByteEmbedderConfig,
+    BytePatchEmbedderConfig,
+    EmbedderConfig,
+    PaperEmbedderConfig,
+    TokenEmbedderConfig,
+)
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
-from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig
+from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
+from stlm.config.loops import LoopsConfig
+from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
+from stlm.config.patching import (
+    EntropyPatchingConfig,
+    FixedPatchingConfig,
+    LearnedPatchingConfig,
+    PatchingConfig,
+    SpacePatchingConfig,
+)
 from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
+from stlm.config.sharing import SharingConfig
 
 __all__ = [
     "RunConfig",
@@ -22,8 +38,18 @@ __all__ = [
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
     "BytePatchEmbedderConfig",
+    "PaperEmbedderConfig",
+    "NgramsConfig",
+    "ByteNgramsConfig",
+    "PatchingConfig",
+    "FixedPatchingConfig",
+    "SpacePatchingConfig",
+    "LearnedPatchingConfig",
+    "EntropyPatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",
+    "SharingConfig",
+    "LoopsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",
     "FeedForwardConfig",
@@ -35,11 +61,13 @@ __all__ = [
     "HeadConfig",
     "LinearHeadConfig",
     "BytePatchHeadConfig",
+    "PaperHeadConfig",
     "load_run_config",
     "dump_run_config",
     "preset_names",
     "changed_keys",
     "to_dict",
     "from_dict",
+    "value_at",
     "load_deepspeed_config",
 ]

@@ -21,6 +21,10 @@ class AttentionConfig(Component):
         """Width of one head where the layer's vectors have `width`."""
         raise TypeError(f"{type(self).__name__} defines no head_width_of()")
 
+    def modules(self) -> tuple[str, ...]:
+        """Names of its matrices and norms: what layers may share."""
+        raise TypeError(f"{type(self).__name__} defines no modules()")
+
 
 @register("grouped_query")
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class GroupedQueryConfig(AttentionConfig):
 
     def head_width_of(self, width: int) -> int:
         return width // self.num_heads
+
+    def modules(self) -> tuple[str, ...]:
+        return ("query", "key", "value", "output")
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         yield from heads_fit("core.attention.num_heads", self.num_heads, "width", model.width)

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from stlm.config.fields import Component, Conflict
-from stlm.config.tree import Node, Problem, describe, tree_of
+from stlm.config.fields import Component, Conflict, FreeSection
+from stlm.config.tree import Node, Problem, describe, plain, tree_of
 from stlm.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -23,9 +23,19 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if isinstance(value, tuple):
             mapping[field.name] = [to_dict(item) for item in value]
+        elif isinstance(value, FreeSection):
+            mapping[field.name] = value.plain()
         else:
             mapping[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
     return mapping
+
+
+def value_at(config: Any, key: str) -> Any:
+    """What a config holds under a dotted key, in plain values; None where it has no such key."""
+    value: Any = to_dict(config)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, Any], source: str = "config") -> Config:
@@ -93,6 +103,8 @@ class _Builder:
                 member = self._member(hint, fields[key].default, child, dotted)
                 if member is not None:
                     values[key] = self.section(member, child, dotted)
+            elif hint is FreeSection:
+                values[key] = self._free_section(child, dotted)
             elif dataclasses.is_dataclass(hint):
                 values[key] = self.section(hint, child, dotted)
             elif typing.get_origin(hint) is tuple:
@@ -124,6 +136,23 @@ class _Builder:
             else:
                 items.append(self.section(cls, child, dotted))
         return tuple(items)
+
+    def _free_section(self, node: Node, path: str) -> FreeSection:
+        """A section with free keys. An override of a key wins, however the two were written."""
+        if node.value is None:
+            return FreeSection()
+        if not isinstance(node.value, dict):
+            self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a section of keys")
+            return FreeSection()
+        found: dict[str, Node] = {}
+        for dotted, child in _leaves(node):
+            other = found.get(dotted)
+            if other and other.override == child.override:
+                self._refuse(child, path, f"{path}.{dotted}: repeated key; it is already set at {other.place}")
+            elif not other or child.override:
+                found[dotted] = child
+                self.places[f"{path}.{dotted}"] = child
+        return FreeSection.of({dotted: plain(child) for dotted, child in found.items()})
 
     def report(self, conflict: Conflict, root: Node) -> None:
         """Adds a conflict at the place that brought it about: an override rather than the file."""
@@ -173,6 +202,15 @@ class _Builder:
         self.doubtful.update(found)
 
 
+def _leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """What stands in sections within sections, by dotted key."""
+    for key, child in node.value.items():
+        if isinstance(child.value, dict):
+            yield from _leaves(child, f"{path}{key}.")
+        else:
+            yield path + key, child
+
+
 def _all_keys(cls: Any, path: str = "") -> Iterator[str]:
     """Every dotted key that some config of this class may have."""
     for field in dataclasses.fields(cls):
@@ -181,7 +219,7 @@ def _all_keys(cls: Any, path: str = "") -> Iterator[str]:
         if isinstance(hint, type) and issubclass(hint, Component):
             for member in hint.kinds.values():
                 yield from _all_keys(member, dotted + ".")
-        elif dataclasses.is_dataclass(hint):
+        elif dataclasses.is_dataclass(hint) and hint is not FreeSection:
             yield from _all_keys(hint, dotted + ".")
         yield dotted
 

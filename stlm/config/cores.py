@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.loops import LoopsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
 from stlm.config.positions import PositionsConfig, RoPEConfig
+from stlm.config.sharing import SharingConfig
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig
@@ -31,7 +33,22 @@ class TransformerCoreConfig(CoreConfig):
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
     norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
     positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
+    sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers have in common"})
+    loops: LoopsConfig = field(default=LoopsConfig(), metadata={"help": "layers that are run several times"})
+
+    def modules(self) -> tuple[str, ...]:
+        """Places of a block's matrices and norms, such as attention.query: what layers may share."""
+        return (
+            "attention_norm",
+            *(f"attention.{name}" for name in self.attention.modules()),
+            "feed_forward_norm",
+            *(f"feed_forward.{name}" for name in self.feed_forward.modules()),
+        )
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
+        for conflict in self.sharing.check(self.num_layers, self.modules()):
+            yield conflict.under("core.sharing")
+        for conflict in self.loops.check(self.num_layers):
+            yield conflict.under("core.loops")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.fitting import heads_fit
+from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
+from stlm.config.patching import FixedPatchingConfig, PatchingConfig
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig
@@ -26,6 +28,21 @@ class EmbedderConfig(Component):
 class TokenEmbedderConfig(EmbedderConfig):
     """One learned vector per id of any tokenizer."""
 
+    rank: int | None = setting(
+        None, "width of the table's vectors, which a second matrix takes to model.width; null: one table", minimum=1
+    )
+    ngrams: NgramsConfig = field(default=NgramsConfig(), metadata={"help": "hash n-grams of ids"})
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from self.ngrams.check(model, "embedder.ngrams")
+        if self.rank is not None and self.rank >= model.width:
+            yield Conflict(
+                "embedder.rank",
+                f"got {self.rank}, expected less than model.width = {model.width}, or null for a table that is not "
+                f"factorised; {max(1, model.width // 4)} would work",
+                ("width",),
+            )
+
 
 @register("byte")
 @dataclass(frozen=True)
@@ -34,28 +51,52 @@ class ByteEmbedderConfig(EmbedderConfig):
 
     byte_ids: ClassVar[bool] = True
 
+    ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from self.ngrams.check(model, "embedder.ngrams")
+
 
 @register("byte_patch")
 @dataclass(frozen=True)
 class BytePatchEmbedderConfig(EmbedderConfig):
-    """A small local transformer over bytes, gathered into one vector per patch of fixed length."""
+    """A small local transformer over bytes, gathered into one vector per patch."""
 
     patched: ClassVar[bool] = True
     byte_ids: ClassVar[bool] = True
 
-    patch_size: int = setting(4, "bytes per patch", minimum=1)
+    patching: PatchingConfig = field(default=FixedPatchingConfig(), metadata={"help": "where patches begin"})
     width: int = setting(128, "width of the local layers, in the embedder and in the byte_patch head", minimum=2)
     num_layers: int = setting(1, "local layers before patches are formed", minimum=0)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
     window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+    ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
-        if model.context_length % self.patch_size:
-            rounded = -(-model.context_length // self.patch_size) * self.patch_size
+        yield from self.patching.check(model)
+        yield from self.ngrams.check(model, "embedder.ngrams")
+
+
+@register("paper")
+@dataclass(frozen=True)
+class PaperEmbedderConfig(EmbedderConfig):
+    """Ids of any tokenizer, each read as its bytes: a small bidirectional transformer over them, and their mean."""
+
+    slots: int = setting(16, "bytes by which an id is read, and spelt by the paper head", minimum=1)
+    width: int = setting(128, "width of the layers over bytes, in the embedder and in the paper head", minimum=2)
+    num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
+    num_heads: int = setting(4, "attention heads of such a layer", minimum=1)
+    reconstruction_weight: float = setting(
+        0.0, "weight of the paper head's nats in spelling the id just read from its vector; 0: not asked", minimum=0.0
+    )
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
+        if self.reconstruction_weight and model.head.kind != "paper":
             yield Conflict(
-                "context_length",
-                f"got {model.context_length}, expected a multiple of model.embedder.patch_size = {self.patch_size}; "
-                f"{rounded} would work",
-                ("embedder.patch_size",),
+                "embedder.reconstruction_weight",
+                f"got {self.reconstruction_weight:g}, which has no effect with the head {model.head.kind!r}; "
+                "expected 0, or model.head={kind: paper}",
+                ("head.kind",),
             )

@@ -11,6 +11,10 @@ from stlm.config.fields import Component, register, setting
 class FeedForwardConfig(Component):
     """Family of feed-forwards."""
 
+    def modules(self) -> tuple[str, ...]:
+        """Names of its matrices: what layers may share."""
+        raise TypeError(f"{type(self).__name__} defines no modules()")
+
 
 @register("swiglu")
 @dataclass(frozen=True)
@@ -20,3 +24,6 @@ class SwiGLUConfig(FeedForwardConfig):
     hidden_width: int | None = setting(
         None, "width inside; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
     )
+
+    def modules(self) -> tuple[str, ...]:
+        return ("gate", "up", "down")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 
@@ -42,6 +42,33 @@ class Conflict(NamedTuple):
     def under(self, section: str) -> Conflict:
         """The same conflict with its keys seen from one level up."""
         return Conflict(f"{section}.{self.key}", self.message, tuple(f"{section}.{key}" for key in self.related))
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeSection:
+    """A section whose keys are free, such as names of modules: dotted keys, in the order written, and their values.
+
+    A dotted key and sections within sections are the same: {attention.output: all}, {attention: {output: all}}.
+    """
+
+    entries: tuple[tuple[str, Any], ...] = ()  # values are scalars, or tuples of values
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> FreeSection:
+        """From dotted keys and what YAML makes of their values."""
+        return cls(tuple((key, _frozen(value)) for key, value in section.items()))
+
+    def plain(self) -> dict[str, Any]:
+        """What `of` makes the same section from."""
+        return {key: _thawed(value) for key, value in self.entries}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
 class Component:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stlm.config.embedders import BytePatchEmbedderConfig
+from stlm.config.embedders import BytePatchEmbedderConfig, PaperEmbedderConfig
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.fitting import heads_fit
 
@@ -34,6 +34,13 @@ class LinearHeadConfig(HeadConfig):
                 f"embedder {model.embedder.kind!r}; model.head={{kind: byte_patch}} would work",
                 ("embedder.kind",),
             )
+        elif self.tied and isinstance(model.embedder, PaperEmbedderConfig):
+            yield Conflict(
+                "head.tied",
+                "got true, but the embedder 'paper' has vectors of bytes alone, expected false; or "
+                "model.head={kind: paper}, which spells ids in bytes",
+                ("embedder.kind",),
+            )
 
 
 @register("byte_patch")
@@ -54,5 +61,27 @@ class BytePatchHeadConfig(HeadConfig):
                 "head.kind",
                 f"got {self.kind!r}, which needs patches, expected a head for the embedder {embedder.kind!r}; "
                 "model.head={kind: linear} would work",
+                ("embedder.kind",),
+            )
+
+
+@register("paper")
+@dataclass(frozen=True)
+class PaperHeadConfig(HeadConfig):
+    """Spells the next id in bytes, all at once: a small bidirectional transformer over slots, as in the embedder."""
+
+    num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
+    num_heads: int = setting(4, "attention heads of such a layer", minimum=1)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        embedder = model.embedder
+        if isinstance(embedder, PaperEmbedderConfig):
+            yield from heads_fit("head.num_heads", self.num_heads, "embedder.width", embedder.width)
+        else:
+            head = "byte_patch" if embedder.patched else "linear"
+            yield Conflict(
+                "head.kind",
+                f"got {self.kind!r}, which spells what the embedder 'paper' reads, expected a head for the embedder "
+                f"{embedder.kind!r}; model.head={{kind: {head}}} would work",
                 ("embedder.kind",),
             )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from stlm.config.build import build, nearest, raise_problems, to_dict
+from stlm.config.fields import FreeSection
 from stlm.config.schema import RunConfig
 from stlm.config.tree import Dumper, Node, Problem, describe, read_tree
 from stlm.errors import ConfigError
@@ -55,7 +56,7 @@ def changed_keys(old: Any, new: Any) -> list[str]:
             continue
         if type(before) is not type(after) and dataclasses.is_dataclass(before):
             keys.append(f"{field.name}.kind")
-        elif dataclasses.is_dataclass(before):
+        elif dataclasses.is_dataclass(before) and not isinstance(before, FreeSection):
             keys += [f"{field.name}.{key}" for key in changed_keys(before, after)]
         else:
             keys.append(field.name)

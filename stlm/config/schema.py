@@ -70,6 +70,10 @@ class TrainingConfig:
     eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
     save_every_steps: int = setting(250, "steps between two checkpoints", minimum=1, may_change=True)
     keep_last: int = setting(2, "newest checkpoints kept", minimum=1, may_change=True)
+    keep_every_steps: int | None = setting(
+        None, "checkpoints of steps that this divides are kept for good; null: none", minimum=1, may_change=True
+    )
+    keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between these settings."""

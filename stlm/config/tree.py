@@ -102,6 +102,15 @@ def tree_of(value: Any, place: str) -> Node:
     return Node(value, place)
 
 
+def plain(node: Node) -> Any:
+    """The plain Python values of a tree: `tree_of` turned round."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
 def describe(value: Any) -> str:
     """A value as messages show it, with its type."""
     if isinstance(value, dict):

@@ -6,9 +6,12 @@ from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
 from stlm.model.embedders import EMBEDDERS, Embedder
+from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
+from stlm.model.sharing import other_ties
 from stlm.model.vocabulary import Vocabulary
 
 __all__ = [
@@ -21,10 +24,14 @@ __all__ = [
     "Core",
     "DecodingState",
     "Embedder",
+    "EntropyPatching",
     "Head",
+    "PaperEmbedder",
+    "PaperHead",
     "Patches",
     "Vocabulary",
     "count_parameters",
     "initialize",
+    "other_ties",
     "tie",
 ]

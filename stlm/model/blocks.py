@@ -14,8 +14,10 @@ from stlm.model.attention import ATTENTIONS
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.feed_forward import FEED_FORWARDS
+from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
 from stlm.model.positions import POSITIONS, RotaryTable
+from stlm.model.sharing import share
 
 
 class Block(nn.Module):
@@ -41,25 +43,37 @@ class TransformerStack(nn.Module):
     def __init__(self, config: TransformerCoreConfig, width: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, width) for _ in range(config.num_layers))
+        share(self.blocks, config.sharing)
+        self.order = config.loops.order(config.num_layers)
+        self.loop_embeddings = LoopEmbeddings(config.loops, width) if config.loops.embeddings else None
         self.positions = POSITIONS[config.positions.kind](config.positions, config.attention.head_width_of(width))
 
     def new_cache(self) -> list[KeyValueCache]:
-        """One empty cache for each layer."""
-        return [block.attention.new_cache() for block in self._blocks()]
+        """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
+        return [block.attention.new_cache() for block in self._run()]
+
+    @property
+    def depth(self) -> int:
+        """Layers that are run: one that is run twice counts twice."""
+        return len(self.order)
 
     def last_of_branches(self) -> list[nn.Linear]:
-        """The last matrices of every attention and feed-forward: what is added to the residual stream."""
+        """The last matrices of every attention and feed-forward, as often as they are run: each time, what they give is
+        added to the residual stream."""
         lasts: list[nn.Linear] = []
-        for block in self._blocks():
+        for block in self._run():
             lasts += [block.attention.output, *block.feed_forward.lasts()]
         return lasts
 
-    def _blocks(self) -> list[Block]:
-        return cast(list[Block], list(self.blocks))
+    def _run(self) -> list[Block]:
+        """The blocks in the order in which they are run."""
+        return [cast(Block, self.blocks[layer]) for layer, _ in self.order]
 
     def forward(self, x_BTD: Tensor, context: Context, cache: list[KeyValueCache] | None = None) -> Tensor:
         first = cache[0].length if cache else 0
         rotary = self.positions.rotary(first, x_BTD.size(1), x_BTD.device)
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rotary, context, cache[layer] if cache else None)
+        for place, (layer, number) in enumerate(self.order):
+            if number is not None and self.loop_embeddings is not None:
+                x_BTD = self.loop_embeddings(x_BTD, number)
+            x_BTD = self.blocks[layer](x_BTD, rotary, context, cache[place] if cache else None)
         return x_BTD

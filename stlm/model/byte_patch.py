@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +21,10 @@ from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
+from stlm.model.learned_patching import routing_of, smooth, weigh
+from stlm.model.ngrams import NgramCache, NgramEmbedding
 from stlm.model.normalization import NORMS
-from stlm.model.patching import FixedPatching, Patches
+from stlm.model.patching import NOBODY, PATCHINGS, Patches, Placed
 from stlm.model.vocabulary import Vocabulary
 
 
@@ -31,67 +35,82 @@ def local_layers(config: BytePatchEmbedderConfig | BytePatchHeadConfig) -> Trans
 
 
 class BytePatchCache:
-    """Decoding state of `BytePatchEmbedder`: the local encoder's, the last byte states, and the position."""
+    """Decoding state of `BytePatchEmbedder`: that of its parts, the last byte states, and the slots that are taken."""
 
-    def __init__(self, local: list[KeyValueCache]) -> None:
+    def __init__(self, local: list[KeyValueCache], ngrams: NgramCache | None, patching: Any) -> None:
         self.local = local
-        self.tail_BSd: Tensor | None = None  # states of the last patch_size - 1 positions
-        self.length = 0
+        self.ngrams = ngrams
+        self.patching = patching
+        self.tail_BSd: Tensor | None = None  # states of the last span - 1 positions
+        self.placed: Placed | None = None
 
 
 @EMBEDDERS.register("byte_patch")
 class BytePatchEmbedder(Embedder):
-    """Bytes → causal local encoder → one vector a patch: [B, T] → [B, T / patch_size, D].
+    """Bytes → causal local encoder → one vector a patch: [B, T] → [B, P, D].
 
-    A small windowed transformer of width d reads the bytes. The vector of a patch is a projection of the last
-    `patch_size` byte states up to the position where the patch begins to be predicted, as MegaByte (arXiv 2305.07185,
-    section 2.1) concatenates byte embeddings; the encoder in front of it is BLT's (arXiv 2412.09871, section 3.2).
+    A small windowed transformer of width d reads the bytes. The vector of a patch is a projection of the last `span`
+    byte states up to the position where the patch begins to be predicted, as MegaByte (arXiv 2305.07185, section 2.1)
+    concatenates byte embeddings; the encoder in front of it is BLT's (arXiv 2412.09871, section 3.2). Which positions
+    those are is the patching's affair. Slots that no patch has taken hold zeros, and no position reads them.
 
     Where documents are kept apart, a patch belongs to the document in which it begins and sees no states of another,
-    and the bytes of a document that begins inside a patch have none until the next patch begins.
+    and the bytes of a document have no patch until its first one begins.
     """
 
     def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         require_bytes("byte_patch", vocabulary)
-        self.patching = FixedPatching(config.patch_size)
+        self.patching = PATCHINGS[config.patching.kind](config.patching, model, vocabulary)
+        self.ragged = self.patching.ragged
+        self.span = config.patching.span
         self.table = nn.Embedding(vocabulary.size, config.width)
+        self.ngrams = NgramEmbedding(config.ngrams, config.width) if config.ngrams.table_size else None
         self.local = TransformerStack(local_layers(config), config.width)
-        self.project = nn.Linear(config.patch_size * config.width, model.width, bias=False)
+        self.project = nn.Linear(self.span * config.width, model.width, bias=False)
 
     def new_cache(self) -> BytePatchCache:
-        return BytePatchCache(self.local.new_cache())
+        ngrams = self.ngrams.new_cache() if self.ngrams is not None else None
+        return BytePatchCache(self.local.new_cache(), ngrams, self.patching.new_cache())
 
     def forward(
         self, inputs_BT: Tensor, context: Context, cache: BytePatchCache | None = None
     ) -> tuple[Tensor, Patches]:
-        documents_BT = context.documents
-        size, length = self.patching.size, inputs_BT.size(1)
-        offset = cache.length if cache else 0
-        states_BTd = self.local(self.look_up(inputs_BT), context, cache.local if cache else None)
+        bytes_BTd = self.look_up(inputs_BT, context, cache.ngrams if cache else None)
+        states_BTd = self.local(bytes_BTd, context, cache.local if cache else None)
+        wanted_BT = self.patching(inputs_BT, states_BTd, context, cache.patching if cache else None)
+        placed = self.patching.place(
+            wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.placed if cache else None
+        )
+        patches = placed.counts_B.sum()
+        context.measure("patch_length", patches.new_full((), inputs_BT.numel()), patches)
 
         if cache is None or cache.tail_BSd is None:
-            recent = F.pad(states_BTd, (0, 0, size - 1, 0))  # before the first byte there is nothing: zeros
+            recent = F.pad(states_BTd, (0, 0, self.span - 1, 0))  # before the first byte there is nothing: zeros
         else:
             recent = torch.cat((cache.tail_BSd, states_BTd), dim=1)
-        first = self.patching.first_start(offset)
-        if first < length:
-            spans_BPdS = recent[:, first:].unfold(1, size, size)
-            if documents_BT is not None:  # the last of a span is where its patch begins
-                spans_BPS = F.pad(documents_BT, (size - 1, 0), value=-1).unfold(1, size, size)
-                spans_BPdS = spans_BPdS * (spans_BPS == spans_BPS[..., -1:])[:, :, None]
-            x_BPD = self.project(spans_BPdS.transpose(2, 3).flatten(2)).to(states_BTd.dtype)
-        else:  # no patch begins here
-            x_BPD = states_BTd.new_zeros(inputs_BT.size(0), 0, self.project.out_features)
+        x_BPD, documents_BP = self._gather(recent, placed.start_BP, context.documents)
+        counts = None
         if cache is not None:
-            cache.tail_BSd = recent[:, recent.size(1) - (size - 1) :]
-            cache.length += length
-        index_BT = self.patching.patch_index(length, offset, inputs_BT.device).expand(inputs_BT.size(0), -1)
-        if documents_BT is None:
-            return x_BPD, Patches(states_BTd, index_BT)
-        documents_BP = documents_BT[:, ::size]
-        began_BT = documents_BP.gather(1, index_BT - 1) == documents_BT  # else a position has no patch: its patch is 0
-        return x_BPD, Patches(states_BTd, torch.where(began_BT, index_BT, 0), documents_BP)
+            cache.tail_BSd = recent[:, recent.size(1) - (self.span - 1) :]
+            cache.placed = placed
+            counts = placed.counts_B.tolist() if self.ragged and inputs_BT.size(0) > 1 else None
+        routing = routing_of(wanted_BT, placed, documents_BP) if self.patching.learned else None
+        return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, counts, routing)
+
+    def _gather(self, recent: Tensor, start_BP: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The vectors of patches [B, P, D] and their documents. `recent`: the byte states, span - 1 more in front."""
+        used_BP = start_BP >= 0
+        place_BPS = start_BP.clamp(min=0)[..., None] + torch.arange(self.span, device=start_BP.device)
+        place_BM = place_BPS.flatten(1)
+        spans_BMd = recent.gather(1, place_BM[..., None].expand(-1, -1, recent.size(2)))
+        seen_BPS, documents_BP = used_BP[..., None], None
+        if documents_BT is not None:  # the last of a span is where its patch begins
+            around_BPS = F.pad(documents_BT, (self.span - 1, 0), value=NOBODY).gather(1, place_BM).view_as(place_BPS)
+            documents_BP = torch.where(used_BP, around_BPS[..., -1], NOBODY)
+            seen_BPS = seen_BPS & (around_BPS == documents_BP[..., None])
+        spans_BPSd = spans_BMd.unflatten(1, place_BPS.shape[1:]) * seen_BPS[..., None]
+        return self.project(spans_BPSd.flatten(2)).to(recent.dtype), documents_BP
 
 
 class BytePatchHeadCache:
@@ -141,9 +160,13 @@ class BytePatchHead(Head):
             current_B1d = y_BPd.new_zeros(y_BPd.size(0), 1, y_BPd.size(2))  # for positions without a patch
         else:
             current_B1d = cache.current_B1d
+        if patches.routing is not None:
+            y_BPd = smooth(y_BPd, patches.routing.probability_BP, current_B1d)
         y_BQd = torch.cat((current_B1d, y_BPd), dim=1)
         y_BTd = y_BQd.gather(1, patches.index_BT[..., None].expand(-1, -1, y_BQd.size(2)))
         if cache is not None:
-            cache.current_B1d = y_BQd[:, -1:]
+            cache.current_B1d = y_BTd[:, -1:]
+        if patches.routing is not None:
+            y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
         return self.output(self.norm(z_BTd))

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 class Context:
-    """Which positions may see each other, and what the parts add to the loss.
+    """Which positions may see each other, and what the parts add to the loss or measure.
 
     `documents` [B, T] numbers the document of each position that a layer works on; nothing passes between positions
     whose numbers differ. None: all are of one. `auxiliary` holds what parts add to the loss, by name: sums over rows,
     in nats, already weighted. A part computes its term within each row and multiplies it by the row's ids, so that the
-    sum is the same however rows are shared out over ranks and micro-batches.
+    sum is the same however rows are shared out over ranks and micro-batches. `measures` holds quotients to be told, by
+    name: two sums over rows each.
     """
 
-    def __init__(self, documents: Tensor | None = None, auxiliary: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, documents: Tensor | None = None, whole: Context | None = None) -> None:
         self.documents = documents
-        self.auxiliary: dict[str, Tensor] = {} if auxiliary is None else auxiliary
+        self.auxiliary: dict[str, Tensor] = whole.auxiliary if whole else {}
+        self.measures: dict[str, Tensor] = whole.measures if whole else {}
 
     def at(self, documents: Tensor | None) -> Context:
         """The same pass seen at other positions, such as those of patches."""
-        return Context(documents, self.auxiliary)
+        return Context(documents, self)
 
     def add(self, name: str, nats: Tensor) -> None:
         """Add to the loss."""
         self.auxiliary[name] = self.auxiliary[name] + nats if name in self.auxiliary else nats
+
+    def measure(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Have `total` / `count` told with the figures of a step, after each was summed over all rows."""
+        sums = torch.stack((total, count))
+        self.measures[name] = self.measures[name] + sums if name in self.measures else sums

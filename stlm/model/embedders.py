@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
 from stlm.model.context import Context
+from stlm.model.ngrams import NgramCache, NgramEmbedding
 from stlm.model.patching import Patches
 from stlm.model.registry import Registry
 from stlm.model.vocabulary import Vocabulary
@@ -22,14 +23,20 @@ class Embedder(nn.Module):
     """Interface of every embedder."""
 
     table: nn.Embedding  # [V, d]: what a tied head shares
+    ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
+    ngrams: NgramEmbedding | None
 
-    def look_up(self, inputs_BT: Tensor) -> Tensor:
+    def look_up(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> Tensor:
         """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
 
         A tied table must begin small, or the first logits are far from uniform; what the layers read must not, or
-        their own noise drowns it. The factor serves both (docs/LOG.md has the numbers).
+        their own noise drowns it. The factor serves both (docs/LOG.md has the numbers). Vectors of n-grams, where there
+        are any, are added before it.
         """
-        return self.table(inputs_BT) * self.table.embedding_dim**0.5
+        x_BTd = self.table(inputs_BT)
+        if self.ngrams is not None:
+            x_BTd = x_BTd + self.ngrams(inputs_BT, context, cache)
+        return x_BTd * self.table.embedding_dim**0.5
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(inputs, context, cache)`; None where there is nothing to remember."""
@@ -45,17 +52,30 @@ EMBEDDERS: Registry[Embedder] = Registry("embedder")
 
 @EMBEDDERS.register("token")
 class TokenEmbedder(Embedder):
-    """One learned vector for each id of the vocabulary: [B, T] → [B, T, D]."""
+    """One learned vector for each id of the vocabulary: [B, T] → [B, T, D].
 
-    def __init__(self, config: TokenEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    With a `rank` of r the table is a product of two (ALBERT: Lan et al. 2019, arXiv 1909.11942, section 3.1): V x r,
+    and the `factor` r x D, scaled so that its output is as large as a whole table's.
+    """
+
+    def __init__(
+        self, config: TokenEmbedderConfig | ByteEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary
+    ) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocabulary.size, model.width)
+        rank = config.rank if isinstance(config, TokenEmbedderConfig) else None
+        width = rank or model.width
+        self.table = nn.Embedding(vocabulary.size, width)
+        self.ngrams = NgramEmbedding(config.ngrams, width) if config.ngrams.table_size else None
+        self.factor = nn.Linear(rank, model.width, bias=False) if rank else None
 
-    def new_cache(self) -> None:
-        return None
+    def new_cache(self) -> NgramCache | None:
+        return self.ngrams.new_cache() if self.ngrams is not None else None
 
-    def forward(self, inputs_BT: Tensor, context: Context, cache: None = None) -> tuple[Tensor, None]:
-        return self.look_up(inputs_BT), None
+    def forward(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> tuple[Tensor, None]:
+        x_BTd = self.look_up(inputs_BT, context, cache)
+        if self.factor is None:
+            return x_BTd, None
+        return self.factor(x_BTd) * (self.factor.out_features / self.factor.in_features) ** 0.5, None
 
 
 @EMBEDDERS.register("byte")
@@ -64,7 +84,7 @@ class ByteEmbedder(TokenEmbedder):
 
     def __init__(self, config: ByteEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         require_bytes("byte", vocabulary)
-        super().__init__(TokenEmbedderConfig(), model, vocabulary)
+        super().__init__(config, model, vocabulary)
 
 
 def require_bytes(kind: str, vocabulary: Vocabulary) -> None:

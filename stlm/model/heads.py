@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stlm.config import BytePatchEmbedderConfig, LinearHeadConfig, ModelConfig
+from stlm.config import BytePatchEmbedderConfig, LinearHeadConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
 from stlm.model.context import Context
-from stlm.model.embedders import Embedder
+from stlm.model.embedders import Embedder, TokenEmbedder
 from stlm.model.patching import Patches
 from stlm.model.registry import Registry
 from stlm.model.vocabulary import Vocabulary
@@ -40,20 +40,38 @@ HEADS: Registry[Head] = Registry("head")
 
 
 def tie(head: Head, embedder: Embedder) -> None:
-    """Make the head's matrix and the embedder's table one tensor: one storage, one gradient, one saved copy."""
+    """Make the head's matrix and the embedder's table one tensor: one storage, one gradient, one saved copy.
+
+    So too the second matrix of both where the table is factorised.
+    """
     assert head.output.weight.shape == embedder.table.weight.shape
     head.output.weight = embedder.table.weight
+    if isinstance(head, LinearHead) and head.factor is not None:
+        assert isinstance(embedder, TokenEmbedder) and embedder.factor is not None
+        head.factor.weight = embedder.factor.weight
+
+
+class TransposedLinear(nn.Linear):
+    """x W where `nn.Linear` computes x W^T: [B, T, out] → [B, T, in]; so one matrix leads there and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
 
 
 @HEADS.register("linear")
 class LinearHead(Head):
-    """logits = x W^T at every position: [B, T, D] → [B, T, V]."""
+    """logits = x W^T at every position: [B, T, D] → [B, T, V].
+
+    Where the embedder's table is factorised into V x r and r x D, so is W (ALBERT, arXiv 1909.11942, section 3.1).
+    """
 
     def __init__(self, config: LinearHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         if isinstance(model.embedder, BytePatchEmbedderConfig):
             raise ConfigError("model.head.kind: got 'linear' with a byte_patch embedder, expected 'byte_patch'")
-        self.output = nn.Linear(model.width, vocabulary.size, bias=False)
+        rank = model.embedder.rank if isinstance(model.embedder, TokenEmbedderConfig) else None
+        self.factor = TransposedLinear(rank, model.width, bias=False) if rank else None
+        self.output = nn.Linear(rank or model.width, vocabulary.size, bias=False)
 
     def new_cache(self) -> None:
         return None
@@ -66,4 +84,4 @@ class LinearHead(Head):
         context: Context,
         cache: None = None,
     ) -> Tensor:
-        return self.output(x_BPD)
+        return self.output(x_BPD if self.factor is None else self.factor(x_BPD))

@@ -2,12 +2,18 @@
 
 | parameter                                | initial value                                                     |
 |------------------------------------------|-------------------------------------------------------------------|
+| vectors of n-grams, those of loops, and  | 0: as if there were none                                          |
+| the second factor of corrections (LoRA)  |                                                                   |
 | embedding tables, and heads tied to them | normal, standard deviation 0.02                                   |
 | untied heads                             | normal, 0.02: first loss close to ln V                            |
 | other matrices                           | normal, 1 / sqrt(inputs): keeps the scale of its input            |
 | the last matrix of each branch of a      | the same / sqrt(2 L), so that the sum of an L-layer stack's 2 L   |
-| block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3) |
+| block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3); |
+|                                          | L counts the layers that are run, and a matrix that k of them use |
+|                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
 | norm weights                             | 1                                                                 |
+| query and key of learned patches         | the identity: bytes are compared as they stand                    |
+| thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
 else the model holds.
@@ -16,12 +22,19 @@ else the model holds.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
+from stlm.model.entropy import EntropyPatching
+from stlm.model.learned_patching import LearnedPatching
+from stlm.model.loops import LoopEmbeddings
+from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
+from stlm.model.paper import SlotStack
+from stlm.model.sharing import CorrectedLinear
 
 EMBEDDING_STD = 0.02
 
@@ -30,10 +43,14 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, seed: int) -> None:
     """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
     deviations = _standard_deviations(model)
+    routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
+    identities = {projection.weight for router in routers for projection in (router.query, router.key)}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Norm):
             parameter.fill_(1.0)
+        elif parameter in identities:
+            nn.init.eye_(parameter)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
 
@@ -45,12 +62,23 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
         if isinstance(module, nn.Linear):
             deviations[module.weight] = module.in_features**-0.5
     for module in model.modules():
-        if isinstance(module, TransformerStack):
-            for last in module.last_of_branches():
-                deviations[last.weight] = (last.in_features * 2 * len(module.blocks)) ** -0.5
+        if isinstance(module, TransformerStack | SlotStack):
+            lasts = module.last_of_branches()
+            uses = Counter(last.weight for last in lasts)
+            for last in lasts:
+                deviations[last.weight] = (last.in_features * 2 * module.depth * uses[last.weight]) ** -0.5
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name == "head.output":
             deviations[module.weight] = EMBEDDING_STD
+    for module in model.modules():
+        if isinstance(module, NgramEmbedding):
+            deviations[module.tables.weight] = 0.0
+        elif isinstance(module, LoopEmbeddings):
+            deviations[module.weight] = 0.0
+        elif isinstance(module, CorrectedLinear):
+            deviations[module.lora_b.weight] = 0.0
+        elif isinstance(module, EntropyPatching):
+            deviations[module.threshold] = 0.0
     return deviations
 
 

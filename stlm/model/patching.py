@@ -1,11 +1,34 @@
-"""Where byte patches begin. A rule looks only at bytes already read, so that it is causal."""
+"""Where byte patches begin, and which slot each gets. Whatever a rule says, shapes stay those of the config.
+
+A rule says at which positions a patch is wanted. It looks only at ids already read, so that it is causal. The slots are
+handed out here, the same way for every rule: of a window of C positions and P slots, the first t positions have
+ceil(t P / C). A patch that finds no slot free does not begin, and the one under way goes on; slots that are left over
+serve later ones.
+
+Shape letters as elsewhere: B batch, T positions, P slots, d width of the byte states.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stlm.config import FixedPatchingConfig, ModelConfig, PatchingConfig, SpacePatchingConfig
+from stlm.model.context import Context
+from stlm.model.registry import Registry
+from stlm.model.vocabulary import Vocabulary
+
+NOBODY = torch.iinfo(torch.int64).min  # the document of a slot without a patch
+
+
+class Routing(NamedTuple):
+    """How a learned rule came to its patches (p: probability that one begins)."""
+
+    sureness_BT: Tensor  # p where a patch begins, 1 - p where none does
+    probability_BP: Tensor  # p where each patch begins
 
 
 class Patches(NamedTuple):
@@ -14,21 +37,144 @@ class Patches(NamedTuple):
     states_BTd: Tensor  # what the local encoder says at each byte position
     index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
     documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
+    counts: list[int] | None = None  # patches that began in each row, where they may differ: beside a cache
+    routing: Routing | None = None  # where patches are learned
 
 
-class FixedPatching:
-    """A patch begins at every `size`-th position (MegaByte: Yu et al. 2023, arXiv 2305.07185)."""
+class Placed(NamedTuple):
+    """Which patch has which slot (P: slots of this call)."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    start_BP: Tensor  # the position in this call where the patch of each slot begins; -1 in slots without one
+    index_BT: Tensor  # as in Patches
+    begun_BT: Tensor  # whether a patch begins
+    counts_B: Tensor  # patches that began in this call
+    taken_B1: Tensor  # slots taken by the end of this call, those of earlier calls included
+    length: int  # positions read by then
 
-    def first_start(self, offset: int) -> int:
-        """How many positions after position `offset` the next patch begins: 0 … size - 1."""
-        return -offset % self.size
 
-    def patch_index(self, length: int, offset: int, device: torch.device) -> Tensor:
-        """For positions offset … offset + length - 1 [length]: which patch that *began in this range* each belongs to,
-        counted from 1; 0 is the patch that was under way before it."""
-        position = torch.arange(offset, offset + length, device=device)
-        began_before = -(-offset // self.size)
-        return position // self.size - began_before + 1
+class Patching(nn.Module):
+    """Interface of every rule."""
+
+    ragged = True  # whether the rows of a batch may begin patches at different positions
+    learned = False  # whether `forward` says with which probability, rather than whether, a patch is wanted
+
+    def __init__(self, config: PatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.num_slots = config.num_slots(model.context_length)
+        self.context_length = model.context_length
+
+    def new_cache(self) -> Any:
+        """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""
+        return None
+
+    def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: Any = None) -> Tensor:
+        """Where a patch is wanted, bool [B, T]: at t from inputs[:, :t + 1] alone, which are the ids before t.
+
+        A learned rule says with which probability; from 0.5 on a patch is wanted.
+        """
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+    def room(self, position: Any) -> Any:
+        """Slots of the first `position` positions of a window: an int, or integers of any shape."""
+        return -(-position * self.num_slots // self.context_length)
+
+    def place(self, wanted_BT: Tensor, documents_BT: Tensor | None = None, before: Placed | None = None) -> Placed:
+        """Give each wanted patch the next slot, in order, where there is one.
+
+        `before` is what the call before this one returned: a cache. Without it there are as many slots as T positions
+        have, used or not; beside it, as many as the row with the most new patches needs.
+
+        A document wants a patch at its first position. It takes none of the slots that those before it left over, so
+        that its patches stand in the same slots whatever is in those.
+
+        The slots taken follow taken[t] = min(taken[t - 1] + wanted[t], room[t + 1]): a running minimum, and no loop.
+        """
+        length, first = wanted_BT.size(1), before.length if before else 0
+        room_S = self.room(torch.arange(first, first + length + 1, device=wanted_BT.device))  # [T + 1]
+        begins_BT = torch.zeros_like(wanted_BT)  # where a document does; so does what follows a cache
+        begins_BT[:, 0] = True
+        if documents_BT is not None:
+            begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+        if before is None:
+            wanted_BT = wanted_BT | begins_BT
+            entry_BT = room_S[:-1].expand_as(wanted_BT)  # slots taken or given up before a document
+        else:
+            entry_BT = before.taken_B1.expand_as(wanted_BT)
+
+        asked_BT = wanted_BT.long().cumsum(1)
+        limit_BT = torch.where(begins_BT, torch.minimum(entry_BT + wanted_BT, room_S[1:]), room_S[1:]) - asked_BT
+        apart_BT = begins_BT.long().cumsum(1) * (2 * length + 1)  # keeps each minimum within its document
+        taken_BT = asked_BT + (limit_BT - apart_BT).cummin(1).values + apart_BT
+
+        earlier_BT = torch.where(begins_BT, entry_BT, F.pad(taken_BT[:, :-1], (1, 0)))
+        entry_BT = torch.where(begins_BT, entry_BT, 0).cummax(1).values  # of the position's own document
+        index_BT = torch.where(taken_BT > entry_BT, taken_BT - entry_BT[:, :1], 0)
+        begun_BT = taken_BT > earlier_BT
+        counts_B = begun_BT.sum(1)
+        slots = self.room(length) if before is None else int(counts_B.max())
+        slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
+        place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
+        start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
+        return Placed(start_BP, index_BT, begun_BT, counts_B, taken_BT[:, -1:], first + length)
+
+
+PATCHINGS: Registry[Patching] = Registry("embedder.patching")
+
+
+@PATCHINGS.register("fixed")
+class FixedPatching(Patching):
+    """Wherever there is a slot: at every `patch_size`-th position (MegaByte: Yu et al. 2023, arXiv 2305.07185)."""
+
+    ragged = False
+
+    def __init__(self, config: FixedPatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
+
+    def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: None = None) -> Tensor:
+        return torch.ones_like(inputs_BT, dtype=torch.bool)
+
+
+class SpaceCache:
+    """Decoding state of `SpacePatching`: the last id."""
+
+    def __init__(self) -> None:
+        self.last_B1: Tensor | None = None
+
+
+@PATCHINGS.register("space")
+class SpacePatching(Patching):
+    """Behind every space-like byte that follows none (SpaceByte: Slagle 2024, arXiv 2404.14824, section 3).
+
+    Space-like are all bytes but ASCII letters, digits, and those that continue a character of UTF-8: so a patch is a
+    word and the first space or punctuation behind it, and in scripts of several bytes per character about a character.
+    Ids that no text contains, such as the end of a document, have a patch begin behind them in any case.
+    """
+
+    def __init__(self, config: SpacePatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
+
+    def new_cache(self) -> SpaceCache:
+        return SpaceCache()
+
+    def forward(
+        self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: SpaceCache | None = None
+    ) -> Tensor:
+        last_B1 = inputs_BT[:, :1] if cache is None or cache.last_B1 is None else cache.last_B1
+        before_BT = torch.cat((last_B1, inputs_BT[:, :-1]), dim=1)
+        if cache is not None:
+            cache.last_B1 = inputs_BT[:, -1:]
+        return special(inputs_BT) | spacelike(inputs_BT) & ~spacelike(before_BT)
+
+
+def spacelike(bytes_BT: Tensor) -> Tensor:
+    """Neither letter nor digit of ASCII, nor a byte that continues a character (0x80 to 0xBF)."""
+    lower_BT = bytes_BT | 0x20  # of letters, the small one
+    letter_BT = (lower_BT >= ord("a")) & (lower_BT <= ord("z"))
+    digit_BT = (bytes_BT >= ord("0")) & (bytes_BT <= ord("9"))
+    continuing_BT = (bytes_BT >= 0x80) & (bytes_BT < 0xC0)
+    return ~(letter_BT | digit_BT | continuing_BT)
+
+
+def special(bytes_BT: Tensor) -> Tensor:
+    """Bytes that UTF-8 never uses (RFC 3629, section 1): special ids."""
+    return (bytes_BT == 0xC0) | (bytes_BT == 0xC1) | (bytes_BT >= 0xF5)

@@ -27,9 +27,9 @@ from torch import Tensor
 from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import Tokenizer
-from stlm.config import ModelConfig, changed_keys
+from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
-from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model
+from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model, step_of
 from stlm.training.engine import State
 
 FORMAT = "stlm-checkpoint-1"
@@ -90,7 +90,7 @@ def check_checkpoint(path: Path) -> str | None:
 def refuse_other_model(path: Path, config: ModelConfig) -> None:
     """Raises CheckpointError where a checkpoint holds a model of another config."""
     saved = read_model_config(path / "model")
-    if changed := [f"model.{key}" for key in changed_keys(saved, config)]:
+    if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
             f"{path} holds a model that was made with another {', '.join(changed)}; "
             "continue it with its own config, or choose another folder with --run"
@@ -113,13 +113,36 @@ def read_state(path: Path) -> State:
     return State(load_file(path / "model" / "model.safetensors"), moments, read_progress(path)["updates"])
 
 
-def prune_checkpoints(run_dir: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints, and what killed processes left half-written."""
-    for path in checkpoints_of(run_dir)[keep_last:]:
+def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:
+    """Delete the checkpoints that are not to be kept, and what killed processes left half-written.
+
+    Kept are the newest `keep_last`, those of every `keep_every_steps`-th step, and with `keep_best` the one with the
+    lowest validation bits per byte.
+    """
+    found = checkpoints_of(run_dir)
+    kept = set(found[: training.keep_last])
+    if training.keep_every_steps is not None:
+        kept |= {path for path in found if step_of(path) % training.keep_every_steps == 0}
+    if training.keep_best and (best := best_checkpoint(run_dir)) is not None:
+        kept.add(best)
+    for path in found:
+        if path in kept:
+            continue
         doomed = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         os.replace(path, doomed)  # at once: no half-deleted checkpoint is ever seen under its name
     for path in (run_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The complete checkpoint with the lowest validation bits per byte, the newest of equals; None if none has any."""
+    scored = []
+    for path in checkpoints_of(run_dir):
+        if (path / "COMPLETE").is_file():
+            score = read_progress(path).get("validation_bits_per_byte")
+            if score is not None:
+                scored.append((score, -step_of(path), path))
+    return min(scored)[2] if scored else None
 
 
 def _parts(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str, Tensor]]:

@@ -209,9 +209,10 @@ def resolve_deepspeed_config(
         if config.get(name) == "auto" or isinstance(config.get(name), dict):
             config.pop(name)
     zero = config.setdefault("zero_optimization", {"stage": 0})
-    # DeepSpeed reserves whole buckets: 2 GB of them by default, whatever the size of the model.
-    zero.setdefault("reduce_bucket_size", min(num_parameters, 50_000_000))
-    zero.setdefault("allgather_bucket_size", min(num_parameters, 50_000_000))
+    # DeepSpeed reserves whole buckets: 2 GB of them by default, whatever the size of the model. It wants even sizes.
+    bucket_size = min(num_parameters + num_parameters % 2, 50_000_000)
+    zero.setdefault("reduce_bucket_size", bucket_size)
+    zero.setdefault("allgather_bucket_size", bucket_size)
     # Stage 3 would put another function in the place of torch's own F.linear, for the whole process and for good.
     zero.setdefault("memory_efficient_linear", False)
     autocast = {"lower_precision_safe_modules": [], **config.get("torch_autocast", {})}  # []: gradients travel in fp32
@@ -344,7 +345,7 @@ class Engine:
         parameters: dict[str, Tensor] = {}
         moments: dict[str, dict[str, Tensor]] = {key: {} for key in self._moment_names()}
         for name, parameter in self._parameters.items():
-            for key, target in [(None, parameters), *moments.items()]:
+            for key, target in [(None, parameters), *(moments.items() if parameter.requires_grad else ())]:
                 tensor = self._gather(parameter, key)
                 if keep:
                     target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
@@ -357,7 +358,7 @@ class Engine:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._scatter(parameter, None, state.parameters[name])
-                for key, tensors in state.moments.items():
+                for key, tensors in state.moments.items() if parameter.requires_grad else ():
                     self._scatter(parameter, key, tensors[name])
         for entry in self._entries():
             entry["step"].fill_(state.updates)
@@ -382,7 +383,10 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _gather(self, parameter: nn.Parameter, key: str | None) -> Tensor:
-        """The fp32 parameter (key None) or one of its moments, whole."""
+        """The fp32 parameter (key None) or one of its moments, whole. What is frozen has no moments."""
+        if not parameter.requires_grad:
+            with self._whole(parameter):
+                return parameter.detach().clone()
         if self.stage == 0:
             return parameter if key is None else self.optimizer.state[parameter][key]
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -392,6 +396,10 @@ class Engine:
     def _scatter(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         """Set the fp32 parameter, and the copy that forward reads, or one of its moments."""
         value = value.to(self.device)
+        if not parameter.requires_grad:
+            with self._whole(parameter):
+                parameter.copy_(value)
+            return
         if self.stage == 0:
             (parameter if key is None else self.optimizer.state[parameter][key]).copy_(value)
             return

@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
-from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, to_dict
+from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, value_at
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import checkpoints_of, step_of
 from stlm.training.checkpoint import check_checkpoint, prune_checkpoints, read_progress, refuse_other_model
@@ -91,7 +91,7 @@ class RunDirectory:
                 refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
             write_text(self.path / "config.yaml", dump_run_config(config))
-            prune_checkpoints(self.path, config.training.keep_last)
+            prune_checkpoints(self.path, config.training)
         except (DataError, OSError) as error:
             self.close()
             reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error
@@ -182,7 +182,7 @@ class RunDirectory:
         saved = load_run_config(self.path)
         changed = changed_keys(saved, config)
         if changed:
-            lines = [f"  {key}: was {_shown(saved, key)}, now {_shown(config, key)}" for key in changed]
+            lines = [f"  {key}: was {value_at(saved, key)!r}, now {value_at(config, key)!r}" for key in changed]
             raise ConfigError(
                 f"{self.path} was started with other settings, and a run continues with its own:\n"
                 + "\n".join(lines)
@@ -202,13 +202,6 @@ class RunDirectory:
                 f"training.max_steps: got {config.training.max_steps}, but {self.path} is already at step "
                 f"{progress['step']}; expected at least that"
             )
-
-
-def _shown(config: RunConfig, key: str) -> str:
-    value: Any = to_dict(config)
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return repr(value)
 
 
 def _changeable(config: Any, prefix: str = "") -> Iterator[str]:

@@ -23,10 +23,11 @@ import torch
 from tqdm import tqdm
 
 from stlm.config import RunConfig
-from stlm.errors import ConfigError, Stopped
+from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import Batch, Prepared, build_objective
 from stlm.stlm import STLM
 from stlm.training.agreement import fingerprints, refuse_differences
+from stlm.training.background import Background
 from stlm.training.checkpoint import (
     checkpoint_path,
     prune_checkpoints,
@@ -36,6 +37,7 @@ from stlm.training.checkpoint import (
     write_checkpoint,
 )
 from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks
+from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
@@ -89,6 +91,9 @@ class Trainer:
         on_rank_zero(lambda: self.monitor.open(self.step + 1))
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
+        if start.checkpoint is None:
+            for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
+                self.monitor.say(note)
 
         self.engine = Engine(
             model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
@@ -101,6 +106,8 @@ class Trainer:
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
         self._saved_step = self.step
+        self._writer = Background()  # of checkpoints, on rank 0
+        self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step
         self._clock = Clock()
         self._stop = StopRequest()
@@ -111,19 +118,26 @@ class Trainer:
         """Yield the numbers of the steps that are still to be made.
 
         Between two steps the ranks agree whether one of them was asked to stop, by SIGINT, SIGTERM, SIGUSR1, SIGHUP or
-        the end of its launcher; then a checkpoint is saved and Stopped is raised. At the end, however it comes, the run
-        directory is released.
+        the end of its launcher; then a checkpoint is saved and Stopped is raised. So is the error of a checkpoint that
+        could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
+        run directory is released.
         """
         last = self.config.training.max_steps
         try:
             while self.step < last:
                 yield self.step + 1
                 asked = self._stop.reason()
-                if self.step < last and sum_over_ranks([float(asked is not None)])[0]:
+                flags = [float(asked is not None), float(self._writer.failed)]
+                stop, failed = sum_over_ranks(flags) if self.step < last else (0.0, 0.0)
+                if failed:
+                    on_rank_zero(self._writer.wait)
+                if stop:
                     self._save()
+                    on_rank_zero(self._writer.wait)
                     text = f"stopped by {asked or 'a request to another rank'} at step {self.step} after saving"
                     self.monitor.say(f"{text}; the same command continues it")
                     raise Stopped(text)
+            on_rank_zero(self._writer.wait)
         finally:
             self.close()
 
@@ -155,13 +169,16 @@ class Trainer:
                 part = self.objective.sums(output, prepared, self._bytes_per_id)
                 loss = sum(output.auxiliary.values(), part.nats) / ids
                 self.engine.backward(loss, last=prepared is micro_batches[-1])
-                terms = sorted(output.auxiliary)  # the same in every forward
+                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
                 parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                parts += [half for name in measures for half in output.measures[name]]
                 sums.append(torch.stack([value.detach().double() for value in parts]))
-        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms]
-        nats, bytes, *added = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
+        nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        added, measured = rest[: len(terms)], rest[len(terms) :]
         if not math.isfinite(math.fsum((nats, *added))):
-            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:])) for row in local])
+            counted = 2 + len(terms)
+            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:counted])) for row in local])
         learning_rate = learning_rate_at(step, training)
         gradient_norm = self.engine.step(learning_rate)
         if not math.isfinite(gradient_norm):
@@ -177,6 +194,7 @@ class Trainer:
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             **{f"{name}_loss": value / ids for name, value in zip(terms, added, strict=True)},
+            **{name: total / count for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)},
         }
         self._clock.add(time.perf_counter() - started, data_seconds, bytes)
         return loss_value
@@ -208,6 +226,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         nats, ids, bytes = (math.fsum(column) for column in zip(*by_source.values(), strict=True))
         self.validation_bits_per_byte = nats / math.log(2) / bytes
+        self._validated_step = self.step
         record = {
             "step": self.step,
             "split": "validation",
@@ -227,7 +246,10 @@ class Trainer:
         return self.validation_bits_per_byte
 
     def save_checkpoint(self, step: int) -> Path | None:
-        """Save every `save_every_steps`, and at the last step. Returns the checkpoint if one was written."""
+        """Save every `save_every_steps`, and at the last step. Returns where, if it was due.
+
+        The state is copied at once, and written to the disk beside the next steps; the loop's end waits for it.
+        """
         return self._save() if self._due(self.config.training.save_every_steps) else None
 
     # ------------------------------------------------------------------ what the loop is made of
@@ -279,7 +301,11 @@ class Trainer:
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
 
     def close(self) -> None:
-        """Release the run directory and give the signals back. A second call does nothing."""
+        """Finish what is being written, release the run directory and give the signals back. Twice does nothing."""
+        try:
+            self._writer.wait()
+        except StlmError as error:  # where it is not the end of the loop that waits, something else is being raised
+            self.monitor.say(f"error: {error}")
         self._stop.restore()
         self.monitor.close()
         self._run.close()
@@ -295,6 +321,7 @@ class Trainer:
         path = checkpoint_path(self.run_dir, self.step)
         if self._saved_step == self.step:
             return path
+        on_rank_zero(self._writer.wait)  # before another copy of the state is made
         state = self.engine.full_state()
         progress = {
             "step": self.step,
@@ -304,13 +331,14 @@ class Trainer:
             "seed": self.config.seed,  # with the step, all randomness there is
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
+            "validation_bits_per_byte": self.validation_bits_per_byte if self._validated_step == self.step else None,
         }
 
         def write() -> None:
             write_checkpoint(path, self.config.model, self.model.tokenizer, state, progress)
-            prune_checkpoints(self.run_dir, self.config.training.keep_last)
+            prune_checkpoints(self.run_dir, self.config.training)
 
-        on_rank_zero(write)
+        on_rank_zero(lambda: self._writer.start(write))
         self._saved_step = self.step
         return path
 

@@ -65,7 +65,7 @@ class Unigram:
 
     def __call__(self, ids_BT):
         self.sizes.append(tuple(ids_BT.shape))
-        return Output(self.logits_V.expand(*ids_BT.shape, 256), {})
+        return Output(self.logits_V.expand(*ids_BT.shape, 256), {}, {})
 
 
 def tiny_model(patched, context=24):

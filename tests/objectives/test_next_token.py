@@ -15,7 +15,7 @@ BYTES_PER_ID = torch.tensor([1, 2, 3, 0])  # the last one ends a text
 def sums_of(logits, ids, mask):
     objective = build_objective("next_token")
     prepared = objective.prepare(Batch(ids, mask), seed=1, step=1, row=0)
-    return objective.sums(Output(logits, {}), prepared, BYTES_PER_ID)
+    return objective.sums(Output(logits, {}, {}), prepared, BYTES_PER_ID)
 
 
 def test_a_uniform_model_pays_ln_v_for_each_counted_id():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import resource
 import shutil
+import threading
 
 import pytest
 import torch
@@ -238,31 +239,77 @@ def test_one_job_at_a_time(make_trainer, tmp_path):
     make_trainer(tmp_path / "run")
 
 
-def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypatch):
-    """Seen before writing, and when it happens in the middle of a file."""
-    trainer = make_trainer(tmp_path / "run", "training.save_every_steps=2")
-    train(trainer, until=2)
-    trainer.train_step(3)
-    trainer.train_step(4)
+@pytest.mark.parametrize("where", ["before writing", "within a file"])
+def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypatch, finished, where):
+    """The run ends with the reason at the next step, and continues when there is space."""
+    save = "training.save_every_steps=4"
+    train(make_trainer(tmp_path / "run", save), until=4)
     before = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
 
-    usage = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=500_000))
-    with pytest.raises(CheckpointError, match=r"needs [\d.]+ MB, and 0.5 MB are free"):
-        trainer.save_checkpoint(4)
-    monkeypatch.undo()
-
+    trainer = make_trainer(tmp_path / "run", save)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    if where == "before writing":
+        usage = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=500_000))
+        reason = r"needs [\d.]+ MB, and 0.5 MB are free"
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        reason = r"cannot save .*step_00000008"
     try:
-        with pytest.raises(CheckpointError, match=r"cannot save .*step_00000004"):
-            trainer.save_checkpoint(4)
+        with pytest.raises(CheckpointError, match=reason):
+            train(trainer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        monkeypatch.undo()
     after = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
     assert after == before
 
-    assert trainer.save_checkpoint(4).name == "step_00000004"
+    train(make_trainer(tmp_path / "run", save))
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
+
+
+def test_checkpoints_are_written_beside_the_next_steps(make_trainer, tmp_path, monkeypatch):
+    """Steps go on while a slow disk writes; what is written is the state of the step it is named after."""
+    written, go_on = [], threading.Event()
+
+    def slowly(path, *arguments):
+        assert go_on.wait(60)
+        write_checkpoint(path, *arguments)
+        written.append(path.name)
+
+    monkeypatch.setattr("stlm.training.trainer.write_checkpoint", slowly)
+    trainer = make_trainer(tmp_path / "run", "training.save_every_steps=4", "training.max_steps=8")
+    for step in trainer.steps():
+        trainer.train_step(step)
+        if step == 4:
+            expected = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        if step == 6:
+            assert written == [] and newest_checkpoint(tmp_path / "run") is None
+            go_on.set()
+        trainer.save_checkpoint(step)
+    assert written == ["step_00000004", "step_00000008"]
+    found = read_state(tmp_path / "run/checkpoints/step_00000004").parameters
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_which_checkpoints_are_kept(make_trainer, tmp_path, monkeypatch):
+    scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.5, 12: 2.6}  # of equals, the newest is the best
+
+    def validate(trainer):
+        trainer.validation_bits_per_byte, trainer._validated_step = scores[trainer.step], trainer.step
+
+    def kept(run_dir, *settings):
+        trainer = make_trainer(run_dir, "training.save_every_steps=2", "training.keep_last=1", *settings)
+        for step in trainer.steps():
+            trainer.train_step(step)
+            if step in scores:
+                validate(trainer)
+            trainer.save_checkpoint(step)
+        return [int(path.name[-2:]) for path in checkpoints_of(run_dir)]
+
+    assert kept(tmp_path / "last", "training.keep_best=false") == [12]
+    assert kept(tmp_path / "best") == [12, 8]
+    assert kept(tmp_path / "every", "training.keep_best=false", "training.keep_every_steps=6") == [12, 6]
 
 
 def test_an_unwritable_run_directory(make_trainer, tmp_path):

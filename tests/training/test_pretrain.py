@@ -51,7 +51,10 @@ def test_killed_in_mid_run_and_started_again(pretrain, uninterrupted, tmp_path):
     """The metrics are those of the run that was never killed, digit for digit; the data and the clock go on."""
     run_dir = tmp_path / "run"
     (process,) = pretrain.start(run_dir, *LONG)
-    wait_for_step(run_dir, 30, [process])
+    wait_for_step(run_dir, 25, [process])
+    while not list(run_dir.glob("checkpoints/step_*/COMPLETE")):  # written beside the steps
+        assert process.poll() is None
+        time.sleep(0.002)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

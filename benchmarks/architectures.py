@@ -1,0 +1,283 @@
+"""Every architecture on the same text: how fast it trains, and how far it gets in the same time.
+
+    python benchmarks/architectures.py speed   [--input PATH …]
+    python benchmarks/architectures.py quality [--input PATH …] [--seconds 120] [--seeds 3]
+
+`speed` trains models around one and the same core, taking turns, step by step, and compares bytes of text per second.
+
+`quality` gives every architecture of architectures.yaml the same number of unique parameters and the same time, on
+--jobs cores at once, one each. How many steps fit into the time is measured first, in rounds, all architectures taking
+turns, the least disturbed stretch of each counting; the number of steps then stands, so that other work on the machine
+changes nothing. The peak learning rate is chosen for each architecture from --learning-rates, with a quarter of the
+time and a seed that the table does not use. A run that was cut off goes on where it was.
+
+Prints one Markdown table; --output writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+from data_pipeline.loading import open_data
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import RunConfig, load_run_config
+from stlm.stlm import STLM
+from stlm.training.loaders import build_loaders
+from stlm.training.optimizers import build_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIAL_SEED = 99  # of the runs that choose a learning rate
+TRIAL_SHARE = 0.25  # of the time, that each of them gets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "quality"))
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="text (default: the default corpus)")
+    parser.add_argument("--validation-fraction", default="0.01", help="share of documents held back (default: 0.01)")
+    parser.add_argument("--seconds", type=float, default=120, help="time of each run on one core (default: 120)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each architecture (default: 3)")
+    parser.add_argument(
+        "--learning-rates", nargs="+", default=["3e-3", "6e-3"], help="peaks to choose from (default: 3e-3 6e-3)"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: one a core)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="architectures (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measuring speed (default: 5)")
+    parser.add_argument(
+        "--work", default="runs/architectures", help="folder of data and runs (default: runs/architectures)"
+    )
+    parser.add_argument("--output", help="file for the table as well")
+    options = parser.parse_args()
+    options.work = Path(options.work).resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+
+    table = speed(options) if options.what == "speed" else quality(options)
+    print(table)
+    if options.output:
+        Path(options.output).write_text(table + "\n", encoding="utf-8")
+
+
+def architectures(section: str, only: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+    """Configurations by name; each is the section's `common` one with its own entries laid over it."""
+    entries = yaml.safe_load((ROOT / "benchmarks" / "architectures.yaml").read_text(encoding="utf-8"))[section]
+    common = entries.pop("common")
+    if unknown := set(only or ()) - set(entries):
+        raise SystemExit(f"error: --only: no architecture {', '.join(sorted(unknown))}; there are {', '.join(entries)}")
+    return {name: laid_over(common, entry) for name, entry in entries.items() if not only or name in only}
+
+
+def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with the changes laid over it, section by section; a part of another `kind` is replaced whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        together = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        )
+        merged[key] = laid_over(old, value) if together else value
+    return merged
+
+
+def prepared(options: argparse.Namespace, name: str, architecture: dict[str, Any]) -> Path:
+    """The architecture's config file, with the data that it reads; both are made if they are missing."""
+    tokenizer = architecture["data"]["tokenizer"]
+    data = options.work / "data" / tokenizer.replace(":", "-")
+    inputs = ["--input", *options.input] if options.input else []
+    command = [
+        sys.executable, ROOT / "scripts" / "preprocess.py", *inputs, "--tokenizer", tokenizer, "--output", data,
+        "--validation-fraction", options.validation_fraction,
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    path = options.work / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**architecture, "data": {"dir": str(data), "tokenizer": tokenizer}}))
+    return path
+
+
+# ---------------------------------------------------------------------- speed
+
+
+def speed(options: argparse.Namespace) -> str:
+    """Bytes per second in training around the same core, in turns."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    steps: dict[str, Callable[[int], tuple[float, float]]] = {}
+    parameters = {}
+    for name, architecture in architectures("speed", options.only).items():
+        config = load_run_config(str(prepared(options, name, architecture)))
+        steps[name], parameters[name] = stepper(config)
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(options.rounds * 4 + 2):
+        for name, step in steps.items():
+            seconds, read = step(turn + 1)
+            if turn >= 2:  # the first steps warm up
+                rates[name].append(read / seconds)
+    first = next(iter(rates))
+    rows = []
+    for name, values in rates.items():
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(values, rates[first], strict=True))
+        rows.append([name, f"{parameters[name]:,}", f"{statistics.median(values) / 1e3:.1f}", f"{ratio:.2f}"])
+    return markdown(["architecture", "parameters", "kB/s", f"to {first}"], rows)
+
+
+def stepper(config: RunConfig) -> tuple[Callable[[int], tuple[float, float]], int]:
+    """A function that makes one whole step (forward, loss, backward, update) and gives its seconds and its bytes."""
+    data = open_data(config.data)
+    loader, _ = build_loaders(config, data)
+    model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    optimizer = build_optimizer(model, config.training)
+    bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
+
+    def step(number: int) -> tuple[float, float]:
+        batch = loader.rows(number, 0, config.training.batch_size)
+        started = time.perf_counter()
+        logits = model(batch.ids).logits.float()
+        F.cross_entropy(logits.flatten(0, 1), batch.ids.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - started, float(bytes_per_id[batch.ids].sum())
+
+    return step, model.num_parameters()
+
+
+# ---------------------------------------------------------------------- quality
+
+
+def quality(options: argparse.Namespace) -> str:
+    """Bits per byte of every architecture after the same time."""
+    chosen = architectures("quality", options.only)
+    configs = {name: prepared(options, name, architecture) for name, architecture in chosen.items()}
+    rates = measured_rates(options, configs)
+
+    def steps_in(name: str, seconds: float) -> int:
+        return max(20, int(seconds * rates[name]["steps_per_second"]))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trials = {
+            (name, rate): pool.submit(
+                trained, options, configs[name], f"trial-{rate}", TRIAL_SEED, rate,
+                steps_in(name, TRIAL_SHARE * options.seconds),
+            )
+            for name in configs for rate in options.learning_rates
+        }  # fmt: skip
+        peaks = {
+            name: min(options.learning_rates, key=lambda rate, name=name: trials[name, rate].result()["bits_per_byte"])
+            for name in configs
+        }
+        runs = {
+            (name, seed): pool.submit(
+                trained, options, configs[name], f"seed-{seed}", seed, peaks[name], steps_in(name, options.seconds)
+            )
+            for seed in range(1, options.seeds + 1) for name in configs
+        }  # fmt: skip
+        results = {key: run.result() for key, run in runs.items()}
+
+    rows = []
+    for name in configs:
+        mine = [results[name, seed] for seed in range(1, options.seeds + 1)]
+        scores = [run["bits_per_byte"] for run in mine]
+        rows.append([
+            name, f"{parameters_of(configs[name]):,}", f"{rates[name]['bytes_per_second'] / 1e3:.1f}",
+            f"{mine[0]['bytes_seen'] / 1e6:.2f}", peaks[name], f"{statistics.mean(scores):.4f}",
+            f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "",
+        ])  # fmt: skip
+    rows.sort(key=lambda row: row[5])
+    heads = [
+        "architecture",
+        "parameters",
+        "kB/s",
+        "MB read",
+        "learning rate",
+        "bits per byte",
+        f"± ({options.seeds} seeds)",
+    ]
+    return markdown(heads, rows)
+
+
+def measured_rates(options: argparse.Namespace, configs: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Steps and bytes per second of each architecture while --jobs copies of it run; measured once, then kept."""
+    path = options.work / "rates.json"
+    rates: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [name for name in configs if name not in rates]
+    readings: dict[str, list[float]] = {name: [] for name in missing}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for turn in range(options.rounds if missing else 0):
+            for name in missing:
+                copies = [
+                    pool.submit(trained, options, configs[name], f"rate-{turn}-{copy}", TRIAL_SEED, "1e-3", 50, True)
+                    for copy in range(options.jobs)
+                ]
+                readings[name] += [copy.result()["bytes_per_second"] for copy in copies]
+    for name in missing:
+        seen = metrics_of(options.work / "runs" / f"{name}-rate-0-0")[-1]
+        bytes_per_step = seen["bytes_seen"] / seen["step"]
+        fastest = max(readings[name])
+        rates[name] = {"bytes_per_second": fastest, "steps_per_second": fastest / bytes_per_step}
+    path.write_text(json.dumps(rates, indent=2))
+    return rates
+
+
+def trained(
+    options: argparse.Namespace, config: Path, run: str, seed: int, peak: str, steps: int, speed_only: bool = False
+) -> dict[str, float]:
+    """Train on one core, or find that it was done; the figures of the last step, and of its validation."""
+    run_dir = options.work / "runs" / f"{config.stem}-{run}"
+    every = 10 if speed_only else max(1, steps // 20)
+    settings = {
+        "seed": seed, "training.max_steps": steps, "training.learning_rate": peak,
+        "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": every,
+        "training.eval_every_steps": steps, "training.save_every_steps": steps, "training.keep_last": 1,
+    }  # fmt: skip
+    command = [
+        sys.executable, ROOT / "scripts" / "pretrain.py", "--config", config, "--run", run_dir,
+        "--set", *(f"{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    train, validation = (metrics_of(run_dir, split) for split in ("train", "validation"))
+    return {
+        "bits_per_byte": validation[-1]["bits_per_byte"],
+        "bytes_seen": train[-1]["bytes_seen"],
+        "bytes_per_second": max((record["timing"]["bytes_per_second"] for record in train[2:]), default=math.nan),
+    }
+
+
+def metrics_of(run_dir: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Records of a split of a run."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for line in lines if (record := json.loads(line))["split"] == split]
+
+
+def parameters_of(config: Path) -> int:
+    """Unique parameters of the model that a config file describes."""
+    run = load_run_config(str(config))
+    tokenizer = build_tokenizer("byte") if run.data.tokenizer == "byte" else open_data(run.data).tokenizer
+    with torch.device("meta"):
+        return STLM(run.model, tokenizer).num_parameters()
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; columns after the first hold numbers."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Which layers of a core are run several times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stlm.config.fields import Conflict, setting
+
+
+@dataclass(frozen=True)
+class LoopsConfig:
+    """Depth recurrence: a range of layers is run `count` times in a row (Universal Transformer, arXiv 1807.03819).
+
+    Every pass has its own keys and values, and the depth that scales initial values is that of the layers run.
+    """
+
+    count: int = setting(1, "how often the layers from first to last are run", minimum=1)
+    first: int = setting(0, "first layer of the loop, counted from 0", minimum=0)
+    last: int | None = setting(None, "last layer of the loop; null: that of the core", minimum=0)
+    embeddings: bool = setting(False, "add a learned vector at the start of each pass, zero at first")
+
+    def order(self, num_layers: int) -> tuple[tuple[int, int | None], ...]:
+        """The layers in the order in which they run; beside the first layer of each pass, the number of the pass."""
+        last = num_layers - 1 if self.last is None else self.last
+        before, after = range(self.first), range(last + 1, num_layers)
+        passes = [
+            (layer, number if layer == self.first else None)
+            for number in range(self.count)
+            for layer in range(self.first, last + 1)
+        ]
+        return (*((layer, None) for layer in before), *passes, *((layer, None) for layer in after))
+
+    def check(self, num_layers: int) -> Iterator[Conflict]:
+        """Conflicts with the depth, and settings without effect."""
+        last = num_layers - 1 if self.last is None else self.last
+        if last >= num_layers:
+            yield Conflict(
+                "last", f"got {last} in a core of {num_layers} layers, expected at most {num_layers - 1}", ("last",)
+            )
+        elif self.first > last:
+            yield Conflict("first", f"got {self.first}, expected at most {last}, the last layer of the loop", ("last",))
+        elif self.count == 1:
+            for name in ("first", "last", "embeddings"):
+                if getattr(self, name) != getattr(LoopsConfig, name):
+                    yield Conflict("count", f"got 1, with which {name} has no effect; expected 2 or more", (name,))

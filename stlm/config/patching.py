@@ -1,0 +1,114 @@
+"""Rules that say where patches begin, chosen by `kind`. Each has a registered module of the same kind in stlm.model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stlm.config.cores import CoreConfig, TransformerCoreConfig
+from stlm.config.fields import Component, Conflict, register, setting
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+HEADROOM = 1.25  # slots for each patch of the stated mean length
+
+
+@dataclass(frozen=True)
+class PatchingConfig(Component):
+    """Family of rules. A window has the same number of slots for patches whatever it holds: shapes stay fixed."""
+
+    @property
+    def span(self) -> int:
+        """How many byte states, up to the position where a patch begins, its vector is made of."""
+        raise TypeError(f"{type(self).__name__} defines no span")
+
+    def num_slots(self, context_length: int) -> int:
+        """The most patches that a window of `context_length` bytes is cut into."""
+        raise TypeError(f"{type(self).__name__} defines no num_slots()")
+
+
+@register("fixed")
+@dataclass(frozen=True)
+class FixedPatchingConfig(PatchingConfig):
+    """A patch begins at every `patch_size`-th byte (MegaByte)."""
+
+    patch_size: int = setting(4, "bytes per patch", minimum=1)
+
+    @property
+    def span(self) -> int:
+        return self.patch_size
+
+    def num_slots(self, context_length: int) -> int:
+        return -(-context_length // self.patch_size)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if model.context_length % self.patch_size:
+            rounded = -(-model.context_length // self.patch_size) * self.patch_size
+            yield Conflict(
+                "context_length",
+                f"got {model.context_length}, expected a multiple of model.embedder.patching.patch_size = "
+                f"{self.patch_size}; {rounded} would work",
+                ("embedder.patching.patch_size",),
+            )
+
+
+@dataclass(frozen=True)
+class VariablePatchingConfig(PatchingConfig):
+    """What rules share whose patches differ in length."""
+
+    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", above=1.0)
+    span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
+
+    def num_slots(self, context_length: int) -> int:
+        return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if self.patch_length > model.context_length / 2:
+            yield Conflict(
+                "embedder.patching.patch_length",
+                f"got {self.patch_length:g}, expected at most half of model.context_length = {model.context_length}, "
+                f"or a window is one patch; {min(6.0, model.context_length / 2):g} would work",
+                ("context_length",),
+            )
+
+
+@register("space")
+@dataclass(frozen=True)
+class SpacePatchingConfig(VariablePatchingConfig):
+    """A patch begins behind each run of spaces and punctuation, so that it is about a word (SpaceByte)."""
+
+
+@register("learned")
+@dataclass(frozen=True)
+class LearnedPatchingConfig(VariablePatchingConfig):
+    """A patch begins where the model finds that something new does (H-Net's dynamic chunking)."""
+
+    ratio_weight: float = setting(
+        0.03, "weight of the term that leads to patches of patch_length bytes on average", minimum=0.0
+    )
+
+
+@register("entropy")
+@dataclass(frozen=True)
+class EntropyPatchingConfig(VariablePatchingConfig):
+    """A patch begins where a small byte model finds the next byte hard to guess (BLT).
+
+    The threshold is found when the run begins, so that patches have the mean length `patch_length` on its text.
+    """
+
+    entropy_model: str | None = setting(
+        None, "run or model directory of the byte model; read when the run begins, and saved with its model"
+    )
+    width: int = setting(64, "width of the byte model", minimum=2)
+    core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
+
+    def byte_model(self, model: ModelConfig) -> ModelConfig:
+        """The whole config of the byte model: embedder and head are those of any ModelConfig that names no others."""
+        return type(model)(context_length=model.context_length, width=self.width, core=self.core)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        yield from super().check(model)
+        yield from (conflict.under("embedder.patching") for conflict in self.byte_model(model).check())

@@ -1,0 +1,73 @@
+"""Patches that begin where the next byte is hard to guess: a small byte model says how hard."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stlm.config import EntropyPatchingConfig, ModelConfig
+from stlm.model.context import Context
+from stlm.model.core import CORES
+from stlm.model.embedders import EMBEDDERS
+from stlm.model.heads import HEADS, tie
+from stlm.model.patching import PATCHINGS, Patching
+from stlm.model.vocabulary import Vocabulary
+
+
+class ByteModel(nn.Module):
+    """The parts of a plain byte model, under the names that they have in a model of its own."""
+
+    def __init__(self, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.embedder = EMBEDDERS[model.embedder.kind](model.embedder, model, vocabulary)
+        self.core = CORES[model.core.kind](model.core, model)
+        self.head = HEADS[model.head.kind](model.head, model, vocabulary)
+        tie(self.head, self.embedder)
+
+    def new_cache(self) -> tuple[Any, Any, Any]:
+        return self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache()
+
+    def forward(self, inputs_BT: Tensor, context: Context, cache: tuple[Any, Any, Any] | None = None) -> Tensor:
+        """inputs [B, T] → logits [B, T, V]."""
+        embedder_cache, core_cache, head_cache = cache or (None, None, None)
+        x_BTD, _ = self.embedder(inputs_BT, context, embedder_cache)
+        return self.head(self.core(x_BTD, context, core_cache), inputs_BT, None, context, head_cache)
+
+
+@PATCHINGS.register("entropy")
+class EntropyPatching(Patching):
+    """A patch begins with each byte whose distribution has more than `threshold` bits of entropy.
+
+    That is BLT's global threshold (Pagnoni et al. 2024, arXiv 2412.09871, section 2.3). The byte model and the
+    threshold are frozen: set when a run begins, then saved and loaded with the model like all its parameters.
+
+    Entropies are computed in fp32 whatever the precision around them, so that training and use cut alike. Beside a
+    cache they are equal within rounding: only an entropy that close to the threshold could be judged otherwise.
+    """
+
+    def __init__(self, config: EntropyPatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, model, vocabulary)
+        self.model = ByteModel(config.byte_model(model), vocabulary)
+        self.threshold = nn.Parameter(torch.zeros(1))
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> EntropyPatching:
+        """Frozen, it never trains."""
+        return super().train(False)
+
+    def new_cache(self) -> Any:
+        return self.model.new_cache()
+
+    def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: Any = None) -> Tensor:
+        return self.entropy(inputs_BT, context.documents, cache) > self.threshold
+
+    @torch.no_grad()
+    def entropy(self, inputs_BT: Tensor, documents_BT: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Bits of entropy of the byte that follows each input: [B, T]."""
+        with torch.autocast(inputs_BT.device.type, enabled=False):
+            logits_BTV = self.model(inputs_BT, Context(documents_BT), cache).float()
+            log_BTV = logits_BTV.log_softmax(-1)
+            return -(log_BTV.exp() * log_BTV).sum(-1) / math.log(2)

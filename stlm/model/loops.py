@@ -1,0 +1,17 @@
+"""Depth recurrence: layers that are run several times."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stlm.config import LoopsConfig
+
+
+class LoopEmbeddings(nn.Embedding):
+    """A vector for each pass of a loop, added to [B, T, D] where the pass begins; all zero at first."""
+
+    def __init__(self, loops: LoopsConfig, width: int) -> None:
+        super().__init__(loops.count, width)
+
+    def forward(self, x_BTD: Tensor, number: int) -> Tensor:  # type: ignore[override]
+        return x_BTD + self.weight[number]

@@ -1,0 +1,211 @@
+"""The published byte model: each id of a tokenizer is read as its bytes, and spelt in bytes again, all at once.
+
+From "Super Tiny Language Models" (Hillier et al. 2024, arXiv 2405.14159): a bidirectional encoder over the up to 12
+bytes of a subword, pooled by their mean, and a decoder that predicts the 12 bytes of the next one independently of each
+other. Here nothing is lost on the way: what a tokenizer's longest id needs are as many slots, ids of the same bytes and
+special ids are told apart by marks, and the likelihood of an id is exact.
+
+Shape letters: B batch, T ids, S slots, N = B T ids, D width of the core, d width over bytes, A symbols, V ids.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stlm.config import ModelConfig, PaperEmbedderConfig, PaperHeadConfig, RMSNormConfig, SwiGLUConfig
+from stlm.errors import ConfigError
+from stlm.model.attention import attend
+from stlm.model.context import Context
+from stlm.model.embedders import EMBEDDERS, Embedder
+from stlm.model.feed_forward import SwiGLU
+from stlm.model.heads import HEADS, Head
+from stlm.model.normalization import RMSNorm
+from stlm.model.patching import Patches
+from stlm.model.vocabulary import Vocabulary
+
+PAD = 256  # symbols: the 256 bytes, one that fills the slots behind an id, and from 257 on the marks
+
+
+def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
+    """The symbols by which each id is read and spelt, no two ids alike: [V, S].
+
+    They are its bytes and then pads. Tokenizers may have several ids of the same bytes, such as a byte and a piece that
+    is learned; the second of them ends in mark 257, the third in 258, and so on. Special ids are those without bytes,
+    and each of them has a mark.
+    """
+    spelt: list[list[int]] = []
+    seen: dict[bytes, int] = {b"": 1}
+    for spelling in vocabulary.spellings:
+        count = seen.get(spelling, 0)
+        seen[spelling] = count + 1
+        spelt.append([*spelling, PAD + count] if count else [*spelling])
+    longest = max(range(vocabulary.size), key=lambda id: len(spelt[id]))
+    if (needed := len(spelt[longest])) > slots:
+        raise ConfigError(
+            f"model.embedder.slots: got {slots}, expected at least the {needed} bytes of id {longest} "
+            f"({vocabulary.spellings[longest]!r}); {needed} would work, or a tokenizer with shorter pieces"
+        )
+    return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt])
+
+
+class SlotAttention(nn.Module):
+    """Multi-head attention among the slots of one id, in both directions: [N, S, d] → [N, S, d]."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def forward(self, x_NSd: Tensor, filled_NS: Tensor) -> Tensor:
+        q, k, v = (
+            project(x_NSd).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        return self.output(attend(q, k, v, filled_NS[:, None, None]).transpose(1, 2).flatten(2))
+
+
+class SlotBlock(nn.Module):
+    """Pre-norm transformer block over the slots of one id; none but the filled ones are seen."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(RMSNormConfig(), width)
+        self.attention = SlotAttention(width, num_heads)
+        self.feed_forward_norm = RMSNorm(RMSNormConfig(), width)
+        self.feed_forward = SwiGLU(SwiGLUConfig(), width)
+
+    def forward(self, x_NSd: Tensor, filled_NS: Tensor) -> Tensor:
+        x_NSd = x_NSd + self.attention(self.attention_norm(x_NSd), filled_NS)
+        return x_NSd + self.feed_forward(self.feed_forward_norm(x_NSd))
+
+
+class SlotStack(nn.Module):
+    """`num_layers` such blocks and a norm, over slots that know their place: [N, S, d] → [N, S, d]."""
+
+    def __init__(self, num_layers: int, num_heads: int, width: int, slots: int) -> None:
+        super().__init__()
+        self.places = nn.Embedding(slots, width)
+        self.blocks = nn.ModuleList(SlotBlock(width, num_heads) for _ in range(num_layers))
+        self.norm = RMSNorm(RMSNormConfig(), width)
+
+    @property
+    def depth(self) -> int:
+        """Layers that are run."""
+        return len(self.blocks)
+
+    def last_of_branches(self) -> list[nn.Linear]:
+        """The last matrix of every attention and feed-forward: what is added to the residual stream."""
+        lasts: list[nn.Linear] = []
+        for block in self.blocks:
+            assert isinstance(block, SlotBlock)
+            lasts += [block.attention.output, *block.feed_forward.lasts()]
+        return lasts
+
+    def forward(self, x_NSd: Tensor, filled_NS: Tensor) -> Tensor:
+        place_S = torch.arange(x_NSd.size(1), device=x_NSd.device)
+        x_NSd = x_NSd + self.places(place_S) * self.places.embedding_dim**0.5
+        for block in self.blocks:
+            x_NSd = block(x_NSd, filled_NS)
+        return self.norm(x_NSd)
+
+
+@EMBEDDERS.register("paper")
+class PaperEmbedder(Embedder):
+    """Each id by its bytes alone: [B, T] → [B, T, D].
+
+    Slots that an id does not fill are neither seen by the others nor part of the mean. The `Patches` hold one patch for
+    each id: its vector, from which the head may be asked to spell it.
+    """
+
+    symbols_VS: Tensor
+
+    def __init__(self, config: PaperEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        symbols_VS = symbols_of(vocabulary, config.slots)
+        self.register_buffer("symbols_VS", symbols_VS, persistent=False)  # the tokenizer has it
+        self.table = nn.Embedding(int(symbols_VS.max()) + 1, config.width)
+        self.ngrams = None
+        self.local = SlotStack(config.num_layers, config.num_heads, config.width, config.slots)
+        self.project = nn.Linear(config.width, model.width, bias=False)
+
+    def new_cache(self) -> None:
+        return None
+
+    def forward(self, inputs_BT: Tensor, context: Context, cache: None = None) -> tuple[Tensor, Patches]:
+        symbols_NS = self.symbols_VS[inputs_BT.long()].flatten(0, 1)
+        filled_NS = symbols_NS != PAD
+        states_NSd = self.local(self.look_up(symbols_NS, context), filled_NS) * filled_NS[..., None]
+        mean_Nd = states_NSd.sum(1) / filled_NS.sum(1, keepdim=True)
+        x_BTD = self.project(mean_Nd).unflatten(0, inputs_BT.shape)
+        index_BT = torch.arange(1, inputs_BT.size(1) + 1, device=inputs_BT.device).expand_as(inputs_BT)
+        return x_BTD, Patches(x_BTD, index_BT, context.documents)
+
+
+@HEADS.register("paper")
+class PaperHead(Head):
+    """Spells the next id: [B, T, D] → [B, T, V].
+
+    A vector becomes S slots, a bidirectional transformer works on them, and each slot says by z[s, a] which symbol it
+    takes, independently of the others given the vector: p(id) is the product over slots of softmax(z[s]) at the id's
+    symbols, renormalised over the vocabulary. Every id fills every slot, pads included, so the slots' normalisers are
+    the same for all ids, and the logit of an id is
+
+        sum over s of z[s, symbol[s]]   or, less the same for all,   sum over filled s of z[s, symbol[s]] - z[s, PAD]
+
+    The second sum has as many terms as the ids have bytes; it is computed as one bag of rows of z^T per id.
+    """
+
+    symbols_VS: Tensor
+    rows_R: Tensor
+    offsets_V: Tensor
+
+    def __init__(self, config: PaperHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        if not isinstance(model.embedder, PaperEmbedderConfig):
+            raise ConfigError(f"model.head.kind: got 'paper' with a {model.embedder.kind} embedder, expected 'linear'")
+        width, slots = model.embedder.width, model.embedder.slots
+        self.reconstruction_weight = model.embedder.reconstruction_weight
+        symbols_VS = symbols_of(vocabulary, slots)
+        num_symbols = int(symbols_VS.max()) + 1
+        filled_VS = symbols_VS != PAD
+        rows_VS = symbols_VS + num_symbols * torch.arange(slots)
+        self.register_buffer("symbols_VS", symbols_VS, persistent=False)
+        self.register_buffer("rows_R", rows_VS[filled_VS], persistent=False)
+        self.register_buffer("offsets_V", F.pad(filled_VS.sum(1).cumsum(0), (1, -1)), persistent=False)
+        self.project = nn.Linear(model.width, slots * width, bias=False)
+        self.local = SlotStack(config.num_layers, config.num_heads, width, slots)
+        self.output = nn.Linear(width, num_symbols, bias=False)
+
+    def new_cache(self) -> None:
+        return None
+
+    def forward(
+        self,
+        x_BPD: Tensor,
+        inputs_BT: Tensor,
+        patches: Patches | None,
+        context: Context,
+        cache: None = None,
+    ) -> Tensor:
+        if self.training and self.reconstruction_weight:
+            assert patches is not None
+            nats = self.nats_of_spelling(patches.states_BTd, inputs_BT)
+            context.add("reconstruction", self.reconstruction_weight * nats)
+        z_NSA = self.spell(x_BPD).float()
+        z_NSA = z_NSA - z_NSA[..., PAD:][..., :1]
+        bags_VN = F.embedding_bag(self.rows_R, z_NSA.flatten(1).T.contiguous(), self.offsets_V, mode="sum")
+        return bags_VN.T.unflatten(0, inputs_BT.shape)
+
+    def spell(self, x_BTD: Tensor) -> Tensor:
+        """What each slot says about its symbol: [B, T, D] → [N, S, A]."""
+        slots_NSd = self.project(x_BTD).flatten(0, 1).unflatten(-1, (self.symbols_VS.size(1), -1))
+        everything_NS = torch.ones(slots_NSd.shape[:2], dtype=torch.bool, device=x_BTD.device)
+        return self.output(self.local(slots_NSd, everything_NS))
+
+    def nats_of_spelling(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """By how many nats the symbols of ids, pads aside, are missed when they are spelt from given vectors."""
+        symbols_NS = self.symbols_VS[ids_BT.long()].flatten(0, 1)
+        nats_NS = F.cross_entropy(self.spell(x_BTD).float().transpose(1, 2), symbols_NS, reduction="none")
+        return torch.where(symbols_NS != PAD, nats_NS, 0.0).double().sum()
