@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 import data_pipeline
-import stlm
 from stlm.config import RunConfig, dump_run_config
 from stlm.errors import EngineError
 from stlm.training.engine import gather, on_rank_zero
@@ -65,8 +64,7 @@ def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
 def _of_code() -> str:
     """Of every file of the two packages, and of the script that was started."""
     digest = hashlib.sha256()
-    for package in (stlm, data_pipeline):
-        root = Path(str(package.__file__)).parent
+    for root in (Path(__file__).parents[1], Path(str(data_pipeline.__file__)).parent):
         for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
             digest.update(f"{path.relative_to(root.parent)}\0".encode() + path.read_bytes() + b"\0")
     script = getattr(sys.modules["__main__"], "__file__", None)
