@@ -36,6 +36,14 @@ class KeyValueCache:
         used = slice(self._start, self._end)
         return self._keys[:, :, used], self._values[:, :, used], self.length - (self._end - self._start)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the next call may need, of those that were appended."""
+        if self._keys is None or self._values is None:
+            return 0
+        used = slice(self._start if self.window is None else max(self._start, self._end - self.window + 1), self._end)
+        return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
+
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
         """Make room for `added` positions: move what is in use to the front of a buffer at least twice that size."""
         if self._keys is not None and self._end + added <= self._keys.size(2):

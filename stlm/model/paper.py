@@ -50,6 +50,13 @@ def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
     return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt])
 
 
+def num_symbols(vocabulary: Vocabulary) -> int:
+    """One more than the highest of `symbols_of`, told without looking at a tensor: it may be one without values."""
+    ids_of = Counter(vocabulary.spellings)
+    marks = max(count if spelling == b"" else count - 1 for spelling, count in ids_of.items())
+    return PAD + marks + 1
+
+
 class SlotAttention(nn.Module):
     """Multi-head attention among the slots of one id, in both directions: [N, S, d] → [N, S, d]."""
 
@@ -125,7 +132,7 @@ class PaperEmbedder(Embedder):
         super().__init__()
         symbols_VS = symbols_of(vocabulary, config.slots)
         self.register_buffer("symbols_VS", symbols_VS, persistent=False)  # the tokenizer has it
-        self.table = nn.Embedding(int(symbols_VS.max()) + 1, config.width)
+        self.table = nn.Embedding(num_symbols(vocabulary), config.width)
         self.ngrams = None
         self.local = SlotStack(config.num_layers, config.num_heads, config.width, config.slots)
         self.project = nn.Linear(config.width, model.width, bias=False)
