@@ -12,6 +12,10 @@
 |                                          | L counts the layers that are run, and a matrix that k of them use |
 |                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
 | norm weights                             | 1                                                                 |
+| biases                                   | 0                                                                 |
+| mixes of values                          | 1/2 each: the mean of a layer's own and the first one's           |
+| learned scales of branches               | model.core.residual.scale                                         |
+| query and key of learned patches         | the identity: bytes are compared as they stand                    |
 | thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
@@ -26,12 +30,16 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from stlm.model.attention import ValueMix
 from stlm.model.blocks import TransformerStack
 from stlm.model.entropy import EntropyPatching
+from stlm.model.experts import ExpertLinear
+from stlm.model.learned_patching import LearnedPatching
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 from stlm.model.paper import SlotStack
+from stlm.model.residual import BranchScale
 from stlm.model.sharing import CorrectedLinear
 
 EMBEDDING_STD = 0.02
@@ -41,10 +49,20 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, seed: int) -> None:
     """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
     deviations = _standard_deviations(model)
+    routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
+    identities = {projection.weight for router in routers for projection in (router.query, router.key)}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, Norm):
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif isinstance(module, Norm):
             parameter.fill_(1.0)
+        elif isinstance(module, ValueMix):
+            parameter.fill_(0.5)
+        elif isinstance(module, BranchScale):
+            parameter.fill_(module.scale)
+        elif parameter in identities:
+            nn.init.eye_(parameter)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
 
@@ -53,7 +71,7 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
     """Standard deviation of every matrix; later rules override earlier ones."""
     deviations: dict[Tensor, float] = {}
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | ExpertLinear):
             deviations[module.weight] = module.in_features**-0.5
     for module in model.modules():
         if isinstance(module, TransformerStack | SlotStack):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stlm.config import SharingConfig
 from stlm.errors import ConfigError
-from stlm.model.normalization import Norm
+from stlm.model.experts import ExpertLinear
 
 
 def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
@@ -33,12 +33,15 @@ def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
 
 
 def _shared_modules(block: nn.Module, name: str) -> list[str]:
-    """Places of the modules whose own tensors an entry of the plan shares: norms only where they are named."""
+    """Places of the modules whose own tensors an entry of the plan shares: those with matrices.
+
+    What has vectors alone, such as norms and scales, stays a layer's own unless it is named itself.
+    """
     root = "" if name == "block" else name
     found = []
     for path, module in block.get_submodule(root).named_modules(prefix=root):
-        own = any(True for _ in module.parameters(recurse=False))
-        if own and (path == name or not isinstance(module, Norm)):
+        own = list(module.parameters(recurse=False))
+        if any(parameter.ndim > 1 for parameter in own) or (own and path == name):
             found.append(path)
     return found
 
@@ -62,6 +65,11 @@ def _correct(block: nn.Module, path: str, rank: int, alpha: float) -> None:
     if isinstance(linear, nn.Linear):
         parent, _, name = path.rpartition(".")
         setattr(block.get_submodule(parent), name, CorrectedLinear(linear, rank, alpha))
+    elif isinstance(linear, ExpertLinear):
+        raise ConfigError(
+            f"model.core.sharing.lora_rank: got {rank} where layers share {path} of a mixture of experts, which has no "
+            "corrections; expected null, or a feed_forward of another kind"
+        )
 
 
 class CorrectedLinear(nn.Linear):

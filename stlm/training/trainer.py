@@ -73,7 +73,7 @@ class Trainer:
         self.model = model
         self.train_loader = train_loader
         self.validation_loader = validation_loader
-        self.objective = build_objective(config.training.objective)
+        self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
         self.validation_bits_per_byte: float | None = None  # of the newest validation

@@ -15,9 +15,12 @@ from stlm.config import (
     AttentionConfig,
     ByteEmbedderConfig,
     FeedForwardConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     LoopsConfig,
     ModelConfig,
+    MoEConfig,
+    ResidualConfig,
     SharingConfig,
     TransformerCoreConfig,
 )
@@ -209,7 +212,7 @@ def test_what_is_added_to_the_residual_stream_stays_of_order_1(core):
 
 def test_the_names_that_a_config_knows_are_those_of_the_modules(block_config):
     """Of every registered attention and feed-forward: what a share map may name without torch."""
-    block = Block(block_config, 32)
+    block = Block(block_config, 32, layer=0)
     own = {name for name, module in block.named_modules() if list(module.parameters(recurse=False))}
     assert own == set(block_config.modules())
     assert {name for name in own if isinstance(block.get_submodule(name), Norm)} == set(filter(is_norm, own))
@@ -219,11 +222,31 @@ def test_the_names_that_a_config_knows_are_those_of_the_modules(block_config):
     params=[
         *(TransformerCoreConfig(attention=kind()) for kind in AttentionConfig.kinds.values()),
         *(TransformerCoreConfig(feed_forward=kind()) for kind in FeedForwardConfig.kinds.values()),
+        TransformerCoreConfig(
+            attention=GroupedQueryConfig(qk_norm=True, bias="all"), feed_forward=MoEConfig(shared_hidden_width=8)
+        ),
     ],
     ids=lambda config: f"{config.attention.kind}, {config.feed_forward.kind}",
 )
 def block_config(request):
     return request.param
+
+
+def test_scales_and_mixes_of_values_stay_a_layers_own():
+    model = make(
+        attention=GroupedQueryConfig(value_residual=True),
+        residual=ResidualConfig(learned_scale=True),
+        sharing=shared(block="all"),
+    )
+    first, second = model.core.stack.blocks[:2]
+    assert first.attention.value.weight is second.attention.value.weight
+    assert first.attention_scale.weight is not second.attention_scale.weight
+    assert first.attention.value_mix is None and second.attention.value_mix is not None
+
+
+def test_experts_that_are_shared_have_no_corrections():
+    with pytest.raises(ConfigError, match=r"model\.core\.sharing\.lora_rank: got 2 where layers share feed_forward"):
+        make(feed_forward=MoEConfig(), sharing=corrected(FFN))
 
 
 def test_modules_of_different_shapes_do_not_share():
