@@ -64,9 +64,7 @@ def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
     tokenizer, mean = tokenizer_of(config, Path(args.source))
     bytes_per_id = args.bytes_per_id or mean or BYTES_PER_ID
     rows = BatchSplit.of(config.training, args.ranks).micro_batch_size
-    measure = account(
-        lambda: STLM(config.model, tokenizer), tokenizer.vocab_size, config.model.context_length, rows
-    )
+    measure = account(lambda: STLM(config.model, tokenizer), tokenizer.vocab_size, config.model.context_length, rows)
     states = {stage: optimizer_bytes(measure, stage, args.ranks) for stage in range(4)}
     kinds = [config.model.embedder.kind, config.model.core.kind, config.model.head.kind]
     return {

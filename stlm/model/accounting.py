@@ -6,9 +6,9 @@ no memory and no arithmetic; a model whose shapes depend on values, as those of 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ class Account:
     simulated: bool  # with fake tensors
 
 
+@torch.enable_grad()
 def account(make: Callable[[], nn.Module], vocab_size: int, context_length: int, rows: int) -> Account:
     """Measure the model that `make` builds, in training on `rows` sequences of `context_length` ids.
 
@@ -96,7 +97,9 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any, 
     return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any
+) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
@@ -188,21 +191,21 @@ def _uses(loss: Tensor) -> Counter[Tensor]:
 
 def _parts(model: nn.Module, uses: Counter[Tensor], flops: dict[str, int], ids: int) -> Iterator[Part]:
     unique: Counter[str] = Counter()
-    effective: Counter[str] = Counter()
+    effective: dict[str, float] = defaultdict(float)
     names: Counter[Tensor] = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
     first = {parameter: name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         part = part_of(name)
         unique[part] += parameter.numel() if first[parameter] == name else 0
         # A tensor with several names is used as often under each: by a tied head, by layers that share.
-        effective[part] += parameter.numel() * max(uses[parameter], names[parameter]) // names[parameter]
+        effective[part] += parameter.numel() * max(uses[parameter], names[parameter]) / names[parameter]
     work: Counter[str] = Counter()
     for name, count in flops.items():
-        if name in ("embedder", "head") or name and _layer_part(name) == name:
+        if name in ("embedder", "head") or (name and _layer_part(name) == name):
             work[part_of(name)] += count
     work["core other"] = flops.get("core", 0) - sum(count for part, count in work.items() if part.startswith("core"))
     for part in sorted({*unique, *(part for part, count in work.items() if count)}, key=_order):
-        yield Part(part, unique[part], effective[part], work[part] / ids)
+        yield Part(part, unique[part], round(effective[part]), work[part] / ids)
 
 
 def part_of(name: str) -> str:
@@ -236,7 +239,8 @@ def _cache_bytes(model: Any, ids_1T: Tensor) -> int:
     def run_with_cache(module: Attention, inputs: tuple[Any, ...], output: Tensor) -> None:
         nonlocal total
         cache: KeyValueCache = module.new_cache()
-        module.forward(*inputs[:3], cache)
+        x_BTD, placement, context = inputs[:3]
+        module.forward(x_BTD, placement, context, cache)
         total += cache.nbytes
 
     handles = [part.register_forward_hook(run_with_cache) for part in model.modules() if isinstance(part, Attention)]

@@ -10,6 +10,8 @@ Shape letters: B batch, T ids, S slots, N = B T ids, D width of the core, d widt
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
