@@ -5,6 +5,7 @@ from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
+from stlm.model.draws import row_keys
 from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
@@ -38,5 +39,6 @@ __all__ = [
     "initialize",
     "optimizer_bytes",
     "other_ties",
+    "row_keys",
     "tie",
 ]
