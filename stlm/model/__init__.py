@@ -1,6 +1,6 @@
 """The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
 
-from stlm.model.accounting import count_parameters
+from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState
 from stlm.model.context import Context
@@ -22,6 +22,7 @@ __all__ = [
     "HEADS",
     "BytePatchEmbedder",
     "BytePatchHead",
+    "Account",
     "Context",
     "Core",
     "DecodingState",
@@ -33,8 +34,10 @@ __all__ = [
     "PaperHead",
     "Patches",
     "Vocabulary",
+    "account",
     "count_parameters",
     "initialize",
+    "optimizer_bytes",
     "other_ties",
     "row_keys",
     "tie",

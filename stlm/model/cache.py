@@ -44,6 +44,14 @@ class KeyValueCache:
         assert 0 <= forgotten <= (self._held if self.window is None else min(self._held, ROLL_BACK))
         self.length, self._held = length, self._held - forgotten
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the next call may need, of those that were appended."""
+        if self._keys is None or self._values is None:
+            return 0
+        used = slice(self._start if self.window is None else max(self._start, self._end - self.window + 1), self._end)
+        return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
+
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
         """Make room for `added` positions: move what is still needed to the front of new buffers, twice as long."""
         if self._keys is not None and self._held + added <= self._keys.size(2):

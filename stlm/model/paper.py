@@ -10,6 +10,8 @@ Shape letters: B batch, T ids, S slots, N = B T ids, D width of the core, d widt
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +52,13 @@ def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
         )
     # On the CPU whatever the model is made on: sizes depend on what it holds.
     return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt], device="cpu")
+
+
+def num_symbols(vocabulary: Vocabulary) -> int:
+    """One more than the highest of `symbols_of`, told without looking at a tensor: it may be one without values."""
+    ids_of = Counter(vocabulary.spellings)
+    marks = max(count if spelling == b"" else count - 1 for spelling, count in ids_of.items())
+    return PAD + marks + 1
 
 
 class SlotAttention(nn.Module):
@@ -128,7 +137,7 @@ class PaperEmbedder(Embedder):
         symbols_VS = symbols_of(vocabulary, config.slots)
         device = torch.get_default_device()
         self.register_buffer("symbols_VS", symbols_VS.to(device), persistent=False)  # the tokenizer has it
-        self.table = nn.Embedding(int(symbols_VS.max()) + 1, config.width)
+        self.table = nn.Embedding(num_symbols(vocabulary), config.width)
         self.ngrams = None
         self.local = SlotStack(config.num_layers, config.num_heads, config.width, config.slots)
         self.project = nn.Linear(config.width, model.width, bias=False)
