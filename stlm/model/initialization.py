@@ -40,7 +40,7 @@ from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 from stlm.model.paper import SlotStack
 from stlm.model.residual import BranchScale
-from stlm.model.sharing import CorrectedLinear
+from stlm.model.sharing import CorrectedExperts, CorrectedLinear
 
 EMBEDDING_STD = 0.02
 
@@ -87,7 +87,7 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
             deviations[module.tables.weight] = 0.0
         elif isinstance(module, LoopEmbeddings):
             deviations[module.weight] = 0.0
-        elif isinstance(module, CorrectedLinear):
+        elif isinstance(module, CorrectedLinear | CorrectedExperts):
             deviations[module.lora_b.weight] = 0.0
         elif isinstance(module, EntropyPatching):
             deviations[module.threshold] = 0.0

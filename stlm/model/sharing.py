@@ -60,16 +60,13 @@ def _tie(block: nn.Module, other: nn.Module, path: str, key: str, layers: tuple[
 
 
 def _correct(block: nn.Module, path: str, rank: int, alpha: float) -> None:
-    """Put a `CorrectedLinear` in the place of a linear module."""
-    linear = block.get_submodule(path)
-    if isinstance(linear, nn.Linear):
-        parent, _, name = path.rpartition(".")
-        setattr(block.get_submodule(parent), name, CorrectedLinear(linear, rank, alpha))
-    elif isinstance(linear, ExpertLinear):
-        raise ConfigError(
-            f"model.core.sharing.lora_rank: got {rank} where layers share {path} of a mixture of experts, which has no "
-            "corrections; expected null, or a feed_forward of another kind"
-        )
+    """Put a module with a correction in the place of one that multiplies by a matrix, or by those of experts."""
+    module = block.get_submodule(path)
+    parent, _, name = path.rpartition(".")
+    if isinstance(module, nn.Linear):
+        setattr(block.get_submodule(parent), name, CorrectedLinear(module, rank, alpha))
+    elif isinstance(module, ExpertLinear):
+        setattr(block.get_submodule(parent), name, CorrectedExperts(module, rank, alpha))
 
 
 class CorrectedLinear(nn.Linear):
@@ -89,6 +86,21 @@ class CorrectedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias) + self.scale * self.lora_b(self.lora_a(x))
+
+
+class CorrectedExperts(ExpertLinear):
+    """The same for the matrices of experts, each with an A and a B of its own: [G, S, in] → [G, S, out]."""
+
+    def __init__(self, linear: ExpertLinear, rank: int, alpha: float) -> None:
+        num_experts, out_features, in_features = linear.weight.shape
+        super().__init__(num_experts, in_features, out_features)
+        self.weight = linear.weight
+        self.lora_a = ExpertLinear(num_experts, in_features, rank)
+        self.lora_b = ExpertLinear(num_experts, rank, out_features)
+        self.scale = alpha / rank
+
+    def forward(self, x_GSi: Tensor, experts: list[int]) -> Tensor:
+        return super().forward(x_GSi, experts) + self.scale * self.lora_b(self.lora_a(x_GSi, experts), experts)
 
 
 def other_ties(model: nn.Module, saved: Collection[str]) -> list[str]:

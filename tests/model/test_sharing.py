@@ -53,6 +53,7 @@ PLANS = {
     "projections": {"sharing": shared(attention__query="all", attention__output=[[0, 3]])},
     "whole layers, norms too": {"sharing": shared(block="all", attention_norm="all", feed_forward_norm="interior:1")},
     "corrected": {"sharing": corrected(shared(block="interior:1"), rank=3, alpha=6.0)},
+    "corrected experts": {"sharing": corrected(FFN, rank=8), "feed_forward": MoEConfig(num_experts=3, hidden_width=16)},
     "the whole stack twice": {"loops": LoopsConfig(count=2)},
     "a loop inside, with embeddings": {"loops": LoopsConfig(count=3, first=1, last=2, embeddings=True)},
     "a loop of shared layers": {"sharing": corrected(FFN), "loops": LoopsConfig(count=2, last=1, embeddings=True)},
@@ -242,11 +243,6 @@ def test_scales_and_mixes_of_values_stay_a_layers_own():
     assert first.attention.value.weight is second.attention.value.weight
     assert first.attention_scale.weight is not second.attention_scale.weight
     assert first.attention.value_mix is None and second.attention.value_mix is not None
-
-
-def test_experts_that_are_shared_have_no_corrections():
-    with pytest.raises(ConfigError, match=r"model\.core\.sharing\.lora_rank: got 2 where layers share feed_forward"):
-        make(feed_forward=MoEConfig(), sharing=corrected(FFN))
 
 
 def test_modules_of_different_shapes_do_not_share():
