@@ -110,10 +110,14 @@ def process_pool(number: int) -> ProcessPoolExecutor:
 
 def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
     """Begin a job. DataError if one of the processes was killed."""
+    # A process that is started here inherits what is blocked: Ctrl-C while it starts is for the parent alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(function, *job)
     except BrokenProcessPool as error:
         raise _killed() from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def result_of(future: Future[Result]) -> Result:
