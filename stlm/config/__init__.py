@@ -17,7 +17,13 @@ from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig,
 from stlm.config.loops import LoopsConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import NormConfig, RMSNormConfig
-from stlm.config.patching import EntropyPatchingConfig, FixedPatchingConfig, PatchingConfig, SpacePatchingConfig
+from stlm.config.patching import (
+    EntropyPatchingConfig,
+    FixedPatchingConfig,
+    LearnedPatchingConfig,
+    PatchingConfig,
+    SpacePatchingConfig,
+)
 from stlm.config.positions import PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
@@ -38,6 +44,7 @@ __all__ = [
     "PatchingConfig",
     "FixedPatchingConfig",
     "SpacePatchingConfig",
+    "LearnedPatchingConfig",
     "EntropyPatchingConfig",
     "CoreConfig",
     "TransformerCoreConfig",

@@ -81,6 +81,16 @@ class SpacePatchingConfig(VariablePatchingConfig):
     """A patch begins behind each run of spaces and punctuation, so that it is about a word (SpaceByte)."""
 
 
+@register("learned")
+@dataclass(frozen=True)
+class LearnedPatchingConfig(VariablePatchingConfig):
+    """A patch begins where the model finds that something new does (H-Net's dynamic chunking)."""
+
+    ratio_weight: float = setting(
+        0.03, "weight of the term that leads to patches of patch_length bytes on average", minimum=0.0
+    )
+
+
 @register("entropy")
 @dataclass(frozen=True)
 class EntropyPatchingConfig(VariablePatchingConfig):

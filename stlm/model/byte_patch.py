@@ -21,6 +21,7 @@ from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
 from stlm.model.heads import HEADS, Head
+from stlm.model.learned_patching import routing_of, smooth, weigh
 from stlm.model.ngrams import NgramCache, NgramEmbedding
 from stlm.model.normalization import NORMS
 from stlm.model.patching import NOBODY, PATCHINGS, Patches, Placed
@@ -78,7 +79,9 @@ class BytePatchEmbedder(Embedder):
         bytes_BTd = self.look_up(inputs_BT, context, cache.ngrams if cache else None)
         states_BTd = self.local(bytes_BTd, context, cache.local if cache else None)
         wanted_BT = self.patching(inputs_BT, states_BTd, context, cache.patching if cache else None)
-        placed = self.patching.place(wanted_BT, context.documents, cache.placed if cache else None)
+        placed = self.patching.place(
+            wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.placed if cache else None
+        )
         patches = placed.counts_B.sum()
         context.measure("patch_length", patches.new_full((), inputs_BT.numel()), patches)
 
@@ -92,7 +95,8 @@ class BytePatchEmbedder(Embedder):
             cache.tail_BSd = recent[:, recent.size(1) - (self.span - 1) :]
             cache.placed = placed
             counts = placed.counts_B.tolist() if self.ragged and inputs_BT.size(0) > 1 else None
-        return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, counts)
+        routing = routing_of(wanted_BT, placed, documents_BP) if self.patching.learned else None
+        return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, counts, routing)
 
     def _gather(self, recent: Tensor, start_BP: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The vectors of patches [B, P, D] and their documents. `recent`: the byte states, span - 1 more in front."""
@@ -156,9 +160,13 @@ class BytePatchHead(Head):
             current_B1d = y_BPd.new_zeros(y_BPd.size(0), 1, y_BPd.size(2))  # for positions without a patch
         else:
             current_B1d = cache.current_B1d
+        if patches.routing is not None:
+            y_BPd = smooth(y_BPd, patches.routing.probability_BP, current_B1d)
         y_BQd = torch.cat((current_B1d, y_BPd), dim=1)
         y_BTd = y_BQd.gather(1, patches.index_BT[..., None].expand(-1, -1, y_BQd.size(2)))
         if cache is not None:
             cache.current_B1d = y_BTd[:, -1:]
+        if patches.routing is not None:
+            y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
         return self.output(self.norm(z_BTd))

@@ -12,6 +12,7 @@
 |                                          | L counts the layers that are run, and a matrix that k of them use |
 |                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
 | norm weights                             | 1                                                                 |
+| query and key of learned patches         | the identity: bytes are compared as they stand                    |
 | thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from stlm.model.blocks import TransformerStack
 from stlm.model.entropy import EntropyPatching
+from stlm.model.learned_patching import LearnedPatching
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
@@ -41,10 +43,14 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, seed: int) -> None:
     """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
     deviations = _standard_deviations(model)
+    routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
+    identities = {projection.weight for router in routers for projection in (router.query, router.key)}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Norm):
             parameter.fill_(1.0)
+        elif parameter in identities:
+            nn.init.eye_(parameter)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
 

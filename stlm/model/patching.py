@@ -24,6 +24,13 @@ from stlm.model.vocabulary import Vocabulary
 NOBODY = torch.iinfo(torch.int64).min  # the document of a slot without a patch
 
 
+class Routing(NamedTuple):
+    """How a learned rule came to its patches (p: probability that one begins)."""
+
+    sureness_BT: Tensor  # p where a patch begins, 1 - p where none does
+    probability_BP: Tensor  # p where each patch begins
+
+
 class Patches(NamedTuple):
     """What a head needs to come back from patches to bytes (d: width of the byte states)."""
 
@@ -31,6 +38,7 @@ class Patches(NamedTuple):
     index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
     documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
     counts: list[int] | None = None  # patches that began in each row, where they may differ: beside a cache
+    routing: Routing | None = None  # where patches are learned
 
 
 class Placed(NamedTuple):
@@ -38,6 +46,7 @@ class Placed(NamedTuple):
 
     start_BP: Tensor  # the position in this call where the patch of each slot begins; -1 in slots without one
     index_BT: Tensor  # as in Patches
+    begun_BT: Tensor  # whether a patch begins
     counts_B: Tensor  # patches that began in this call
     taken_B1: Tensor  # slots taken by the end of this call, those of earlier calls included
     length: int  # positions read by then
@@ -47,6 +56,7 @@ class Patching(nn.Module):
     """Interface of every rule."""
 
     ragged = True  # whether the rows of a batch may begin patches at different positions
+    learned = False  # whether `forward` says with which probability, rather than whether, a patch is wanted
 
     def __init__(self, config: PatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -58,7 +68,10 @@ class Patching(nn.Module):
         return None
 
     def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: Any = None) -> Tensor:
-        """Where a patch is wanted, bool [B, T]: at t from inputs[:, :t + 1] alone, which are the ids before t."""
+        """Where a patch is wanted, bool [B, T]: at t from inputs[:, :t + 1] alone, which are the ids before t.
+
+        A learned rule says with which probability; from 0.5 on a patch is wanted.
+        """
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
     def room(self, position: Any) -> Any:
@@ -102,7 +115,7 @@ class Patching(nn.Module):
         slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
         place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
         start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
-        return Placed(start_BP, index_BT, counts_B, taken_BT[:, -1:], first + length)
+        return Placed(start_BP, index_BT, begun_BT, counts_B, taken_BT[:, -1:], first + length)
 
 
 PATCHINGS: Registry[Patching] = Registry("embedder.patching")

@@ -14,6 +14,7 @@ from stlm.config import (
     EntropyPatchingConfig,
     FixedPatchingConfig,
     GroupedQueryConfig,
+    LearnedPatchingConfig,
     LinearHeadConfig,
     ModelConfig,
     NgramsConfig,
@@ -49,6 +50,10 @@ PAIRS = {
     ),
     "byte_patch+byte_patch, patches of words": (
         BytePatchEmbedderConfig(SpacePatchingConfig(patch_length=3.0, span=4), width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
+    ),
+    "byte_patch+byte_patch, patches that are learned": (
+        BytePatchEmbedderConfig(LearnedPatchingConfig(patch_length=3.0, span=4), width=16, num_heads=2, window=5),
         BytePatchHeadConfig(num_layers=2, num_heads=2, window=6),
     ),
     "byte_patch+byte_patch, patches of hard bytes": (

@@ -1,0 +1,67 @@
+"""The presets of the study of weight tying have the parameters that they are meant to have."""
+
+import pytest
+import torch
+from torch import nn
+
+from stlm.config import load_run_config, preset_names
+from stlm.model import CORES, EMBEDDERS, HEADS, Vocabulary, count_parameters, tie
+
+# In millions: what the preregistration states, and what sharing between all of the layers that it names comes to.
+SIZES = {
+    "tying-baseline": (49, 49.37),
+    "tying-untied": (76, 75.90),
+    "tying-ffn-all-wide": (50, 46.31),
+    "tying-ffn-interior1-wide": (49, 46.54),
+    "tying-ffn-interior2-wide": (49, 46.56),
+    "tying-ffn-all-long": (49, 46.37),
+    "tying-lora-all-deep": (50, 47.87),
+    "tying-lora-all-wide": (50, 47.05),
+    "tying-lora-interior1-wide": (50, 47.35),
+    "tying-lora-interior2-deep": (50, 47.67),
+    "tying-attention-output-long": (50, 50.21),
+}
+
+
+def model_of(config):
+    """Embedder, core and head of a config without memory for their tensors."""
+    vocabulary = Vocabulary((b"",) * int(config.data.tokenizer.removeprefix("sentencepiece:")))
+    model = config.model
+    with torch.device("meta"):
+        embedder = EMBEDDERS[model.embedder.kind](model.embedder, model, vocabulary)
+        head = HEADS[model.head.kind](model.head, model, vocabulary)
+        core = CORES[model.core.kind](model.core, model)
+    if model.head.tied:
+        tie(head, embedder)
+    return nn.ModuleList([embedder, core, head])
+
+
+def test_every_row_has_a_twin():
+    names = {name for name in preset_names() if name.startswith("tying-")}
+    assert names == set(SIZES) | {f"{name}-small" for name in SIZES}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_the_study(name):
+    """Where feed-forwards are shared, the preregistration counts one more, and the corrections of one layer less."""
+    stated, size = SIZES[name]
+    config = load_run_config(name)
+    parameters = count_parameters(model_of(config))
+    assert parameters / 1e6 == pytest.approx(size, abs=0.005)
+    sharing, width = config.model.core.sharing, config.model.width
+    hidden_width, rank = config.model.core.feed_forward.hidden_width, sharing.lora_rank or 0
+    if "feed_forward" in sharing.groups(config.model.core.num_layers):
+        parameters += 3 * width * hidden_width - 3 * rank * (width + hidden_width)
+    assert parameters / 1e6 == pytest.approx(stated, abs=0.5)  # which is rounded to millions
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_twins_are_alike_in_all_but_size(name):
+    large, small = load_run_config(name), load_run_config(f"{name}-small")
+    assert small.model.core.sharing.modules == large.model.core.sharing.modules
+    assert small.model.core.num_layers == large.model.core.num_layers
+    assert small.model.head == large.model.head
+    parameters = count_parameters(model_of(small))
+    baseline = load_run_config("tying-baseline-small")
+    expected = count_parameters(model_of(baseline)) + (8192 * baseline.model.width if name == "tying-untied" else 0)
+    assert parameters == pytest.approx(expected, rel=0.01)
