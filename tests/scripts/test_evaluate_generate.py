@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import DataConfig, GroupedQueryConfig, ModelConfig, RunConfig, TransformerCoreConfig, dump_run_config
