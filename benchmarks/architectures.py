@@ -5,7 +5,7 @@
 
 `speed` trains models around one and the same core, taking turns, step by step, and compares bytes of text per second.
 
-`quality` gives every architecture of architectures.yaml the same number of unique parameters and the same time, on
+`quality` gives every architecture of architectures/*.yaml the same number of unique parameters and the same time, on
 --jobs cores at once, one each. How many steps fit into the time is measured first, in rounds, all architectures taking
 turns, the least disturbed stretch of each counting; the number of steps then stands, so that other work on the machine
 changes nothing. The peak learning rate is chosen for each architecture from --learning-rates, with a quarter of the
@@ -24,25 +24,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
-import yaml
 
 from data_pipeline.loading import open_data
-from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import RunConfig, load_run_config
 from stlm.stlm import STLM
+from stlm.training.entropy import begin_entropy_patching
 from stlm.training.loaders import build_loaders
 from stlm.training.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "benchmarks" / "architectures"
+ENTROPY_MODEL = "entropy-model"  # the config of the byte model that entropy patching takes over
 TRIAL_SEED = 99  # of the runs that choose a learning rate
 TRIAL_SHARE = 0.25  # of the time, that each of them gets
 
@@ -74,40 +75,47 @@ def main() -> None:
         Path(options.output).write_text(table + "\n", encoding="utf-8")
 
 
-def architectures(section: str, only: Iterable[str] | None) -> dict[str, dict[str, Any]]:
-    """Configurations by name; each is the section's `common` one with its own entries laid over it."""
-    entries = yaml.safe_load((ROOT / "benchmarks" / "architectures.yaml").read_text(encoding="utf-8"))[section]
-    common = entries.pop("common")
-    if unknown := set(only or ()) - set(entries):
-        raise SystemExit(f"error: --only: no architecture {', '.join(sorted(unknown))}; there are {', '.join(entries)}")
-    return {name: laid_over(common, entry) for name, entry in entries.items() if not only or name in only}
+class Architecture(NamedTuple):
+    """A config file, and what is set on top of it: where its data is, and its entropy model if it has one."""
+
+    config: Path
+    settings: tuple[str, ...]
+
+    def load(self) -> RunConfig:
+        """The whole config."""
+        return load_run_config(self.config, self.settings)
 
 
-def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The base with the changes laid over it, section by section; a part of another `kind` is replaced whole."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = base.get(key)
-        together = (
-            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
-        )
-        merged[key] = laid_over(old, value) if together else value
-    return merged
+def architectures(options: argparse.Namespace) -> dict[str, Architecture]:
+    """All that are to be compared, by name; their data is made if it is missing."""
+    found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in ("common", ENTROPY_MODEL)}
+    if unknown := set(options.only or ()) - set(found):
+        raise SystemExit(f"error: --only: got {', '.join(sorted(unknown))}; expected any of {', '.join(found)}")
+    return {name: ready(options, path) for name, path in found.items() if not options.only or name in options.only}
 
 
-def prepared(options: argparse.Namespace, name: str, architecture: dict[str, Any]) -> Path:
-    """The architecture's config file, with the data that it reads; both are made if they are missing."""
-    tokenizer = architecture["data"]["tokenizer"]
+def ready(options: argparse.Namespace, path: Path) -> Architecture:
+    """The architecture of a config file, when what it reads is there."""
+    config = load_run_config(path)
+    architecture = Architecture(path, (f"data.dir={prepared(options, config.data.tokenizer)}",))
+    patching = getattr(config.model.embedder, "patching", None)
+    if not hasattr(patching, "entropy_model"):
+        return architecture
+    byte_model = ready(options, CONFIGS / f"{ENTROPY_MODEL}.yaml")
+    run_dir = options.work / "runs" / ENTROPY_MODEL
+    pretrain(byte_model, run_dir, {})
+    return Architecture(path, (*architecture.settings, f"model.embedder.patching.entropy_model={run_dir}"))
+
+
+def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
+    """The text as ids of a tokenizer."""
     data = options.work / "data" / tokenizer.replace(":", "-")
-    inputs = ["--input", *options.input] if options.input else []
     command = [
-        sys.executable, ROOT / "scripts" / "preprocess.py", *inputs, "--tokenizer", tokenizer, "--output", data,
-        "--validation-fraction", options.validation_fraction,
+        sys.executable, ROOT / "scripts" / "preprocess.py", *(["--input", *options.input] if options.input else []),
+        "--tokenizer", tokenizer, "--output", data, "--validation-fraction", options.validation_fraction,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    path = options.work / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**architecture, "data": {"dir": str(data), "tokenizer": tokenizer}}))
-    return path
+    return data
 
 
 # ---------------------------------------------------------------------- speed
@@ -118,9 +126,8 @@ def speed(options: argparse.Namespace) -> str:
     torch.set_num_threads(os.cpu_count() or 1)
     steps: dict[str, Callable[[int], tuple[float, float]]] = {}
     parameters = {}
-    for name, architecture in architectures("speed", options.only).items():
-        config = load_run_config(str(prepared(options, name, architecture)))
-        steps[name], parameters[name] = stepper(config)
+    for name, architecture in architectures(options).items():
+        steps[name], parameters[name] = stepper(architecture.load())
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds * 4 + 2):
         for name, step in steps.items():
@@ -140,6 +147,8 @@ def stepper(config: RunConfig) -> tuple[Callable[[int], tuple[float, float]], in
     data = open_data(config.data)
     loader, _ = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    for _ in begin_entropy_patching(model, loader, config.training.batch_size):
+        pass  # what it found is of no interest here
     optimizer = build_optimizer(model, config.training)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
 
@@ -160,9 +169,8 @@ def stepper(config: RunConfig) -> tuple[Callable[[int], tuple[float, float]], in
 
 def quality(options: argparse.Namespace) -> str:
     """Bits per byte of every architecture after the same time."""
-    chosen = architectures("quality", options.only)
-    configs = {name: prepared(options, name, architecture) for name, architecture in chosen.items()}
-    rates = measured_rates(options, configs)
+    chosen = architectures(options)
+    rates = measured_rates(options, chosen)
 
     def steps_in(name: str, seconds: float) -> int:
         return max(20, int(seconds * rates[name]["steps_per_second"]))
@@ -170,29 +178,29 @@ def quality(options: argparse.Namespace) -> str:
     with ThreadPoolExecutor(options.jobs) as pool:
         trials = {
             (name, rate): pool.submit(
-                trained, options, configs[name], f"trial-{rate}", TRIAL_SEED, rate,
+                trained, options, chosen[name], f"trial-{rate}", TRIAL_SEED, rate,
                 steps_in(name, TRIAL_SHARE * options.seconds),
             )
-            for name in configs for rate in options.learning_rates
+            for name in chosen for rate in options.learning_rates
         }  # fmt: skip
         peaks = {
-            name: min(options.learning_rates, key=lambda rate, name=name: trials[name, rate].result()["bits_per_byte"])
-            for name in configs
+            name: min((trials[name, rate].result()["bits_per_byte"], rate) for rate in options.learning_rates)[1]
+            for name in chosen
         }
         runs = {
             (name, seed): pool.submit(
-                trained, options, configs[name], f"seed-{seed}", seed, peaks[name], steps_in(name, options.seconds)
+                trained, options, chosen[name], f"seed-{seed}", seed, peaks[name], steps_in(name, options.seconds)
             )
-            for seed in range(1, options.seeds + 1) for name in configs
+            for seed in range(1, options.seeds + 1) for name in chosen
         }  # fmt: skip
         results = {key: run.result() for key, run in runs.items()}
 
     rows = []
-    for name in configs:
+    for name in chosen:
         mine = [results[name, seed] for seed in range(1, options.seeds + 1)]
         scores = [run["bits_per_byte"] for run in mine]
         rows.append([
-            name, f"{parameters_of(configs[name]):,}", f"{rates[name]['bytes_per_second'] / 1e3:.1f}",
+            name, f"{parameters_of(chosen[name]):,}", f"{rates[name]['bytes_per_second'] / 1e3:.1f}",
             f"{mine[0]['bytes_seen'] / 1e6:.2f}", peaks[name], f"{statistics.mean(scores):.4f}",
             f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "",
         ])  # fmt: skip
@@ -209,17 +217,17 @@ def quality(options: argparse.Namespace) -> str:
     return markdown(heads, rows)
 
 
-def measured_rates(options: argparse.Namespace, configs: dict[str, Path]) -> dict[str, dict[str, float]]:
+def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, dict[str, float]]:
     """Steps and bytes per second of each architecture while --jobs copies of it run; measured once, then kept."""
     path = options.work / "rates.json"
     rates: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
-    missing = [name for name in configs if name not in rates]
+    missing = [name for name in chosen if name not in rates]
     readings: dict[str, list[float]] = {name: [] for name in missing}
     with ThreadPoolExecutor(options.jobs) as pool:
         for turn in range(options.rounds if missing else 0):
             for name in missing:
                 copies = [
-                    pool.submit(trained, options, configs[name], f"rate-{turn}-{copy}", TRIAL_SEED, "1e-3", 50, True)
+                    pool.submit(trained, options, chosen[name], f"rate-{turn}-{copy}", TRIAL_SEED, "1e-3", 50, True)
                     for copy in range(options.jobs)
                 ]
                 readings[name] += [copy.result()["bytes_per_second"] for copy in copies]
@@ -233,24 +241,23 @@ def measured_rates(options: argparse.Namespace, configs: dict[str, Path]) -> dic
 
 
 def trained(
-    options: argparse.Namespace, config: Path, run: str, seed: int, peak: str, steps: int, speed_only: bool = False
+    options: argparse.Namespace,
+    architecture: Architecture,
+    run: str,
+    seed: int,
+    peak: str,
+    steps: int,
+    speed_only: bool = False,
 ) -> dict[str, float]:
-    """Train on one core, or find that it was done; the figures of the last step, and of its validation."""
-    run_dir = options.work / "runs" / f"{config.stem}-{run}"
+    """Train one run; the figures of its last steps, and of its validation."""
+    run_dir = options.work / "runs" / f"{architecture.config.stem}-{run}"
     every = 10 if speed_only else max(1, steps // 20)
     settings = {
         "seed": seed, "training.max_steps": steps, "training.learning_rate": peak,
         "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": every,
         "training.eval_every_steps": steps, "training.save_every_steps": steps, "training.keep_last": 1,
     }  # fmt: skip
-    command = [
-        sys.executable, ROOT / "scripts" / "pretrain.py", "--config", config, "--run", run_dir,
-        "--set", *(f"{key}={value}" for key, value in settings.items()),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    pretrain(architecture, run_dir, settings)
     train, validation = (metrics_of(run_dir, split) for split in ("train", "validation"))
     return {
         "bits_per_byte": validation[-1]["bits_per_byte"],
@@ -259,18 +266,29 @@ def trained(
     }
 
 
+def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]) -> None:
+    """Train on one core, or find that it was done."""
+    command = [
+        sys.executable, ROOT / "scripts" / "pretrain.py", "--config", architecture.config, "--run", run_dir,
+        "--set", *architecture.settings, *(f"{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+
+
 def metrics_of(run_dir: Path, split: str = "train") -> list[dict[str, Any]]:
     """Records of a split of a run."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for line in lines if (record := json.loads(line))["split"] == split]
 
 
-def parameters_of(config: Path) -> int:
-    """Unique parameters of the model that a config file describes."""
-    run = load_run_config(str(config))
-    tokenizer = build_tokenizer("byte") if run.data.tokenizer == "byte" else open_data(run.data).tokenizer
+def parameters_of(architecture: Architecture) -> int:
+    """Unique parameters of its model."""
+    config = architecture.load()
     with torch.device("meta"):
-        return STLM(run.model, tokenizer).num_parameters()
+        return STLM(config.model, open_data(config.data).tokenizer).num_parameters()
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:

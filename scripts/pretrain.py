@@ -1,7 +1,8 @@
 """Train a model: `deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json`, with nothing else typed.
 
 That prepares the default data if it is missing, and trains the quickstart preset into runs/quickstart, or continues it.
-`deepspeed --num_accelerators 2`, torchrun, mpirun and srun start several ranks; plain python starts one.
+`deepspeed --num_accelerators 2`, torchrun, mpirun and srun start several ranks; plain python starts one. On several
+nodes: scripts/multinode.sh, scripts/slurm/.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> int:
 def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
     from data_pipeline.loading import open_data
     from stlm.stlm import STLM
-    from stlm.training.engine import connect, disconnect, on_rank_zero
+    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.run_directory import choose_run_directory
@@ -58,7 +59,7 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
     on_rank_zero(lambda: check_data(config))
     run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name_of(arguments.config), arguments.resume))
 
-    data = open_data(replace(config.data, verify=False))
+    data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     optimizer = build_optimizer(model, config.training)

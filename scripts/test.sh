@@ -3,8 +3,9 @@
 # and pip's index: the environment is made first.
 #
 #     bash scripts/test.sh                        the tests that take seconds each
-#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, …); root on
-#                                                 Debian also gets the mpirun that some tests skip without
+#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, a cluster, …);
+#                                                 root on Debian also gets the Slurm, Open MPI, pdsh and sshd that they
+#                                                 take, and skip without
 #     bash scripts/test.sh tests/model -k causal  anything else goes to pytest as it is
 #
 # Exit code: pytest's, or that of ruff or mypy where they find something, before any test is run.
@@ -17,11 +18,7 @@ which_tests=()   # pyproject.toml leaves the slow ones out
 if [ "${1:-}" = --all ]; then
     which_tests=(-m "")
     shift
-    if ! command -v mpirun >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-        export DEBIAN_FRONTEND=noninteractive
-        { apt-get -qq update && apt-get -qq install --yes --no-install-recommends openmpi-bin; } >&2 \
-            || echo "mpirun could not be installed: its tests are skipped" >&2
-    fi
+    bash "$ROOT/tests/integration/run.sh" --install
 fi
 
 source "$ROOT/scripts/_setup.sh"

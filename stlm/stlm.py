@@ -103,6 +103,7 @@ class STLM(nn.Module):
 
     def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
         """embedder → core → head: from the first position on, or after what the state remembers."""
+        context.length = inputs_BT.size(1)
         caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
         embedder_cache, core_cache, head_cache = caches
         x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)

@@ -3,7 +3,7 @@
 from data_pipeline.config import DataConfig
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.build import from_dict, to_dict, value_at
-from stlm.config.cores import CoreConfig, TransformerCoreConfig
+from stlm.config.cores import CoreConfig, ResidualConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config
 from stlm.config.embedders import (
     ByteEmbedderConfig,
@@ -12,11 +12,11 @@ from stlm.config.embedders import (
     PaperEmbedderConfig,
     TokenEmbedderConfig,
 )
-from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
+from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.loops import LoopsConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
-from stlm.config.normalization import NormConfig, RMSNormConfig
+from stlm.config.normalization import LayerNormConfig, NormConfig, RMSNormConfig
 from stlm.config.patching import (
     EntropyPatchingConfig,
     FixedPatchingConfig,
@@ -24,7 +24,7 @@ from stlm.config.patching import (
     PatchingConfig,
     SpacePatchingConfig,
 )
-from stlm.config.positions import PositionsConfig, RoPEConfig
+from stlm.config.positions import ALiBiConfig, LearnedPositionsConfig, NoPositionsConfig, PositionsConfig, RoPEConfig
 from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 from stlm.config.sharing import SharingConfig
@@ -54,10 +54,18 @@ __all__ = [
     "GroupedQueryConfig",
     "FeedForwardConfig",
     "SwiGLUConfig",
+    "GELUConfig",
+    "ReLUSquaredConfig",
+    "MoEConfig",
     "NormConfig",
     "RMSNormConfig",
+    "LayerNormConfig",
     "PositionsConfig",
     "RoPEConfig",
+    "LearnedPositionsConfig",
+    "NoPositionsConfig",
+    "ALiBiConfig",
+    "ResidualConfig",
     "HeadConfig",
     "LinearHeadConfig",
     "BytePatchHeadConfig",

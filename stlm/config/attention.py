@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionConfig(Component):
-    """Family of attentions."""
+    """Family of attentions, all of which have heads."""
+
+    num_heads: int = setting(4, "query heads", minimum=1)
 
     def head_width_of(self, width: int) -> int:
         """Width of one head where the layer's vectors have `width`."""
-        raise TypeError(f"{type(self).__name__} defines no head_width_of()")
+        return width // self.num_heads
+
+    def fit(self, model: ModelConfig, even: bool) -> Iterator[Conflict]:
+        """Conflicts with the width, keys as seen from the ModelConfig. `even`: heads need an even width."""
+        yield from heads_fit("core.attention.num_heads", self.num_heads, "width", model.width, even)
 
     def modules(self) -> tuple[str, ...]:
         """Names of its matrices and norms: what layers may share."""
@@ -31,20 +37,51 @@ class AttentionConfig(Component):
 class GroupedQueryConfig(AttentionConfig):
     """Causal attention in which groups of query heads share keys and values."""
 
-    num_heads: int = setting(4, "query heads", minimum=1)
     num_kv_heads: int | None = setting(
         None, "key and value heads; null: as many as num_heads (multi-head attention), 1: multi-query", minimum=1
     )
+    head_width: int | None = setting(None, "width of a head; null: the width / num_heads", minimum=1)
+    bias: str = setting(
+        "none",
+        "which matrices have a bias: none, qkv (query, key and value) or all (the output too)",
+        choices=("none", "qkv", "all"),
+    )
+    qk_norm: bool = setting(False, "norm the queries and keys of each head before they meet")
     window: int | None = setting(None, "positions that are seen, the own included; null: all before it", minimum=1)
+    full_every: int | None = setting(
+        None, "every so many layers, the last of them sees all positions (window only); null: none does", minimum=1
+    )
+    logit_cap: float | None = setting(
+        None,
+        "scores stay within ± this, by cap * tanh(score / cap), at some cost of speed; null: no",
+        above=0.0,
+    )
+    value_residual: bool = setting(False, "later layers mix their values with those of the first")
 
     def head_width_of(self, width: int) -> int:
-        return width // self.num_heads
+        return self.head_width or super().head_width_of(width)
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of a layer, counted from 0."""
+        full = self.full_every is not None and (layer + 1) % self.full_every == 0
+        return None if full else self.window
+
+    def fit(self, model: ModelConfig, even: bool) -> Iterator[Conflict]:
+        if self.head_width is None:
+            yield from super().fit(model, even)
+        elif even and self.head_width % 2:
+            yield Conflict(
+                "core.attention.head_width",
+                f"got {self.head_width}, expected an even number (rotary positions turn pairs); "
+                f"{self.head_width + 1} would work",
+                ("core.positions.kind",),
+            )
 
     def modules(self) -> tuple[str, ...]:
-        return ("query", "key", "value", "output")
+        norms = ("query_norm", "key_norm") if self.qk_norm else ()
+        return ("query", "key", "value", "output", *norms)
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
-        yield from heads_fit("core.attention.num_heads", self.num_heads, "width", model.width)
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             fitting = nearest(self.num_kv_heads, divisors(self.num_heads))
             yield Conflict(
@@ -52,4 +89,17 @@ class GroupedQueryConfig(AttentionConfig):
                 f"got {self.num_kv_heads}, expected a divisor of model.core.attention.num_heads = {self.num_heads}; "
                 f"{fitting} would work",
                 ("core.attention.num_heads",),
+            )
+        if self.full_every is not None and self.window is None:
+            yield Conflict(
+                "core.attention.full_every",
+                f"got {self.full_every}, which has no effect without a window; expected null, or "
+                f"model.core.attention.window={max(1, model.context_length // 4)}",
+                ("core.attention.window",),
+            )
+        elif self.full_every == 1:
+            yield Conflict(
+                "core.attention.full_every",
+                "got 1, which leaves no layer with a window; expected 2 or more, or model.core.attention.window=null",
+                ("core.attention.window",),
             )

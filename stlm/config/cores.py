@@ -23,6 +23,15 @@ class CoreConfig(Component):
     """Family of cores."""
 
 
+@dataclass(frozen=True)
+class ResidualConfig:
+    """How what attention and feed-forward give out, the branches, comes to what went in."""
+
+    parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
+    scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)
+    learned_scale: bool = setting(False, "that factor is learned, for each number of the vector, and begins at scale")
+
+
 @register("transformer")
 @dataclass(frozen=True)
 class TransformerCoreConfig(CoreConfig):
@@ -33,6 +42,7 @@ class TransformerCoreConfig(CoreConfig):
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
     norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
     positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
+    residual: ResidualConfig = field(default=ResidualConfig(), metadata={"help": "how the two are added"})
     sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers have in common"})
     loops: LoopsConfig = field(default=LoopsConfig(), metadata={"help": "layers that are run several times"})
 
@@ -48,6 +58,14 @@ class TransformerCoreConfig(CoreConfig):
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
+        yield from self.attention.fit(model, even=self.positions.turning)
+        if getattr(self.attention, "value_residual", False) and self.num_layers == 1:
+            yield Conflict(
+                "core.attention.value_residual",
+                "got true in a core of one layer, which has no later one; expected false, or model.core.num_layers=2",
+                ("core.num_layers",),
+            )
+        yield from self.positions.fit(self.attention, model)
         for conflict in self.sharing.check(self.num_layers, self.modules()):
             yield conflict.under("core.sharing")
         for conflict in self.loops.check(self.num_layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.fitting import heads_fit
@@ -22,6 +22,15 @@ class EmbedderConfig(Component):
     patched: ClassVar[bool] = False
     byte_ids: ClassVar[bool] = False
 
+    def positions_of(self, length: int) -> int:
+        """How many vectors the core gets for `length` ids, at most."""
+        return length
+
+
+def scaled_setting() -> Any:
+    """The field of embedders whose vectors may be read as they are."""
+    return setting(True, "vectors are read times sqrt(width); off for models that were made without it, as GPT-2 was")
+
 
 @register("token")
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class TokenEmbedderConfig(EmbedderConfig):
     rank: int | None = setting(
         None, "width of the table's vectors, which a second matrix takes to model.width; null: one table", minimum=1
     )
+    scaled: bool = scaled_setting()
     ngrams: NgramsConfig = field(default=NgramsConfig(), metadata={"help": "hash n-grams of ids"})
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
@@ -51,6 +61,7 @@ class ByteEmbedderConfig(EmbedderConfig):
 
     byte_ids: ClassVar[bool] = True
 
+    scaled: bool = scaled_setting()
     ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
@@ -71,6 +82,9 @@ class BytePatchEmbedderConfig(EmbedderConfig):
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
     window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
     ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
+
+    def positions_of(self, length: int) -> int:
+        return self.patching.num_slots(length)
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)

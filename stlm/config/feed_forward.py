@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from stlm.config.fields import Component, register, setting
+from stlm.config.fields import Component, Conflict, register, setting
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+
+def gated_width(width: int, share: int = 1) -> int:
+    """8/3 of the width / `share`, rounded up to a multiple of 32: three matrices then cost what two of 4x would."""
+    return -(-8 * width // (3 * 32 * share)) * 32
 
 
 @dataclass(frozen=True)
@@ -19,11 +29,82 @@ class FeedForwardConfig(Component):
 @register("swiglu")
 @dataclass(frozen=True)
 class SwiGLUConfig(FeedForwardConfig):
-    """Gated by silu."""
+    """Two matrices in, one of which gates the other through silu, and one out."""
 
     hidden_width: int | None = setting(
         None, "width inside; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
     )
+    bias: bool = setting(False, "the matrices have a bias")
+
+    def hidden_width_of(self, width: int) -> int:
+        """Width inside where the layer's vectors have `width`."""
+        return self.hidden_width or gated_width(width)
 
     def modules(self) -> tuple[str, ...]:
         return ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class PlainFeedForwardConfig(FeedForwardConfig):
+    """What feed-forwards of one matrix in and one out have in common."""
+
+    hidden_width: int | None = setting(None, "width inside; null: 4 times the width", minimum=1)
+    bias: bool = setting(False, "the matrices have a bias")
+
+    def hidden_width_of(self, width: int) -> int:
+        """Width inside where the layer's vectors have `width`."""
+        return self.hidden_width or 4 * width
+
+    def modules(self) -> tuple[str, ...]:
+        return ("up", "down")
+
+
+@register("gelu")
+@dataclass(frozen=True)
+class GELUConfig(PlainFeedForwardConfig):
+    """One matrix in and one out, gelu between them."""
+
+    approximate: bool = setting(False, "gelu by way of tanh, as GPT-2 has it, rather than exact")
+
+
+@register("relu_squared")
+@dataclass(frozen=True)
+class ReLUSquaredConfig(PlainFeedForwardConfig):
+    """One matrix in and one out, the square of relu between them."""
+
+
+@register("moe")
+@dataclass(frozen=True)
+class MoEConfig(FeedForwardConfig):
+    """Mixture of experts: each position goes through the few SwiGLUs that a router chooses for it."""
+
+    num_experts: int = setting(8, "experts of a layer", minimum=2)
+    experts_per_token: int = setting(2, "experts that each position goes through", minimum=1)
+    hidden_width: int | None = setting(
+        None,
+        "width inside an expert; null: 8/3 of the width / experts_per_token, rounded up to a multiple of 32",
+        minimum=1,
+    )
+    shared_hidden_width: int | None = setting(
+        None, "width inside one more SwiGLU that all positions go through; null: there is none", minimum=1
+    )
+    balance_weight: float = setting(
+        0.01, "weight of the loss that is 1 where the experts of a row are used alike, and more where not", minimum=0.0
+    )
+
+    def hidden_width_of(self, width: int) -> int:
+        """Width inside an expert where the layer's vectors have `width`."""
+        return self.hidden_width or gated_width(width, self.experts_per_token)
+
+    def modules(self) -> tuple[str, ...]:
+        shared = ("shared.gate", "shared.up", "shared.down") if self.shared_hidden_width else ()
+        return ("router", "gate", "up", "down", *shared)
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        if self.experts_per_token > self.num_experts:
+            yield Conflict(
+                "core.feed_forward.experts_per_token",
+                f"got {self.experts_per_token}, expected at most model.core.feed_forward.num_experts = "
+                f"{self.num_experts}; {min(2, self.num_experts)} would work",
+                ("core.feed_forward.num_experts",),
+            )

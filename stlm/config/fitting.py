@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from stlm.config.fields import Conflict
 
 
-def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int) -> Iterator[Conflict]:
-    """Heads share the width evenly, and rotary positions turn pairs: each head's width is even."""
-    if width % num_heads == 0 and width // num_heads % 2 == 0:
+def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: bool = True) -> Iterator[Conflict]:
+    """Heads share the width evenly; where rotary positions turn pairs, `even`, each head's width is even."""
+    unit = 2 if even else 1
+    if width % num_heads == 0 and width // num_heads % unit == 0:
         return
-    if width % 2:
+    if width % unit:
         yield Conflict(
             width_key, f"got {width}, expected an even number (rotary positions turn pairs); {width + 1} would work"
         )
         return
-    fitting = nearest(num_heads, divisors(width // 2))
+    fitting = nearest(num_heads, divisors(width // unit))
+    leaving = " that leaves each head an even width" if even else ""
     yield Conflict(
         heads_key,
-        f"got {num_heads}, expected a divisor of model.{width_key} = {width} that leaves each head an even width; "
-        f"{fitting} would work",
+        f"got {num_heads}, expected a divisor of model.{width_key} = {width}{leaving}; {fitting} would work",
         (width_key,),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stlm.config.embedders import BytePatchEmbedderConfig, PaperEmbedderConfig
 from stlm.config.fields import Component, Conflict, register, setting
@@ -21,10 +21,18 @@ class HeadConfig(Component):
     tied: bool = setting(True, "use the embedder's vectors as the weights of the last matrix: one storage for both")
 
 
+def logit_cap_setting() -> Any:
+    """The field of heads whose logits may be kept within bounds."""
+    help = "logits stay within ± this, by cap * tanh(logit / cap) (Gemma 2, arXiv 2408.00118); null: no bounds"
+    return setting(None, help, above=0.0)
+
+
 @register("linear")
 @dataclass(frozen=True)
 class LinearHeadConfig(HeadConfig):
     """One linear map from each vector to the logits of one id."""
+
+    logit_cap: float | None = logit_cap_setting()
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         if model.embedder.patched:
@@ -51,6 +59,7 @@ class BytePatchHeadConfig(HeadConfig):
     num_layers: int = setting(1, "local layers", minimum=1)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
     window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+    logit_cap: float | None = logit_cap_setting()
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         embedder = model.embedder

@@ -18,3 +18,12 @@ class RMSNormConfig(NormConfig):
     """Divides by the root of the mean square."""
 
     eps: float = setting(1e-6, "added to the mean square", minimum=0.0)
+
+
+@register("layer_norm")
+@dataclass(frozen=True)
+class LayerNormConfig(NormConfig):
+    """Takes the mean away and divides by the standard deviation."""
+
+    eps: float = setting(1e-5, "added to the variance", minimum=0.0)
+    bias: bool = setting(True, "add a learned vector")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -45,7 +46,9 @@ class FixedPatchingConfig(PatchingConfig):
         return -(-context_length // self.patch_size)
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
-        if model.context_length % self.patch_size:
+        if 2 * self.patch_size > model.context_length:
+            yield one_patch("patch_size", self.patch_size, model.context_length)
+        elif model.context_length % self.patch_size:
             rounded = -(-model.context_length // self.patch_size) * self.patch_size
             yield Conflict(
                 "context_length",
@@ -66,13 +69,18 @@ class VariablePatchingConfig(PatchingConfig):
         return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
-        if self.patch_length > model.context_length / 2:
-            yield Conflict(
-                "embedder.patching.patch_length",
-                f"got {self.patch_length:g}, expected at most half of model.context_length = {model.context_length}, "
-                f"or a window is one patch; {min(6.0, model.context_length / 2):g} would work",
-                ("context_length",),
-            )
+        if 2 * self.patch_length > model.context_length:
+            yield one_patch("patch_length", self.patch_length, model.context_length)
+
+
+def one_patch(key: str, length: float, context_length: int) -> Conflict:
+    """Patches so long that a window is one."""
+    return Conflict(
+        f"embedder.patching.{key}",
+        f"got {length:g}, expected at most half of model.context_length = {context_length}, or a window is one patch; "
+        f"{min(4, context_length // 2)} would work",
+        ("context_length",),
+    )
 
 
 @register("space")
@@ -111,4 +119,6 @@ class EntropyPatchingConfig(VariablePatchingConfig):
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         yield from super().check(model)
-        yield from (conflict.under("embedder.patching") for conflict in self.byte_model(model).check())
+        for conflict in self.byte_model(model).check():
+            message = re.sub(r"\bmodel\.(width|core)\b", r"model.embedder.patching.\1", conflict.message)
+            yield conflict._replace(message=message).under("embedder.patching")

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from stlm.config.fields import Component, register, setting
+from stlm.config.attention import AttentionConfig
+from stlm.config.fields import Component, Conflict, register, setting
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
 class PositionsConfig(Component):
-    """Family of positions."""
+    """Family of positions. `turning`: they turn pairs of numbers, so that heads need an even width."""
+
+    turning: ClassVar[bool] = False
+
+    def fit(self, attention: AttentionConfig, model: ModelConfig) -> Iterator[Conflict]:
+        """Conflicts with the attention that they serve, keys as seen from the ModelConfig."""
+        yield from ()
 
 
 @register("rope")
@@ -17,4 +29,40 @@ class PositionsConfig(Component):
 class RoPEConfig(PositionsConfig):
     """Rotary: queries and keys are turned by angles that grow with the position."""
 
+    turning: ClassVar[bool] = True
+
     theta: float = setting(10000.0, "base of the wavelengths, in positions", minimum=1.0)
+    fraction: float = setting(1.0, "share of each head, from its front, that is turned", above=0.0, maximum=1.0)
+
+    def rotary_width_of(self, head_width: int) -> int:
+        """How many numbers of a head are turned: an even number, as they are turned in pairs."""
+        return round(head_width * self.fraction)
+
+    def fit(self, attention: AttentionConfig, model: ModelConfig) -> Iterator[Conflict]:
+        head_width = attention.head_width_of(model.width)
+        turned = self.rotary_width_of(head_width)
+        if head_width % 2 == 0 and (turned % 2 or not turned):
+            yield Conflict(
+                "core.positions.fraction",
+                f"got {self.fraction:g}, which turns {turned} numbers of a head of {head_width}, expected an "
+                f"even number, as they are turned in pairs; {max(2, turned - 1) / head_width:g} would work",
+                ("core.attention.num_heads", "core.attention.head_width", "width"),
+            )
+
+
+@register("learned")
+@dataclass(frozen=True)
+class LearnedPositionsConfig(PositionsConfig):
+    """A learned vector for each position of the context, added before the first layer."""
+
+
+@register("none")
+@dataclass(frozen=True)
+class NoPositionsConfig(PositionsConfig):
+    """None: order is known from the causal mask alone."""
+
+
+@register("alibi")
+@dataclass(frozen=True)
+class ALiBiConfig(PositionsConfig):
+    """Scores sink with the distance, in each head at its own rate."""

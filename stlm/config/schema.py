@@ -45,6 +45,9 @@ class TrainingConfig:
     beta1: float = setting(0.9, "decay of the first moment per step", minimum=0.0, below=1.0)
     beta2: float = setting(0.95, "decay of the second moment per step", minimum=0.0, below=1.0)
     epsilon: float = setting(1e-8, "added to the root of the second moment", above=0.0)
+    z_loss_weight: float = setting(
+        0.0, "weight of log(Z)^2 beside each predicted id's nats (PaLM has 1e-4); 0: none", minimum=0.0
+    )
     gradient_clipping: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping", minimum=0.0)
 
     schedule: str = setting(

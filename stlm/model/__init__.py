@@ -9,6 +9,7 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.moe import MoE
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.sharing import other_ties
@@ -26,6 +27,7 @@ __all__ = [
     "Embedder",
     "EntropyPatching",
     "Head",
+    "MoE",
     "PaperEmbedder",
     "PaperHead",
     "Patches",

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import GroupedQueryConfig
+from stlm.config import GroupedQueryConfig, NormConfig
 from stlm.model.cache import KeyValueCache, visible
+from stlm.model.capping import soft_cap
 from stlm.model.context import Context
-from stlm.model.positions import RotaryTable, rotate
+from stlm.model.normalization import NORMS, Norm
+from stlm.model.positions import Placement, rotate
 from stlm.model.registry import Registry
 
 SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU
@@ -28,7 +30,7 @@ class Attention(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
     def forward(
-        self, x_BTD: Tensor, rotary: RotaryTable, context: Context, cache: KeyValueCache | None = None
+        self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
         """Documents and a cache do not go together: what a cache remembers is of one document."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
@@ -42,77 +44,132 @@ class GroupedQueryAttention(Attention):
     """Causal attention whose queries share keys and values in groups (Ainslie et al. 2023, arXiv 2305.13245).
 
     As many key and value heads as query heads is multi-head attention, one is multi-query. With a window of W, a
-    position sees itself and the W - 1 before it.
+    position sees itself and the W - 1 before it. Queries and keys may be normed head by head before they are turned, as
+    in Qwen3 (arXiv 2505.09388, section 2; first by Dehghani et al. 2023, arXiv 2302.05442, section 2).
     """
 
-    def __init__(self, config: GroupedQueryConfig, width: int) -> None:
+    def __init__(self, config: GroupedQueryConfig, norm: NormConfig, width: int, layer: int) -> None:
         super().__init__()
-        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
-        self.num_heads, self.num_kv_heads, self.window = num_heads, num_kv_heads, config.window
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.window, self.logit_cap = config.window_of(layer), config.logit_cap
         self.head_width = config.head_width_of(width)
-        self.query = nn.Linear(width, num_heads * self.head_width, bias=False)
-        self.key = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
-        self.value = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
-        self.output = nn.Linear(num_heads * self.head_width, width, bias=False)
+        bias = config.bias != "none"
+        self.query = nn.Linear(width, self.num_heads * self.head_width, bias=bias)
+        self.key = nn.Linear(width, self.num_kv_heads * self.head_width, bias=bias)
+        self.value = nn.Linear(width, self.num_kv_heads * self.head_width, bias=bias)
+        self.output = nn.Linear(self.num_heads * self.head_width, width, bias=config.bias == "all")
+        self.query_norm = NORMS[norm.kind](norm, self.head_width) if config.qk_norm else None
+        self.key_norm = NORMS[norm.kind](norm, self.head_width) if config.qk_norm else None
+        self.gives_values = config.value_residual and layer == 0
+        self.value_mix = ValueMix() if config.value_residual and layer > 0 else None
 
     def new_cache(self) -> KeyValueCache:
         return KeyValueCache(self.window)
 
     def forward(
-        self, x_BTD: Tensor, rotary: RotaryTable, context: Context, cache: KeyValueCache | None = None
+        self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
-        documents_BT = context.documents
-        q_BNTK = rotate(self._heads(self.query(x_BTD), self.num_heads), rotary)
-        k_BNTK = rotate(self._heads(self.key(x_BTD), self.num_kv_heads), rotary)
-        v_BNTK = self._heads(self.value(x_BTD), self.num_kv_heads)
+        q_BNTK = self._placed(self._heads(self.query(x_BTD)), self.query_norm, placement)
+        k_BMTK = self._placed(self._heads(self.key(x_BTD)), self.key_norm, placement)
+        v_BMTK = self._heads(self.value(x_BTD))
+        if self.gives_values:
+            context.values = v_BMTK
+        elif self.value_mix is not None:
+            assert context.values is not None
+            v_BMTK = self.value_mix(v_BMTK, context.values)
+        slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, x_BTD.size(1)
         if cache is not None:
-            y_BNTK = self._attend_to_cache(q_BNTK, k_BNTK, v_BNTK, cache)
-        elif self.window is not None and self.window < x_BTD.size(1):
-            y_BNTK = windowed_attention(q_BNTK, k_BNTK, v_BNTK, self.window, documents_BT)
+            first_query = cache.length
+            keys, values, first_key = cache.append(k_BMTK, v_BMTK)
+            mask = visible(length, first_query, keys.size(2), first_key, self.window, x_BTD.device)
+            y_BNTK = attend(q_BNTK, keys, values, mask, slopes_N, cap)
+        elif self.window is not None and self.window < length:
+            y_BNTK = windowed_attention(q_BNTK, k_BMTK, v_BMTK, self.window, documents_BT, slopes_N, cap)
         elif documents_BT is not None:
-            length = x_BTD.size(1)
             causal_TT = visible(length, 0, length, 0, None, x_BTD.device)
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-            y_BNTK = attend(q_BNTK, k_BNTK, v_BNTK, (causal_TT & same_BTT)[:, None])
+            y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, (causal_TT & same_BTT)[:, None], slopes_N, cap)
         else:
-            y_BNTK = attend(q_BNTK, k_BNTK, v_BNTK)
+            y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, None, slopes_N, cap)
         return self.output(y_BNTK.transpose(1, 2).flatten(2))
 
-    def _heads(self, x_BTC: Tensor, num_heads: int) -> Tensor:
-        return x_BTC.unflatten(-1, (num_heads, self.head_width)).transpose(1, 2)
+    def _heads(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
-    def _attend_to_cache(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, cache: KeyValueCache) -> Tensor:
-        first_query = cache.length
-        keys, values, first_key = cache.append(k_BNTK, v_BNTK)
-        mask = visible(q_BNTK.size(2), first_query, keys.size(2), first_key, self.window, q_BNTK.device)
-        return attend(q_BNTK, keys, values, mask)
+    def _placed(self, x_BNTK: Tensor, norm: Norm | None, placement: Placement) -> Tensor:
+        if norm is not None:
+            x_BNTK = norm(x_BNTK.float()).to(x_BNTK.dtype)
+        return x_BNTK if placement.rotary is None else rotate(x_BNTK, placement.rotary)
 
 
-def attend(q_BNTK: Tensor, k_BMSK: Tensor, v_BMSK: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of N query heads to M key/value heads, N a multiple of M: [B, N, T, K].
+class ValueMix(nn.Module):
+    """a * values + b * those of the first layer; a and b are learned and begin at 1/2 (value residual learning: Zhou et
+    al. 2024, arXiv 2410.17897, section 3)."""
 
-    `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S. On a CPU,
-    torch's fused kernel is slower than two plain products until the keys are many (benchmarks/attention.py).
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, values: Tensor, first_values: Tensor) -> Tensor:
+        return self.weight[0] * values + self.weight[1] * first_values
+
+
+def attend(
+    q_BNTK: Tensor,
+    k_BMSK: Tensor,
+    v_BMSK: Tensor,
+    mask: Tensor | None = None,
+    slopes_N: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """Attention of N query heads to M key/value heads, N a multiple of M: [B, N, T, K]. The last query and the last key
+    are of one position.
+
+    `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S. Scores are
+    kept within ± `cap`, and then lose `slopes_N` times the distance. On a CPU, torch's fused kernel is slower than two
+    plain products until the keys are many (benchmarks/attention.py), and it knows no cap.
     """
-    if q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT:
+    if cap is None and (q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
+        if slopes_N is not None:
+            mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
+            mask = bias_NTS.masked_fill(~mask, -torch.inf)
         return F.scaled_dot_product_attention(
             q_BNTK, k_BMSK, v_BMSK, attn_mask=mask, is_causal=mask is None, enable_gqa=q_BNTK.size(1) != k_BMSK.size(1)
         )
-    if mask is None:
-        mask = visible(q_BNTK.size(2), 0, k_BMSK.size(2), 0, None, q_BNTK.device)
+    mask = _causal(q_BNTK, k_BMSK, mask)
     q_BMGTK = q_BNTK.unflatten(1, (k_BMSK.size(1), -1)) * q_BNTK.size(-1) ** -0.5
-    scores_BMGTS = q_BMGTK.flatten(2, 3) @ k_BMSK.transpose(-1, -2)
-    scores_BMGTS = scores_BMGTS.unflatten(2, q_BMGTK.shape[2:4]).masked_fill(~mask.unsqueeze(-3), -torch.inf)
+    scores_BMGTS = (q_BMGTK.flatten(2, 3) @ k_BMSK.transpose(-1, -2)).unflatten(2, q_BMGTK.shape[2:4])
+    scores_BMGTS = soft_cap(scores_BMGTS, cap)
+    if slopes_N is not None:
+        scores_BMGTS = scores_BMGTS + _bias(slopes_N, q_BNTK, k_BMSK).unflatten(0, q_BMGTK.shape[1:3])
+    scores_BMGTS = scores_BMGTS.masked_fill(~mask.unsqueeze(-3), -torch.inf)
     weights_BMGTS = scores_BMGTS.softmax(-1, dtype=torch.float32).to(v_BMSK.dtype)
     return (weights_BMGTS.flatten(2, 3) @ v_BMSK).unflatten(2, q_BMGTK.shape[2:4]).flatten(1, 2)
 
 
+def _causal(q_BNTK: Tensor, k_BMSK: Tensor, mask: Tensor | None) -> Tensor:
+    return visible(q_BNTK.size(2), 0, k_BMSK.size(2), 0, None, q_BNTK.device) if mask is None else mask
+
+
+def _bias(slopes_N: Tensor, q_BNTK: Tensor, k_BMSK: Tensor) -> Tensor:
+    """- slope * distance: [N, T, S], float32; 0 at the last query's own position."""
+    T, S = q_BNTK.size(2), k_BMSK.size(2)
+    distance_TS = torch.arange(S - T, S, device=slopes_N.device)[:, None] - torch.arange(S, device=slopes_N.device)
+    return -slopes_N[:, None, None] * distance_TS
+
+
 def windowed_attention(
-    q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, window: int, documents_BT: Tensor | None = None
+    q_BNTK: Tensor,
+    k_BMTK: Tensor,
+    v_BMTK: Tensor,
+    window: int,
+    documents_BT: Tensor | None = None,
+    slopes_N: Tensor | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Causal attention to the last `window` positions at a cost of T * 2W rather than T * T.
 
-    With `documents_BT`, only to those of the same document.
+    With `documents_BT`, only to those of the same document; `slopes_N` and `cap` as in `attend`.
 
     The sequence is cut into blocks of W; a block's queries see their own block and the one before it, which hold every
     key within reach (as in Longformer's chunks, Beltagy et al. 2020, arXiv 2004.05150, appendix A).
@@ -121,7 +178,7 @@ def windowed_attention(
     blocks = -(-T // window)
     padding = (0, 0, 0, blocks * window - T)
     # [B, blocks, N, W, K]
-    q, k, v = (F.pad(x, padding).unflatten(2, (blocks, window)).transpose(1, 2) for x in (q_BNTK, k_BNTK, v_BNTK))
+    q, k, v = (F.pad(x, padding).unflatten(2, (blocks, window)).transpose(1, 2) for x in (q_BNTK, k_BMTK, v_BMTK))
     k, v = (torch.cat((F.pad(x[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)), x), dim=3) for x in (k, v))  # previous block first
     mask = visible(window, window, 2 * window, 0, window, q.device).repeat(blocks, 1, 1)
     mask[0, :, :window] = False  # the first block has none before it
@@ -130,5 +187,5 @@ def windowed_attention(
         own_BbW = F.pad(documents_BT, (0, blocks * window - T)).unflatten(1, (blocks, window))
         seen_BbS = torch.cat((F.pad(own_BbW[:, :-1], (0, 0, 1, 0)), own_BbW), dim=2)
         mask = mask & (own_BbW[..., None] == seen_BbS[..., None, :]).flatten(0, 1)[:, None]
-    y = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)
+    y = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, slopes_N, cap)
     return y.unflatten(0, (B, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :T]

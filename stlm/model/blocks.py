@@ -13,40 +13,54 @@ from stlm.config import TransformerCoreConfig
 from stlm.model.attention import ATTENTIONS
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
+from stlm.model.experts import ExpertLinear
 from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
-from stlm.model.positions import POSITIONS, RotaryTable
+from stlm.model.positions import POSITIONS, Placement
+from stlm.model.residual import BranchScale
 from stlm.model.sharing import share
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)): [B, T, D] → [B, T, D]."""
+    """Pre-norm transformer block: [B, T, D] → [B, T, D].
 
-    def __init__(self, config: TransformerCoreConfig, width: int) -> None:
+    x + attention(norm(x)), and then x + feed_forward(norm(x)) of what came out; in parallel, x + attention(norm(x)) +
+    feed_forward(norm(x)) (GPT-NeoX: Black et al. 2022, arXiv 2204.06745, section 2.2).
+    """
+
+    def __init__(self, config: TransformerCoreConfig, width: int, layer: int) -> None:
         super().__init__()
+        self.parallel = config.residual.parallel
         self.attention_norm = NORMS[config.norm.kind](config.norm, width)
-        self.attention = ATTENTIONS[config.attention.kind](config.attention, width)
+        self.attention = ATTENTIONS[config.attention.kind](config.attention, config.norm, width, layer)
         self.feed_forward_norm = NORMS[config.norm.kind](config.norm, width)
         self.feed_forward = FEED_FORWARDS[config.feed_forward.kind](config.feed_forward, width)
+        self.attention_scale = BranchScale(config.residual, width)
+        self.feed_forward_scale = BranchScale(config.residual, width)
 
     def forward(
-        self, x_BTD: Tensor, rotary: RotaryTable, context: Context, cache: KeyValueCache | None = None
+        self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, context, cache)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        y_BTD = x_BTD + self.attention_scale(self.attention(self.attention_norm(x_BTD), placement, context, cache))
+        z_BTD = self.feed_forward(self.feed_forward_norm(x_BTD if self.parallel else y_BTD), context)
+        return y_BTD + self.feed_forward_scale(z_BTD)
 
 
 class TransformerStack(nn.Module):
-    """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models."""
+    """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
 
-    def __init__(self, config: TransformerCoreConfig, width: int) -> None:
+    `num_positions`: how many there may be, which only learned positions need to know.
+    """
+
+    def __init__(self, config: TransformerCoreConfig, width: int, num_positions: int | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, width) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, width, layer) for layer in range(config.num_layers))
         share(self.blocks, config.sharing)
         self.order = config.loops.order(config.num_layers)
         self.loop_embeddings = LoopEmbeddings(config.loops, width) if config.loops.embeddings else None
-        self.positions = POSITIONS[config.positions.kind](config.positions, config.attention.head_width_of(width))
+        positions = config.positions
+        self.positions = POSITIONS[positions.kind](positions, config.attention, width, num_positions)
 
     def new_cache(self) -> list[KeyValueCache]:
         """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
@@ -57,12 +71,12 @@ class TransformerStack(nn.Module):
         """Layers that are run: one that is run twice counts twice."""
         return len(self.order)
 
-    def last_of_branches(self) -> list[nn.Linear]:
-        """The last matrices of every attention and feed-forward, as often as they are run: each time, what they give is
-        added to the residual stream."""
-        lasts: list[nn.Linear] = []
+    def last_of_branches(self) -> list[nn.Linear | ExpertLinear]:
+        """The last matrix of every attention and feed-forward, as often as it is run: each time, what it gives is added
+        to the residual stream."""
+        lasts: list[nn.Linear | ExpertLinear] = []
         for block in self._run():
-            lasts += [block.attention.output, *block.feed_forward.lasts()]
+            lasts += [block.attention.output, block.feed_forward.down]
         return lasts
 
     def _run(self) -> list[Block]:
@@ -71,9 +85,10 @@ class TransformerStack(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: list[KeyValueCache] | None = None) -> Tensor:
         first = cache[0].length if cache else 0
-        rotary = self.positions.rotary(first, x_BTD.size(1), x_BTD.device)
+        x_BTD = self.positions.enter(x_BTD, first, context.documents)
+        placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)
         for place, (layer, number) in enumerate(self.order):
             if number is not None and self.loop_embeddings is not None:
                 x_BTD = self.loop_embeddings(x_BTD, number)
-            x_BTD = self.blocks[layer](x_BTD, rotary, context, cache[place] if cache else None)
+            x_BTD = self.blocks[layer](x_BTD, placement, context, cache[place] if cache else None)
         return x_BTD

@@ -142,6 +142,7 @@ class BytePatchHead(Head):
         self.local = TransformerStack(layers, width)
         self.norm = NORMS[layers.norm.kind](layers.norm, width)
         self.output = nn.Linear(width, vocabulary.size, bias=False)
+        self.logit_cap = config.logit_cap
 
     def new_cache(self) -> BytePatchHeadCache:
         return BytePatchHeadCache(self.local.new_cache())
@@ -169,4 +170,4 @@ class BytePatchHead(Head):
         if patches.routing is not None:
             y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
-        return self.output(self.norm(z_BTd))
+        return self.predict(self.norm(z_BTd))

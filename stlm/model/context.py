@@ -12,14 +12,17 @@ class Context:
     `documents` [B, T] numbers the document of each position that a layer works on; nothing passes between positions
     whose numbers differ. None: all are of one. `auxiliary` holds what parts add to the loss, by name: sums over rows,
     in nats, already weighted. A part computes its term within each row and multiplies it by the row's ids, so that the
-    sum is the same however rows are shared out over ranks and micro-batches. `measures` holds quotients to be told, by
-    name: two sums over rows each.
+    sum is the same however rows are shared out over ranks and micro-batches: `length` ids each. `measures` holds
+    quotients to be told, by name: two sums over rows each. `values` are those of the first layer of the stack that is
+    running, where later layers mix them with their own.
     """
 
     def __init__(self, documents: Tensor | None = None, whole: Context | None = None) -> None:
         self.documents = documents
         self.auxiliary: dict[str, Tensor] = whole.auxiliary if whole else {}
         self.measures: dict[str, Tensor] = whole.measures if whole else {}
+        self.length: int = whole.length if whole else 0
+        self.values: Tensor | None = None
 
     def at(self, documents: Tensor | None) -> Context:
         """The same pass seen at other positions, such as those of patches."""

@@ -34,7 +34,7 @@ class TransformerCore(Core):
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()
-        self.stack = TransformerStack(config, model.width)
+        self.stack = TransformerStack(config, model.width, model.embedder.positions_of(model.context_length))
         self.norm = NORMS[config.norm.kind](config.norm, model.width)
 
     def new_cache(self) -> Any:

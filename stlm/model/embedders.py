@@ -25,6 +25,7 @@ class Embedder(nn.Module):
     table: nn.Embedding  # [V, d]: what a tied head shares
     ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
     ngrams: NgramEmbedding | None
+    scaled: bool = True  # whether vectors are read times sqrt(d)
 
     def look_up(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> Tensor:
         """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
@@ -36,7 +37,7 @@ class Embedder(nn.Module):
         x_BTd = self.table(inputs_BT)
         if self.ngrams is not None:
             x_BTd = x_BTd + self.ngrams(inputs_BT, context, cache)
-        return x_BTd * self.table.embedding_dim**0.5
+        return x_BTd * self.table.embedding_dim**0.5 if self.scaled else x_BTd
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(inputs, context, cache)`; None where there is nothing to remember."""
@@ -65,6 +66,7 @@ class TokenEmbedder(Embedder):
         rank = config.rank if isinstance(config, TokenEmbedderConfig) else None
         width = rank or model.width
         self.table = nn.Embedding(vocabulary.size, width)
+        self.scaled = config.scaled
         self.ngrams = NgramEmbedding(config.ngrams, width) if config.ngrams.table_size else None
         self.factor = nn.Linear(rank, model.width, bias=False) if rank else None
 

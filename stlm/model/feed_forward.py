@@ -5,21 +5,26 @@ Shape letters: B batch, T positions, D width, F width inside.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import SwiGLUConfig
+from stlm.config import GELUConfig, ReLUSquaredConfig, SwiGLUConfig
+from stlm.config.feed_forward import PlainFeedForwardConfig
+from stlm.model.context import Context
+from stlm.model.experts import ExpertLinear
 from stlm.model.registry import Registry
 
 
 class FeedForward(nn.Module):
-    """Interface of every feed-forward: [B, T, D] → [B, T, D]."""
+    """Interface of every feed-forward: [B, T, D] → [B, T, D].
 
-    def lasts(self) -> list[nn.Linear]:
-        """The matrices whose products are added to the residual stream: their initial values shrink with depth."""
-        raise TypeError(f"{type(self).__name__} defines no lasts()")
+    `down` is the last matrix: what it gives is added to the residual stream. Terms of the loss go to the context.
+    """
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    down: nn.Linear | ExpertLinear
+
+    def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -32,18 +37,50 @@ class SwiGLU(FeedForward):
 
     def __init__(self, config: SwiGLUConfig, width: int) -> None:
         super().__init__()
-        hidden_width = config.hidden_width or default_gated_width(width)
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
+        hidden_width = config.hidden_width_of(width)
+        self.gate = nn.Linear(width, hidden_width, bias=config.bias)
+        self.up = nn.Linear(width, hidden_width, bias=config.bias)
+        self.down = nn.Linear(hidden_width, width, bias=config.bias)
 
-    def lasts(self) -> list[nn.Linear]:
-        return [self.down]
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
-def default_gated_width(width: int) -> int:
-    """8/3 of the width, rounded up to a multiple of 32: three matrices then have the parameters of two of 4x."""
-    return -(-8 * width // (3 * 32)) * 32
+class PlainFeedForward(FeedForward):
+    """down(activation(up(x))) (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+
+    def __init__(self, config: PlainFeedForwardConfig, width: int) -> None:
+        super().__init__()
+        hidden_width = config.hidden_width_of(width)
+        self.up = nn.Linear(width, hidden_width, bias=config.bias)
+        self.down = nn.Linear(hidden_width, width, bias=config.bias)
+
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        """Applied to each number."""
+        raise TypeError(f"{type(self).__name__} defines no activation()")
+
+    def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
+        return self.down(self.activation(self.up(x_BTD)))
+
+
+@FEED_FORWARDS.register("gelu")
+class GELU(PlainFeedForward):
+    """x * Phi(x), Phi the normal distribution's function (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+
+    def __init__(self, config: GELUConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.approximation = "tanh" if config.approximate else "none"
+
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        return F.gelu(x_BTF, approximate=self.approximation)
+
+
+@FEED_FORWARDS.register("relu_squared")
+class ReLUSquared(PlainFeedForward):
+    """max(x, 0)^2 (Primer: So et al. 2021, arXiv 2109.08668, section 4)."""
+
+    def __init__(self, config: ReLUSquaredConfig, width: int) -> None:
+        super().__init__(config, width)
+
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        return torch.relu(x_BTF).square()

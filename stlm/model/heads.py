@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stlm.config import BytePatchEmbedderConfig, LinearHeadConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
+from stlm.model.capping import soft_cap
 from stlm.model.context import Context
 from stlm.model.embedders import Embedder, TokenEmbedder
 from stlm.model.patching import Patches
@@ -19,6 +20,11 @@ class Head(nn.Module):
     """Interface of every head. `output` is the last matrix, [V, d]; tied, it is the embedder's table itself."""
 
     output: nn.Linear
+    logit_cap: float | None = None
+
+    def predict(self, x: Tensor) -> Tensor:
+        """What `output` makes of the last vectors, capped: [..., d] → logits [..., V]."""
+        return soft_cap(self.output(x), self.logit_cap)
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""
@@ -72,6 +78,7 @@ class LinearHead(Head):
         rank = model.embedder.rank if isinstance(model.embedder, TokenEmbedderConfig) else None
         self.factor = TransposedLinear(rank, model.width, bias=False) if rank else None
         self.output = nn.Linear(rank or model.width, vocabulary.size, bias=False)
+        self.logit_cap = config.logit_cap
 
     def new_cache(self) -> None:
         return None
@@ -84,4 +91,4 @@ class LinearHead(Head):
         context: Context,
         cache: None = None,
     ) -> Tensor:
-        return self.output(x_BPD if self.factor is None else self.factor(x_BPD))
+        return self.predict(x_BPD if self.factor is None else self.factor(x_BPD))

@@ -12,6 +12,9 @@
 |                                          | L counts the layers that are run, and a matrix that k of them use |
 |                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
 | norm weights                             | 1                                                                 |
+| biases                                   | 0                                                                 |
+| mixes of values                          | 1/2 each: the mean of a layer's own and the first one's           |
+| learned scales of branches               | model.core.residual.scale                                         |
 | query and key of learned patches         | the identity: bytes are compared as they stand                    |
 | thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
@@ -27,14 +30,17 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from stlm.model.attention import ValueMix
 from stlm.model.blocks import TransformerStack
 from stlm.model.entropy import EntropyPatching
+from stlm.model.experts import ExpertLinear
 from stlm.model.learned_patching import LearnedPatching
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 from stlm.model.paper import SlotStack
-from stlm.model.sharing import CorrectedLinear
+from stlm.model.residual import BranchScale
+from stlm.model.sharing import CorrectedExperts, CorrectedLinear
 
 EMBEDDING_STD = 0.02
 
@@ -47,8 +53,14 @@ def initialize(model: nn.Module, seed: int) -> None:
     identities = {projection.weight for router in routers for projection in (router.query, router.key)}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, Norm):
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif isinstance(module, Norm):
             parameter.fill_(1.0)
+        elif isinstance(module, ValueMix):
+            parameter.fill_(0.5)
+        elif isinstance(module, BranchScale):
+            parameter.fill_(module.scale)
         elif parameter in identities:
             nn.init.eye_(parameter)
         else:
@@ -59,7 +71,7 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
     """Standard deviation of every matrix; later rules override earlier ones."""
     deviations: dict[Tensor, float] = {}
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | ExpertLinear):
             deviations[module.weight] = module.in_features**-0.5
     for module in model.modules():
         if isinstance(module, TransformerStack | SlotStack):
@@ -75,7 +87,7 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
             deviations[module.tables.weight] = 0.0
         elif isinstance(module, LoopEmbeddings):
             deviations[module.weight] = 0.0
-        elif isinstance(module, CorrectedLinear):
+        elif isinstance(module, CorrectedLinear | CorrectedExperts):
             deviations[module.lora_b.weight] = 0.0
         elif isinstance(module, EntropyPatching):
             deviations[module.threshold] = 0.0

@@ -56,21 +56,19 @@ class LearnedPatching(Patching):
         self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: LearnedCache | None = None
     ) -> Tensor:
         query_BTd, key_BTd = self.query(states_BTd).float(), self.key(states_BTd).float()
-        first = cache is None or cache.last_B1d is None
-        last_B1d = key_BTd[:, :1] if cache is None or cache.last_B1d is None else cache.last_B1d
-        before_BTd = torch.cat((last_B1d, key_BTd[:, :-1]), dim=1)
+        last_B1d = cache.last_B1d if cache is not None else None
+        before_BTd = torch.cat((key_BTd[:, :1] if last_B1d is None else last_B1d, key_BTd[:, :-1]), dim=1)
         if cache is not None:
             cache.last_B1d = key_BTd[:, -1:]
         probability_BT = (1 - F.cosine_similarity(query_BTd, before_BTd, dim=-1)) / 2
 
         begins_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
-        begins_BT[:, 0] = first
+        begins_BT[:, 0] = last_B1d is None
         if context.documents is not None:
             begins_BT[:, 1:] = context.documents[:, 1:] != context.documents[:, :-1]
         probability_BT = probability_BT.masked_fill(begins_BT, 1.0)
-        context.add(
-            "patch_ratio", self.ratio_weight * inputs_BT.size(1) * ratio(probability_BT, self.patch_length).sum()
-        )
+        ratio_B = ratio(probability_BT, self.patch_length)
+        context.add("patch_ratio", self.ratio_weight * inputs_BT.size(1) * ratio_B.sum())
         return probability_BT
 
 

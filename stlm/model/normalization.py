@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.config import RMSNormConfig
+from stlm.config import LayerNormConfig, RMSNormConfig
 from stlm.model.registry import Registry
 
 
 class Norm(nn.Module):
-    """Interface of every norm: [..., D] → [..., D], over the last dimension."""
+    """Interface of every norm: [..., D] → [..., D], over the last dimension. `weight` begins at 1, `bias` at 0."""
 
     weight: nn.Parameter
 
@@ -33,3 +33,17 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+
+
+@NORMS.register("layer_norm")
+class LayerNorm(Norm):
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(self, config: LayerNormConfig, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.eps = config.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.size(-1),), self.weight, self.bias, self.eps)

@@ -19,6 +19,7 @@ from stlm.errors import ConfigError
 from stlm.model.attention import attend
 from stlm.model.context import Context
 from stlm.model.embedders import EMBEDDERS, Embedder
+from stlm.model.experts import ExpertLinear
 from stlm.model.feed_forward import SwiGLU
 from stlm.model.heads import HEADS, Head
 from stlm.model.normalization import RMSNorm
@@ -95,12 +96,12 @@ class SlotStack(nn.Module):
         """Layers that are run."""
         return len(self.blocks)
 
-    def last_of_branches(self) -> list[nn.Linear]:
+    def last_of_branches(self) -> list[nn.Linear | ExpertLinear]:
         """The last matrix of every attention and feed-forward: what is added to the residual stream."""
-        lasts: list[nn.Linear] = []
+        lasts: list[nn.Linear | ExpertLinear] = []
         for block in self.blocks:
             assert isinstance(block, SlotBlock)
-            lasts += [block.attention.output, *block.feed_forward.lasts()]
+            lasts += [block.attention.output, block.feed_forward.down]
         return lasts
 
     def forward(self, x_NSd: Tensor, filled_NS: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Positions: how attention knows the order of what it sees.
 
-Shape letters: B batch, T positions, N heads, K head width.
+Shape letters: B batch, T positions, D width, N heads, K head width, R ≤ K numbers of a head that are turned.
 """
 
 from __future__ import annotations
@@ -10,23 +10,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stlm.config import RoPEConfig
+from stlm.config import ALiBiConfig, AttentionConfig, LearnedPositionsConfig, PositionsConfig, RoPEConfig
+from stlm.errors import ConfigError
 from stlm.model.registry import Registry
 
 
 class RotaryTable(NamedTuple):
-    """Of T positions, [T, K] each, float32."""
+    """Cosines and sines of T positions, [T, R] each, float32."""
 
     cosine: Tensor
     sine: Tensor
 
 
-class Positions(nn.Module):
-    """Interface of every kind of positions. One serves all layers of a stack."""
+class Placement(NamedTuple):
+    """What attention is told of the positions it works on."""
 
-    def rotary(self, first: int, length: int, device: torch.device) -> RotaryTable:
-        """By what the queries and keys at positions first, first + 1, … are turned."""
-        raise TypeError(f"{type(self).__name__} defines no rotary()")
+    rotary: RotaryTable | None = None  # by what queries and keys are turned
+    slopes_N: Tensor | None = None  # what a score loses, in each head, for each position between query and key
+
+
+class Positions(nn.Module):
+    """Interface of every kind of positions. One serves all layers of a stack; a kind overrides what it needs.
+
+    Made from its config, the attention that it serves, the width of the vectors, and how many positions there may be.
+    """
+
+    def __init__(
+        self, config: PositionsConfig, attention: AttentionConfig, width: int, num_positions: int | None
+    ) -> None:
+        super().__init__()
+
+    def enter(self, x_BTD: Tensor, first: int, documents_BT: Tensor | None) -> Tensor:
+        """The vectors at positions first, first + 1, … as they go into the first layer."""
+        return x_BTD
+
+    def placement(self, first: int, length: int, device: torch.device) -> Placement:
+        """What attention is told of positions first, first + 1, …"""
+        return Placement()
 
 
 POSITIONS: Registry[Positions] = Registry("core.positions")
@@ -34,25 +54,86 @@ POSITIONS: Registry[Positions] = Registry("core.positions")
 
 @POSITIONS.register("rope")
 class RoPE(Positions):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): scores depend on distances alone."""
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): scores depend on distances alone.
 
-    def __init__(self, config: RoPEConfig, head_width: int) -> None:
-        super().__init__()
-        self.theta, self.head_width = config.theta, head_width
+    With a fraction below 1, the front of each head is turned and the rest knows nothing of order (GPT-NeoX: Black et
+    al. 2022, arXiv 2204.06745, section 2.2).
+    """
 
-    def rotary(self, first: int, length: int, device: torch.device) -> RotaryTable:
-        return rotary_table(first, length, self.head_width, self.theta, device)
+    def __init__(self, config: RoPEConfig, attention: AttentionConfig, width: int, num_positions: int | None) -> None:
+        super().__init__(config, attention, width, num_positions)
+        self.theta = config.theta
+        self.rotary_width = config.rotary_width_of(attention.head_width_of(width))
+
+    def placement(self, first: int, length: int, device: torch.device) -> Placement:
+        return Placement(rotary=rotary_table(first, length, self.rotary_width, self.theta, device))
 
 
-def rotary_table(first: int, length: int, head_width: int, theta: float, device: torch.device) -> RotaryTable:
-    """Cosines and sines [length, head_width] of positions first, first + 1, …"""
-    frequency = theta ** (-torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
+@POSITIONS.register("learned")
+class LearnedPositions(Positions):
+    """A learned vector for each position, added once (GPT-2). Where documents are kept apart, each counts from 0."""
+
+    def __init__(
+        self, config: LearnedPositionsConfig, attention: AttentionConfig, width: int, num_positions: int | None
+    ) -> None:
+        super().__init__(config, attention, width, num_positions)
+        assert num_positions is not None
+        self.table = nn.Embedding(num_positions, width)
+
+    def enter(self, x_BTD: Tensor, first: int, documents_BT: Tensor | None) -> Tensor:
+        end = first + x_BTD.size(1)
+        if end > self.table.num_embeddings:
+            raise ConfigError(
+                f"model.core.positions.kind: got 'learned' and a text of {end} positions, expected at most the "
+                f"{self.table.num_embeddings} that model.context_length gives; begin anew with a part of it, or train "
+                "with kind: rope, which reads on"
+            )
+        position = torch.arange(first, end, device=x_BTD.device)
+        if documents_BT is not None:
+            position = position - begin_of_document(documents_BT)
+        return x_BTD + self.table(position)
+
+
+@POSITIONS.register("none")
+class NoPositions(Positions):
+    """No positions at all: a causal mask alone lets layers count (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+
+
+@POSITIONS.register("alibi")
+class ALiBi(Positions):
+    """A score loses slope * distance; the slopes of N heads are 2^(-8/N), 2^(-16/N), …, 2^-8 (Press et al. 2021, arXiv
+    2108.12409, section 3)."""
+
+    def __init__(self, config: ALiBiConfig, attention: AttentionConfig, width: int, num_positions: int | None) -> None:
+        super().__init__(config, attention, width, num_positions)
+        self.num_heads = attention.num_heads
+
+    def placement(self, first: int, length: int, device: torch.device) -> Placement:
+        head = torch.arange(1, self.num_heads + 1, device=device, dtype=torch.float32)
+        return Placement(slopes_N=2.0 ** (-8.0 * head / self.num_heads))
+
+
+def rotary_table(first: int, length: int, rotary_width: int, theta: float, device: torch.device) -> RotaryTable:
+    """Cosines and sines [length, rotary_width] of positions first, first + 1, …"""
+    frequency = theta ** (-torch.arange(0, rotary_width, 2, device=device, dtype=torch.float32) / rotary_width)
     position = torch.arange(first, first + length, device=device, dtype=torch.float32)
     angle = torch.outer(position, frequency).repeat(1, 2)
     return RotaryTable(angle.cos(), angle.sin())
 
 
 def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
-    """Turn each pair (k, k + K/2) by its position's angle. Computed in float32, returned in x's dtype."""
+    """Turn each pair (r, r + R/2) by its position's angle. Computed in float32, returned in x's dtype."""
+    rotary_width = table.cosine.size(-1)
+    if rotary_width < x_BNTK.size(-1):
+        turned, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
+        return torch.cat((rotate(turned, table), rest), dim=-1)
     left, right = x_BNTK.chunk(2, dim=-1)
     return (x_BNTK * table.cosine + torch.cat((-right, left), dim=-1) * table.sine).to(x_BNTK.dtype)
+
+
+def begin_of_document(documents_BT: Tensor) -> Tensor:
+    """For each position the one at which its document begins, [B, T]: a document's positions lie side by side."""
+    position = torch.arange(documents_BT.size(1), device=documents_BT.device).expand_as(documents_BT)
+    begins = torch.ones_like(documents_BT, dtype=torch.bool)
+    begins[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return torch.where(begins, position, 0).cummax(dim=1).values

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stlm.config import SharingConfig
 from stlm.errors import ConfigError
-from stlm.model.normalization import Norm
+from stlm.model.experts import ExpertLinear
 
 
 def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
@@ -33,12 +33,15 @@ def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
 
 
 def _shared_modules(block: nn.Module, name: str) -> list[str]:
-    """Places of the modules whose own tensors an entry of the plan shares: norms only where they are named."""
+    """Places of the modules whose own tensors an entry of the plan shares: those with matrices.
+
+    What has vectors alone, such as norms and scales, stays a layer's own unless it is named itself.
+    """
     root = "" if name == "block" else name
     found = []
     for path, module in block.get_submodule(root).named_modules(prefix=root):
-        own = any(True for _ in module.parameters(recurse=False))
-        if own and (path == name or not isinstance(module, Norm)):
+        own = list(module.parameters(recurse=False))
+        if any(parameter.ndim > 1 for parameter in own) or (own and path == name):
             found.append(path)
     return found
 
@@ -57,11 +60,13 @@ def _tie(block: nn.Module, other: nn.Module, path: str, key: str, layers: tuple[
 
 
 def _correct(block: nn.Module, path: str, rank: int, alpha: float) -> None:
-    """Put a `CorrectedLinear` in the place of a linear module."""
-    linear = block.get_submodule(path)
-    if isinstance(linear, nn.Linear):
-        parent, _, name = path.rpartition(".")
-        setattr(block.get_submodule(parent), name, CorrectedLinear(linear, rank, alpha))
+    """Put a module with a correction in the place of one that multiplies by a matrix, or by those of experts."""
+    module = block.get_submodule(path)
+    parent, _, name = path.rpartition(".")
+    if isinstance(module, nn.Linear):
+        setattr(block.get_submodule(parent), name, CorrectedLinear(module, rank, alpha))
+    elif isinstance(module, ExpertLinear):
+        setattr(block.get_submodule(parent), name, CorrectedExperts(module, rank, alpha))
 
 
 class CorrectedLinear(nn.Linear):
@@ -81,6 +86,21 @@ class CorrectedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias) + self.scale * self.lora_b(self.lora_a(x))
+
+
+class CorrectedExperts(ExpertLinear):
+    """The same for the matrices of experts, each with an A and a B of its own: [G, S, in] → [G, S, out]."""
+
+    def __init__(self, linear: ExpertLinear, rank: int, alpha: float) -> None:
+        num_experts, out_features, in_features = linear.weight.shape
+        super().__init__(num_experts, in_features, out_features)
+        self.weight = linear.weight
+        self.lora_a = ExpertLinear(num_experts, in_features, rank)
+        self.lora_b = ExpertLinear(num_experts, rank, out_features)
+        self.scale = alpha / rank
+
+    def forward(self, x_GSi: Tensor, experts: list[int]) -> Tensor:
+        return super().forward(x_GSi, experts) + self.scale * self.lora_b(self.lora_a(x_GSi, experts), experts)
 
 
 def other_ties(model: nn.Module, saved: Collection[str]) -> list[str]:

@@ -6,9 +6,9 @@ from stlm.objectives.next_token import NextToken
 OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
 
 
-def build_objective(name: str) -> Objective:
+def build_objective(name: str, z_loss_weight: float = 0.0) -> Objective:
     """The objective that `training.objective` names."""
-    return OBJECTIVES[name]()
+    return OBJECTIVES[name](z_loss_weight)
 
 
 __all__ = ["OBJECTIVES", "Batch", "NextToken", "Objective", "Prepared", "Sums", "build_objective"]

@@ -47,6 +47,8 @@ class Sums(NamedTuple):
 class Objective(Protocol):
     """The interface of every objective."""
 
+    def __init__(self, z_loss_weight: float = 0.0) -> None: ...
+
     def prepare(self, batch: Batch, seed: int, step: int, row: int) -> Prepared:
         """Inputs and targets of a batch whose first row is `row` of `step`.
 
@@ -55,5 +57,8 @@ class Objective(Protocol):
         ...
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
-        """What the model's output costs. `bytes_per_id`: the tokenizer's table, int [V]."""
+        """What the model's output costs. `bytes_per_id`: the tokenizer's table, int [V].
+
+        What training adds to the loss joins the output's auxiliary terms.
+        """
         ...

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
-    store = dist.distributed_c10d._get_default_store()
+    store = _store()
     key = f"stlm/{next(_turns)}"
     if dist.get_rank() == 0:
         value, failure = None, None
@@ -90,8 +91,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
             value = function()
         except Exception as error:
             failure = error
-        told = failure if failure is None or hasattr(failure, "exit_code") else StlmError(f"rank 0 failed: {failure!r}")
-        store.set(key, pickle.dumps((value, told)))  # type: ignore[arg-type]
+        store.set(key, pickle.dumps((value, _told(failure))))  # type: ignore[arg-type]
     else:
         _wait_for(store, key)
         value, failure = pickle.loads(store.get(key))
@@ -101,6 +101,62 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return value  # type: ignore[return-value]
+
+
+def _told(failure: Exception | None) -> Exception | None:
+    """What the other ranks get to know of a failure of this one: a user's mistake as it is, else that there was one."""
+    if failure is None or hasattr(failure, "exit_code"):
+        return failure
+    return StlmError(f"rank {dist.get_rank() if dist.is_initialized() else 0} failed: {failure!r}")
+
+
+def on_every_rank(function: Callable[[], T]) -> T:
+    """Call `function` on each rank, and return its own value there; if it fails on one, every rank raises that error.
+
+    For what a rank finds out about its own node: none is left waiting for one that has ended with a mistake.
+    """
+    value, failure = None, None
+    try:
+        value = function()
+    except Exception as error:
+        failure = error
+    failures = gather((socket.gethostname(), _told(failure)))
+
+    def tell() -> None:
+        for rank, (host, error) in enumerate(failures):
+            if error is not None:
+                raise error if rank == 0 else type(error)(f"rank {rank} on {host}: {error}")
+
+    try:
+        on_rank_zero(tell)
+    except Exception:
+        if failure is not None and not hasattr(failure, "exit_code"):
+            raise failure from None  # our own fault shows its traceback here
+        raise
+    return value  # type: ignore[return-value]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order, on each of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    store = _store()
+    key = f"stlm/{next(_turns)}"
+    store.set(f"{key}/{dist.get_rank()}", pickle.dumps(value))  # type: ignore[arg-type]
+
+    def collect() -> list[T]:
+        values = []
+        for rank in range(dist.get_world_size()):
+            _wait_for(store, f"{key}/{rank}")
+            values.append(pickle.loads(store.get(f"{key}/{rank}")))
+        return values
+
+    return on_rank_zero(collect)
+
+
+def _store() -> dist.Store:
+    """What torch's ranks met by: a table that rank 0 keeps."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _wait_for(store: dist.Store, key: str) -> None:

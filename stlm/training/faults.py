@@ -8,8 +8,9 @@ from types import FrameType
 from typing import Any
 
 from stlm.errors import StlmError
+from stlm.training.launcher import Launcher
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class NonFinite(StlmError):
@@ -19,7 +20,8 @@ class NonFinite(StlmError):
 
 
 class StopRequest:
-    """Notes that a signal asked this process to stop; the trainer acts on it between two steps.
+    """Notes that this process was asked to stop: by a signal, or by the end of its launcher. The trainer acts on it
+    between two steps.
 
     A handler runs anywhere between two instructions, so it only notes. Launchers pass a signal on a second time and to
     the ranks one after another: a repeated signal changes nothing, and the ranks agree on the step to stop at by
@@ -27,11 +29,20 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self._signal: str | None = None
+        self._launcher = Launcher()
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup wants it so: the run outlives its terminal
                 self._previous[number] = signal.signal(number, self._note)
+
+    def reason(self) -> str | None:
+        """What asked this process to stop; None if nothing did."""
+        if self._signal is None and self._launcher.is_gone():
+            return "the end of its launcher"
+        return self._signal
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
@@ -40,4 +51,4 @@ class StopRequest:
         self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
+        self._signal = signal.Signals(number).name

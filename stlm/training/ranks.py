@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError, EngineError
@@ -41,7 +42,8 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read the ranks from what a launcher set: deepspeed or torchrun, Open MPI, Slurm's srun; else one rank on a free
     port, so that several runs live side by side.
 
-    Raises EngineError where the launcher's variables contradict each other or do not say where rank 0 is.
+    Where Open MPI started ranks on several nodes and nothing says where they meet, they ask each other by mpi4py.
+    Raises EngineError where that fails, or where the launcher's variables contradict each other.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env or "WORLD_SIZE" in env:
@@ -58,13 +60,11 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         return _ranks(env, variables, local, env["MASTER_ADDR"], env["MASTER_PORT"], source)
     if "OMPI_COMM_WORLD_SIZE" in env:
         size, local = env["OMPI_COMM_WORLD_SIZE"], env["OMPI_COMM_WORLD_LOCAL_SIZE"]
-        address = env.get("MASTER_ADDR") or ("127.0.0.1" if size == local else None)
-        if address is None:
-            raise EngineError(
-                f"Open MPI started {size} ranks on several nodes, and MASTER_ADDR does not say where rank 0 is; "
-                "add `-x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500` to mpirun"
-            )
-        port = env.get("MASTER_PORT") or _shared_port(env.get("PMIX_NAMESPACE", ""))
+        if "MASTER_ADDR" not in env and size != local:  # several nodes: rank 0 says where it is
+            address, port = _told_by_mpi()
+        else:
+            address = env.get("MASTER_ADDR", "127.0.0.1")
+            port = env.get("MASTER_PORT") or _shared_port(env.get("PMIX_NAMESPACE", ""))
         variables = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
         return _ranks(env, variables, local, address, port, "Open MPI")
     if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:  # a task of srun, not the batch script itself
@@ -151,7 +151,7 @@ class BatchSplit:
 
 
 def _ranks(
-    env: Mapping[str, str], variables: tuple[str, str, str], local: str, address: str, port: str | int, source: str
+    env: Mapping[str, str], variables: tuple[str, str, str], local: str, address: str, port: str, source: str
 ) -> Ranks:
     """Ranks from the variables for rank, world size and local rank; EngineError where one is no number or too large."""
     try:
@@ -166,6 +166,35 @@ def _ranks(
     return ranks
 
 
-def _shared_port(name: str) -> int:
+@cache
+def _told_by_mpi() -> tuple[str, str]:
+    """Rank 0's address and a free port there, which it tells to all ranks. MPI is left at once: a process that ends
+    while it takes part would first wait for all others, and those for it."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise EngineError(
+            f"Open MPI started ranks on several nodes, which find each other by mpi4py, but it does not work here "
+            f"({' '.join(str(error).split())}); add `-x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500` to mpirun"
+        ) from None
+    place: tuple[str, str] = MPI.COMM_WORLD.bcast((_own_address(), str(free_port())))
+    MPI.Finalize()
+    return place
+
+
+def _own_address() -> str:
+    """This machine's address on the network that leads to others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))  # sends nothing: only the way there is looked up
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def _shared_port(name: str) -> str:
     """A port that all ranks of one job arrive at by themselves."""
-    return 20000 + zlib.crc32(name.encode()) % 10000
+    return str(20000 + zlib.crc32(name.encode()) % 10000)

@@ -8,7 +8,7 @@
         tensorboard/
         checkpoints/       see checkpoint.py
 
-Everything here is done by rank 0 alone.
+Rank 0 alone writes here.
 """
 
 from __future__ import annotations
@@ -100,6 +100,13 @@ class RunDirectory:
             self.close()
             raise
         return start
+
+    def check_shared(self) -> None:
+        """For each rank, after rank 0 has opened the folder: CheckpointError if it is not seen from here."""
+        if not (self.path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{self.path} is not there, though rank 0 has made it; choose a folder that all nodes share with --run"
+            )
 
     def record_start(self, step: int, details: dict[str, Any]) -> None:
         """Add this start to environment.json."""

@@ -26,6 +26,7 @@ from stlm.config import RunConfig
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import Batch, Prepared, build_objective
 from stlm.stlm import STLM
+from stlm.training.agreement import fingerprints, refuse_differences
 from stlm.training.background import Background
 from stlm.training.checkpoint import (
     checkpoint_path,
@@ -35,7 +36,7 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, connect, on_rank_zero, sum_over_ranks
+from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
@@ -73,7 +74,7 @@ class Trainer:
         self.model = model
         self.train_loader = train_loader
         self.validation_loader = validation_loader
-        self.objective = build_objective(config.training.objective)
+        self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
         self.validation_bits_per_byte: float | None = None  # of the newest validation
@@ -81,7 +82,9 @@ class Trainer:
         self.ranks = connect()
         self.run_dir = Path(run_dir)
         self._run = RunDirectory(run_dir)
+        refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
         start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
+        on_every_rank(self._run.check_shared)
         precision = on_rank_zero(lambda: choose_precision(config.training.precision))
         self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
         self.monitor = Monitor(self.run_dir)
@@ -114,15 +117,16 @@ class Trainer:
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps that are still to be made.
 
-        Between two steps the ranks agree whether one of them was asked to stop by SIGINT, SIGTERM or SIGUSR1; then a
-        checkpoint is saved and Stopped is raised. So is the error of a checkpoint that could not be written beside the
-        steps. At the end the last checkpoint is on the disk; however the end comes, the run directory is released.
+        Between two steps the ranks agree whether one of them was asked to stop, by SIGINT, SIGTERM, SIGUSR1, SIGHUP or
+        the end of its launcher; then a checkpoint is saved and Stopped is raised. So is the error of a checkpoint that
+        could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
+        run directory is released.
         """
         last = self.config.training.max_steps
         try:
             while self.step < last:
                 yield self.step + 1
-                asked = self._stop.signal
+                asked = self._stop.reason()
                 flags = [float(asked is not None), float(self._writer.failed)]
                 stop, failed = sum_over_ranks(flags) if self.step < last else (0.0, 0.0)
                 if failed:
@@ -130,7 +134,7 @@ class Trainer:
                 if stop:
                     self._save()
                     on_rank_zero(self._writer.wait)
-                    text = f"stopped by {asked or 'a signal to another rank'} at step {self.step} after saving"
+                    text = f"stopped by {asked or 'a request to another rank'} at step {self.step} after saving"
                     self.monitor.say(f"{text}; the same command continues it")
                     raise Stopped(text)
             on_rank_zero(self._writer.wait)

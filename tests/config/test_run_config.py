@@ -287,7 +287,8 @@ zzz: 1
         ),
         (
             "model:\n  core:\n    positions: {kind: rop}",
-            "run.yaml:3: model.core.positions.kind: got the text 'rop', expected one of rope; nearest: rope",
+            "run.yaml:3: model.core.positions.kind: got the text 'rop', expected one of rope, learned, none, alibi; "
+            "nearest: rope",
         ),
         (
             "model:\n  core:\n    norm: rms_norm",

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_named(load, overrides, message):
 
 
 def test_a_loop_of_one_pass_needs_no_settings(load):
-    with pytest.raises(ConfigError, match="model.core.loops.count: got 1, with which embeddings has no effect; expec"):
+    with pytest.raises(ConfigError, match=r"model\.core\.loops\.count: got 1, with which embeddings has no effect"):
         load("loops.embeddings=true")
 
 

@@ -7,19 +7,28 @@ import torch
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
+    ALiBiConfig,
     ByteEmbedderConfig,
     ByteNgramsConfig,
     BytePatchEmbedderConfig,
     BytePatchHeadConfig,
     EntropyPatchingConfig,
     FixedPatchingConfig,
+    GELUConfig,
     GroupedQueryConfig,
+    LayerNormConfig,
     LearnedPatchingConfig,
+    LearnedPositionsConfig,
     LinearHeadConfig,
     ModelConfig,
+    MoEConfig,
     NgramsConfig,
+    NoPositionsConfig,
     PaperEmbedderConfig,
     PaperHeadConfig,
+    ReLUSquaredConfig,
+    ResidualConfig,
+    RoPEConfig,
     SpacePatchingConfig,
     TokenEmbedderConfig,
     TransformerCoreConfig,
@@ -76,6 +85,63 @@ PAIRS = {
     ),
     "paper+linear": (PaperEmbedderConfig(slots=2, width=16, num_heads=2), LinearHeadConfig(tied=False)),
 }
+PLAIN = TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2))
+CORES = {  # what a transformer core may be made of
+    "GPT-2": TransformerCoreConfig(
+        num_layers=2,
+        attention=GroupedQueryConfig(bias="all"),
+        feed_forward=GELUConfig(approximate=True, bias=True),
+        norm=LayerNormConfig(),
+        positions=LearnedPositionsConfig(),
+    ),
+    "GPT-NeoX": TransformerCoreConfig(
+        num_layers=2,
+        attention=GroupedQueryConfig(bias="all"),
+        feed_forward=GELUConfig(bias=True),
+        norm=LayerNormConfig(),
+        positions=RoPEConfig(fraction=0.5),
+        residual=ResidualConfig(parallel=True),
+    ),
+    "Qwen3": TransformerCoreConfig(
+        num_layers=2, attention=GroupedQueryConfig(num_kv_heads=2, head_width=16, qk_norm=True, bias="qkv")
+    ),
+    "every other layer sees all, capped": TransformerCoreConfig(
+        num_layers=2, attention=GroupedQueryConfig(num_kv_heads=2, window=5, full_every=2, logit_cap=2.0)
+    ),
+    "ALiBi, one key, ReLU squared": TransformerCoreConfig(
+        num_layers=2,
+        attention=GroupedQueryConfig(num_kv_heads=1),
+        feed_forward=ReLUSquaredConfig(),
+        positions=ALiBiConfig(),
+    ),
+    "ALiBi, windows, capped": TransformerCoreConfig(
+        num_layers=2,
+        attention=GroupedQueryConfig(window=7, full_every=2, logit_cap=2.0),
+        positions=ALiBiConfig(),
+    ),
+    "no positions, value residual, learned scale": TransformerCoreConfig(
+        num_layers=3,
+        attention=GroupedQueryConfig(num_kv_heads=2, value_residual=True),
+        positions=NoPositionsConfig(),
+        residual=ResidualConfig(scale=0.5, learned_scale=True),
+    ),
+    "experts, one of them shared": TransformerCoreConfig(
+        num_layers=2, feed_forward=MoEConfig(num_experts=4, hidden_width=16, shared_hidden_width=8)
+    ),
+    "experts, one for each": TransformerCoreConfig(
+        num_layers=2, feed_forward=MoEConfig(num_experts=3, experts_per_token=1), residual=ResidualConfig(scale=0.5)
+    ),
+}
+BYTES, HEAD = ByteEmbedderConfig(scaled=False), LinearHeadConfig(logit_cap=3.0)
+PAIRS |= {f"byte+linear, {name}": (BYTES, HEAD, core) for name, core in CORES.items()}
+PAIRS |= {
+    f"byte_patch+byte_patch, {name}": (
+        BytePatchEmbedderConfig(patching=FixedPatchingConfig(patch_size=3), width=16, num_heads=2, window=5),
+        BytePatchHeadConfig(num_heads=2, window=6, logit_cap=3.0),
+        CORES[name],
+    )
+    for name in ("GPT-2", "no positions, value residual, learned scale", "experts, one for each")
+}
 
 
 @pytest.fixture(params=PAIRS)
@@ -83,13 +149,13 @@ def model(request):
     return make(*PAIRS[request.param])
 
 
-def make(embedder, head, seed=3, width=32):
+def make(embedder, head, core=PLAIN, seed=3, width=32):
     config = ModelConfig(
         context_length=CONTEXT,
         width=width,
         embedder=embedder,
         head=head,
-        core=TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2)),
+        core=core,
     )
     model = STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
     with torch.no_grad():
@@ -109,9 +175,9 @@ def random_ids(batch=2, length=CONTEXT):
 
 
 def test_every_registered_embedder_and_head_is_in_the_pairs():
-    assert {embedder.kind for embedder, _ in PAIRS.values()} == set(EMBEDDERS)
-    assert {head.kind for _, head in PAIRS.values()} == set(HEADS)
-    patchings = {e.patching.kind for e, _ in PAIRS.values() if isinstance(e, BytePatchEmbedderConfig)}
+    assert {embedder.kind for embedder, *_ in PAIRS.values()} == set(EMBEDDERS)
+    assert {head.kind for _, head, *_ in PAIRS.values()} == set(HEADS)
+    patchings = {e.patching.kind for e, *_ in PAIRS.values() if isinstance(e, BytePatchEmbedderConfig)}
     assert patchings == set(PATCHINGS)
 
 
@@ -141,13 +207,13 @@ def test_causality_is_bit_equal(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pieces", [[1] * CONTEXT, [CONTEXT], [2, 3, 1, 7, 4, 1, 6], [5, 19]])
+@pytest.mark.parametrize("pieces", [[1] * (CONTEXT - 1), [CONTEXT - 1], [2, 3, 1, 7, 4, 1, 5], [5, 18]])
 def test_steps_equal_forward(model, pieces):
     ids = random_ids()
     first, state = model.begin(2)
-    steps = [first[:, None], *(model.step(piece, state) for piece in ids.split(pieces, dim=1))]
-    torch.testing.assert_close(torch.cat(steps, 1)[:, :CONTEXT], model(ids).logits, atol=1e-5, rtol=0)
-    assert state.length == CONTEXT
+    steps = [first[:, None], *(model.step(piece, state) for piece in ids[:, :-1].split(pieces, dim=1))]
+    torch.testing.assert_close(torch.cat(steps, 1), model(ids).logits, atol=1e-5, rtol=0)
+    assert state.length == CONTEXT - 1
 
 
 @torch.no_grad()

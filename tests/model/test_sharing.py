@@ -15,9 +15,12 @@ from stlm.config import (
     AttentionConfig,
     ByteEmbedderConfig,
     FeedForwardConfig,
+    GroupedQueryConfig,
     LinearHeadConfig,
     LoopsConfig,
     ModelConfig,
+    MoEConfig,
+    ResidualConfig,
     SharingConfig,
     TransformerCoreConfig,
 )
@@ -50,6 +53,7 @@ PLANS = {
     "projections": {"sharing": shared(attention__query="all", attention__output=[[0, 3]])},
     "whole layers, norms too": {"sharing": shared(block="all", attention_norm="all", feed_forward_norm="interior:1")},
     "corrected": {"sharing": corrected(shared(block="interior:1"), rank=3, alpha=6.0)},
+    "corrected experts": {"sharing": corrected(FFN, rank=8), "feed_forward": MoEConfig(num_experts=3, hidden_width=16)},
     "the whole stack twice": {"loops": LoopsConfig(count=2)},
     "a loop inside, with embeddings": {"loops": LoopsConfig(count=3, first=1, last=2, embeddings=True)},
     "a loop of shared layers": {"sharing": corrected(FFN), "loops": LoopsConfig(count=2, last=1, embeddings=True)},
@@ -209,7 +213,7 @@ def test_what_is_added_to_the_residual_stream_stays_of_order_1(core):
 
 def test_the_names_that_a_config_knows_are_those_of_the_modules(block_config):
     """Of every registered attention and feed-forward: what a share map may name without torch."""
-    block = Block(block_config, 32)
+    block = Block(block_config, 32, layer=0)
     own = {name for name, module in block.named_modules() if list(module.parameters(recurse=False))}
     assert own == set(block_config.modules())
     assert {name for name in own if isinstance(block.get_submodule(name), Norm)} == set(filter(is_norm, own))
@@ -219,11 +223,26 @@ def test_the_names_that_a_config_knows_are_those_of_the_modules(block_config):
     params=[
         *(TransformerCoreConfig(attention=kind()) for kind in AttentionConfig.kinds.values()),
         *(TransformerCoreConfig(feed_forward=kind()) for kind in FeedForwardConfig.kinds.values()),
+        TransformerCoreConfig(
+            attention=GroupedQueryConfig(qk_norm=True, bias="all"), feed_forward=MoEConfig(shared_hidden_width=8)
+        ),
     ],
     ids=lambda config: f"{config.attention.kind}, {config.feed_forward.kind}",
 )
 def block_config(request):
     return request.param
+
+
+def test_scales_and_mixes_of_values_stay_a_layers_own():
+    model = make(
+        attention=GroupedQueryConfig(value_residual=True),
+        residual=ResidualConfig(learned_scale=True),
+        sharing=shared(block="all"),
+    )
+    first, second = model.core.stack.blocks[:2]
+    assert first.attention.value.weight is second.attention.value.weight
+    assert first.attention_scale.weight is not second.attention_scale.weight
+    assert first.attention.value_mix is None and second.attention.value_mix is not None
 
 
 def test_modules_of_different_shapes_do_not_share():

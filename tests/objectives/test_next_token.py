@@ -43,6 +43,26 @@ def test_what_is_masked_costs_nothing_and_teaches_nothing():
     assert torch.allclose(logits.grad[0, :2], probabilities - one_hot, atol=1e-6)
 
 
+def test_z_loss_is_the_squared_log_of_the_softmax_divisor_of_counted_ids():
+    """Uniform logits c over 4 ids: log Z = c + ln 4. What is not counted pays nothing, even where it is not finite."""
+    logits = torch.full((1, 3, 4), 2.0)
+    logits[0, 1] = -math.log(4)
+    logits[0, 2, 0] = math.inf
+    logits.requires_grad_()
+    output, mask = Output(logits, {}, {}), torch.tensor([[True, True, False]])
+    prepared = build_objective("next_token").prepare(Batch(torch.zeros(1, 3, dtype=torch.long), mask), 1, 1, 0)
+    plain = build_objective("next_token").sums(output, prepared, BYTES_PER_ID)
+    assert output.auxiliary == {}
+    sums = build_objective("next_token", z_loss_weight=0.5).sums(output, prepared, BYTES_PER_ID)
+    assert sums.nats == plain.nats  # what is reported as the loss stays the likelihood
+    term = output.auxiliary["z"]
+    assert math.isclose(term.item(), 0.5 * (2 + math.log(4)) ** 2, rel_tol=1e-6)
+    term.backward()
+    expected = (2 + math.log(4)) * torch.full((4,), 0.25)  # d log Z / d logit is the probability
+    torch.testing.assert_close(logits.grad[0, 0], expected)
+    assert not logits.grad[0, 1:].any()
+
+
 def test_sums_of_parts_add_up():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(4, 5, 4, generator=generator)

@@ -111,3 +111,14 @@ def test_other_models_do_not_fit(make_trainer, tmp_path, byte_run):
     train(make_trainer(tmp_path / "patches", *PATCHES, named(byte_run), "training.max_steps=4"))
     with pytest.raises(ConfigError, match=r"entropy_model: .* whose embedder is .*'model\.embedder=\{kind: byte\}'"):
         make_trainer(tmp_path / "run", *PATCHES, named(tmp_path / "patches"))
+
+
+def test_a_byte_model_that_finds_all_bytes_alike_is_of_no_use(make_trainer, tmp_path, byte_run):
+    model = STLM.load(byte_run)
+    with torch.no_grad():
+        model.embedder.table.weight.zero_()
+    model.save(tmp_path / "alike")
+    with pytest.raises(
+        ConfigError, match=r"entropy_model: it finds many bytes equally hard .*8\.000 to 8\.000.*train it"
+    ):
+        make_trainer(tmp_path / "run", *PATCHES, named(tmp_path / "alike"))

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_run import RANK_VARIABLES, ROOT, read_metrics
+from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
@@ -29,14 +29,6 @@ def uninterrupted(pretrain, tmp_path_factory):
         output = pretrain(run_dir, *LONG)
     assert list(cache.iterdir()) == [], "nothing is compiled"
     return run_dir, output
-
-
-def wait_for_step(run_dir, step, processes):
-    """Return when the run has logged `step`."""
-    path = Path(run_dir) / "metrics.jsonl"
-    while not path.is_file() or f'"step": {step},' not in path.read_text():
-        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
-        time.sleep(0.002)
 
 
 def test_what_is_printed(uninterrupted):
@@ -83,7 +75,7 @@ def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterru
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     step = read_metrics(run_dir)[-1]["step"]
     assert checkpoint.name == f"step_{step:08d}"
-    assert output.count(f"stopped by a signal to another rank at step {step} after saving") == 1
+    assert output.count(f"stopped by a request to another rank at step {step} after saving") == 1
     assert "Traceback" not in output
 
     output = pretrain(run_dir, *LONG, stage=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from stlm.config import TrainingConfig
@@ -36,11 +38,15 @@ def test_deepspeed_and_torchrun():
 
 def test_open_mpi():
     assert find_ranks(OMPI | ADDRESS) == Ranks(3, 4, 1, 2, "10.0.0.1", 29501, "Open MPI")
-    with pytest.raises(EngineError, match="-x MASTER_ADDR"):
-        find_ranks(OMPI)
     here = OMPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "1234"}
     assert find_ranks(here).address == "127.0.0.1"
     assert find_ranks(here).port == find_ranks(here | {"OMPI_COMM_WORLD_RANK": "0"}).port
+
+
+def test_open_mpi_on_several_nodes_where_mpi4py_does_not_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(EngineError, match=r"mpi4py, but it does not work here .*`-x MASTER_ADDR"):
+        find_ranks(OMPI)
 
 
 def test_slurm_tasks_but_not_the_batch_script():

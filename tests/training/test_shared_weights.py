@@ -17,15 +17,16 @@ from stlm.training import build_optimizer
 
 PLAN = """
   core:
-    num_layers: 4
-    sharing: {modules: {block: [[0, 1]], feed_forward: [[2, 3]], attention_norm: all}, lora_rank: 2}
+    num_layers: 3
+    attention: {num_heads: 2}
+    sharing: {modules: {feed_forward: [[0, 1]], attention.output: [[0, 2]], attention_norm: all}, lora_rank: 2}
     loops: {count: 2, first: 1, last: 2, embeddings: true}
 """
 
 
 @pytest.fixture(scope="module")
 def shared_config(tmp_path_factory):
-    """The tiny run with a block shared, feed-forwards shared across the edge of a loop, norms, and corrections."""
+    """The tiny run with what layers in and before a loop share, and corrections."""
     path = tmp_path_factory.mktemp("config") / "shared.yaml"
     (core,) = (line for line in CONFIG.splitlines() if line.startswith("  core:"))
     path.write_text(CONFIG.replace(core, PLAN.strip("\n")))
@@ -65,7 +66,7 @@ def assert_each_tensor_once(run_dir, config_file):
     assert sorted(moments) == sorted(f"{key}/{name}" for key in ("exp_avg", "exp_avg_sq") for name in names)
     loaded = STLM.load(run_dir)
     first, second, *_ = loaded.core.stack.blocks
-    assert first.attention.query.weight.data_ptr() == second.attention.query.weight.data_ptr()
+    assert first.feed_forward.gate.weight.data_ptr() == second.feed_forward.gate.weight.data_ptr()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -103,7 +104,7 @@ def test_what_is_shared_decays_once_and_as_its_kind_does(shared_config):
     exempt_matrices = [names[parameter] for parameter in exempt["params"] if parameter.ndim > 1]
     assert exempt_matrices == ["embedder.table.weight", "core.stack.loop_embeddings.weight"]
     corrections = [name for name in (names[parameter] for parameter in decayed["params"]) if ".lora_" in name]
-    assert len(corrections) == 2 * (2 * 7 + 2 * 3)
+    assert len(corrections) == 2 * (2 * 3 + 2)
 
 
 def test_a_run_does_not_go_on_with_other_ties(data_dir, shared_config, finished, tmp_path):
@@ -117,6 +118,6 @@ def test_a_run_does_not_go_on_with_other_ties(data_dir, shared_config, finished,
         build_trainer(shared_config, data_dir, run_dir, other)
     (run_dir / "config.yaml").unlink()
     with pytest.raises(
-        CheckpointError, match=r"made with another model\.core\.sharing\.modules \(\{'block': \[\[0, 1\]"
+        CheckpointError, match=r"made with another model\.core\.sharing\.modules \(\{'feed_forward': \[\[0, 1\]"
     ):
         build_trainer(shared_config, data_dir, run_dir, other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from data_pipeline.reader import PreparedData
@@ -81,3 +82,11 @@ def read_metrics(run_dir, split=None):
     for record in records:
         del record["timing"]
     return [record for record in records if split in (None, record["split"])]
+
+
+def wait_for_step(run_dir, step, processes):
+    """Return when the run has logged `step`."""
+    path = Path(run_dir) / "metrics.jsonl"
+    while not path.is_file() or f'"step": {step},' not in path.read_text():
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        time.sleep(0.002)

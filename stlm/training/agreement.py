@@ -1,0 +1,77 @@
+"""Do all nodes run the same? What they read from their own disks is compared before the first step.
+
+An older checkout on one node, or other data under the same path, would not stop a run: its ranks would train, each on
+something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import data_pipeline
+from stlm.config import RunConfig, dump_run_config
+from stlm.errors import EngineError
+from stlm.training.engine import gather, on_rank_zero
+
+SHOWN = 12  # digits of a fingerprint
+
+
+def fingerprints(config: RunConfig, deepspeed_config: Mapping[str, Any] | None, data: str) -> dict[str, str]:
+    """What decides the training, by name: all of it has to be the same everywhere. `data` is the data's own one."""
+    return {
+        "code": _of_code(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "settings": _of(dump_run_config(config).encode()),
+        "DeepSpeed's configuration": _of(json.dumps(deepspeed_config, sort_keys=True, default=str).encode()),
+        "data": data,
+    }
+
+
+def refuse_differences(mine: dict[str, str]) -> None:
+    """Raises EngineError, on all ranks, if they differ from those of rank 0. Every rank calls it."""
+    everyone = gather((socket.gethostname(), mine))
+    on_rank_zero(lambda: _compare(everyone))
+
+
+def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
+    host, expected = everyone[0]
+    lines = []
+    for what, value in expected.items():
+        others = [(rank, node, found[what]) for rank, (node, found) in enumerate(everyone) if found[what] != value]
+        if others:
+            rank, node, found = others[0]
+            more = f", and {len(others) - 1} more ranks" if len(others) > 1 else ""
+            lines.append(
+                f"  {what}: {value[:SHOWN]} at rank 0 on {host}, {found[:SHOWN]} at rank {rank} on {node}{more}"
+            )
+    if lines:
+        raise EngineError(
+            "the nodes do not run the same:\n" + "\n".join(lines) + "\nbring the same files to all of them, for "
+            "instance by a folder that they share"
+        )
+
+
+def _of_code() -> str:
+    """Of every file of the two packages, and of the script that was started."""
+    digest = hashlib.sha256()
+    for root in (Path(__file__).parents[1], Path(str(data_pipeline.__file__)).parent):
+        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
+            digest.update(f"{path.relative_to(root.parent)}\0".encode() + path.read_bytes() + b"\0")
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None:
+        digest.update(Path(script).read_bytes())
+    return digest.hexdigest()
+
+
+def _of(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

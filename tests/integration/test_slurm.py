@@ -1,0 +1,107 @@
+"""The jobs in scripts/slurm/ on a real Slurm of two nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+from daemons import need, wait_until
+from mini_slurm import PROGRAMS, Slurm
+from tiny_project import OPTIONS, read_metrics, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    need("slurm-wlm munge", *PROGRAMS)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def pretrain(slurm, project):
+    """Submits scripts/slurm/pretrain.sbatch for the tiny run; returns the job's number and the path of its output."""
+
+    def submit(run, *options):
+        job = slurm.submit(project, "scripts/slurm/pretrain.sbatch", run, *OPTIONS, *options)
+        return job, project / f"slurm-{job}.out"
+
+    return submit
+
+
+def test_a_job_that_is_preempted_twice_finishes_with_the_curve_of_one_that_was_not(
+    slurm, project, pretrain, uninterrupted
+):
+    """First as at its time limit, then as by an operator."""
+    run = project / "runs/preempted"
+    job, output = pretrain("runs/preempted")
+    wait_for_step(run, 20, slurm.daemons.check)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "stopped by SIGUSR1" in output.read_text(), "stop by SIGUSR1", slurm.daemons)
+    first = read_metrics(run)[-1]["step"]
+
+    wait_for_step(run, first + 5, slurm.daemons.check)
+    slurm.run("scontrol", "requeue", job)
+    wait_until(lambda: "stopped by SIGTERM" in output.read_text(), "stop by SIGTERM", slurm.daemons)
+    second = read_metrics(run)[-1]["step"]
+    assert first < second
+
+    done = slurm.wait_for(job, "COMPLETED", "FAILED")
+    printed = output.read_text()
+    assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "2"), printed
+    assert "2 ranks on 2 nodes, started by Slurm, meeting at 127.0.0.1:" in printed
+    assert f"continuing from runs/preempted/checkpoints/step_{first:08d}" in printed
+    assert f"continuing from runs/preempted/checkpoints/step_{second:08d}" in printed
+    assert read_metrics(run) == uninterrupted
+
+
+def test_a_mistake_ends_a_job_with_2(slurm, project, pretrain):
+    """It is told once and does not come back, though it is asked to."""
+    job, output = pretrain("runs/mistake", "--set", "training.batch_size=9")
+    done = slurm.wait_for(job, "COMPLETED", "FAILED")
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "2:0", "0")
+    (error,) = (line for line in output.read_text().splitlines() if line.startswith("error: "))
+    assert "got 9 on 2 ranks, expected a multiple of the ranks; training.batch_size=8 or 10 would work" in error
+    assert not (project / "runs/mistake").exists()
+
+
+def test_two_jobs_on_one_run_and_a_cancelled_one(slurm, project, pretrain):
+    """The second is told who is there; the first, when it is cancelled, saves and does not come back."""
+    run = project / "runs/busy"
+    first, first_output = pretrain("runs/busy", "--set", "training.max_steps=100000")
+    wait_for_step(run, 5, slurm.daemons.check)
+    second, second_output = pretrain("runs/busy", "--set", "training.max_steps=100000")
+    done = slurm.wait_for(second, "COMPLETED", "FAILED")
+    assert (done["JobState"], done["ExitCode"]) == ("FAILED", "2:0")
+    (error,) = (line for line in second_output.read_text().splitlines() if line.startswith("error: "))
+    assert re.match(r"error: runs/busy is in use by process \d+ on ", error)
+
+    slurm.run("scancel", first)
+    done = slurm.wait_for(first, "CANCELLED")
+    assert done["Restarts"] == "0"
+    wait_until(lambda: "stopped by SIGTERM" in first_output.read_text(), "stop by SIGTERM", slurm.daemons)
+    step = read_metrics(run)[-1]["step"]
+    assert (run / f"checkpoints/step_{step:08d}/COMPLETE").is_file()
+
+
+def test_from_text_to_the_scores_of_two_seeds(slurm, project):
+    command = [
+        "bash", "scripts/slurm/pipeline.sh", "--name", "seeds", "--input", "text", "--config", "tiny.yaml",
+        "--ds_config", "ds_configs/zero2.json", "--seeds", "1-2",
+    ]  # fmt: skip
+    shown = subprocess.run([*command, "--dry-run"], cwd=project, capture_output=True, text=True, check=True).stdout
+    assert slurm.run("squeue", "-h") == ""
+    ran = subprocess.run(command, cwd=project, env=slurm.environment, capture_output=True, text=True, check=True).stdout
+    preprocess, pretrain, evaluate = (line.split()[1] for line in ran.splitlines() if line.startswith("  job "))
+    commands = [line for line in ran.splitlines() if not line.startswith("  job ")]
+    assert commands == shown.replace("PREPROCESS", preprocess).replace("PRETRAIN", pretrain).splitlines()
+
+    slurm.wait_for(evaluate, "COMPLETED", "FAILED", "CANCELLED")
+    wait_until(lambda: slurm.run("squeue", "-h") == "", "end of all jobs", slurm.daemons)
+    for seed in (1, 2):
+        results = json.loads((project / f"runs/seeds-seed-{seed}/evaluation.json").read_text())
+        assert 0 < results["results"]["bits_per_byte"]["bits_per_byte"] < 8
