@@ -10,8 +10,9 @@
 
 Every row is a process of its own and counts from its start to its end, imports included. Rounds are interleaved, so
 each row sees the same machine; a ratio is the median over the rounds of the ratio within a round. MB are 10^6 bytes of
-text. CPU: seconds of all processes of the row. Memory: the highest sum, looked at every 50 ms, of what each of its
-processes has for itself and its share of what several have (PSS).
+text. The rows of bytes end with their result on the disk (fsync). CPU: seconds of all processes of the row. Memory: the
+highest sum, looked at every 50 ms, of what each of its processes has for itself and its share of what several have
+(PSS).
 
 --large GB prepares that much text instead: once as one file, once as one line of one file.
 """
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_pipeline import corpus, prepare
+from data_pipeline.atomic import fsync_tree
 from data_pipeline.manifest import SPLITS
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
@@ -109,6 +111,7 @@ def hugging_face(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | 
         features=datasets.Features({"ids": datasets.List(datasets.Value("uint8"))}),
     )
     data.save_to_disk(output, num_proc=workers)
+    fsync_tree(output)
     return {"documents": len(data), "ids": sum(len(chunk.values) for chunk in data.data.column("ids").chunks)}
 
 
@@ -123,6 +126,8 @@ def megatron(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | None
         for ids in pool.imap(encode_line, lines, 32):
             file.write(np.array(ids, np.uint8).tobytes())
             sizes.append(len(ids))
+        file.flush()
+        os.fsync(file.fileno())
     np.save(output.with_suffix(".npy"), np.array(sizes))
     return {"documents": len(sizes), "ids": sum(sizes)}
 
@@ -236,7 +241,7 @@ def side_by_side(folder: Path, megabytes: int, workers: int, rounds: int, vocabu
     pool = pool_of_text()
     big, small = folder / "big.jsonl", folder / "small.jsonl"
     write_jsonl(big, pool, megabytes * 10**6)
-    write_jsonl(small, pool, max(megabytes // 4, 8) * 10**6)
+    write_jsonl(small, pool, max(megabytes // 2, 8) * 10**6)
     start = time.perf_counter()
     sample = (document.decode() for document in documents(pool, 4 << 20))
     train_sentencepiece(sample, vocabulary).save(folder / "tokenizer")

@@ -28,11 +28,11 @@ from data_pipeline.selection import Selection, select
 from data_pipeline.settings import differences, settings_of
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
-from data_pipeline.statistics import describe_source
+from data_pipeline.statistics import SAMPLE_BYTES, describe_source
 from data_pipeline.tokenizers import ByteTokenizer, load_tokenizer
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
 from data_pipeline.work_folder import SETTINGS_FILE, continue_or_begin, locked
-from data_pipeline.workers import Team, Workers, run_all
+from data_pipeline.workers import Team, Workers, call, run_all
 
 
 def ensure_default_data(tokenizer_spec: str) -> Path:
@@ -88,15 +88,11 @@ def _prepare(
         make_tokenizer(config.tokenizer, gathered).save(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
 
-    shards = _encode(config, output, tokenizer_dir, gathered, team)
-
     by_source = [
         tuple(place for unit, place in zip(units, gathered, strict=True) if unit.source == number)
         for number in range(len(sources))
     ]
-    jobs_by_source = [(places, tokenizer_dir, config.keep_ids) for places in by_source]
-    sizes = [sum(place.counts["bytes"] for place in places) for places in by_source]
-    statistics = run_all("describing", describe_source, jobs_by_source, sizes, team)
+    shards, statistics = _encode_and_describe(config, output, tokenizer_dir, gathered, by_source, team)
 
     if config.score_key is not None:
         write_scores(gathered, output, config.score_key)
@@ -149,10 +145,15 @@ def gather_all(
     return gathered, selection
 
 
-def _encode(
-    config: PrepareConfig, output: Path, tokenizer_dir: Path, gathered: list[Gathered], team: Team
-) -> list[ShardEntry]:
-    """The shards of all splits, written."""
+def _encode_and_describe(
+    config: PrepareConfig,
+    output: Path,
+    tokenizer_dir: Path,
+    gathered: list[Gathered],
+    by_source: list[tuple[Gathered, ...]],
+    team: Team,
+) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
+    """The shards of all splits, written, and what each source is like."""
     work = output / WORK_DIR
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
     stored_as_ids = config.keep_ids or config.tokenizer == ByteTokenizer.spec
@@ -166,7 +167,12 @@ def _encode(
         ]
         jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids))
     run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, _, _ in missing], team)
-    return run_all("writing", write_planned, jobs, [plan.stored_bytes for plan in plans], team)
+    # Together, so that nobody is idle while the last shard is written.
+    together: list[tuple[Any, ...]] = [(write_planned, *job) for job in jobs]
+    together += [(describe_source, places, tokenizer_dir, config.keep_ids) for places in by_source]
+    sizes = [plan.stored_bytes for plan in plans] + [SAMPLE_BYTES] * len(by_source)
+    results = run_all("writing", call, together, sizes, team)
+    return results[: len(plans)], results[len(plans) :]
 
 
 def open_inputs(config: PrepareConfig) -> list[Source]:

@@ -96,6 +96,11 @@ def run_all(
     return [results[index] for index in range(len(jobs))]
 
 
+def call(function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(*arguments)`, as a job: so jobs of several kinds are shared out together."""
+    return function(*arguments)
+
+
 def available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
