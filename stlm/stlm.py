@@ -23,8 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
-from stlm.errors import CheckpointError
-from stlm.generation import TextStream, generate_ids, nats_per_id
+from stlm.errors import CheckpointError, ConfigError
+from stlm.generation import EarlyExit, Effort, TextStream, generate_ids, nats_per_id, speculate
 from stlm.model import (
     CORES,
     EMBEDDERS,
@@ -33,10 +33,12 @@ from stlm.model import (
     DecodingState,
     Vocabulary,
     count_parameters,
+    exits,
     initialize,
     other_ties,
     tie,
 )
+from stlm.model.cache import ROLL_BACK
 
 FORMAT = "stlm-model-1"
 
@@ -47,6 +49,7 @@ class Output(NamedTuple):
     logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
     auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
     measures: dict[str, Tensor]  # what they measure, by name: see Context
+    exits: exits.ExitLogits | None = None  # in the training of a model with exits
 
 
 class STLM(nn.Module):
@@ -76,23 +79,38 @@ class STLM(nn.Module):
 
     # ------------------------------------------------------------------ ids in, logits out
 
-    def forward(self, ids_BT: Tensor, document_ids_BT: Tensor | None = None) -> Output:
+    def forward(
+        self, ids_BT: Tensor, document_ids_BT: Tensor | None = None, row_keys_B: Tensor | None = None
+    ) -> Output:
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
         With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
         before it is read, which says where it begins (end_of_text). Positions are relative, so it does not matter where
-        in the window a document stands; with patches, up to its distance from where a patch begins.
+        in the window a document stands; with patches, up to its distance from where a patch begins. With `row_keys_B`,
+        as in training, rows skip layers and try exits as the config says, and each row as its key says.
         """
+        states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
+        return self._read(self._shifted(ids_BT), Context(document_ids_BT, row_keys=row_keys_B, exits=states))
+
+    def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
+        """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
+        inputs_BT, context = self._shifted(ids_BT), Context(exits=[])
+        x_BPD, patches = self.embedder(inputs_BT, context)
+        y_BPD = self.core(x_BPD, context)
+        finished = [*(self.core.finish(exit_BPD) for exit_BPD in context.exits or ()), y_BPD]
+        return [self.head(y_BPD, inputs_BT, patches, Context()) for y_BPD in finished]
+
+    def _shifted(self, ids_BT: Tensor) -> Tensor:
         start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
-        inputs_BT = torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
-        return self._read(inputs_BT, Context(document_ids_BT))
+        return torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
 
     def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Logits [B, V] of the first id, and the state for `step`."""
         core_cache: Any = self.core.new_cache()
         if self.embedder.ragged and batch_size > 1:
             core_cache = [core_cache, *(self.core.new_cache() for _ in range(batch_size - 1))]
-        state = DecodingState(self.embedder.new_cache(), core_cache, self.head.new_cache())
+        caches = self.embedder.new_cache(), core_cache, self.head.new_cache()
+        state = DecodingState(*caches, batch_size, self.embedder.ragged)
         start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
         return self._read(start_B1, Context(), state).logits[:, 0], state
 
@@ -100,6 +118,31 @@ class STLM(nn.Module):
         """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
         state.length += ids_BN.size(1)
         return self._read(ids_BN.to(self.device), Context(), state).logits
+
+    # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of layers behind which the head may read: the exits, and last of all the whole core."""
+        return self.core.depths
+
+    def draft(self, ids_B1: Tensor, state: DecodingState) -> Tensor:
+        """Read one more id through the first exit's layers only: its logits [B, 1, V] of the id that follows."""
+        state.length += 1
+        return exits.draft(self, ids_B1.to(self.device), state)
+
+    def deepen(self, state: DecodingState, stage: int) -> Tensor:
+        """Bring the id just drafted on to exit `stage` (1, 2, … in turn): that exit's logits [B, 1, V]."""
+        return exits.deepen(self, state, stage)
+
+    def verify(self, state: DecodingState) -> Tensor:
+        """Bring all drafted ids through the rest of the layers: logits [B, N, V], equal to those of `step`."""
+        return exits.verify(self, state)
+
+    def keep(self, state: DecodingState, number: int) -> None:
+        """Keep the first `number` of the ids just verified, and forget the others."""
+        state.length -= len(state.waiting.ids) - number
+        exits.keep(self, state, number)
 
     def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
         """embedder → core → head: from the first position on, or after what the state remembers."""
@@ -109,12 +152,18 @@ class STLM(nn.Module):
         x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
         core_context = context if patches is None else context.at(patches.documents_BP)
         if patches is None or patches.counts is None:
-            x_BPD = self.core(x_BPD, core_context, core_cache)
+            y_BPD = self.core(x_BPD, core_context, core_cache)
         else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
             rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
-            x_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
-        logits_BTV = self.head(x_BPD, inputs_BT, patches, context, head_cache)
-        return Output(logits_BTV, context.auxiliary, context.measures)
+            y_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
+        logits_BTV = self.head(y_BPD, inputs_BT, patches, context, head_cache)
+        output = Output(logits_BTV, context.auxiliary, context.measures)
+        if context.exits is None or context.row_keys is None:
+            return output
+        chosen_B = exits.choose(context.row_keys, len(context.exits))
+        y_BPD = self.core.finish(exits.states_of(context.exits, chosen_B))
+        exit_BTV = self.head(y_BPD, inputs_BT, patches, Context(context.documents))
+        return output._replace(exits=exits.ExitLogits(exit_BTV, chosen_B, self.core.exit_weights))
 
     @property
     def device(self) -> torch.device:
@@ -136,27 +185,68 @@ class STLM(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        exit_threshold: float | None = None,
+        speculative: str | None = None,
+        num_drafts: int = 4,
+        effort: Effort | None = None,
     ) -> Iterator[str]:
-        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids or the end of the document."""
-        tokenizer = self.tokenizer
+        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids or the end of the document.
+
+        Of a model with exits, `exit_threshold` draws an id from the first exit that gives some id this probability: an
+        approximation. `speculative`="self" drafts `num_drafts` ids at a time with the layers in front of the first exit
+        and verifies them with the rest: exact. `effort` is told what either of them has cost. Raises ConfigError.
+        """
+        self._check_depth(exit_threshold, speculative, num_drafts)
+        tokenizer, effort = self.tokenizer, effort or Effort()
         banned_V = torch.from_numpy(tokenizer.bytes_per_id == 0)
         banned_V[tokenizer.end_of_text_id] = False
-        ids = generate_ids(
-            self.eval(),
-            [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()],
-            max_new_ids=max_new_ids,
-            context_length=self.config.context_length,
-            stop_id=tokenizer.end_of_text_id,
-            banned_ids=banned_V,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
+        prompt_ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
+        options: dict[str, Any] = {
+            "max_new_ids": max_new_ids,
+            "context_length": self.config.context_length,
+            "stop_id": tokenizer.end_of_text_id,
+            "banned_ids": banned_V,
+            "seed": seed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        self.eval()
+        if speculative is not None:
+            ids = speculate(self, prompt_ids, num_drafts=num_drafts, effort=effort, **options)
+        elif exit_threshold is not None:
+            ids = generate_ids(EarlyExit(self, exit_threshold, effort), prompt_ids, **options)
+        else:
+            ids = generate_ids(self, prompt_ids, **options)
         text = TextStream(tokenizer)
         for drawn in ids:
             yield text.push(drawn)
         yield text.close()
+
+    def _check_depth(self, exit_threshold: float | None, speculative: str | None, num_drafts: int) -> None:
+        """Raises ConfigError where early exit or speculation is asked for in vain."""
+        asked = {"exit_threshold": exit_threshold, "speculative": speculative}
+        given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
+        if speculative not in (None, "self"):
+            raise ConfigError(f"speculative: got {speculative!r}, expected 'self' or None")
+        if exit_threshold is not None and not 0 < exit_threshold <= 1:
+            raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
+        if not 1 <= num_drafts <= ROLL_BACK:
+            raise ConfigError(f"num_drafts: got {num_drafts}, expected 1 to {ROLL_BACK}; 4 would work")
+        if len(given) == 2:
+            raise ConfigError(
+                f"got {' and '.join(given)}, expected one of them: the first changes the text, the other not"
+            )
+        if given and len(self.depths) == 1:
+            raise ConfigError(
+                f"{given[0]}: the model has no exits, as model.core.exits.every = null; expected one that was trained "
+                f"with them: model.core.exits.every={max(1, self.depths[-1] // 4)} would work"
+            )
+        if exit_threshold is not None and self.head.new_cache() is not None:
+            raise ConfigError(
+                f"{given[0]}: the head remembers what the exits of earlier ids told it, as model.head.kind = "
+                f"{self.config.head.kind}; expected model.head.kind=linear, or speculative='self', which is exact"
+            )
 
     @torch.no_grad()
     def log_likelihood(self, text: str) -> float:

@@ -12,6 +12,7 @@ from stlm.config.embedders import (
     PaperEmbedderConfig,
     TokenEmbedderConfig,
 )
+from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.loops import LoopsConfig
@@ -50,6 +51,7 @@ __all__ = [
     "TransformerCoreConfig",
     "SharingConfig",
     "LoopsConfig",
+    "ExitsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",
     "FeedForwardConfig",

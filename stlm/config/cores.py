@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.fields import Component, Conflict, register, setting
 from stlm.config.loops import LoopsConfig
@@ -45,6 +46,14 @@ class TransformerCoreConfig(CoreConfig):
     residual: ResidualConfig = field(default=ResidualConfig(), metadata={"help": "how the two are added"})
     sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers have in common"})
     loops: LoopsConfig = field(default=LoopsConfig(), metadata={"help": "layers that are run several times"})
+    exits: ExitsConfig = field(default=ExitsConfig(), metadata={"help": "layers from which the head may read as well"})
+    layer_dropout: float = setting(
+        0.0,
+        "share of rows that skip the last layer in training; less in earlier ones, none in the first (LayerSkip, arXiv "
+        "2404.16710)",
+        minimum=0.0,
+        below=1.0,
+    )
 
     def modules(self) -> tuple[str, ...]:
         """Places of a block's matrices and norms, such as attention.query: what layers may share."""
@@ -54,6 +63,11 @@ class TransformerCoreConfig(CoreConfig):
             "feed_forward_norm",
             *(f"feed_forward.{name}" for name in self.feed_forward.modules()),
         )
+
+    @property
+    def depth(self) -> int:
+        """Layers that are run: one that is run twice counts twice."""
+        return len(self.loops.order(self.num_layers))
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
@@ -70,3 +84,12 @@ class TransformerCoreConfig(CoreConfig):
             yield conflict.under("core.sharing")
         for conflict in self.loops.check(self.num_layers):
             yield conflict.under("core.loops")
+        for conflict in self.exits.check(self.depth):
+            yield conflict.under("core.exits")
+        if self.layer_dropout and self.depth == 1:
+            yield Conflict(
+                "core.layer_dropout",
+                f"got {self.layer_dropout:g}, which has no effect on a single layer, as the first is never skipped; "
+                "0 would work",
+                ("core.num_layers", "core.loops"),
+            )

@@ -43,8 +43,8 @@ def generate_ids(
     half of it: what it reads is never longer than what it was trained on.
     """
     generator = torch.Generator().manual_seed(seed % 2**64)
-    read = _last(list(prompt), context_length - 1)
-    logits_BV, state = _read(model, read)
+    read = last_of(list(prompt), context_length - 1)
+    logits_BV, state = read_anew(model, read)
     for _ in range(max_new_ids):
         allowed_BV = logits_BV.float().cpu().masked_fill(banned_ids, -torch.inf)
         drawn = int(sample(allowed_BV, generator, temperature, top_k, top_p))
@@ -55,14 +55,16 @@ def generate_ids(
         if len(read) < context_length:
             logits_BV = model.step(torch.tensor([[drawn]]), state)[:, -1]
         else:
-            read = _last(read, context_length // 2)
-            logits_BV, state = _read(model, read)
+            read = last_of(read, context_length // 2)
+            logits_BV, state = read_anew(model, read)
 
 
-def _last(ids: list[int], number: int) -> list[int]:
+def last_of(ids: list[int], number: int) -> list[int]:
+    """The last `number` ids, or all where there are fewer."""
     return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all of them where number is 0
 
 
-def _read(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:
+def read_anew(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:
+    """A new decoding state that has read `ids`, and the logits [1, V] of the id that follows them."""
     logits_BV, state = model.begin(1)
     return (model.step(torch.tensor([ids]), state)[:, -1] if ids else logits_BV), state

@@ -1,10 +1,11 @@
 """The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
 
-from stlm.model.accounting import count_parameters
+from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
+from stlm.model.draws import row_keys
 from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
@@ -21,6 +22,7 @@ __all__ = [
     "HEADS",
     "BytePatchEmbedder",
     "BytePatchHead",
+    "Account",
     "Context",
     "Core",
     "DecodingState",
@@ -32,8 +34,11 @@ __all__ = [
     "PaperHead",
     "Patches",
     "Vocabulary",
+    "account",
     "count_parameters",
     "initialize",
+    "optimizer_bytes",
     "other_ties",
+    "row_keys",
     "tie",
 ]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from stlm.config import TransformerCoreConfig
 from stlm.model.attention import ATTENTIONS
 from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
+from stlm.model.draws import uniform
 from stlm.model.experts import ExpertLinear
 from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
@@ -61,6 +63,7 @@ class TransformerStack(nn.Module):
         self.loop_embeddings = LoopEmbeddings(config.loops, width) if config.loops.embeddings else None
         positions = config.positions
         self.positions = POSITIONS[positions.kind](positions, config.attention, width, num_positions)
+        self.dropout = LayerDropout(config.layer_dropout, self.depth)
 
     def new_cache(self) -> list[KeyValueCache]:
         """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
@@ -83,12 +86,42 @@ class TransformerStack(nn.Module):
         """The blocks in the order in which they are run."""
         return [cast(Block, self.blocks[layer]) for layer, _ in self.order]
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: list[KeyValueCache] | None = None) -> Tensor:
-        first = cache[0].length if cache else 0
-        x_BTD = self.positions.enter(x_BTD, first, context.documents)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        context: Context,
+        cache: list[KeyValueCache] | None = None,
+        layers: slice = slice(None),
+    ) -> Tensor:
+        """Run the blocks, or those of the given `layers` only: what comes in is then what the ones before gave out."""
+        run = range(self.depth)[layers]
+        first = cache[run.start].length if cache else 0
+        if run.start == 0:
+            x_BTD = self.positions.enter(x_BTD, first, context.documents)
         placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)
-        for place, (layer, number) in enumerate(self.order):
+        for place in run:
+            layer, number = self.order[place]
             if number is not None and self.loop_embeddings is not None:
                 x_BTD = self.loop_embeddings(x_BTD, number)
-            x_BTD = self.blocks[layer](x_BTD, placement, context, cache[place] if cache else None)
+            y_BTD = self.blocks[layer](x_BTD, placement, context, cache[place] if cache else None)
+            x_BTD = self.dropout(x_BTD, y_BTD, place, context)
         return x_BTD
+
+
+class LayerDropout(nn.Module):
+    """In training, some rows skip a layer: (x before, x behind) → x, [B, T, D] each.
+
+    The rate rises from 0 at the first layer to `rate` at the last, as 2^(l / (L - 1)) - 1 does, and nothing is scaled
+    (LayerSkip: Elhoushi et al. 2024, arXiv 2404.16710, section 3.1). A layer that is skipped has been computed all the
+    same: under ZeRO 3 all ranks must run all modules.
+    """
+
+    def __init__(self, rate: float, num_layers: int) -> None:
+        super().__init__()
+        self.rates = [rate * (2 ** (layer / max(1, num_layers - 1)) - 1) for layer in range(num_layers)]
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor, layer: int, context: Context) -> Tensor:
+        if context.row_keys is None or self.rates[layer] == 0:
+            return y_BTD
+        skipped_B = uniform(context.row_keys, 1 + layer) < self.rates[layer]  # draw 0 chooses an exit
+        return torch.where(skipped_B[:, None, None], x_BTD, y_BTD)

@@ -15,14 +15,26 @@ class Context:
     sum is the same however rows are shared out over ranks and micro-batches: `length` ids each. `measures` holds
     quotients to be told, by name: two sums over rows each. `values` are those of the first layer of the stack that is
     running, where later layers mix them with their own.
+
+    `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
+    training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
+    among them; None: nobody asks.
     """
 
-    def __init__(self, documents: Tensor | None = None, whole: Context | None = None) -> None:
+    def __init__(
+        self,
+        documents: Tensor | None = None,
+        whole: Context | None = None,
+        row_keys: Tensor | None = None,
+        exits: list[Tensor] | None = None,
+    ) -> None:
         self.documents = documents
         self.auxiliary: dict[str, Tensor] = whole.auxiliary if whole else {}
         self.measures: dict[str, Tensor] = whole.measures if whole else {}
         self.length: int = whole.length if whole else 0
         self.values: Tensor | None = None
+        self.row_keys: Tensor | None = whole.row_keys if whole else row_keys
+        self.exits: list[Tensor] | None = whole.exits if whole else exits
 
     def at(self, documents: Tensor | None) -> Context:
         """The same pass seen at other positions, such as those of patches."""

@@ -8,21 +8,45 @@ from torch import Tensor, nn
 
 from stlm.config import ModelConfig, TransformerCoreConfig
 from stlm.model.blocks import TransformerStack
+from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
 from stlm.model.normalization import NORMS
 from stlm.model.registry import Registry
 
 
 class Core(nn.Module):
-    """Interface of every core. P is T for token models, the number of patches for patch models."""
+    """Interface of every core. P is T for token models, the number of patches for patch models.
+
+    A core runs in stages; behind each of them one may stop, `finish`, and give the result to the head: these are its
+    exits, and the last of them is the whole core.
+    """
+
+    depths: tuple[int, ...]  # the number of layers run when a stage ends, for each stage
+    exit_weights: dict[int, float]  # the same number → what the exit's loss is multiplied by; without the last
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(x, context, cache)`."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
+    def forget(self, cache: Any, positions: int) -> None:
+        """Take the last `positions` out of a cache."""
+        raise TypeError(f"{type(self).__name__} defines no forget()")
+
+    def advance(self, x_BPD: Tensor, context: Context, cache: Any, stage: int) -> Tensor:
+        """Run one stage on what the one before gave out: [B, P, D] → [B, P, D]. P may be 0."""
+        raise TypeError(f"{type(self).__name__} defines no advance()")
+
+    def finish(self, x_BPD: Tensor) -> Tensor:
+        """What the head reads, of what some stage gave out: [B, P, D] → [B, P, D]."""
+        raise TypeError(f"{type(self).__name__} defines no finish()")
+
     def forward(self, x_BPD: Tensor, context: Context, cache: Any = None) -> Tensor:
         """Transform P positions; with a cache they follow those of the calls before, and P may be 0."""
-        raise TypeError(f"{type(self).__name__} defines no forward()")
+        for stage in range(len(self.depths)):
+            if stage and context.exits is not None:
+                context.exits.append(x_BPD)
+            x_BPD = self.advance(x_BPD, context, cache, stage)
+        return self.finish(x_BPD)
 
 
 CORES: Registry[Core] = Registry("core")
@@ -30,17 +54,26 @@ CORES: Registry[Core] = Registry("core")
 
 @CORES.register("transformer")
 class TransformerCore(Core):
-    """A stack of blocks and a final norm."""
+    """A stack of blocks and a final norm, which all exits have in common."""
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()
         self.stack = TransformerStack(config, model.width, model.embedder.positions_of(model.context_length))
+        self.exit_weights = config.exits.weights(self.stack.depth)
+        self.depths = (*self.exit_weights, self.stack.depth)
         self.norm = NORMS[config.norm.kind](config.norm, model.width)
 
-    def new_cache(self) -> Any:
+    def new_cache(self) -> list[KeyValueCache]:
         return self.stack.new_cache()
 
-    def forward(self, x_BPD: Tensor, context: Context, cache: Any = None) -> Tensor:
+    def forget(self, cache: list[KeyValueCache], positions: int) -> None:
+        for layer in cache:
+            layer.truncate(layer.length - positions)
+
+    def advance(self, x_BPD: Tensor, context: Context, cache: list[KeyValueCache] | None, stage: int) -> Tensor:
         if x_BPD.size(1) == 0:  # a step inside a patch brings the core nothing new
             return x_BPD
-        return self.norm(self.stack(x_BPD, context, cache))
+        return self.stack(x_BPD, context, cache, slice((0, *self.depths)[stage], self.depths[stage]))
+
+    def finish(self, x_BPD: Tensor) -> Tensor:
+        return self.norm(x_BPD)

@@ -10,6 +10,8 @@ Shape letters: B batch, T ids, S slots, N = B T ids, D width of the core, d widt
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,15 @@ def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
             f"model.embedder.slots: got {slots}, expected at least the {needed} bytes of id {longest} "
             f"({vocabulary.spellings[longest]!r}); {needed} would work, or a tokenizer with shorter pieces"
         )
-    return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt])
+    # On the CPU whatever the model is made on: sizes depend on what it holds.
+    return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt], device="cpu")
+
+
+def num_symbols(vocabulary: Vocabulary) -> int:
+    """One more than the highest of `symbols_of`, told without looking at a tensor: it may be one without values."""
+    ids_of = Counter(vocabulary.spellings)
+    marks = max(count if spelling == b"" else count - 1 for spelling, count in ids_of.items())
+    return PAD + marks + 1
 
 
 class SlotAttention(nn.Module):
@@ -125,8 +135,9 @@ class PaperEmbedder(Embedder):
     def __init__(self, config: PaperEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         symbols_VS = symbols_of(vocabulary, config.slots)
-        self.register_buffer("symbols_VS", symbols_VS, persistent=False)  # the tokenizer has it
-        self.table = nn.Embedding(int(symbols_VS.max()) + 1, config.width)
+        device = torch.get_default_device()
+        self.register_buffer("symbols_VS", symbols_VS.to(device), persistent=False)  # the tokenizer has it
+        self.table = nn.Embedding(num_symbols(vocabulary), config.width)
         self.ngrams = None
         self.local = SlotStack(config.num_layers, config.num_heads, config.width, config.slots)
         self.project = nn.Linear(config.width, model.width, bias=False)
@@ -171,10 +182,10 @@ class PaperHead(Head):
         symbols_VS = symbols_of(vocabulary, slots)
         num_symbols = int(symbols_VS.max()) + 1
         filled_VS = symbols_VS != PAD
-        rows_VS = symbols_VS + num_symbols * torch.arange(slots)
-        self.register_buffer("symbols_VS", symbols_VS, persistent=False)
-        self.register_buffer("rows_R", rows_VS[filled_VS], persistent=False)
-        self.register_buffer("offsets_V", F.pad(filled_VS.sum(1).cumsum(0), (1, -1)), persistent=False)
+        rows_R = (symbols_VS + num_symbols * torch.arange(slots, device="cpu"))[filled_VS]
+        offsets_V = F.pad(filled_VS.sum(1).cumsum(0), (1, -1))
+        for name, tensor in (("symbols_VS", symbols_VS), ("rows_R", rows_R), ("offsets_V", offsets_V)):
+            self.register_buffer(name, tensor.to(torch.get_default_device()), persistent=False)
         self.project = nn.Linear(model.width, slots * width, bias=False)
         self.local = SlotStack(config.num_layers, config.num_heads, width, slots)
         self.output = nn.Linear(width, num_symbols, bias=False)

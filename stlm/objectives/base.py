@@ -34,6 +34,7 @@ class Prepared(NamedTuple):
     targets: Tensor  # [B, T]
     loss_mask: Tensor  # [B, T] bool
     document_ids: Tensor | None = None  # [B, T], as in Batch
+    row_keys: Tensor | None = None  # [B]: what a training step leaves to chance in the model comes from them
 
 
 class Sums(NamedTuple):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stlm.model.exits import ExitLogits
 from stlm.objectives.base import Batch, Prepared, Sums
 from stlm.stlm import Output
 
@@ -24,15 +25,34 @@ class NextToken:
         return Prepared(batch.ids, batch.ids, batch.loss_mask, batch.document_ids)
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
-        """Cross-entropy of each counted id in fp32, added up in float64. The z-loss goes to the auxiliary terms."""
-        logits_NV = output.logits.float().flatten(0, 1)
-        nats_N = F.cross_entropy(logits_NV, prepared.targets.flatten(), reduction="none")
-        counted_N = prepared.loss_mask.flatten()
+        """Cross-entropy of each counted id in fp32, added up in float64. What exits cost, and the z-loss, goes to the
+        auxiliary terms."""
+        if output.exits is not None:
+            output.auxiliary.update(_exit_terms(output.exits, prepared))
         if self.z_loss_weight:
-            log_divisors = logits_NV[counted_N].logsumexp(-1)
+            log_divisors = output.logits[prepared.loss_mask].float().logsumexp(-1)
             output.auxiliary["z"] = self.z_loss_weight * log_divisors.square().double().sum()
         return Sums(
-            nats=torch.where(counted_N, nats_N, 0.0).double().sum(),
-            ids=counted_N.sum(),
+            nats=_nats(output.logits, prepared).sum(),
+            ids=prepared.loss_mask.sum(),
             bytes=(bytes_per_id[prepared.targets] * prepared.loss_mask).sum(),
         )
+
+
+def _nats(logits_BTV: Tensor, prepared: Prepared) -> Tensor:
+    """What each row's counted ids cost: float64 [B]."""
+    nats_N = F.cross_entropy(logits_BTV.float().flatten(0, 1), prepared.targets.flatten(), reduction="none")
+    return torch.where(prepared.loss_mask, nats_N.view_as(prepared.targets), 0.0).double().sum(1)
+
+
+def _exit_terms(exits: ExitLogits, prepared: Prepared) -> dict[str, Tensor]:
+    """Each exit's part of the loss, under its depth: `exit_2` is that of the exit behind the second layer.
+
+    A row speaks for one exit only, so it weighs as many times as there are exits: over many rows, what comes out is the
+    weighted loss of all exits on all rows.
+    """
+    nats_B = _nats(exits.logits, prepared) * len(exits.weights)
+    return {
+        f"exit_{depth}": weight * torch.where(exits.chosen == number, nats_B, 0.0).sum()
+        for number, (depth, weight) in enumerate(exits.weights.items())
+    }

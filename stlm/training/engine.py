@@ -291,9 +291,9 @@ class Engine:
     def eval(self) -> None:
         self._engine.eval()
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The model's output, computed in the chosen precision."""
-        return self._engine(*inputs)
+        return self._engine(*inputs, **named)
 
     def accumulate(self) -> AbstractContextManager[None]:
         """All backwards of one step belong inside; ranks communicate when it ends, and not before."""

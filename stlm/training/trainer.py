@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from stlm.config import RunConfig
 from stlm.errors import ConfigError, StlmError, Stopped
+from stlm.model import row_keys
 from stlm.objectives import Batch, Prepared, build_objective
 from stlm.stlm import STLM
 from stlm.training.agreement import fingerprints, refuse_differences
@@ -158,7 +159,10 @@ class Trainer:
         for offset in range(0, split.rows, split.micro_batch_size):
             rows = slice(offset, offset + split.micro_batch_size)
             micro_batch = self._on_device(batch, rows)
-            micro_batches.append(self.objective.prepare(micro_batch, self.config.seed, step, first + offset))
+            prepared = self.objective.prepare(micro_batch, self.config.seed, step, first + offset)
+            numbers = range(first + offset, first + offset + split.micro_batch_size)
+            keys = row_keys(self.config.seed, step, numbers).to(self.engine.device)
+            micro_batches.append(prepared._replace(row_keys=keys))
         (ids,) = sum_over_ranks([float(sum(prepared.loss_mask.sum() for prepared in micro_batches))])
 
         self.engine.train()
@@ -314,8 +318,10 @@ class Trainer:
         return batch.map(lambda tensor: tensor[rows].to(self.engine.device))
 
     def _forward(self, prepared: Prepared) -> Any:
-        documents = () if prepared.document_ids is None else (prepared.document_ids,)
-        return self.engine.forward(prepared.inputs, *documents)
+        given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
+        return self.engine.forward(
+            prepared.inputs, **{name: value for name, value in given.items() if value is not None}
+        )
 
     def _save(self) -> Path:
         path = checkpoint_path(self.run_dir, self.step)

@@ -154,3 +154,13 @@ def test_parameters_beside_those_of_a_table(width, untied, tied):
     head.output.weight = embedder.table.weight
     ours = count_parameters(torch.nn.ModuleList([embedder, head]))
     assert ours / (50_257 * width) == pytest.approx(tied, abs=0.0001)
+
+
+def test_it_can_be_made_and_run_without_memory(tokenizer):
+    """On the meta device, where what a tensor holds cannot be asked: sizes and costs are counted so."""
+    model = make(tokenizer)
+    with torch.device("meta"):
+        empty = STLM(model.config, tokenizer)
+    assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
+    ids = torch.zeros(2, 6, dtype=torch.long, device="meta")
+    assert empty(ids).logits.shape == (2, 6, tokenizer.vocab_size)

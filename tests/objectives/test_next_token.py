@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from stlm.model.exits import ExitLogits
 from stlm.objectives import Batch, build_objective
 from stlm.stlm import Output
 
@@ -41,6 +43,22 @@ def test_what_is_masked_costs_nothing_and_teaches_nothing():
     probabilities = logits.detach()[0, :2].softmax(-1)
     one_hot = torch.nn.functional.one_hot(ids[0, :2], 4)
     assert torch.allclose(logits.grad[0, :2], probabilities - one_hot, atol=1e-6)
+
+
+def test_exits_cost_what_their_rows_pay():
+    """By hand: two exits, three rows, each row with one exit; masked ids cost nothing."""
+    ids = torch.tensor([[0, 1], [2, 2], [1, 1]])
+    mask = torch.tensor([[True, False], [True, True], [True, True]])
+    logits = torch.zeros(3, 2, 4)
+    logits[1, 0, 2] = logits[2, 1, 0] = math.log(3)  # likely and right: 1/2; likely and wrong: 1/6
+    logits[0, 1, 0] = math.inf  # masked
+    output = Output(torch.zeros(3, 2, 4), {}, {}, ExitLogits(logits, torch.tensor([1, 0, 1]), {2: 0.1, 4: 0.2, 6: 0.5}))
+    objective = build_objective("next_token")
+    sums = objective.sums(output, objective.prepare(Batch(ids, mask), seed=1, step=1, row=0), BYTES_PER_ID)
+    assert math.isclose(sums.nats.item(), 5 * math.log(4), rel_tol=1e-7)
+    first, second = math.log(2) + math.log(4), math.log(4) + math.log(4) + math.log(6)
+    expected = {"exit_2": 3 * 0.1 * first, "exit_4": 3 * 0.2 * second, "exit_6": 0.0}
+    assert {name: nats.item() for name, nats in output.auxiliary.items()} == pytest.approx(expected, rel=1e-6)
 
 
 def test_z_loss_is_the_squared_log_of_the_softmax_divisor_of_counted_ids():

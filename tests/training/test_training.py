@@ -186,8 +186,8 @@ def blow_up(engine):
     """Make the next gradient infinite although the loss is not."""
     forward = engine.forward
 
-    def forward_with_explosive_gradient(*inputs):
-        output = forward(*inputs)
+    def forward_with_explosive_gradient(*inputs, **named):
+        output = forward(*inputs, **named)
         return output._replace(logits=Explosive.apply(output.logits))
 
     engine.forward = forward_with_explosive_gradient

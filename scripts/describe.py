@@ -1,0 +1,272 @@
+#!/usr/bin/env python
+"""What a model is made of and what it costs, before or after it is trained.
+
+python scripts/describe.py quickstart
+python scripts/describe.py quickstart --set model.core.num_layers=8 --ranks 4
+python scripts/describe.py runs/quickstart
+python scripts/describe.py runs/quickstart --step 100 --rows 0-1
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from _command import run
+
+PRECISIONS = ("fp32", "bf16")
+BYTES_PER_ID = 4.0  # of subwords that are not trained yet; a vocabulary of 4,096 reaches that (docs/data.md)
+SHOWN = 200  # characters of a row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Parameters, work and memory of a model; of a run also its state, or the text of a step.",
+    )
+    parser.add_argument("source", metavar="PRESET|FILE|RUN", help="preset, YAML file or run directory")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="override settings of the config"
+    )
+    parser.add_argument("--ranks", type=positive, default=2, metavar="N", help="ranks that share a step (default: 2)")
+    parser.add_argument(
+        "--bytes-per-id", type=above_zero, metavar="X",
+        help=f"mean bytes of an id (default: 1 for bytes, that of the run's data, or else {BYTES_PER_ID:g})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with full digits")
+    parser.add_argument("--step", type=positive, metavar="S", help="show the text that step S is trained on, and end")
+    parser.add_argument("--rows", metavar="A-B", help="with --step: only these rows of the batch")
+    args = parser.parse_args()
+
+    from stlm.config import load_run_config  # only now: --help and misspelt options answer at once
+
+    config = load_run_config(args.source, args.set)
+    if args.step is not None:
+        print(text_of_step(config, args.step, args.rows))
+        return 0
+    facts = {**state(Path(args.source)), **costs(config, args)}
+    print(json.dumps(facts, indent=2) if args.json else readable(args.source, facts))
+    return 0
+
+
+# ---------------------------------------------------------------------- facts
+
+
+def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that follows from the config, and from the tokenizer where there is one."""
+    from stlm.model import account, optimizer_bytes
+    from stlm.stlm import STLM
+    from stlm.training.ranks import BatchSplit
+
+    tokenizer, mean = tokenizer_of(config, Path(args.source))
+    bytes_per_id = args.bytes_per_id or mean or BYTES_PER_ID
+    rows = BatchSplit.of(config.training, args.ranks).micro_batch_size
+    measure = account(lambda: STLM(config.model, tokenizer), tokenizer.vocab_size, config.model.context_length, rows)
+    states = {stage: optimizer_bytes(measure, stage, args.ranks) for stage in range(4)}
+    kinds = [config.model.embedder.kind, config.model.core.kind, config.model.head.kind]
+    return {
+        "kinds": kinds,
+        "width": config.model.width,
+        "context_length": config.model.context_length,
+        "tokenizer": config.data.tokenizer,
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_id": bytes_per_id,
+        "bytes_per_id_assumed": not mean,
+        "ranks": args.ranks,
+        "batch_size": config.training.batch_size,
+        "max_steps": config.training.max_steps,
+        **dataclasses.asdict(measure),
+        "forward_flops_per_byte": measure.forward_flops / bytes_per_id,
+        "backward_flops_per_byte": measure.backward_flops / bytes_per_id,
+        "cache_bytes_per_byte": measure.cache_bytes / config.model.context_length / bytes_per_id,
+        "training_bytes": states,
+    }
+
+
+class Assumed:
+    """Stands for a tokenizer that comes with data which is not prepared yet: every id is four bytes."""
+
+    start_id = 1
+
+    def __init__(self, vocab_size: int) -> None:
+        import numpy as np
+
+        self.vocab_size = vocab_size
+        self.bytes_per_id = np.full(vocab_size, round(BYTES_PER_ID), dtype=np.int32)
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        return b"".join(id.to_bytes(round(BYTES_PER_ID), "big") for id in ids)
+
+
+def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
+    """The tokenizer of the run or of the prepared data, or what stands for it, and mean bytes per id if known."""
+    from data_pipeline.prepare import default_data_dir
+    from data_pipeline.reader import PreparedData
+    from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
+    from stlm.stlm import newest_checkpoint
+
+    kind, vocab_size = parse_spec(config.data.tokenizer)
+    if kind == "byte":
+        return build_tokenizer("byte"), 1.0
+    folders = [part.dir for part in config.data.mixture] or [config.data.dir or default_data_dir(config.data.tokenizer)]
+    prepared = [PreparedData.open(folder) for folder in folders if Path(folder).is_dir()]
+    fitting = [data for data in prepared if data.tokenizer.spec == config.data.tokenizer]
+    total = {unit: sum(data.manifest.total("train", unit) for data in fitting) for unit in ("bytes", "ids")}
+    mean = total["bytes"] / total["ids"] if total["ids"] else None
+    checkpoint = newest_checkpoint(source)
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint / "model" / "tokenizer"), mean
+    if fitting:
+        return fitting[0].tokenizer, mean
+    return (build_tokenizer(config.data.tokenizer) if kind == "hf" else Assumed(vocab_size)), mean
+
+
+def state(source: Path) -> dict[str, Any]:
+    """How far a run has come; nothing where it is none. CheckpointError where it has not saved yet."""
+    from stlm.config import preset_names
+    from stlm.errors import CheckpointError
+    from stlm.stlm import checkpoints_of, newest_checkpoint, step_of
+    from stlm.training.checkpoint import read_progress
+
+    if str(source) in preset_names() or not source.is_dir():
+        return {}
+    newest = newest_checkpoint(source)
+    if newest is None:
+        raise CheckpointError(
+            f"{source}: got a run without a complete checkpoint, expected checkpoints/step_…/COMPLETE; "
+            f"its config can be described: python scripts/describe.py {source / 'config.yaml'}"
+        )
+    progress = read_progress(newest)
+    records = [json.loads(line) for line in (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "run": {
+            "step": progress["step"],
+            "bytes_seen": progress["bytes_seen"],
+            "checkpoints": [step_of(path) for path in reversed(checkpoints_of(source))],
+            "last": {record["split"]: record for record in records},
+        }
+    }
+
+
+# ---------------------------------------------------------------------- the text of a step
+
+
+def text_of_step(config: Any, step: int, rows: str | None) -> str:
+    """A line for each row: what it holds, shortened. The order of the data is a function of seed and step."""
+    from data_pipeline.loading import open_data
+    from stlm.errors import StlmError
+    from stlm.training.loaders import build_loaders
+
+    size, last_step = config.training.batch_size, config.training.max_steps
+    if step > last_step:
+        raise StlmError(f"--step: got {step}, expected a step of the run, 1 to {last_step}; {last_step} would work")
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", rows or f"0-{size - 1}")
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last < size:
+        raise StlmError(f"--rows: got {rows!r}, expected rows of a step within 0-{size - 1}; 0-{size - 1} would work")
+    data = open_data(config.data)
+    batch = build_loaders(config, data).train.rows(step, first, last + 1)
+    lines = []
+    for number, ids, counted in zip(range(first, last + 1), batch.ids, batch.loss_mask, strict=True):
+        text = data.tokenizer.decode(ids[counted].numpy())
+        shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
+        lines.append(f"{number:>{len(str(size))}}  {int(counted.sum()):,} ids  {shown!r}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- for people
+
+
+def readable(source: str, facts: dict[str, Any]) -> str:
+    from stlm.evals.table import table
+
+    assumed = " (assumed)" if facts["bytes_per_id_assumed"] else ""
+    header = (
+        f"{source}: {' → '.join(facts['kinds'])}, width {facts['width']}; {facts['context_length']:,} ids of the "
+        f"tokenizer {facts['tokenizer']}, {facts['bytes_per_id']:.4g} bytes each{assumed}"
+    )
+    return "\n\n".join(
+        [header, *run_lines(facts), table(*parts_table(facts), align="lrrrr"), work(facts), table(*memory_table(facts))]
+    )
+
+
+def run_lines(facts: dict[str, Any]) -> list[str]:
+    """How far the run has come."""
+    if "run" not in facts:
+        return []
+    state = facts["run"]
+    lines = [
+        f"step {state['step']:,} of {facts['max_steps']:,}, {state['bytes_seen']:,} bytes read; checkpoints of steps "
+        + ", ".join(f"{step:,}" for step in state["checkpoints"])
+    ]
+    for split, record in state["last"].items():
+        lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
+    return ["\n".join(lines)]
+
+
+def parts_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    def row(name: str, unique: int, effective: int, flops: float) -> list[str]:
+        share = f"{unique / facts['parameters']:.1%}"
+        return [name, f"{unique:,}", share, f"{effective:,}", f"{flops / facts['bytes_per_id'] / 1e6:.3f}"]
+
+    rows = [row(p["name"], p["parameters"], p["effective"], p["forward_flops"]) for p in facts["parts"]]
+    rows.append(row("all", facts["parameters"], facts["effective"], facts["forward_flops"]))
+    return rows, ["part", "parameters", "share", "effective", "MFLOP per byte"]
+
+
+def work(facts: dict[str, Any]) -> str:
+    forward, backward = facts["forward_flops_per_byte"], facts["backward_flops_per_byte"]
+    step = (forward + backward) * facts["batch_size"] * facts["context_length"] * facts["bytes_per_id"]
+    return "\n".join(
+        [
+            "effective: each tensor as often as a pass uses it; MFLOP: of a forward pass over a full context",
+            f"the embedding's vectors are {facts['embedding'] / facts['parameters']:.1%} of the parameters",
+            f"training: {forward / 1e6:.3f} forward + {backward / 1e6:.3f} backward MFLOP per byte; "
+            f"{step / 1e12:.3g} TFLOP a step, {step * facts['max_steps'] / 1e15:.3g} PFLOP in all",
+            f"decoding: {facts['cache_bytes_per_byte']:,.0f} bytes of keys and values per byte of text, "
+            f"{mega(facts['cache_bytes'])} MB behind a full context (fp32)",
+        ]
+    )
+
+
+def memory_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str], str]:
+    """Megabytes of one rank, by ZeRO stage."""
+    rows = []
+    for stage, parts in facts["training_bytes"].items():
+        total = sum(parts.values())
+        with_activations = [mega(total + facts["activation_bytes"][precision]) for precision in PRECISIONS]
+        rows.append([f"ZeRO {stage}", *(mega(part) for part in parts.values()), mega(total), *with_activations])
+    activations = [mega(facts["activation_bytes"][precision]) for precision in PRECISIONS]
+    rows.append([f"activations of {facts['rows']} rows", "", "", "", "", "", *activations])
+    names = list(facts["training_bytes"][0])
+    header = [f"MB of each of {facts['ranks']} ranks", *names, "sum", *(f"+ {name} activations" for name in PRECISIONS)]
+    return rows, header, "l" + "r" * 7
+
+
+def mega(bytes: float) -> str:
+    return f"{bytes / 1e6:,.1f}"
+
+
+def positive(text: str) -> int:
+    """An argparse type: integers from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: numbers above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return number
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Early exits: layers of a core from which the head may read, beside the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stlm.config.fields import Conflict, setting
+
+
+@dataclass(frozen=True)
+class ExitsConfig:
+    """Exits at even distances, all through the model's own final norm and head: they have no weights of their own.
+
+    In training each row learns from one exit beside the last layer, drawn anew at every step (the rotating curriculum
+    of LayerSkip, arXiv 2404.16710, section 3.2): that costs one more pass through the head, however many exits there
+    are. Weights rise with depth as l (l + 1) do, as there.
+    """
+
+    every: int | None = setting(None, "layers from one exit to the next; null: no exits", minimum=1)
+    loss_weight: float = setting(
+        0.3, "weight of all exits together in the loss, beside 1 for the last layer", above=0.0
+    )
+
+    def weights(self, depth: int) -> dict[int, float]:
+        """Layers in front of each exit → what its loss is multiplied by; the last layer is not among them."""
+        places = range(self.every, depth, self.every) if self.every else ()
+        total = sum(place * (place + 1) for place in places)
+        return {place: self.loss_weight * place * (place + 1) / total for place in places}
+
+    def check(self, depth: int) -> Iterator[Conflict]:
+        """Conflicts with the number of layers that are run."""
+        works = f"model.core.exits.every={max(1, depth // 2)}" if depth > 1 else "model.core.num_layers=2"
+        if self.every is not None and self.every >= depth:
+            yield Conflict(
+                "every",
+                f"got {self.every}, which puts no exit in front of the last layer, expected less than the {depth} that "
+                f"are run; {works} would work",
+            )
+        if self.every is None and self.loss_weight != ExitsConfig.loss_weight:
+            yield Conflict(
+                "loss_weight",
+                f"got {self.loss_weight:g}, which has no effect without exits; {works} would work",
+                ("every",),
+            )

@@ -1,0 +1,27 @@
+"""What drawing ids has cost, where it does not cost the same for every id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Effort:
+    """Counts of what was drawn, reading prompts not included. A layer counts once whenever it is run, however many
+    positions pass it at that time: one id at a time, a layer takes as long for several as for one, or nearly so."""
+
+    depth: int = 0  # layers of the model
+    ids: int = 0  # drawn and kept
+    layers: int = 0  # run
+    drafted: int = 0  # ids drawn from the first layers, by speculation
+    accepted: int = 0  # of those
+
+    @property
+    def mean_depth(self) -> float:
+        """Layers run for each id."""
+        return self.layers / max(1, self.ids)
+
+    def __str__(self) -> str:
+        saved = 1 - self.mean_depth / self.depth if self.depth else 0.0
+        text = f"{self.ids} ids, {self.mean_depth:.2f} of {self.depth} layers run for each: {saved:.0%} saved"
+        return text + (f"; {self.accepted} of {self.drafted} drafts accepted" if self.drafted else "")

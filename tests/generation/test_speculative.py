@@ -1,0 +1,139 @@
+"""Speculation and early exit, on a model whose every probability is known."""
+
+import pytest
+import torch
+
+from stlm.generation import EarlyExit, Effort, generate_ids, speculate
+
+GENERATOR = torch.Generator().manual_seed(7)
+SHALLOW, DEEP = (
+    1.5 * torch.randn(5, 5, generator=GENERATOR) for _ in range(2)
+)  # logits after each id, of 4 and a stop
+STOP = 4
+
+
+class Table:
+    """Says what follows an id by a table: one for the first two layers, one for all eight. Records what it is told."""
+
+    depths = (2, 8)
+
+    def __init__(self):
+        self.said = []
+
+    def begin(self, batch_size):
+        return DEEP[3].expand(batch_size, -1), {"read": [], "waiting": []}
+
+    def step(self, ids, state):
+        assert not state["waiting"], "steps and drafts do not mix"
+        state["read"] += ids[0].tolist()
+        self.said.append(("step", ids.size(1)))
+        return DEEP[ids]
+
+    def draft(self, ids, state):
+        state["waiting"] += ids[0].tolist()
+        return SHALLOW[ids]
+
+    def verify(self, state):
+        self.said.append(("verify", len(state["waiting"])))
+        return DEEP[torch.tensor([state["waiting"]])]
+
+    def keep(self, state, number):
+        state["read"] += state["waiting"][:number]
+        state["waiting"].clear()
+
+    def deepen(self, state, stage):
+        self.said.append(("deepen", len(state["waiting"])))
+        newest = state["waiting"][-1]
+        state["waiting"].clear()
+        return DEEP[torch.tensor([[newest]])]
+
+
+def options(**changed):
+    given = {"max_new_ids": 3, "context_length": 100, "stop_id": STOP, "banned_ids": torch.zeros(5, dtype=torch.bool)}
+    return given | {"seed": 0} | changed
+
+
+def shares(draw, times):
+    """How often each text of up to three ids comes out, end included."""
+    counts = torch.zeros(5, 5, 5)
+    for seed in range(times):
+        a, b, c, *_ = [*draw(seed), STOP, STOP, STOP]
+        counts[a, b, c] += 1
+    return counts / times
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
+def test_drafts_leave_the_distribution_as_it_is(sampling):
+    """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
+    times = 3000
+    found = shares(
+        lambda seed: speculate(Table(), [], num_drafts=2, effort=Effort(), **options(seed=seed, **sampling)), times
+    )
+    follow = torch.stack([shares_of(row, **sampling) for row in DEEP])
+    expected = torch.zeros(5, 5, 5)
+    for a in range(5):
+        for b in range(5):
+            for c in range(5):
+                if a == STOP:
+                    expected[a, b, c] = follow[3, a] * (b == c == STOP)
+                elif b == STOP:
+                    expected[a, b, c] = follow[3, a] * follow[a, b] * (c == STOP)
+                else:
+                    expected[a, b, c] = follow[3, a] * follow[a, b] * follow[b, c]
+    assert expected.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert not found[expected == 0].any()
+    possible = expected > 0
+    chi_square = (times * (found - expected)[possible] ** 2 / expected[possible]).sum().item()
+    degrees = int(possible.sum()) - 1
+    assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
+    shallow = torch.stack([shares_of(row, **sampling) for row in SHALLOW])
+    assert (shallow - follow).abs().max() > 0.2, "the drafts would show"
+
+
+def shares_of(logits, **sampling):
+    from stlm.generation.sampling import probabilities
+
+    return probabilities(logits[None], **sampling)[0]
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2, 5, 50])
+@pytest.mark.parametrize("context_length", [1, 2, 7, 100])
+def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_length):
+    banned = torch.tensor([False, True, False, False, True])
+    given = options(max_new_ids=40, context_length=context_length, banned_ids=banned, temperature=0)
+    effort = Effort()
+    expected = list(generate_ids(Table(), [0, 1, 2], **given))
+    assert list(speculate(Table(), [0, 1, 2], num_drafts=num_drafts, effort=effort, **given)) == expected
+    assert len(expected) == 40 and effort.accepted <= effort.drafted
+
+
+def test_the_effort_is_counted():
+    model, effort = Table(), Effort()
+    drawn = list(speculate(model, [0], num_drafts=4, effort=effort, **options(max_new_ids=30, temperature=0)))
+    rounds = [number for name, number in model.said if name == "verify"]
+    assert effort.ids == len(drawn) - 1  # the first comes with the prompt
+    assert effort.drafted == sum(rounds) and max(rounds) == 4
+    assert effort.layers == 2 * sum(rounds) + 6 * len(rounds)
+    assert str(effort).endswith(f"; {effort.accepted} of {effort.drafted} drafts accepted")
+
+
+def test_an_exit_that_is_sure_is_believed():
+    """Ids after which the first exit is sure wait; the next that is not takes them along."""
+    sure = SHALLOW.softmax(-1).amax(-1)
+    threshold = sure[:4].median().item() + 1e-6  # two of four are
+    model, effort = Table(), Effort()
+    state = model.begin(1)[1]
+    subject = EarlyExit(model, threshold, effort)
+    ids, waited = [0, 1, 2, 3, 3, 2, 1, 0, 0], 0
+    for id in ids:
+        logits = subject.step(torch.tensor([[id]]), state)[0, 0]
+        waited += 1
+        if sure[id] >= threshold:
+            assert torch.equal(logits, SHALLOW[id])
+        else:
+            assert torch.equal(logits, DEEP[id])
+            assert model.said[-1] == ("deepen", waited)
+            waited = 0
+    quick = sum(sure[id].item() >= threshold for id in ids)
+    assert 0 < quick < len(ids)
+    assert (effort.ids, effort.layers) == (len(ids), 2 * quick + 8 * (len(ids) - quick))

@@ -1,0 +1,86 @@
+"""describe.py tells what presets and runs are, and answers mistakes with one line."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.loading import open_data
+from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.reader import PreparedData
+from stlm.config import dump_run_config, load_run_config
+from stlm.stlm import STLM
+from stlm.training.loaders import build_loaders
+
+ROOT = Path(__file__).parents[2]
+TINY = ["model={context_length: 32, width: 32, core: {num_layers: 1, attention: {num_heads: 2}}}",
+        "training={batch_size: 4, max_steps: 9, warmup_steps: 1}"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two saved steps on prepared data, as far as describe.py looks at it."""
+    folder = tmp_path_factory.mktemp("described")
+    (folder / "text.txt").write_text("\n\n".join(f"Line {n} of a text, {n % 7} words long." for n in range(200)))
+    config = PrepareConfig(inputs=(str(folder / "text.txt"),), output=str(folder / "data"), workers=1)
+    prepare(dataclasses.replace(config, validation_fraction=0.1))
+    config = load_run_config("quickstart", [*TINY, f"data.dir={folder / 'data'}"])
+    checkpoint = folder / "run" / "checkpoints" / "step_00000002"
+    STLM.from_config(config.model, PreparedData.open(folder / "data").tokenizer).save(checkpoint / "model")
+    (checkpoint / "state.json").write_text(json.dumps({"step": 2, "bytes_seen": 256}))
+    (checkpoint / "COMPLETE").write_text('{"files": {}}')
+    (folder / "run" / "config.yaml").write_text(dump_run_config(config))
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 2, "split": "train", "bits_per_byte": 7.5}\n')
+    return folder / "run"
+
+
+@pytest.fixture
+def describe(monkeypatch, capsys):
+    """Runs the script in this process; returns what it printed, or its error where one is expected."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+    def run_script(*arguments, expect=0):
+        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(ROOT / "scripts" / "describe.py"), run_name="__main__")
+        captured = capsys.readouterr()
+        assert ending.value.code == expect, captured.err
+        return captured.err if expect else captured.out
+
+    return run_script
+
+
+def test_a_run_in_json_and_in_words(run, describe):
+    facts = json.loads(describe(run, "--json", "--set", "model.core.num_layers=2"))
+    assert facts["parameters"] == 256 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 96 + 2 * 32) + 32
+    assert facts["run"]["step"] == 2 and facts["run"]["checkpoints"] == [2]
+    text = describe(run, "--ranks", "1")
+    assert "step 2 of 9, 256 bytes read; checkpoints of steps 2" in text
+    assert "train: 7.5000 bits per byte at step 2" in text and "ZeRO 3" in text
+
+
+def test_the_text_of_a_step(run, describe):
+    config = load_run_config(run)
+    data = open_data(config.data)
+    ids = build_loaders(config, data).train.rows(3, 1, 3).ids
+    lines = describe(run, "--step", "3", "--rows", "1-2").splitlines()
+    assert lines == [f"{row}  32 ids  {data.tokenizer.decode(ids[row - 1].numpy())!r}" for row in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["10m-bite"], "nearest: 10m-byte"),
+        (["RUN", "--step", "10"], "--step: got 10, expected a step of the run, 1 to 9"),
+        (["RUN", "--step", "3", "--rows", "2-4"], "--rows: got '2-4', expected rows of a step within 0-3"),
+        (["EMPTY"], "without a complete checkpoint"),
+    ],
+)
+def test_mistakes_are_one_message(run, describe, tmp_path, arguments, message):
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    places = {"RUN": run, "EMPTY": tmp_path}
+    error = describe(*(places.get(argument, argument) for argument in arguments), expect=2)
+    assert message in error and len(error.splitlines()) == 1
