@@ -49,7 +49,7 @@ class KeyValueCache:
         """Bytes that the next call may need, of those that were appended."""
         if self._keys is None or self._values is None:
             return 0
-        used = slice(self._start if self.window is None else max(self._start, self._end - self.window + 1), self._end)
+        used = slice(0 if self.window is None else max(0, self._held - (self.window - 1)), self._held)
         return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
 
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
