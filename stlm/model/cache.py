@@ -49,8 +49,8 @@ class KeyValueCache:
         """Bytes that the next call may need, of those that were appended."""
         if self._keys is None or self._values is None:
             return 0
-        used = slice(self._start if self.window is None else max(self._start, self._end - self.window + 1), self._end)
-        return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
+        needed = self._held if self.window is None else min(self._held, self.window - 1)
+        return self._keys[:, :, :needed].nbytes + self._values[:, :, :needed].nbytes
 
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
         """Make room for `added` positions: move what is still needed to the front of new buffers, twice as long."""
