@@ -39,15 +39,37 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="the same seed draws the same text (default: 0)"
     )
+    faster = parser.add_mutually_exclusive_group()
+    faster.add_argument(
+        "--exit-threshold",
+        type=number(1e-9, 1.0),
+        metavar="P",
+        help="of a model with exits: draw each id from the first exit that gives some id this probability",
+    )
+    faster.add_argument(
+        "--speculative",
+        choices=("self",),
+        help="self, of a model with exits: draft ids with the first layers, verify them with the rest: the text stays "
+        "what it is at temperature 0, and as likely as it is otherwise",
+    )
+    parser.add_argument(
+        "--drafts",
+        type=at_least(1),
+        default=4,
+        metavar="N",
+        help="ids drafted at a time, with --speculative (default: 4)",
+    )
     args = parser.parse_args()
 
     import torch  # only now: --help and misspelt options answer at once
 
+    from stlm.generation import Effort
     from stlm.stlm import STLM
 
     model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
     for number_of_prompt, prompt in enumerate(prompts(args.prompt)):
+        effort = Effort()
         pieces = model.generate_stream(
             prompt,
             max_new_ids=args.max_ids,
@@ -55,8 +77,14 @@ def main() -> int:
             top_k=args.top_k,
             top_p=args.top_p,
             seed=args.seed + number_of_prompt,
+            exit_threshold=args.exit_threshold,
+            speculative=args.speculative,
+            num_drafts=args.drafts,
+            effort=effort,
         )
         show(prompt, pieces)
+        if effort.ids:
+            print(effort, file=sys.stderr)
     return 0
 
 

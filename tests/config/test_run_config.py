@@ -432,7 +432,7 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "quickstart").mkdir()
     load_run_config("quickstart")  # a preset's name wins over a folder
     for source, message in [
-        ("quickstrat", "unknown preset 'quickstrat'; expected one of quickstart"),
+        ("quickstrat", "unknown preset 'quickstrat'; expected one of 100m-byte, "),
         ("runs/none", "runs/none: no such file; expected a YAML file, a run directory, or a preset: "),
         ("none.yaml", "none.yaml: no such file; "),
         (tmp_path, "a directory without config.yaml"),

@@ -17,7 +17,15 @@ import pytest
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import build_tokenizer
-from stlm.config import DataConfig, GroupedQueryConfig, ModelConfig, RunConfig, TransformerCoreConfig, dump_run_config
+from stlm.config import (
+    DataConfig,
+    ExitsConfig,
+    GroupedQueryConfig,
+    ModelConfig,
+    RunConfig,
+    TransformerCoreConfig,
+    dump_run_config,
+)
 from stlm.evals import compressed_bits_per_byte, score_split
 from stlm.stlm import STLM
 
@@ -179,6 +187,19 @@ def test_generate_reads_a_prompt_from_each_line(folder, call):
     assert out == "".join(line + "\n" for line in lines)
 
 
+def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
+    core = dataclasses.replace(MODEL.core, num_layers=4, exits=ExitsConfig(every=1))
+    model = STLM.from_config(dataclasses.replace(MODEL, core=core), build_tokenizer("byte"), seed=1)
+    model.save(tmp_path / "model")
+    arguments = (tmp_path / "model", "--prompt", "Line", "--max-ids", "20", "--temperature", "0")
+    _, plain, err = call("generate.py", *arguments)
+    assert err == ""
+    code, out, err = call("generate.py", *arguments, "--speculative", "self", "--drafts", "2")
+    assert (code, out) == (0, plain) and re.search(r"of 4 layers run for each: .* drafts accepted", err)
+    code, _, err = call("generate.py", *arguments, "--exit-threshold", "0.0001")
+    assert code == 0 and "20 ids, 1.00 of 4 layers run for each: 75% saved" in err
+
+
 def test_generate_refuses(folder, call):
     for arguments, message in [
         (("--temperature", "-1"), "--temperature: got '-1', expected a number from 0 to 100"),
@@ -187,6 +208,9 @@ def test_generate_refuses(folder, call):
         (("--top-p", "1.5"), "--top-p: got '1.5', expected a number from 0 to 1"),
         (("--max-ids", "2.5"), "--max-ids: got '2.5', expected an integer of at least 0"),
         (("--prompt", "\udcff"), "lone surrogate"),
+        (("--exit-threshold", "0"), "--exit-threshold: got '0', expected a number"),
+        (("--speculative", "self", "--prompt", "a"), "model.core.exits.every = null"),
+        (("--speculative", "self", "--exit-threshold", "0.5"), "not allowed with"),
     ]:
         code, _, err = call("generate.py", folder / "run", *arguments)
         assert code == 2 and message in err and "Traceback" not in err
