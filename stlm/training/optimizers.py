@@ -12,7 +12,7 @@ from stlm.stlm import STLM
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups, or with one more for each scale of a base width.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups; a base width makes more.
 
     Matrices decay; vectors (norm weights) and embeddings do not. A tied parameter is one parameter, and an embedding if
     either of its uses is one. The learning rate is set at every step, from the schedule.
