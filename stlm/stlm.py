@@ -98,9 +98,10 @@ class STLM(nn.Module):
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
         With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
-        before it is read, which says where it begins (end_of_text). Positions are relative, so it does not matter where
-        in the window a document stands; with patches, up to its distance from where a patch begins. With `row_keys_B`,
-        as in training, rows skip layers and try exits as the config says, and each row as its key says.
+        before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
+        document begins, so it does not matter where in the window it stands; with patches, up to its distance from
+        where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
+        each row as its key says.
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
         return self._read(self._shifted(ids_BT), Context(document_ids_BT, row_keys=row_keys_B, exits=states))

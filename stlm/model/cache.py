@@ -49,8 +49,8 @@ class KeyValueCache:
         """Bytes that the next call may need, of those that were appended."""
         if self._keys is None or self._values is None:
             return 0
-        needed = self._held if self.window is None else min(self._held, self.window - 1)
-        return self._keys[:, :, :needed].nbytes + self._values[:, :, :needed].nbytes
+        used = slice(0 if self.window is None else max(0, self._held - (self.window - 1)), self._held)
+        return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
 
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
         """Make room for `added` positions: move what is still needed to the front of new buffers, twice as long."""
