@@ -35,8 +35,10 @@ from stlm.model import (
     count_parameters,
     exits,
     initialize,
+    learning_rate_scales,
     other_ties,
     tie,
+    transfer,
 )
 from stlm.model.cache import ROLL_BACK
 
@@ -69,6 +71,17 @@ class STLM(nn.Module):
         self.head = HEADS[config.head.kind](config.head, config, vocabulary)
         if config.head.tied:
             tie(self.head, self.embedder)
+        if config.base_width is not None:
+            transfer(self, self._at_base_width())
+
+    def learning_rate_scales(self) -> dict[Tensor, float]:
+        """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
+        return {} if self.config.base_width is None else learning_rate_scales(self, self._at_base_width())
+
+    def _at_base_width(self) -> STLM:
+        """The same model at its base width: shapes alone."""
+        with torch.device("meta"):
+            return STLM(self.config.at_base_width(), self.tokenizer)
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:
@@ -85,9 +98,10 @@ class STLM(nn.Module):
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
         With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
-        before it is read, which says where it begins (end_of_text). Positions are relative, so it does not matter where
-        in the window a document stands; with patches, up to its distance from where a patch begins. With `row_keys_B`,
-        as in training, rows skip layers and try exits as the config says, and each row as its key says.
+        before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
+        document begins, so it does not matter where in the window it stands; with patches, up to its distance from
+        where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
+        each row as its key says.
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
         return self._read(self._shifted(ids_BT), Context(document_ids_BT, row_keys=row_keys_B, exits=states))

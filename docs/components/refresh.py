@@ -1,0 +1,187 @@
+"""Fill in what the pages of this folder say about settings and costs, from the code itself.
+
+    python docs/components/refresh.py           # writes the pages
+    python docs/components/refresh.py --check   # ends with 1 if a page is not up to date
+
+A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
+and the table of costs, measured on one and the same small model with the component in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+import yaml
+
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config.attention import AttentionConfig
+from stlm.config.cores import CoreConfig, ResidualConfig
+from stlm.config.embedders import EmbedderConfig
+from stlm.config.exits import ExitsConfig
+from stlm.config.feed_forward import FeedForwardConfig
+from stlm.config.fields import Component
+from stlm.config.heads import HeadConfig
+from stlm.config.loops import LoopsConfig
+from stlm.config.ngrams import ByteNgramsConfig
+from stlm.config.normalization import NormConfig
+from stlm.config.patching import PatchingConfig
+from stlm.config.positions import PositionsConfig
+from stlm.config.sharing import SharingConfig
+from stlm.model import account
+from stlm.stlm import STLM
+
+# Families, by the key under `model` that chooses among their kinds.
+FAMILIES: dict[str, type[Component]] = {
+    "embedder": EmbedderConfig,
+    "embedder.patching": PatchingConfig,
+    "core": CoreConfig,
+    "core.attention": AttentionConfig,
+    "core.feed_forward": FeedForwardConfig,
+    "core.norm": NormConfig,
+    "core.positions": PositionsConfig,
+    "head": HeadConfig,
+}
+# Sections that are on or off rather than of a kind, with an example in which they are on.
+SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
+    "embedder.ngrams": (ByteNgramsConfig, {"table_size": 1024, "longest": 4}),
+    "core.residual": (ResidualConfig, {"parallel": True}),
+    "core.sharing": (SharingConfig, {"modules": {"feed_forward": "all"}, "lora_rank": 8}),
+    "core.loops": (LoopsConfig, {"count": 2, "embeddings": True}),
+    "core.exits": (ExitsConfig, {"every": 2}),
+}
+# What a component of the example needs beside it.
+PARTNERS: dict[str, dict[str, Any]] = {
+    "embedder: byte_patch": {"head": {"kind": "byte_patch"}},
+    "embedder: paper": {"head": {"kind": "paper"}},
+    "embedder.patching": {"embedder": {"kind": "byte_patch"}, "head": {"kind": "byte_patch"}},
+    "embedder.ngrams": {"embedder": {"kind": "byte"}},
+    "head: byte_patch": {"embedder": {"kind": "byte_patch"}},
+    "head: paper": {"embedder": {"kind": "paper"}},
+}
+EXAMPLE = {"context_length": 240, "width": 256, "embedder": {"kind": "byte"}, "core": {"num_layers": 4}}
+MARK = r"(<!-- {0} -->\n).*?(<!-- end -->)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One component: the key that chooses it, its kind if it has one, and what an example of it sets."""
+
+    key: str
+    kind: str | None
+    config: type
+    example: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Its file in this folder: embedder-byte_patch.md, core-sharing.md."""
+        return FOLDER / ("-".join([*self.key.split("."), *([self.kind] if self.kind else [])]) + ".md")
+
+    def model(self) -> ModelConfig:
+        """The example model with the component in it."""
+        settings = dict(EXAMPLE)
+        named = f"{self.key}: {self.kind}"
+        for section, values in PARTNERS.get(named, PARTNERS.get(self.key, {})).items():
+            settings[section] = values
+        *parents, last = self.key.split(".")
+        place: dict[str, Any] = settings
+        for parent in parents:
+            place[parent] = dict(place.get(parent, {}))
+            place = place[parent]
+        place[last] = {**(place.get(last, {}) if last == "core" else {}), **self.example}
+        return from_dict(ModelConfig, settings, source=self.path.name)
+
+
+def pages() -> Iterator[Page]:
+    """Every component that the code knows."""
+    for key, family in FAMILIES.items():
+        for kind, config in family.kinds.items():
+            yield Page(key, kind, config, {"kind": kind})
+    for key, (section, example) in SECTIONS.items():
+        yield Page(key, None, section, example)
+
+
+def settings_table(page: Page) -> str:
+    """Its settings, with their defaults and limits."""
+    lines = ["| setting | default | what it is |", "|---|---|---|"]
+    for field in dataclasses.fields(page.config):
+        name = f"`model.{page.key}.{field.name}`"
+        lines.append(f"| {name} | {default_of(field)} | {field.metadata['help']}{limits_of(field)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else "It has no settings.\n"
+
+
+def default_of(field: dataclasses.Field[Any]) -> str:
+    """The default as one would write it in YAML."""
+    value = field.default
+    if isinstance(value, Component):
+        return f"`{{kind: {value.kind}}}`"
+    if dataclasses.is_dataclass(value):
+        return "off"
+    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
+    plain = list(plain) if isinstance(plain, tuple) else plain
+    text = yaml.safe_dump(plain, default_flow_style=True).replace("\n...", "").strip()
+    return f"`{text}`"
+
+
+def limits_of(field: dataclasses.Field[Any]) -> str:
+    """Its limits, in words."""
+    words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
+    limits = [f"{word} {field.metadata[name]:g}" for name, word in words.items() if name in field.metadata]
+    if "choices" in field.metadata:
+        limits.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
+    return f" ({', '.join(limits)})" if limits else ""
+
+
+def cost_table(page: Page) -> str:
+    """Parameters and work of the example model, part by part."""
+    model, tokenizer = page.model(), build_tokenizer("byte")
+    measured = account(lambda: STLM.from_config(model, tokenizer), tokenizer.vocab_size, model.context_length, 1)
+    shown = f"width {model.width}, {model.core.num_layers} layers, windows of {model.context_length} bytes"
+    lines = [f"In a model of bytes with {shown}:", "", "| part | parameters | used | MFLOPs per byte, forward |"]
+    lines.append("|---|---:|---:|---:|")
+    for part in measured.parts:
+        work = part.forward_flops / 1e6
+        lines.append(f"| {part.name} | {part.parameters:,} | {part.effective:,} | {work:.2f} |")
+    whole = f"{measured.parameters:,} | {measured.effective:,} | {measured.forward_flops / 1e6:.2f}"
+    return "\n".join([*lines, f"| **all** | {whole} |"]) + "\n"
+
+
+def refreshed(page: Page, text: str) -> str:
+    """The page's text with both tables as they are now. ValueError where a marked place is missing."""
+    for name, table in (("settings", settings_table(page)), ("cost", cost_table(page))):
+        text, found = re.subn(
+            MARK.format(name), lambda match, table=table: match[1] + table + match[2], text, flags=re.S
+        )
+        if found != 1:
+            raise ValueError(f"{page.path.name}: expected one place <!-- {name} --> … <!-- end -->, found {found}")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; say which pages are not up to date")
+    options = parser.parse_args()
+    stale = []
+    for page in pages():
+        text = page.path.read_text(encoding="utf-8")
+        fresh = refreshed(page, text)
+        if fresh != text:
+            stale.append(page.path.name)
+            if not options.check:
+                page.path.write_text(fresh, encoding="utf-8")
+    if stale:
+        print(("not up to date: " if options.check else "written: ") + ", ".join(stale))
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
