@@ -35,8 +35,10 @@ from stlm.model import (
     count_parameters,
     exits,
     initialize,
+    learning_rate_scales,
     other_ties,
     tie,
+    transfer,
 )
 from stlm.model.cache import ROLL_BACK
 
@@ -69,6 +71,17 @@ class STLM(nn.Module):
         self.head = HEADS[config.head.kind](config.head, config, vocabulary)
         if config.head.tied:
             tie(self.head, self.embedder)
+        if config.base_width is not None:
+            transfer(self, self._at_base_width())
+
+    def learning_rate_scales(self) -> dict[Tensor, float]:
+        """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
+        return {} if self.config.base_width is None else learning_rate_scales(self, self._at_base_width())
+
+    def _at_base_width(self) -> STLM:
+        """The same model at its base width: shapes alone."""
+        with torch.device("meta"):
+            return STLM(self.config.at_base_width(), self.tokenizer)
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from data_pipeline.config import DataConfig
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
@@ -18,6 +18,12 @@ class ModelConfig:
 
     context_length: int = setting(512, "ids of a training window and of the longest attention", minimum=1)
     width: int = setting(256, "width of the core", minimum=2)
+    base_width: int | None = setting(
+        None,
+        "width at which training.learning_rate was found: matrices, logits and scores are scaled so that it holds at "
+        "this width (muP); null: as it is",
+        minimum=2,
+    )
     embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
     head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
@@ -26,6 +32,21 @@ class ModelConfig:
         """Conflicts between the parts, keys as seen from here."""
         for part in (self.embedder, self.core, self.head):
             yield from part.check(self)
+        if self.base_width is None:
+            return
+        for conflict in self.at_base_width().check():
+            yield Conflict("base_width", f"got {self.base_width}, at which model.{conflict.key}: {conflict.message}")
+        if getattr(self.embedder, "rank", None) is not None or not getattr(self.embedder, "scaled", True):
+            yield Conflict(
+                "base_width",
+                f"got {self.base_width}, which holds for a whole table read times the root of its width; expected "
+                "null, or model.embedder={kind: token}",
+                ("embedder.rank", "embedder.scaled"),
+            )
+
+    def at_base_width(self) -> ModelConfig:
+        """The same model at its base width; where there is none, the model itself."""
+        return replace(self, width=self.base_width or self.width, base_width=None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.sharing import other_ties
 from stlm.model.vocabulary import Vocabulary
+from stlm.model.width_transfer import learning_rate_scales, transfer
 
 __all__ = [
     "CORES",
@@ -37,8 +38,10 @@ __all__ = [
     "account",
     "count_parameters",
     "initialize",
+    "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",
     "row_keys",
     "tie",
+    "transfer",
 ]

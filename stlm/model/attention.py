@@ -48,6 +48,8 @@ class GroupedQueryAttention(Attention):
     in Qwen3 (arXiv 2505.09388, section 2; first by Dehghani et al. 2023, arXiv 2302.05442, section 2).
     """
 
+    query_scale = 1.0  # of the scores, see width_transfer.py
+
     def __init__(self, config: GroupedQueryConfig, norm: NormConfig, width: int, layer: int) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
@@ -70,6 +72,8 @@ class GroupedQueryAttention(Attention):
         self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
         q_BNTK = self._placed(self._heads(self.query(x_BTD)), self.query_norm, placement)
+        if self.query_scale != 1.0:
+            q_BNTK = q_BNTK * self.query_scale
         k_BMTK = self._placed(self._heads(self.key(x_BTD)), self.key_norm, placement)
         v_BMTK = self._heads(self.value(x_BTD))
         if self.gives_values:

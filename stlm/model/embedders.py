@@ -26,6 +26,7 @@ class Embedder(nn.Module):
     ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
     ngrams: NgramEmbedding | None
     scaled: bool = True  # whether vectors are read times sqrt(d)
+    read_scale = 1.0  # of the vectors read, see width_transfer.py
 
     def look_up(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> Tensor:
         """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
@@ -37,7 +38,7 @@ class Embedder(nn.Module):
         x_BTd = self.table(inputs_BT)
         if self.ngrams is not None:
             x_BTd = x_BTd + self.ngrams(inputs_BT, context, cache)
-        return x_BTd * self.table.embedding_dim**0.5 if self.scaled else x_BTd
+        return x_BTd * (self.table.embedding_dim**0.5 * self.read_scale) if self.scaled else x_BTd
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(inputs, context, cache)`; None where there is nothing to remember."""

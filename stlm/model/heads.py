@@ -20,11 +20,13 @@ class Head(nn.Module):
     """Interface of every head. `output` is the last matrix, [V, d]; tied, it is the embedder's table itself."""
 
     output: nn.Linear
+    logit_scale = 1.0  # of all logits, see width_transfer.py
     logit_cap: float | None = None
 
     def predict(self, x: Tensor) -> Tensor:
         """What `output` makes of the last vectors, capped: [..., d] → logits [..., V]."""
-        return soft_cap(self.output(x), self.logit_cap)
+        logits = self.output(x)
+        return soft_cap(logits if self.logit_scale == 1.0 else logits * self.logit_scale, self.logit_cap)
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""

@@ -315,7 +315,7 @@ class Engine:
         If the norm is not finite, nothing is updated.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
         if self.stage == 0:
             norm = self._clip()
             if not math.isfinite(norm):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from stlm.config import TrainingConfig
+from stlm.stlm import STLM
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups; a base width makes more.
 
     Matrices decay; vectors (norm weights) and embeddings do not. A tied parameter is one parameter, and an embedding if
     either of its uses is one. The learning rate is set at every step, from the schedule.
@@ -17,10 +20,17 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.A
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]  # each tied one once
     exempt = {parameter for parameter in parameters if parameter.ndim < 2 or parameter in embeddings}
-    groups = [
-        {"params": [p for p in parameters if p not in exempt], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p in exempt], "weight_decay": 0.0},
+    scales = model.learning_rate_scales() if isinstance(model, STLM) else {}
+    decayed: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter not in exempt:
+            decayed.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        # Decay takes away learning rate times weight_decay, whatever the scale (CompleteP: arXiv 2505.01618, table 1).
+        {"params": members, "weight_decay": training.weight_decay / scale, "learning_rate_scale": scale}
+        for scale, members in decayed.items()
     ]
+    groups.append({"params": [p for p in parameters if p in exempt], "weight_decay": 0.0, "learning_rate_scale": 1.0})
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=training.learning_rate,
