@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from daemons import need, wait_until
 from mini_slurm import PROGRAMS, Slurm
-from tiny_project import OPTIONS, read_metrics, wait_for_step
+from tiny_project import CONFIG, OPTIONS, read_metrics, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -89,8 +89,9 @@ def test_two_jobs_on_one_run_and_a_cancelled_one(slurm, project, pretrain):
 
 
 def test_from_text_to_the_scores_of_two_seeds(slurm, project):
+    (project / "short.yaml").write_text(CONFIG.replace("300", "20"))
     command = [
-        "bash", "scripts/slurm/pipeline.sh", "--name", "seeds", "--input", "text", "--config", "tiny.yaml",
+        "bash", "scripts/slurm/pipeline.sh", "--name", "seeds", "--input", "text", "--config", "short.yaml",
         "--ds_config", "ds_configs/zero2.json", "--seeds", "1-2",
     ]  # fmt: skip
     shown = subprocess.run([*command, "--dry-run"], cwd=project, capture_output=True, text=True, check=True).stdout
