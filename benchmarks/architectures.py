@@ -249,13 +249,20 @@ def quality(options: argparse.Namespace) -> str:
 
 
 def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, float]:
-    """Bytes per second of one core, for each architecture; measured once, then kept."""
+    """Bytes per second of one core, for each architecture; measured once, then kept.
+
+    What is measured later is so beside one that was measured before, and told in relation to it.
+    """
     path = options.work / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    if any(name not in rates for name in chosen):
+    missing = [name for name in chosen if name not in rates]
+    if missing:
         torch.set_num_threads(1)
-        measured = measure(chosen, options.rounds, time.process_time)
-        rates |= {name: statistics.median(values) for name, values in measured.items()}
+        known = [name for name in chosen if name in rates][:1]
+        measured = measure({name: chosen[name] for name in (*known, *missing)}, options.rounds, time.process_time)
+        found = {name: statistics.median(values) for name, values in measured.items()}
+        scale = rates[known[0]] / found[known[0]] if known else 1.0
+        rates |= {name: found[name] * scale for name in missing}
         path.write_text(json.dumps(rates, indent=2))
     return rates
 
