@@ -27,11 +27,13 @@ EXTRAS = {
     "html": ["resiliparse>=1.0"],  # text out of pages of HTML
     "clean": ["py3langid>=0.4", "rensa>=0.5,<0.6"],  # languages and near-duplicates; another rensa signs otherwise
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
+    "export": ["transformers>=5.23"],  # --to huggingface
     "dev": [
         "resiliparse>=1.0",
         "py3langid>=0.4",
         "rensa>=0.5,<0.6",
         "matplotlib>=3.10",
+        "transformers>=5.23",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",

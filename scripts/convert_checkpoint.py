@@ -18,8 +18,9 @@ def main() -> int:
     )
     parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
     parser.add_argument(
-        "--to", required=True, choices=("safetensors",), help="safetensors: the model directory alone, as STLM reads it"
-    )
+        "--to", required=True, choices=("safetensors", "huggingface"),
+        help="safetensors: the model directory alone, as STLM reads it; huggingface: a folder that transformers loads",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     args = parser.parse_args()
 

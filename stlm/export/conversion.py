@@ -10,6 +10,7 @@ from pathlib import Path
 from data_pipeline.atomic import atomic_directory
 from stlm.errors import ConversionError
 from stlm.export.comparison import compare
+from stlm.export.origin import Origin
 from stlm.export.targets import TARGETS
 from stlm.stlm import STLM, locate_model
 
@@ -49,7 +50,7 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
             f"{' or '.join(fitting)}"
         )
     with atomic_directory(output) as folder:
-        written = TARGETS[target].write(model, folder)
+        written = TARGETS[target].write(model, Origin.of(directory), folder)
         difference, num_ids = compare(model, written)
     return Converted(output, model.num_parameters(), size_of(output), difference, num_ids)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
+from stlm.export.families import obstacles
+from stlm.export.huggingface import write_huggingface
+from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
 
@@ -16,14 +19,17 @@ class Target:
     """One form of a model on disk."""
 
     obstacles: Callable[[ModelConfig], list[str]]  # what it cannot express, each as "key = value"; none: it fits
-    write: Callable[[STLM, Path], Logits]  # fills a folder, and gives the logits of what is read back from it
+    write: Callable[[STLM, Origin, Path], Logits]  # fills a folder, and gives the logits of what is read back from it
 
 
-def write_model_directory(model: STLM, folder: Path) -> Logits:
+def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
     """The model directory alone: config.json, model.safetensors and tokenizer/, as they lie in a checkpoint."""
     model.save(folder)
     written = STLM.load(folder).eval()
     return lambda ids_BT: written(ids_BT).logits
 
 
-TARGETS = {"safetensors": Target(lambda config: [], write_model_directory)}
+TARGETS = {
+    "safetensors": Target(lambda config: [], write_model_directory),
+    "huggingface": Target(obstacles, write_huggingface),
+}

@@ -64,7 +64,7 @@ def test_what_was_written_is_read_back(model):
 
 
 def test_a_failed_conversion_leaves_nothing(checkpoint, monkeypatch, tmp_path):
-    def write(model, folder):
+    def write(model, origin, folder):
         (folder / "half").write_text("half")
         return lambda ids_BT: model(ids_BT).logits + 1
 

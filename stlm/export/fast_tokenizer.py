@@ -1,0 +1,95 @@
+"""The project's tokenizers as files of the `tokenizers` library, with the same ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import SPACE
+from data_pipeline.tokenizers.huggingface import DEFINITION_FILE
+from stlm.errors import ConversionError
+
+SPECIALS = ("start", "end_of_text", "pad", "mask")
+_NEVER = -1e4  # the score of pieces that no text is cut into: they stand for bytes and symbols
+
+
+def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
+    """A tokenizer.json whose ids are those of `tokenizer`; before a text it puts the start and end_of_text symbols, as
+    a model reads them at the beginning of a document. `scratch` is an empty folder.
+
+    Raises ConversionError where the library has no such tokenizer.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        definition = _of_bytes(tokenizer)
+    elif isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.spec.startswith("sentencepiece:"):
+        definition = _of_unigram(tokenizer)
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer.save(scratch)
+        definition = json.loads((scratch / DEFINITION_FILE).read_bytes())
+    else:
+        raise ConversionError(
+            f"data.tokenizer: got {tokenizer.spec}, which huggingface cannot express with the same ids, expected byte, "
+            "sentencepiece:N or hf:DIR; this model can be converted to safetensors"
+        )
+    names = {token["id"]: token["content"] for token in definition["added_tokens"]}
+    front = [(names[id], id) for id in (tokenizer.start_id, tokenizer.end_of_text_id)]
+    definition["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [*({"SpecialToken": {"id": name, "type_id": 0}} for name, _ in front), _text("A")],
+        "pair": [*({"SpecialToken": {"id": name, "type_id": 0}} for name, _ in front), _text("A"), _text("B")],
+        "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]} for name, id in front},
+    }
+    return definition
+
+
+def special_names(tokenizer: Tokenizer, definition: dict[str, Any]) -> dict[str, str]:
+    """How each of SPECIALS is written there."""
+    names = {token["id"]: token["content"] for token in definition["added_tokens"]}
+    return {special: names[getattr(tokenizer, f"{special}_id")] for special in SPECIALS}
+
+
+def _text(id: str) -> dict[str, Any]:
+    return {"Sequence": {"id": id, "type_id": 0}}
+
+
+def _frame(model: dict[str, Any], added: dict[int, str], **parts: Any) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens = [{"id": id, "content": content, **flags} for id, content in sorted(added.items())]
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    return {"version": "1.0", **empty, "added_tokens": tokens, **parts, "model": model}
+
+
+def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
+    """BPE without merges over the byte-level alphabet, whose characters get the ids of their bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    added = {getattr(tokenizer, f"{special}_id"): f"<|{special}|>" for special in SPECIALS}
+    vocabulary = {added.get(byte, character): byte for byte, character in sorted(bytes_to_unicode().items())}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": False, "ignore_merges": False}
+    parts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return _frame(model, added, pre_tokenizer=parts, decoder=parts)
+
+
+def _of_unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The same pieces and scores. Pieces of bytes and symbols are scored so that no text that spells them is one."""
+    processor = tokenizer._processor
+    unwritten = [processor.is_byte(id) or tokenizer.bytes_per_id[id] == 0 for id in range(tokenizer.vocab_size)]
+    vocabulary = [
+        [processor.id_to_piece(id), _NEVER if unwritten[id] else processor.get_score(id)]
+        for id in range(tokenizer.vocab_size)
+    ]
+    model = {"type": "Unigram", "unk_id": processor.unk_id(), "vocab": vocabulary, "byte_fallback": True}
+    added = {id: processor.id_to_piece(id) for id in range(tokenizer.vocab_size) if tokenizer.bytes_per_id[id] == 0}
+    decoder = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return _frame(
+        model,
+        added,
+        normalizer={"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        decoder={"type": "Sequence", "decoders": decoder},
+    )

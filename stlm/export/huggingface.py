@@ -1,0 +1,92 @@
+"""A folder that transformers loads, with its own classes: config, weights, tokenizer, and a card for people."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.tokenizers import Tokenizer
+from stlm.errors import ConversionError
+from stlm.export.card import model_card
+from stlm.export.comparison import Logits, sample_text
+from stlm.export.families import describe, name_there
+from stlm.export.fast_tokenizer import definition_of, special_names
+from stlm.export.origin import Origin
+from stlm.stlm import STLM
+
+
+def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
+    """Fill a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`."""
+    transformers = library()
+    tokenizer = model.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        definition = definition_of(tokenizer, Path(scratch))
+    symbols = {
+        "bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id,
+    }  # fmt: skip
+    fields = {**describe(model.config), "vocab_size": tokenizer.vocab_size, **symbols}
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    there = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    there.load_state_dict({name_there(name): tensor for name, tensor in model.state_dict().items()})
+    textless = (tokenizer.bytes_per_id == 0).nonzero()[0].tolist()
+    never = [id for id in textless if id != tokenizer.end_of_text_id]
+    there.generation_config = transformers.GenerationConfig(**symbols, suppress_tokens=never)
+    there.save_pretrained(folder)
+
+    (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    names = special_names(tokenizer, definition)
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names["start"],
+        "eos_token": names["end_of_text"],
+        "pad_token": names["pad"],
+        "mask_token": names["mask"],
+        "model_max_length": model.config.context_length,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a text that spells out a symbol is a text
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__), encoding="utf-8")
+    _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder))
+    return _logits(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+
+
+def library() -> Any:
+    """The transformers library. Raises ConversionError where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise ConversionError(
+            'huggingface: transformers is not installed; pip install -e ".[export]" -c constraints.txt'
+        ) from None
+    return transformers
+
+
+def _compare_ids(ours: Tokenizer, theirs: Any) -> None:
+    """Raises ConversionError where the ids of the text are not the same, or do not give the text back."""
+    text = sample_text()
+    expected, got = ours.encode(text).tolist(), theirs(text, add_special_tokens=False)["input_ids"]
+    if got != expected:
+        place = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
+        raise ConversionError(
+            f"the converted tokenizer is not the same: id {place} of a text is {got[place : place + 5]}, expected "
+            f"{expected[place : place + 5]}; nothing was written"
+        )
+    if theirs.decode(got) != text:
+        raise ConversionError("the converted tokenizer does not give back a text; nothing was written")
+
+
+def _logits(there: Any, tokenizer: Tokenizer) -> Logits:
+    """The logits of each id given those before it: transformers gives those of the id that follows."""
+    there.eval()
+
+    def logits(ids_BT: Tensor) -> Tensor:
+        start_B1 = torch.full_like(ids_BT[:, :1], tokenizer.start_id)
+        return there(input_ids=torch.cat((start_B1, ids_BT[:, :-1]), dim=1)).logits
+
+    return logits
