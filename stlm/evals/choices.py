@@ -92,7 +92,7 @@ class Loaded:
     task: ChoiceTask
     items: list[Item]
     shots: list[Item]
-    file_sha256: str
+    file_sha256: str | None  # None where items are made rather than read
 
     @classmethod
     def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> Loaded:
@@ -118,13 +118,14 @@ class Loaded:
         """The scored items, and what is known of all of them: see `summary`."""
         questions = self.questions()
         found = log_likelihoods(model, questions, self.name)
-        scored = [_scored(item, of, self.task) for item, of in zip(self.items, found.of, strict=True)]
+        scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.of, strict=True)]
         values = summary(scored)
         values["published_50m"] = self.task.published
         values["shots"] = len(self.shots)
         values["contexts_cut"] = found.num_cut
         values["sha256"] = fingerprint(questions, self.items)
-        values["file_sha256"] = self.file_sha256
+        if self.file_sha256 is not None:
+            values["file_sha256"] = self.file_sha256
         return scored, values
 
 
@@ -145,7 +146,8 @@ def _shot(task: ChoiceTask, item: Item) -> str:
     return "".join(rows_of(task, item)[item.answer])
 
 
-def _scored(item: Item, found: Sequence[Likelihood], task: ChoiceTask) -> ScoredItem:
+def scored_item(task: ChoiceTask, item: Item, found: Sequence[Likelihood]) -> ScoredItem:
+    """An item with the likelihoods of its rows."""
     log_probabilities = tuple(likelihood.log_probability for likelihood in found)
     if task.parse is target_item:
         (target,) = found

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 from stlm.config.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import SplitScore, score_split
-from stlm.evals.choices import CHOICE_TASKS, Loaded, ScoredItem
+from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
+from stlm.evals.corruptions import corruption_items, score_corruptions
+from stlm.evals.items import minimal_pair
 from stlm.evals.measures import Estimate
+from stlm.evals.minimal_pairs import minimal_pairs
 from stlm.evals.report import groups_text
 from stlm.evals.subject import Subject
 from stlm.evals.table import table
@@ -37,8 +40,8 @@ class TaskResult:
 
 Task = Callable[[Subject], TaskResult]
 
-NEED_DATA = frozenset({"bits_per_byte"})  # prepared data, not items of their own
-TASKS = ("bits_per_byte", *CHOICE_TASKS)
+NEED_DATA = frozenset({"bits_per_byte", "corruptions"})  # prepared data, not items of their own
+TASKS = ("bits_per_byte", "corruptions", "minimal_pairs", *CHOICE_TASKS)
 
 
 def load_tasks(names: str, options: Options) -> dict[str, Task]:
@@ -61,15 +64,30 @@ def _meant(name: str) -> str:
 
 
 def _load(name: str, options: Options) -> Task:
+    if options.shots and name not in CHOICE_TASKS:
+        raise StlmError(f"--shots: got {options.shots} for {name}, which has no prompts; leave it out, or ask it alone")
     if name == "bits_per_byte":
         return lambda subject: bits_per_byte(subject, options.stride)
-    loaded = Loaded.read(name, options.tasks_dir, options.shots)
+    if name == "corruptions":
+        return corruptions
+    if name == "minimal_pairs":
+        loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
+    else:
+        loaded = Loaded.read(name, options.tasks_dir, options.shots)
 
     def score(subject: Subject) -> TaskResult:
         items, values = loaded.score(subject.model)
         return TaskResult(groups_text(name, values), values, items)
 
     return score
+
+
+def corruptions(subject: Subject) -> TaskResult:
+    """How often the model prefers how the validation text goes on to corruptions of it."""
+    assert subject.data is not None
+    documents = (subject.data.tokenizer.decode(ids) for ids in subject.data.split("validation").documents())
+    pairs, values = score_corruptions(subject.model, corruption_items(documents))
+    return TaskResult(groups_text("corruptions", values), values, pairs)
 
 
 def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:

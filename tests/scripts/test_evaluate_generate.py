@@ -148,6 +148,23 @@ def test_evaluate_tasks_of_choices(folder, call, tmp_path):
     assert code == 0 and values["sha256"] in (tmp_path / "out.md").read_text()
 
 
+def test_evaluate_without_any_other_data(folder, call, tmp_path):
+    text = "\n\n".join(
+        f"{' '.join(f'word{n}x{m}' for m in range(24))}. One {n}. Two {n} is so " + "long. " * 25 for n in range(60)
+    )
+    (tmp_path / "text.txt").write_text(text)
+    config = PrepareConfig(inputs=(str(tmp_path / "text.txt"),), output=str(tmp_path / "data"), workers=1)
+    prepare(dataclasses.replace(config, validation_fraction=0.1))
+    run = folder / "run"
+    output = tmp_path / "out.json"
+    code, out, _ = call("evaluate.py", run, "--data", tmp_path / "data", "--tasks", "corruptions", "--output", output)
+    assert code == 0 and re.search(r"^word_shuffle +\d+ ", out, re.MULTILINE)
+    values = json.loads(output.read_text())["results"]["corruptions"]
+    assert values["items"] == 13 * values["passages"] and values["chance"] == 0.5
+    code, _, err = call("evaluate.py", run, "--tasks", "minimal_pairs", "--shots", "1")
+    assert code == 2 and "--shots: got 1 for minimal_pairs, which has no prompts" in err
+
+
 def test_evaluate_refuses(folder, call, tmp_path):
     run = folder / "run"
     for arguments, message in [
