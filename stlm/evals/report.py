@@ -12,8 +12,8 @@ _LONGEST_TABLE = 20  # groups; more are in the JSON file only
 
 NOTES = """\
 accuracy: the truth is the most probable choice, a tie counting half; per byte: by log-probability per byte;
-truth: its probability among the choices; 95 %: bootstrap over items. Published: a 50M model, whole sentences
-scored, 4 of 5 tasks on other subsets (arXiv 2405.14159, protocol in docs/evals.md)"""
+truth: its probability among the choices; 95 %: bootstrap over items. Published: a 50M model (arXiv 2405.14159),
+by another protocol (docs/evals.md)"""
 
 
 def overview_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
