@@ -3,13 +3,13 @@
     python benchmarks/architectures.py speed   [--input PATH …]
     python benchmarks/architectures.py quality [--input PATH …] [--seconds 120] [--seeds 3]
 
-`speed` trains models around one and the same core, taking turns, step by step, and compares bytes of text per second.
+`speed` makes whole steps of all architectures in turn, on all cores, and compares bytes of text per second.
 
-`quality` gives every architecture of architectures/*.yaml the same number of unique parameters and the same time, on
---jobs cores at once, one each. How many steps fit into the time is measured first, in rounds, all architectures taking
-turns, the least disturbed stretch of each counting; the number of steps then stands, so that other work on the machine
-changes nothing. The peak learning rate is chosen for each architecture from --learning-rates, with a quarter of the
-time and a seed that the table does not use. A run that was cut off goes on where it was.
+`quality` gives every architecture of architectures/*.yaml the same number of unique parameters and the same processor
+time of one core. How many steps fit into it is measured first, on one thread, all architectures taking turns; processor
+time and that the number of steps then stands make other work on the machine matter little. The peak learning rate is
+chosen for each architecture from --learning-rates, with a quarter of the time and a seed that the table does not use.
+--jobs runs go at once. What was cut off goes on where it was.
 
 Prints one Markdown table; --output writes it.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -32,18 +31,21 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
+from tqdm import tqdm
 
 from data_pipeline.loading import open_data
 from stlm.config import RunConfig, load_run_config
+from stlm.objectives import build_objective
 from stlm.stlm import STLM
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.loaders import build_loaders
 from stlm.training.optimizers import build_optimizer
+from stlm.training.precision import choose_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "architectures"
 ENTROPY_MODEL = "entropy-model"  # the config of the byte model that entropy patching takes over
+BYTES_PER_ROW = 512  # of text, in all architectures
 TRIAL_SEED = 99  # of the runs that choose a learning rate
 TRIAL_SHARE = 0.25  # of the time, that each of them gets
 
@@ -122,46 +124,57 @@ def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
 
 
 def speed(options: argparse.Namespace) -> str:
-    """Bytes per second in training around the same core, in turns."""
+    """Bytes per second in training, in turns."""
     torch.set_num_threads(os.cpu_count() or 1)
-    steps: dict[str, Callable[[int], tuple[float, float]]] = {}
-    parameters = {}
-    for name, architecture in architectures(options).items():
-        steps[name], parameters[name] = stepper(architecture.load())
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.rounds * 4 + 2):
-        for name, step in steps.items():
-            seconds, read = step(turn + 1)
-            if turn >= 2:  # the first steps warm up
-                rates[name].append(read / seconds)
-    first = next(iter(rates))
+    chosen = architectures(options)
+    measured = measure(chosen, options.rounds, time.perf_counter)
+    first = next(iter(chosen))
     rows = []
-    for name, values in rates.items():
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(values, rates[first], strict=True))
-        rows.append([name, f"{parameters[name]:,}", f"{statistics.median(values) / 1e3:.1f}", f"{ratio:.2f}"])
+    for name in chosen:
+        rates, others = measured[name], measured[first]
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(rates, others, strict=True))
+        size = parameters_of(chosen[name])
+        rows.append([name, f"{size:,}", f"{statistics.median(rates) / 1e3:.1f}", f"{ratio:.2f}"])
     return markdown(["architecture", "parameters", "kB/s", f"to {first}"], rows)
 
 
-def stepper(config: RunConfig) -> tuple[Callable[[int], tuple[float, float]], int]:
-    """A function that makes one whole step (forward, loss, backward, update) and gives its seconds and its bytes."""
+def measure(chosen: dict[str, Architecture], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Bytes per second of each architecture in each round, of four steps."""
+    steps = {name: stepper(architecture.load()) for name, architecture in chosen.items()}
+    rates: dict[str, list[float]] = {name: [] for name in chosen}
+    for turn in tqdm(range(rounds + 1), "measuring", unit=" rounds"):
+        for name, step in steps.items():
+            started = clock()
+            read = sum(step(4 * turn + number) for number in range(1, 5))
+            if turn:  # the first round warms up
+                rates[name].append(read / (clock() - started))
+    return rates
+
+
+def stepper(config: RunConfig) -> Callable[[int], float]:
+    """A function that makes one whole step (forward, loss, backward, clipping, update) and gives its bytes of text."""
     data = open_data(config.data)
     loader, _ = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     for _ in begin_entropy_patching(model, loader, config.training.batch_size):
         pass  # what it found is of no interest here
     optimizer = build_optimizer(model, config.training)
+    objective = build_objective(config.training.objective)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
+    bf16 = choose_precision(config.training.precision).name == "bf16"
 
-    def step(number: int) -> tuple[float, float]:
-        batch = loader.rows(number, 0, config.training.batch_size)
-        started = time.perf_counter()
-        logits = model(batch.ids).logits.float()
-        F.cross_entropy(logits.flatten(0, 1), batch.ids.flatten()).backward()
+    def step(number: int) -> float:
+        prepared = objective.prepare(loader.rows(number, 0, config.training.batch_size), config.seed, number, 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = model(prepared.inputs)
+        sums = objective.sums(output, prepared, bytes_per_id)
+        (sum(output.auxiliary.values(), sums.nats) / sums.ids).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - started, float(bytes_per_id[batch.ids].sum())
+        return float(sums.bytes)
 
-    return step, model.num_parameters()
+    return step
 
 
 # ---------------------------------------------------------------------- quality
@@ -173,7 +186,8 @@ def quality(options: argparse.Namespace) -> str:
     rates = measured_rates(options, chosen)
 
     def steps_in(name: str, seconds: float) -> int:
-        return max(20, int(seconds * rates[name]["steps_per_second"]))
+        """How many steps, of about 512 bytes a row, so much time is."""
+        return max(20, int(seconds * rates[name] / (chosen[name].load().training.batch_size * BYTES_PER_ROW)))
 
     with ThreadPoolExecutor(options.jobs) as pool:
         trials = {
@@ -200,7 +214,7 @@ def quality(options: argparse.Namespace) -> str:
         mine = [results[name, seed] for seed in range(1, options.seeds + 1)]
         scores = [run["bits_per_byte"] for run in mine]
         rows.append([
-            name, f"{parameters_of(chosen[name]):,}", f"{rates[name]['bytes_per_second'] / 1e3:.1f}",
+            name, f"{parameters_of(chosen[name]):,}", f"{rates[name] / 1e3:.1f}",
             f"{mine[0]['bytes_seen'] / 1e6:.2f}", peaks[name], f"{statistics.mean(scores):.4f}",
             f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "",
         ])  # fmt: skip
@@ -217,53 +231,32 @@ def quality(options: argparse.Namespace) -> str:
     return markdown(heads, rows)
 
 
-def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, dict[str, float]]:
-    """Steps and bytes per second of each architecture while --jobs copies of it run; measured once, then kept."""
+def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, float]:
+    """Bytes per second of one core, for each architecture; measured once, then kept."""
     path = options.work / "rates.json"
-    rates: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
-    missing = [name for name in chosen if name not in rates]
-    readings: dict[str, list[float]] = {name: [] for name in missing}
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for turn in range(options.rounds if missing else 0):
-            for name in missing:
-                copies = [
-                    pool.submit(trained, options, chosen[name], f"rate-{turn}-{copy}", TRIAL_SEED, "1e-3", 50, True)
-                    for copy in range(options.jobs)
-                ]
-                readings[name] += [copy.result()["bytes_per_second"] for copy in copies]
-    for name in missing:
-        seen = metrics_of(options.work / "runs" / f"{name}-rate-0-0")[-1]
-        bytes_per_step = seen["bytes_seen"] / seen["step"]
-        fastest = max(readings[name])
-        rates[name] = {"bytes_per_second": fastest, "steps_per_second": fastest / bytes_per_step}
-    path.write_text(json.dumps(rates, indent=2))
+    rates: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    if any(name not in rates for name in chosen):
+        torch.set_num_threads(1)
+        measured = measure(chosen, options.rounds, time.process_time)
+        rates |= {name: statistics.median(values) for name, values in measured.items()}
+        path.write_text(json.dumps(rates, indent=2))
     return rates
 
 
 def trained(
-    options: argparse.Namespace,
-    architecture: Architecture,
-    run: str,
-    seed: int,
-    peak: str,
-    steps: int,
-    speed_only: bool = False,
+    options: argparse.Namespace, architecture: Architecture, run: str, seed: int, peak: str, steps: int
 ) -> dict[str, float]:
-    """Train one run; the figures of its last steps, and of its validation."""
+    """Train one run: the bits per byte of its validation, and the bytes that it read."""
     run_dir = options.work / "runs" / f"{architecture.config.stem}-{run}"
-    every = 10 if speed_only else max(1, steps // 20)
     settings = {
         "seed": seed, "training.max_steps": steps, "training.learning_rate": peak,
-        "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": every,
+        "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": max(1, steps // 20),
         "training.eval_every_steps": steps, "training.save_every_steps": steps, "training.keep_last": 1,
     }  # fmt: skip
     pretrain(architecture, run_dir, settings)
-    train, validation = (metrics_of(run_dir, split) for split in ("train", "validation"))
-    return {
-        "bits_per_byte": validation[-1]["bits_per_byte"],
-        "bytes_seen": train[-1]["bytes_seen"],
-        "bytes_per_second": max((record["timing"]["bytes_per_second"] for record in train[2:]), default=math.nan),
-    }
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    train, validation = ([each for each in records if each["split"] == split] for split in ("train", "validation"))
+    return {"bits_per_byte": validation[-1]["bits_per_byte"], "bytes_seen": train[-1]["bytes_seen"]}
 
 
 def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]) -> None:
@@ -276,12 +269,6 @@ def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
-
-
-def metrics_of(run_dir: Path, split: str = "train") -> list[dict[str, Any]]:
-    """Records of a split of a run."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for line in lines if (record := json.loads(line))["split"] == split]
 
 
 def parameters_of(architecture: Architecture) -> int:

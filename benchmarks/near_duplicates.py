@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_pipeline.cleaning.documents import Cleaning
 from data_pipeline.cleaning.near_duplicates import near_duplicates, sign
 from data_pipeline.gathering import Gathered, drop_duplicates, gather, starts_of
-from data_pipeline.prepare import PrepareConfig, open_inputs
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import open_inputs
 from data_pipeline.workers import Workers
 
 _WORDS = 20_000

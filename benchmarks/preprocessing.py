@@ -10,8 +10,9 @@
 
 Every row is a process of its own and counts from its start to its end, imports included. Rounds are interleaved, so
 each row sees the same machine; a ratio is the median over the rounds of the ratio within a round. MB are 10^6 bytes of
-text. CPU: seconds of all processes of the row. Memory: the highest sum, looked at every 50 ms, of what each of its
-processes has for itself and its share of what several have (PSS).
+text. The rows of bytes end with their result on the disk (fsync). CPU: seconds of all processes of the row. Memory: the
+highest sum, looked at every 50 ms, of what each of its processes has for itself and its share of what several have
+(PSS).
 
 --large GB prepares that much text instead: once as one file, once as one line of one file.
 """
@@ -41,10 +42,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_pipeline import corpus, prepare
+from data_pipeline.atomic import fsync_tree
 from data_pipeline.manifest import SPLITS
+from data_pipeline.preparation import PrepareConfig
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
 from data_pipeline.workers import available_cores
 
+SHAPES = ["file", "line"]
 POOL_BYTES = 8 << 20  # of the default corpus, from which documents are cut
 
 
@@ -88,7 +92,7 @@ def ours(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | None) ->
         tokenizer = load_tokenizer(tokenizer_dir)
         spec = tokenizer.spec
         prepare.make_tokenizer = lambda *_: tokenizer  # training has its own column
-    config = prepare.PrepareConfig((str(jsonl),), spec, str(output), workers, deduplicate=False)
+    config = PrepareConfig((str(jsonl),), spec, str(output), workers, deduplicate=False)
     manifest = prepare.prepare(config)
     return {what: sum(manifest.total(split, what) for split in SPLITS) for what in ("documents", "ids")}
 
@@ -107,6 +111,7 @@ def hugging_face(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | 
         features=datasets.Features({"ids": datasets.List(datasets.Value("uint8"))}),
     )
     data.save_to_disk(output, num_proc=workers)
+    fsync_tree(output)
     return {"documents": len(data), "ids": sum(len(chunk.values) for chunk in data.data.column("ids").chunks)}
 
 
@@ -121,6 +126,8 @@ def megatron(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | None
         for ids in pool.imap(encode_line, lines, 32):
             file.write(np.array(ids, np.uint8).tobytes())
             sizes.append(len(ids))
+        file.flush()
+        os.fsync(file.fileno())
     np.save(output.with_suffix(".npy"), np.array(sizes))
     return {"documents": len(sizes), "ids": sum(sizes)}
 
@@ -234,7 +241,7 @@ def side_by_side(folder: Path, megabytes: int, workers: int, rounds: int, vocabu
     pool = pool_of_text()
     big, small = folder / "big.jsonl", folder / "small.jsonl"
     write_jsonl(big, pool, megabytes * 10**6)
-    write_jsonl(small, pool, max(megabytes // 4, 8) * 10**6)
+    write_jsonl(small, pool, max(megabytes // 2, 8) * 10**6)
     start = time.perf_counter()
     sample = (document.decode() for document in documents(pool, 4 << 20))
     train_sentencepiece(sample, vocabulary).save(folder / "tokenizer")
@@ -264,21 +271,23 @@ def side_by_side(folder: Path, megabytes: int, workers: int, rounds: int, vocabu
     print(f"\n(not counted: training the tokenizer on 4 MiB, {trained:.0f} s)")
 
 
-def large(folder: Path, gigabytes: float, workers: int) -> None:
+def large(folder: Path, gigabytes: float, workers: int, shapes: list[str]) -> None:
     pool = pool_of_text()
+    ways = {"file": (pool, b"\n\n"), "line": (b" ".join(pool.split()), b" ")}
     print(f"{f'{gigabytes:g} GB, bytes, {workers} workers':<28}{'MB/s':>9}{'seconds':>12}{'memory/MB':>12}")
-    for name, separator in (("one file", b"\n\n"), ("one line", b" ")):
+    for shape in shapes:
+        pool, separator = ways[shape]
         path = folder / "large.txt"
         size = int(gigabytes * 10**9)
         with path.open("wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="text", leave=False) as bar:
             for document in documents(pool, size):
-                file.write((document if separator != b" " else b" ".join(document.split())) + separator)
+                file.write(document + separator)
                 bar.update(len(document))
         size = path.stat().st_size
         result = measure("ours", path, folder, workers)
         path.unlink()
         rate = size / result["seconds"] / 1e6
-        print(f"{name:<28}{rate:>9.1f}{result['seconds']:>12.1f}{result['peak'] / 1e6:>12,.0f}", flush=True)
+        print(f"{f'one {shape}':<28}{rate:>9.1f}{result['seconds']:>12.1f}{result['peak'] / 1e6:>12,.0f}", flush=True)
 
 
 def main() -> None:
@@ -288,6 +297,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
     parser.add_argument("--vocabulary", type=int, default=4096, help="ids of the subwords (default: 4096)")
     parser.add_argument("--large", type=float, metavar="GB", help="prepare that much text as one file and as one line")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=SHAPES, help="of --large (default: both)")
     parser.add_argument("--folder", help="where text and results are kept meanwhile (default: the temporary folder)")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # what `measure` starts
     options = parser.parse_args()
@@ -298,7 +308,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.large:
-            large(Path(folder), options.large, options.workers)
+            large(Path(folder), options.large, options.workers, options.shape)
         else:
             side_by_side(Path(folder), options.megabytes, options.workers, options.rounds, options.vocabulary)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import gc
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -83,12 +82,14 @@ _LONGEST_UNIT = 8 << 20  # bytes of source code read in one piece of work
 
 def installed_versions() -> dict[str, str | None]:
     """The version of every package that the corpus is read from; None where one is not installed."""
+    from importlib import metadata  # imported here for it takes a while, and every worker imports this file
+
     versions: dict[str, str | None] = {STANDARD_LIBRARY: platform.python_version()}
     for name, distribution in PACKAGES.items():
         if distribution:
             try:
-                versions[name] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
+                versions[name] = metadata.version(distribution)
+            except metadata.PackageNotFoundError:
                 versions[name] = None
     return versions
 

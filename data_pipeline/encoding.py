@@ -35,7 +35,7 @@ from data_pipeline.tokenizers import (
 )
 
 SHARD_BYTES = 256 << 20  # of text
-PIECE_BYTES = 8 << 20  # of text that is encoded at a time
+PIECE_BYTES = 4 << 20  # of text that is encoded at a time: small, so that nobody waits long for the last one
 
 _SAMPLE_BYTES = 16 << 20  # of text that a tokenizer is trained on
 CHOICES = {"train": TRAIN, "validation": VALIDATION}

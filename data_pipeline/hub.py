@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, and folders that `save_to_disk` wrote, by the `datasets` library.
 
-It is imported when one is asked for.
+It is imported when one is asked for, as is what looks at the network: every worker imports this file.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import os
 import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +163,9 @@ def _first_line(error: Exception) -> str:
 
 def _network() -> bool:
     """Whether the hub's name can be looked up, or a proxy will do so."""
+    import urllib.parse
+    import urllib.request
+
     host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:
         return bool(urllib.request.getproxies() or socket.getaddrinfo(host, None))

@@ -53,7 +53,7 @@ def _windows_of(data: PreparedData, config: DataConfig, context_length: int, see
     tokenizer, stream = data.tokenizer, data.split("train")
     plan = None
     if config.curriculum is not None or config.packing in ("padded", "best_fit"):
-        plan = Plan.open(data, config.packing, context_length, config.curriculum, bool(config.verify))
+        plan = Plan.open(data, config.packing, context_length, config.curriculum, config.verify)
     windows: WindowSet
     if plan is not None and plan.pieces is not None and plan.firsts is not None:
         windows = PlannedWindows(

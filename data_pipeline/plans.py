@@ -27,7 +27,7 @@ from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import WrittenFile
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
-from data_pipeline.reader import PreparedData
+from data_pipeline.reader import PreparedData, is_small
 from data_pipeline.scores import open_scores
 
 PIECE = np.dtype([("start", "<i8"), ("length", "<i4"), ("continues", "<i4")])
@@ -74,11 +74,12 @@ class Plan:
 
     @classmethod
     def open(
-        cls, data: PreparedData, packing: str, context_length: int, curriculum: str | None, verify: bool = False
+        cls, data: PreparedData, packing: str, context_length: int, curriculum: str | None, verify: bool | None = False
     ) -> Plan:
         """Open a plan after checking the sizes of its files, and with `verify` their sha256.
 
-        DataError, with the command that makes it, if it is missing, damaged or of other data.
+        `verify` None: if they are so small that this takes a moment only. DataError, with the command that makes it, if
+        it is missing, damaged or of other data.
         """
         directory = plan_dir(data.dir, packing, context_length, curriculum)
         command = f"python scripts/preprocess.py plan {data.dir} --packing {packing} --context-length {context_length}"
@@ -98,6 +99,8 @@ class Plan:
         summary = PlanSummary(**contents)
         if summary.data_fingerprint != data.fingerprint:
             raise DataError(f"{directory} was made for other data than {data.dir} holds now; make it again: {command}")
+        if verify is None:
+            verify = is_small(sum(expected["bytes"] for expected in summary.files.values()))
         for name, expected in summary.files.items():
             path = directory / name
             if not path.is_file() or path.stat().st_size != expected["bytes"]:

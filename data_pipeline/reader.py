@@ -59,7 +59,7 @@ class PreparedData:
         dir = Path(dir)
         manifest = Manifest.load(dir)
         if verify is None:
-            verify = sum(file.size for file in manifest.files(dir)) <= _VERIFIED_BYTES
+            verify = is_small(sum(file.size for file in manifest.files(dir)))
         manifest.check(dir, hashes=verify)
         return cls(dir, manifest, check_tokenizer(dir, manifest))
 
@@ -182,6 +182,11 @@ class IdStream:
             self._maps.popitem(last=False)
         ids = self._maps[shard] = np.asarray(map_ids(self._prefixes[shard], self._dtypes[shard]))
         return ids
+
+
+def is_small(num_bytes: int) -> bool:
+    """Whether so many bytes are hashed before a run without being asked for."""
+    return num_bytes <= _VERIFIED_BYTES
 
 
 class TrainLoader:

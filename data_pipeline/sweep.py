@@ -21,7 +21,8 @@ from data_pipeline.encoding import make_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.manifest import WORK_DIR
-from data_pipeline.prepare import PrepareConfig, gather_all, open_inputs
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import gather_all, open_inputs
 from data_pipeline.tokenizers import parse_spec
 from data_pipeline.workers import Team, Workers
 

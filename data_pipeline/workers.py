@@ -96,6 +96,11 @@ def run_all(
     return [results[index] for index in range(len(jobs))]
 
 
+def call(function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(*arguments)`, as a job: so jobs of several kinds are shared out together."""
+    return function(*arguments)
+
+
 def available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -110,10 +115,14 @@ def process_pool(number: int) -> ProcessPoolExecutor:
 
 def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
     """Begin a job. DataError if one of the processes was killed."""
+    # A process that is started here inherits what is blocked: Ctrl-C while it starts is for the parent alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(function, *job)
     except BrokenProcessPool as error:
         raise _killed() from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def result_of(future: Future[Result]) -> Result:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,18 @@ _THEIRS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
     | {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
+
+
+def _outside_of_run(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What Python does with an exception that nobody catches, but for Ctrl-C while a script is still being imported."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+sys.excepthook = _outside_of_run
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

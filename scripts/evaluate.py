@@ -37,7 +37,7 @@ def main() -> int:
     print(subject)
     results = {}
     for name, task in tasks.items():
-        result = task(subject.model, subject.data, args.stride)
+        result = task(subject.model, subject.data, args.stride, subject.documents_apart)
         results[name] = result.values
         print(f"\n{result.text}")
     if args.output:

@@ -20,7 +20,8 @@ import _command
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.plots import PlotsMissing
-from data_pipeline.prepare import PrepareConfig, find_prepared, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import find_prepared, prepare
 from data_pipeline.ranks import Ranks, joined
 from data_pipeline.reader import PreparedData
 from data_pipeline.report import REPORT_FILE, write_report

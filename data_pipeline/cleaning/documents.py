@@ -22,6 +22,7 @@ Step = Callable[[str, Counter[str]], tuple[str, str]]
 
 NEAR_DUPLICATES = "near-duplicates"
 STEPS = ("normalize", "language", "c4", "gopher", NEAR_DUPLICATES)
+LIBRARIES = {"language": "py3langid", NEAR_DUPLICATES: "rensa"}  # whose version decides what a step leaves out
 
 
 def parse_steps(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -193,8 +193,10 @@ def _groups(
     values, documents = np.concatenate(hashes), np.concatenate(numbers)
     order = np.argsort(values, kind="stable")
     values, documents = values[order], documents[order]
-    new = np.append(True, values[1:] != values[:-1])
-    alone = new & np.append(new[1:], True)
+    new = np.ones(len(values), np.bool_)
+    new[1:] = values[1:] != values[:-1]
+    alone = new.copy()
+    alone[:-1] &= new[1:]
     yield documents[~alone], np.cumsum(new)[~alone]
 
 

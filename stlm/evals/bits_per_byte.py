@@ -51,14 +51,20 @@ class SplitScore:
 
 @torch.no_grad()
 def score_split(
-    model: STLM, stream: IdStream, *, stride: int | None = None, sources: Sequence[SourceRange] = ()
+    model: STLM,
+    stream: IdStream,
+    *,
+    stride: int | None = None,
+    sources: Sequence[SourceRange] = (),
+    documents_apart: bool = False,
 ) -> SplitScore:
     """Score every id of the stream exactly once, in fp32.
 
     Windows of the model's context length begin every `stride` ids (None: half of the context), so that each id but the
     first few is predicted after at least context_length - stride others. A stride of the context length is what
     validation during training uses: cheapest, and with the least context. `sources`: the stretches of the stream that
-    are to be scored each by itself, too.
+    are to be scored each by itself, too. `documents_apart`: each id is predicted from its own document alone, as a
+    model is trained whose windows keep documents apart.
     """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
@@ -69,7 +75,7 @@ def score_split(
     nats, num_bytes, place = 0.0, 0, 0
     of_source = {source.name: SourceScore(0.0, 0, 0) for source in sources}
     with tqdm(total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2) as progress:
-        for ids, nats_of_ids in _segments(model, stream, context, stride):
+        for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):
             nats += nats_of_ids.double().sum().item()
             num_bytes += int(bytes_per_id[ids].sum())
             for name, start, stop in sources:
@@ -85,9 +91,16 @@ def score_split(
     return SplitScore(nats, len(stream), num_bytes, context, stride, of_source)
 
 
-def _segments(model: STLM, stream: IdStream, context: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _segments(
+    model: STLM, stream: IdStream, context: int, stride: int, documents_apart: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, their nats) piece by piece. Each segment begins where a window of the whole stream begins, and the ids that
     it shares with the segment before it serve as context only: the pieces are what one pass over all would give."""
+
+    def logits_of(ids_BT: Tensor) -> Tensor:
+        documents_BT = _documents(ids_BT, model.tokenizer.end_of_text_id).to(model.device) if documents_apart else None
+        return model(ids_BT.to(model.device), documents_BT).logits
+
     batch_size = max(1, min(16, _LOGITS_PER_BATCH // (context * model.tokenizer.vocab_size)))
     overlap = context - stride
     scored = 0
@@ -96,7 +109,7 @@ def _segments(model: STLM, stream: IdStream, context: int, stride: int) -> Itera
         stop = min(start + (_WINDOWS_PER_SEGMENT - 1) * stride + context, len(stream))
         ids = torch.from_numpy(stream.read(start, stop)).long()
         pieces = nats_per_id(
-            lambda ids_BT: model(ids_BT.to(model.device)).logits,
+            logits_of,
             ids,
             context_length=context,
             stride=stride,
@@ -105,3 +118,10 @@ def _segments(model: STLM, stream: IdStream, context: int, stride: int) -> Itera
         new = slice(scored - start, None)
         yield ids[new], torch.cat(list(pieces))[new]
         scored = stop
+
+
+def _documents(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """The number [B, T] of each id's document in its window; an end_of_text belongs to the one that it ends."""
+    documents_BT = torch.zeros_like(ids_BT)
+    documents_BT[:, 1:] = (ids_BT[:, :-1] == end_of_text_id).cumsum(1)
+    return documents_BT

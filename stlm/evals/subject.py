@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.loading import Data, open_data
-from data_pipeline.prepare import default_data_dir
+from data_pipeline.preparation import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
@@ -26,6 +26,7 @@ class Subject:
     directory: Path  # of the model
     model: STLM
     data: Data
+    documents_apart: bool  # whether its run kept documents apart: see data.packing
     progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
 
     @classmethod
@@ -37,7 +38,9 @@ class Subject:
         """
         directory = locate_model(path)
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
-        named = DataConfig(dir=os.fspath(data_dir)) if data_dir else _data_of_run(directory)
+        named = _data_of_run(directory)
+        if data_dir:
+            named = replace(named, dir=os.fspath(data_dir), mixture=())
         if named.dir is None and not named.mixture:
             named = replace(named, dir=str(default_data_dir(model.tokenizer.spec)))
         try:
@@ -54,7 +57,7 @@ class Subject:
                 f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
                 f"which the model {directory} reads; name other data by --data, or prepare them with that tokenizer"
             )
-        return cls(directory, model, data, _progress(directory))
+        return cls(directory, model, data, named.packing != "stream", _progress(directory))
 
     def __str__(self) -> str:
         step = f", step {self.progress['step']:,}" if self.progress else ""

@@ -20,13 +20,15 @@ class TaskResult(NamedTuple):
     values: dict[str, Any]  # goes into JSON
 
 
-def bits_per_byte(model: STLM, data: Data, stride: int | None) -> TaskResult:
+def bits_per_byte(model: STLM, data: Data, stride: int | None, documents_apart: bool = False) -> TaskResult:
     """The model's bits per byte on the validation split and each source of it, beside those of gzip, bz2 and xz."""
     context = model.config.context_length
     if stride is not None and not 1 <= stride <= context:
         raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
     stream = data.split("validation")
-    score = score_split(model, stream, stride=stride, sources=data.sources("validation"))
+    score = score_split(
+        model, stream, stride=stride, sources=data.sources("validation"), documents_apart=documents_apart
+    )
     compressors = compressed_bits_per_byte(stream, data.tokenizer)
 
     rows = [["model", f"{score.bits_per_byte:.4f}"]]
@@ -35,6 +37,7 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None) -> TaskResult:
     text += (
         f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
         f"once\nin windows of {score.context_length} ids, one every {score.stride}"
+        + (", each predicted from its own document alone, as in training" if documents_apart else "")
     )
     values: dict[str, Any] = {
         "bits_per_byte": score.bits_per_byte,
@@ -44,6 +47,7 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None) -> TaskResult:
         "documents": stream.num_documents,
         "context_length": score.context_length,
         "stride": score.stride,
+        "documents_apart": documents_apart,
         "compressors": compressors,
     }
     if len(score.sources) > 1:
@@ -55,7 +59,7 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None) -> TaskResult:
     return TaskResult(text, values)
 
 
-Task = Callable[[STLM, Data, int | None], TaskResult]
+Task = Callable[[STLM, Data, int | None, bool], TaskResult]
 
 TASKS: dict[str, Task] = {"bits_per_byte": bits_per_byte}
 

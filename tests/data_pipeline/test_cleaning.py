@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.words import OVERLAP, PIECE, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
 
 WORDS = [f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfglmnrst" for d in "aeiou"]
@@ -299,6 +301,13 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
         )
 
     one = prepare(config("one", 1))
+    assert one.settings["libraries"] == {"rensa": metadata.version("rensa")}
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DataError, match=r"libraries\.rensa: .* there, \"99\" asked for"),
+    ):
+        patch.setattr(metadata, "version", lambda name: "99")
+        prepare(config("one", 1))
     from data_pipeline import selection
 
     class Killed(BaseException):
@@ -318,10 +327,19 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
     assert one.cleaning["removed"]["gopher: fewer than 50 words"]["documents"] == 3
 
 
+def test_where_no_document_is_left_to_compare_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("short\n\nand short\n")
+    config = PrepareConfig(
+        (str(tmp_path / "a.txt"),), output=str(tmp_path / "out"), clean=("gopher", "near-duplicates")
+    )
+    with pytest.raises(DataError, match="different documents of text in the input: 0; expected at least two"):
+        prepare(config)
+
+
 def test_without_cleaning_nothing_is_mentioned_and_nothing_changed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("caf\u0065\u0301 \n\nshort\n\nanother {\n")
     manifest = prepare(PrepareConfig((str(tmp_path / "a.txt"),), output=str(tmp_path / "out")))
-    assert not {"clean", "languages", "decontaminate"} & set(manifest.settings)
+    assert not {"clean", "libraries", "languages", "decontaminate"} & set(manifest.settings)
     assert manifest.cleaning == {"steps": [], "removed": {}, "edits": {}, "decontamination": {}}
     data = PreparedData.open(tmp_path / "out")
     left = {*documents(data, "train"), *documents(data, "validation")}

@@ -12,7 +12,8 @@ import pytest
 
 from data_pipeline import encoding
 from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()

@@ -14,7 +14,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading import open_data, train_loader, validation_loader
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
 from data_pipeline.plans import plan_dir, write_plan
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 
 END, PAD, START = 0xFF, 0xFE, 0xFC
 LENGTHS = [0, 1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 22, 40, 2, 2, 7, 3]  # around multiples of a window of 8
@@ -156,7 +157,7 @@ def test_validation_keeps_documents_apart_when_training_does(folder):
         assert expected == (None if windows.document_ids is None else windows.document_ids.tolist())
 
 
-def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_it(folder):
+def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_it(folder, monkeypatch):
     data = open_data(DataConfig(dir=str(folder)))
     command = rf"preprocess\.py plan {folder} --packing best_fit --context-length 8"
     with pytest.raises(DataError, match=rf"has no plan for these windows.*{command}$"):
@@ -170,8 +171,11 @@ def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_
     with pytest.raises(DataError, match=rf"pieces\.npy is missing or cut short.*{command}"):
         epoch_of(folder, "best_fit")
     (directory / "pieces.npy").write_bytes(pieces[:-1] + bytes([pieces[-1] ^ 1]))
-    with pytest.raises(DataError, match=rf"pieces\.npy is damaged.*{command}"):
-        train_loader(data, DataConfig(dir=str(folder), packing="best_fit", verify=True), 8, 1, 1)
+    for verify in (True, None):  # None: it is small
+        with pytest.raises(DataError, match=rf"pieces\.npy is damaged.*{command}"):
+            train_loader(data, DataConfig(dir=str(folder), packing="best_fit", verify=verify), 8, 1, 1)
+    monkeypatch.setattr("data_pipeline.reader._VERIFIED_BYTES", 1)
+    train_loader(data, DataConfig(dir=str(folder), packing="best_fit"), 8, 1, 1)
     description = json.loads((directory / "plan.json").read_text())
     (directory / "plan.json").write_text(json.dumps(description | {"data_fingerprint": "0"}))
     with pytest.raises(DataError, match=rf"was made for other data than .*{command}"):

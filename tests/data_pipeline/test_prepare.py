@@ -21,7 +21,8 @@ import pytest
 
 from data_pipeline import encoding, gathering, hub, prepare, textfiles
 from data_pipeline.errors import DataError
-from data_pipeline.prepare import PrepareConfig, default_data_dir, ensure_default_data, find_prepared
+from data_pipeline.preparation import PrepareConfig, default_data_dir
+from data_pipeline.prepare import ensure_default_data, find_prepared
 from data_pipeline.reader import PreparedData
 from data_pipeline.summary import summary
 
@@ -234,8 +235,8 @@ def test_a_folder_with_something_else_is_not_touched(inputs, tmp_path):
 def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     output = tmp_path / "out"
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom data_pipeline import prepare\n"
-         f"with prepare._locked(Path({str(output)!r}), False):\n    print('locked', flush=True)\n    sys.stdin.read()"],
+        [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom data_pipeline.work_folder import locked\n"
+         f"with locked(Path({str(output)!r}), False):\n    print('locked', flush=True)\n    sys.stdin.read()"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == "locked\n"

@@ -16,7 +16,8 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.plots import PlotsMissing, byte_plot
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.report import report, write_report
 
 SCRIPT = Path(__file__).parents[2] / "scripts/preprocess.py"

@@ -107,6 +107,34 @@ def test_the_number_of_ranks_changes_no_byte_and_one_of_them_prints(inputs, tmp_
 
 
 @needs_mpirun
+def test_ranks_clean_as_one_process_does_and_tell_the_same(tmp_path):
+    rng = random.Random(2)
+    words = ["".join(rng.choices("abcdefghijklmnoprstu", k=rng.randint(4, 8))) for _ in range(500)]
+    texts = [" ".join(rng.choice(["the", "of", "and", *words]) for _ in range(rng.randint(40, 90))) for _ in range(150)]
+    texts += [*texts[:9], *(text.replace("a", "e", 1) for text in texts[9:15])]
+    texts = [f"{text} the end of that" for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    questions = tmp_path / "questions.txt"
+    questions.write_text(" ".join(texts[20].split()[5:25]))
+    options = ["--input", "a.jsonl", "--clean", "normalize,gopher,near-duplicates"]
+    options += ["--decontaminate", questions.name, "--workers", "1", "--output"]
+    reports = []
+    for ranks in (1, 2):
+        result = mpirun(ranks, tmp_path, *options, f"{ranks}")
+        assert result.returncode == 0, result.stderr
+        reports.append((tmp_path / f"{ranks}" / "report.html").read_text().replace(f"<title>{ranks}", "<title>"))
+    assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
+    assert reports[0].split("</h1>")[1] == reports[1].split("</h1>")[1]
+    manifest = PreparedData.open(tmp_path / "2").manifest
+    removed = manifest.cleaning["removed"]
+    assert removed["exact duplicates"]["documents"] == 9
+    assert removed["decontamination"]["documents"] == 1
+    assert removed["near-duplicates"]["documents"]
+    assert any(rule.startswith("gopher") for rule in removed)
+    assert set(manifest.settings["libraries"]) == {"rensa"}
+
+
+@needs_mpirun
 def test_an_error_on_any_rank_ends_all_of_them_with_one_message(tmp_path):
     (tmp_path / "small.txt").write_text("one\n\ntwo\n")
     (tmp_path / "b.jsonl").write_text("{\n")  # the second piece of work, and so the one of rank 1, is broken

@@ -17,7 +17,8 @@ import pytest
 from data_pipeline import textfiles
 from data_pipeline.errors import DataError
 from data_pipeline.formats import zstd
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
 from data_pipeline.shards import write_shard
 from data_pipeline.sources import SourceOptions, open_sources

@@ -8,7 +8,8 @@ import numpy as np
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loading import open_data, validation_loader
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 
 
 def test_each_source_has_its_stretch_of_both_splits(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from pydoc_data.topics import topics
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.sweep import Measured, expand_specs, sweep, sweep_table
 
 

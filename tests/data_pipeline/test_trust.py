@@ -14,6 +14,7 @@ import pytest
 
 from data_pipeline.atomic import sha256_file
 from data_pipeline.reader import PreparedData
+from data_pipeline.workers import process_pool, result_of, submit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,14 @@ def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(comma
         process.communicate()
     assert run(command, "killed", tmp_path)[0] == 0
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole"), f"killed after {moments} s of {duration} s"
+
+
+def test_ctrl_c_is_for_the_parent_even_while_its_workers_start():
+    """They begin with the signal blocked, before any code of theirs could ignore it."""
+    with process_pool(1) as pool:
+        inherited = result_of(submit(pool, signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
+    assert signal.SIGINT in inherited
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_lost_worker_is_one_message_and_what_it_had_not_done_is_done_later(command, tmp_path):

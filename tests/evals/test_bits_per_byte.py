@@ -63,7 +63,7 @@ class Unigram:
     def eval(self):
         return self
 
-    def __call__(self, ids_BT):
+    def __call__(self, ids_BT, document_ids_BT=None):
         self.sizes.append(tuple(ids_BT.shape))
         return Output(self.logits_V.expand(*ids_BT.shape, 256), {}, {})
 
@@ -125,6 +125,23 @@ def test_strided_windows_equal_scoring_each_id_by_itself(patched, stride, monkey
         logits = model(ids[None, start : t + 1]).logits[0, -1]
         nats -= logits.double().log_softmax(-1)[ids[t]].item()
     assert score_split(model, stream, stride=stride).nats == pytest.approx(nats, rel=1e-5)
+
+
+@torch.no_grad()
+def test_documents_apart_are_scored_as_if_each_stood_alone_behind_an_end():
+    model, texts = tiny_model(False), ["quick daft", "vow", "zebra"]
+    nats = 0.0
+    for number, text in enumerate(texts):
+        before = [BYTE.end_of_text_id] if number else []  # the first one begins with the stream
+        ids = torch.tensor([[*before, *BYTE.encode(text).tolist(), BYTE.end_of_text_id]])
+        documents = torch.ones_like(ids)
+        documents[:, : len(before)] = 0
+        log_probabilities = model(ids, documents).logits[0].double().log_softmax(-1)
+        nats -= log_probabilities.gather(1, ids[0, :, None])[len(before) :].sum().item()
+    stream = Stream(*texts)
+    assert len(stream) <= 24, "one window"
+    assert score_split(model, stream, documents_apart=True).nats == pytest.approx(nats, rel=1e-5)
+    assert score_split(model, stream).nats != pytest.approx(nats, rel=1e-4)
 
 
 def test_more_context_helps_a_model_that_uses_it():

@@ -55,6 +55,12 @@ def test_a_fault_keeps_its_traceback(run):
         run(lambda: open("no such file").close())
 
 
+def test_ctrl_c_before_there_is_anything_to_run():
+    script = "import _command; raise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "scripts", capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (3, "", "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("redirection", "outcome", "code", "message"),
     [

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
@@ -95,6 +96,7 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
         "documents": stream.num_documents,
         "context_length": 32,
         "stride": 8,
+        "documents_apart": False,
         "compressors": compressors,
     }
     assert (written["step"], written["parameters"]) == (7, model.num_parameters())
@@ -103,6 +105,20 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
     rows = {"model": score.bits_per_byte, **compressors}
     for name, value in rows.items():
         assert re.search(rf"^{name} +{value:.4f}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_evaluate_keeps_documents_apart_where_the_run_did(folder, call, tmp_path, others):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    packed = RunConfig(data=DataConfig(dir=str(folder / "data"), packing="documents"), model=MODEL)
+    (run / "config.yaml").write_text(dump_run_config(packed))
+    data = folder / ("other" if others else "data")
+    code, out, _ = call("evaluate.py", run, "--output", tmp_path / "out.json", *(["--data", data] if others else []))
+    assert code == 0 and "from its own document alone" in out
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["bits_per_byte"]["bits_per_byte"]
+    stream = PreparedData.open(data).split("validation")
+    assert found == pytest.approx(score_split(STLM.load(run), stream, documents_apart=True).bits_per_byte)
+    assert found != pytest.approx(score_split(STLM.load(run), stream).bits_per_byte)
 
 
 def test_evaluate_on_other_data_says_so(folder, call):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_run import CONFIG, ROOT, build_trainer, spawn
 
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from tiny_run import read_metrics
 from data_pipeline.config import DataConfig
 from data_pipeline.loading import open_data
 from data_pipeline.plans import write_plan
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError
 from stlm.stlm import STLM

@@ -1,0 +1,150 @@
+"""What to prepare, and how: the settings of `prepare`, and where its result goes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.cleaning import near_duplicates
+from data_pipeline.cleaning.documents import NEAR_DUPLICATES, STEPS, Cleaning, parse_steps
+from data_pipeline.errors import DataError
+from data_pipeline.formats import COMPRESSED
+from data_pipeline.stdin import STDIN, check_stdin_format
+from data_pipeline.textfiles import ON_ERROR
+from data_pipeline.tokenizers import parse_spec
+
+
+def _option(help: str) -> dict[str, str]:
+    return {"help": help}
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What to prepare, and how."""
+
+    inputs: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "files of text, HTML, JSON Lines, CSV or Parquet, also with .gz, .xz or .zst behind; folders; quoted "
+            "patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders of "
+            "save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
+        ),
+    )
+    tokenizer: str = field(
+        default="byte",
+        metadata=_option(
+            "byte; sentencepiece:N (unigram) or sentencepiece-bpe:N, trained on the input; or hf:DIR, a folder with "
+            "tokenizer.json"
+        ),
+    )
+    output: str | None = field(
+        default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
+    )
+    workers: int | None = field(
+        default=None, metadata=_option("processes; none: as many as pay off, one per core at most. Changes no byte")
+    )
+    on_error: str = field(
+        default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
+    )
+    text_key: str = field(
+        default="text", metadata=_option("key or column of the text in JSON Lines, CSV, Parquet and data sets")
+    )
+    validation_fraction: float = field(
+        default=0.01, metadata=_option("share of the documents that is held back, chosen by hash; 0 < share < 1")
+    )
+    hub_split: str = field(default="train", metadata=_option("split of a Hugging Face data set that is read"))
+    hub_streaming: bool = field(
+        default=False, metadata=_option("read hub data sets as they come, without a copy in the library's cache")
+    )
+    input_tokenizer: str | None = field(
+        default=None,
+        metadata=_option(
+            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. Where it is the same "
+            "as --tokenizer the ids are kept as they are"
+        ),
+    )
+    deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))
+    score_key: str | None = field(
+        default=None,
+        metadata=_option("key of a number in JSON Lines by which a curriculum may order documents, low ones first"),
+    )
+    clean: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            f"cleaning steps that are on, separated by commas, of: {', '.join(STEPS)}; none: text as it is"
+        ),
+    )
+    languages: tuple[str, ...] = field(
+        default=(), metadata=_option("codes of the languages that the step `language` keeps: en,de; none: en")
+    )
+    decontaminate: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "evaluation files, text or JSON Lines: documents that share 13 words in a row with one of them are left out"
+        ),
+    )
+
+    stdin_format: str = field(
+        default="txt", metadata=_option("format of the standard input, as the suffix of a file: txt, jsonl.gz, csv")
+    )
+
+    def __post_init__(self) -> None:
+        check_stdin_format(self.stdin_format)
+        parse_spec(self.tokenizer)
+        if self.on_error not in ON_ERROR:
+            raise DataError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
+        if not 0 < self.validation_fraction < 1:
+            raise DataError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if self.workers is not None and self.workers < 1:
+            raise DataError(f"workers must be at least 1, got {self.workers}")
+        if NEAR_DUPLICATES in self.cleaning.steps:
+            near_duplicates.check_library()
+        if self.languages and "language" not in self.clean:
+            raise DataError(
+                "languages are named, but the cleaning step that keeps them is off: add `language` to clean"
+            )
+        if self.keep_ids and (self.clean or self.decontaminate):
+            raise DataError(
+                "ids that are kept as they are cannot be cleaned: leave clean and decontaminate out, or name another "
+                "tokenizer than the input's"
+            )
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """The cleaning steps that are on. DataError for one that does not exist or lacks its library."""
+        steps = parse_steps(self.clean)
+        return Cleaning(steps, (self.languages or ("en",)) if "language" in steps else ())
+
+    @property
+    def keep_ids(self) -> bool:
+        """Whether the ids of the input, made by the tokenizer that is asked for, are kept as they are."""
+        return self.input_tokenizer == self.tokenizer
+
+    @property
+    def directory(self) -> Path:
+        """Where the prepared data goes."""
+        if self.output is not None:
+            return Path(self.output)
+        if not self.inputs:
+            return default_data_dir(self.tokenizer)
+        name = "+".join(_name_of(name) for name in self.inputs)[:80]
+        return Path("data", f"{name}-{_in_a_path(self.tokenizer)}")
+
+
+def default_data_dir(tokenizer_spec: str) -> Path:
+    """Where the default corpus is prepared: data/default-byte, data/default-sentencepiece-4096, …"""
+    parse_spec(tokenizer_spec)
+    return Path("data", f"default-{_in_a_path(tokenizer_spec)}")
+
+
+def _name_of(source: str) -> str:
+    """What an input is called in the name of a folder: without suffixes, and without what makes a pattern."""
+    if source == STDIN:
+        return "stdin"
+    stem = re.sub(rf"({'|'.join(map(re.escape, COMPRESSED))})$", "", Path(source).name)
+    return _in_a_path(Path(stem).stem).strip("-.") or "input"
+
+
+def _in_a_path(spec: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", spec)

@@ -1,0 +1,67 @@
+"""What decides about the bytes of prepared data, as its manifest records it, and how two such records differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline.cleaning import decontamination
+from data_pipeline.cleaning.documents import LIBRARIES
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.sources import Source
+from data_pipeline.tokenizers import build_tokenizer, parse_spec
+
+# Raised when the same input and settings begin to give other documents or shards.
+_PREPARATION_VERSION = 1
+
+
+def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, Any]:
+    """All that decides about the bytes of the result. Values are as JSON gives them back."""
+    return {
+        "version": _PREPARATION_VERSION,
+        "input": [source.describe() for source in sources],
+        "tokenizer": config.tokenizer,
+        "tokenizer_fingerprint": build_tokenizer(config.tokenizer).fingerprint
+        if _has_files(config.tokenizer)
+        else None,
+        "text_key": config.text_key,
+        "score_key": config.score_key,
+        "on_error": config.on_error,
+        "validation_fraction": config.validation_fraction,
+        "deduplicate": config.deduplicate,
+        # What is off is not mentioned, so data prepared before there was such a step is still up to date.
+        **({"clean": list(config.cleaning.steps)} if config.clean else {}),
+        **({"libraries": libraries} if (libraries := _libraries(config)) else {}),
+        **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
+        **({"decontaminate": decontamination.describe(config.decontaminate)} if config.decontaminate else {}),
+    }
+
+
+def differences(there: Any, wanted: Any, key: str = "") -> list[str]:
+    """The settings that differ, one line each: those of the input by name, those within them too."""
+    if there == wanted:
+        return []
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        names = [*wanted, *(name for name in there if name not in wanted)]
+        return [
+            line
+            for name in names
+            for line in differences(there.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        return [line for a, b in zip(there, wanted, strict=True) for line in differences(a, b, key)]
+    return [f"  {key}: {json.dumps(there)} there, {json.dumps(wanted)} asked for"]
+
+
+def _libraries(config: PrepareConfig) -> dict[str, str]:
+    """The version of each library that decides what a cleaning step leaves out, of the steps that are on."""
+    from importlib import metadata
+
+    steps = config.cleaning.steps
+    return {library: metadata.version(library) for step, library in LIBRARIES.items() if step in steps}
+
+
+def _has_files(spec: str) -> bool:
+    """Whether a tokenizer is given by files, which may change behind the name of their folder."""
+    return parse_spec(spec)[0] == "hf"
