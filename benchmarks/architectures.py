@@ -1,9 +1,10 @@
 """Every architecture on the same text: how fast it trains, and how far it gets in the same time.
 
-    python benchmarks/architectures.py speed   [--input PATH …]
+    python benchmarks/architectures.py speed   [--input PATH …] [--presets 10m-byte 10m-byte-patch 10m-token]
     python benchmarks/architectures.py quality [--input PATH …] [--seconds 120] [--seeds 3]
 
-`speed` makes whole steps of all architectures in turn, on all cores, and compares bytes of text per second.
+`speed` makes whole steps of presets in turn, on one thread, each of about 4 kB of text, and compares bytes of text per
+second of processor time.
 
 `quality` gives every architecture of architectures/*.yaml the same number of unique parameters and the same processor
 time of one core. How many steps fit into it is measured first, on one thread, all architectures taking turns; processor
@@ -34,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from data_pipeline.loading import open_data
+from data_pipeline.reader import PreparedData
 from stlm.config import RunConfig, load_run_config
 from stlm.objectives import build_objective
 from stlm.stlm import STLM
@@ -45,6 +47,7 @@ from stlm.training.precision import choose_precision
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "architectures"
 ENTROPY_MODEL = "entropy-model"  # the config of the byte model that entropy patching takes over
+STEP_BYTES = 4096  # of text in a step, where speed is measured
 BYTES_PER_ROW = 512  # of text, in all architectures
 TRIAL_SEED = 99  # of the runs that choose a learning rate
 TRIAL_SHARE = 0.25  # of the time, that each of them gets
@@ -62,6 +65,10 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: one a core)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="architectures (default: all)")
+    parser.add_argument(
+        "--presets", nargs="+", default=["10m-byte", "10m-byte-patch", "10m-token"], metavar="NAME",
+        help="what speed compares, with the first one (default: 10m-byte 10m-byte-patch 10m-token)",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="rounds of measuring speed (default: 5)")
     parser.add_argument(
         "--work", default="runs/architectures", help="folder of data and runs (default: runs/architectures)"
@@ -78,9 +85,9 @@ def main() -> None:
 
 
 class Architecture(NamedTuple):
-    """A config file, and what is set on top of it: where its data is, and its entropy model if it has one."""
+    """A preset or config file, and what is set on top: where its data is, and its entropy model if it has one."""
 
-    config: Path
+    config: str | Path
     settings: tuple[str, ...]
 
     def load(self) -> RunConfig:
@@ -96,17 +103,17 @@ def architectures(options: argparse.Namespace) -> dict[str, Architecture]:
     return {name: ready(options, path) for name, path in found.items() if not options.only or name in options.only}
 
 
-def ready(options: argparse.Namespace, path: Path) -> Architecture:
-    """The architecture of a config file, when what it reads is there."""
-    config = load_run_config(path)
-    architecture = Architecture(path, (f"data.dir={prepared(options, config.data.tokenizer)}",))
+def ready(options: argparse.Namespace, source: str | Path) -> Architecture:
+    """The architecture of a preset or file, when what it reads is there."""
+    config = load_run_config(source)
+    architecture = Architecture(source, (f"data.dir={prepared(options, config.data.tokenizer)}",))
     patching = getattr(config.model.embedder, "patching", None)
     if not hasattr(patching, "entropy_model"):
         return architecture
     byte_model = ready(options, CONFIGS / f"{ENTROPY_MODEL}.yaml")
     run_dir = options.work / "runs" / ENTROPY_MODEL
     pretrain(byte_model, run_dir, {})
-    return Architecture(path, (*architecture.settings, f"model.embedder.patching.entropy_model={run_dir}"))
+    return Architecture(source, (*architecture.settings, f"model.embedder.patching.entropy_model={run_dir}"))
 
 
 def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
@@ -125,17 +132,27 @@ def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
 
 def speed(options: argparse.Namespace) -> str:
     """Bytes per second in training, in turns."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    chosen = architectures(options)
-    measured = measure(chosen, options.rounds, time.perf_counter)
-    first = next(iter(chosen))
+    torch.set_num_threads(1)
+    chosen = {name: with_small_steps(ready(options, name)) for name in options.presets}
+    measured = measure(chosen, options.rounds, time.process_time)
     rows = []
     for name in chosen:
-        rates, others = measured[name], measured[first]
+        rates, others = measured[name], measured[options.presets[0]]
         ratio = statistics.median(mine / theirs for mine, theirs in zip(rates, others, strict=True))
         size = parameters_of(chosen[name])
-        rows.append([name, f"{size:,}", f"{statistics.median(rates) / 1e3:.1f}", f"{ratio:.2f}"])
-    return markdown(["architecture", "parameters", "kB/s", f"to {first}"], rows)
+        rows.append([name, f"{size:,}", f"{statistics.median(rates) / 1e3:.2f}", f"{ratio:.2f}"])
+    return markdown(["preset", "parameters", "kB per CPU second", f"to {options.presets[0]}"], rows)
+
+
+def with_small_steps(architecture: Architecture) -> Architecture:
+    """The same with as many rows in a step as make STEP_BYTES of text."""
+    config = architecture.load()
+    assert config.data.dir is not None
+    manifest = PreparedData.open(config.data.dir).manifest
+    row = config.model.context_length * manifest.total("train", "bytes") / manifest.total("train", "ids")
+    rows = max(1, round(STEP_BYTES / row))
+    small = (f"training.batch_size={rows}", "training.micro_batch_size=null")
+    return Architecture(architecture.config, (*architecture.settings, *small))
 
 
 def measure(chosen: dict[str, Architecture], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -232,13 +249,20 @@ def quality(options: argparse.Namespace) -> str:
 
 
 def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, float]:
-    """Bytes per second of one core, for each architecture; measured once, then kept."""
+    """Bytes per second of one core, for each architecture; measured once, then kept.
+
+    What is measured later is so beside one that was measured before, and told in relation to it.
+    """
     path = options.work / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    if any(name not in rates for name in chosen):
+    missing = [name for name in chosen if name not in rates]
+    if missing:
         torch.set_num_threads(1)
-        measured = measure(chosen, options.rounds, time.process_time)
-        rates |= {name: statistics.median(values) for name, values in measured.items()}
+        known = [name for name in chosen if name in rates][:1]
+        measured = measure({name: chosen[name] for name in (*known, *missing)}, options.rounds, time.process_time)
+        found = {name: statistics.median(values) for name, values in measured.items()}
+        scale = rates[known[0]] / found[known[0]] if known else 1.0
+        rates |= {name: found[name] * scale for name in missing}
         path.write_text(json.dumps(rates, indent=2))
     return rates
 
@@ -247,7 +271,7 @@ def trained(
     options: argparse.Namespace, architecture: Architecture, run: str, seed: int, peak: str, steps: int
 ) -> dict[str, float]:
     """Train one run: the bits per byte of its validation, and the bytes that it read."""
-    run_dir = options.work / "runs" / f"{architecture.config.stem}-{run}"
+    run_dir = options.work / "runs" / f"{Path(architecture.config).stem}-{run}"
     settings = {
         "seed": seed, "training.max_steps": steps, "training.learning_rate": peak,
         "training.warmup_steps": max(1, steps // 20), "training.log_every_steps": max(1, steps // 20),

@@ -38,6 +38,9 @@ def project(tmp_path_factory) -> Path:
     """The project in a folder of its own, with tiny.yaml, text/, and data/tiny, which was made of it."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("needs a virtual environment: run.sh makes one")
+    # Made ready from here, so that no job in the copy installs the copy.
+    ready = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup dev'
+    subprocess.run(["bash", "-c", ready], check=True, stdin=subprocess.DEVNULL)
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         left_out = NOT_COPIED if Path(folder) == ROOT else set()

@@ -45,7 +45,7 @@ def run(ssh, project):
     def run(*command, expect=0):
         result = subprocess.run(
             command, cwd=project, env=ssh.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=240,
+            timeout=400,
         )  # fmt: skip
         assert result.returncode == expect, result.stdout
         return result.stdout

@@ -45,7 +45,7 @@ def multinode(ssh, project, tmp_path):
 def test_two_nodes_train_as_one(project, multinode, uninterrupted):
     port = free_port()
     process = multinode("--master_port", str(port), *OPTIONS, "--run", "runs/ssh")
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     command = output.splitlines()[0]
     assert command.startswith("deepspeed --hostfile ")
@@ -71,7 +71,7 @@ def test_the_end_of_the_command_is_the_end_of_the_ranks(project, multinode, unin
     assert (run / f"checkpoints/step_{step:08d}/COMPLETE").is_file()
 
     process = multinode(*options)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     assert f"continuing from {run}/checkpoints/step_{step:08d}" in output
     assert read_metrics(run) == uninterrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def test_the_deepspeed_command_is_told_to_end(data_dir, config_file, tmp_path):
         print((tmp_path / "output").read_text())
         raise
     step = read_metrics(run_dir)[-1]["step"]
-    assert f"stopped by the end of its launcher at step {step} after saving" in (run_dir / "train.log").read_text()
+    reason = "(the end of its launcher|a request to another rank)"  # the other one may have seen it a moment before
+    assert re.search(f"stopped by {reason} at step {step} after saving", (run_dir / "train.log").read_text())
     assert (run_dir / f"checkpoints/step_{step:08d}/COMPLETE").is_file()
 
 
