@@ -35,7 +35,7 @@ def test_each_kind_has_its_slots():
         (KEY + ".patch_size=1024", f"{KEY}.patch_size: got 1024, expected at most half of model.context_length = 512"),
         (KEY + ".patch_size=5", f"got 512, expected a multiple of {KEY}.patch_size = 5; 515 would work"),
         (
-            "model={context_length: 3, embedder: {patching: {kind: space}}}",
+            "model={context_length: 3, embedder: {kind: byte_patch, patching: {kind: space}}}",
             f"{KEY}.patch_length: got 6, expected at most half of model.context_length = 3, or a window is one patch; "
             "model.context_length=12 would work",
         ),

@@ -161,10 +161,17 @@ def test_likelihood_equals_brute_force_over_single_bytes(model):
     assert model.log_likelihood(text) == pytest.approx(total, abs=1e-4)
 
 
-def test_speculation_gives_the_same_text(model):
+@torch.no_grad()
+def test_drafts_are_verified_exactly_and_those_rejected_leave_no_trace(model):
     if len(model.depths) > 1:
-        plain = model.generate("ab", max_new_ids=30, temperature=0.0)
-        assert model.generate("ab", max_new_ids=30, temperature=0.0, speculative="self", num_drafts=3) == plain
+        ids = random_ids()[:1]
+        expected = model(ids).logits
+        _, state = model.begin(1)
+        for t in range(5):
+            model.draft(ids[:, t : t + 1] if t < 2 else 255 - ids[:, t : t + 1], state)
+        torch.testing.assert_close(model.verify(state)[:, :2], expected[:, 1:3], atol=1e-5, rtol=0)
+        model.keep(state, 2)
+        torch.testing.assert_close(model.step(ids[:, 2:-1], state), expected[:, 3:], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
