@@ -15,6 +15,10 @@ class CheckpointError(StlmError):
     """A checkpoint or model directory is missing, incomplete, damaged, or does not fit."""
 
 
+class ConversionError(StlmError):
+    """A model cannot be converted as was asked; nothing was written."""
+
+
 class EngineError(StlmError):
     """The training engine cannot do what was asked on this machine."""
 

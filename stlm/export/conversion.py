@@ -1,0 +1,70 @@
+"""What all conversions have in common: a free place, an architecture that fits, equal logits, and a folder that appears
+whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.atomic import atomic_directory
+from stlm.errors import ConversionError
+from stlm.export.comparison import compare
+from stlm.export.targets import TARGETS
+from stlm.stlm import STLM, locate_model
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion came to."""
+
+    output: Path
+    parameters: int
+    bytes: int  # on disk
+    difference: float  # the largest between the logits of both models
+    num_ids: int  # that they were compared on
+
+    def __str__(self) -> str:
+        return (
+            f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes\n"
+            f"largest difference of logits: {self.difference:.1e}, on {self.num_ids:,} ids of text"
+        )
+
+
+def convert_to(target: str, source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Converted:
+    """Write the model of a run, checkpoint or model directory as `target`, a name in TARGETS, into a new folder.
+
+    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, the
+    target cannot express the model, or what was written is not the same model; then nothing is written.
+    """
+    if target not in TARGETS:
+        raise ConversionError(f"--to: got {target!r}, expected one of {', '.join(TARGETS)}")
+    output = vacant(output)
+    directory = locate_model(source)
+    model = STLM.load(directory)
+    if found := TARGETS[target].obstacles(model.config):
+        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(model.config)]
+        raise ConversionError(
+            f"{directory}: {target} cannot express {' and '.join(found)}; this model can be converted to "
+            f"{' or '.join(fitting)}"
+        )
+    with atomic_directory(output) as folder:
+        written = TARGETS[target].write(model, folder)
+        difference, num_ids = compare(model, written)
+    return Converted(output, model.num_parameters(), size_of(output), difference, num_ids)
+
+
+def vacant(output: str | os.PathLike[str]) -> Path:
+    """The path, where nothing is or an empty folder. Raises ConversionError."""
+    path = Path(output)
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    if path.exists() or path.is_symlink():
+        what = "a folder that holds something already" if path.is_dir() else "something that is no folder"
+        raise ConversionError(f"--output: {path} is {what}, expected a new or an empty one; choose another name")
+    return path
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,29 @@
+"""What a model can be converted to, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm.config import ModelConfig
+from stlm.export.comparison import Logits
+from stlm.stlm import STLM
+
+
+@dataclass(frozen=True)
+class Target:
+    """One form of a model on disk."""
+
+    obstacles: Callable[[ModelConfig], list[str]]  # what it cannot express, each as "key = value"; none: it fits
+    write: Callable[[STLM, Path], Logits]  # fills a folder, and gives the logits of what is read back from it
+
+
+def write_model_directory(model: STLM, folder: Path) -> Logits:
+    """The model directory alone: config.json, model.safetensors and tokenizer/, as they lie in a checkpoint."""
+    model.save(folder)
+    written = STLM.load(folder).eval()
+    return lambda ids_BT: written(ids_BT).logits
+
+
+TARGETS = {"safetensors": Target(lambda config: [], write_model_directory)}
