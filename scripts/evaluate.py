@@ -2,6 +2,7 @@
 """How good a trained model is.
 
 python scripts/evaluate.py runs/quickstart
+python scripts/evaluate.py runs/quickstart --tasks blimp,arc_easy --tasks-dir DIR
 """
 
 from __future__ import annotations
@@ -14,34 +15,45 @@ from _command import run
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Score a trained model on the validation text of its data: bits per byte, beside what gzip, bz2 "
-        "and xz reach on the same bytes. Lower is better.",
+        description="Score a trained model: bits per byte of the validation text of its data (lower is better), beside "
+        "what gzip, bz2 and xz reach on the same bytes, and tasks in which it chooses between texts (docs/evals.md).",
     )
     parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
     parser.add_argument(
         "--tasks", default="bits_per_byte", metavar="NAME,…", help="what to measure (default: bits_per_byte)"
     )
+    parser.add_argument("--tasks-dir", metavar="DIR", help="folder of NAME.jsonl[.gz|.xz|.zst], the items of tasks")
+    parser.add_argument("--shots", type=int, default=0, metavar="N", help="examples in front, from NAME.shots.jsonl")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: those of the run)")
     parser.add_argument(
         "--stride", type=int, metavar="IDS", help="ids from one window to the next (default: half of the context)"
     )
-    parser.add_argument("--output", metavar="FILE.json", help="also write the results here, with full digits")
+    parser.add_argument("--output", metavar="FILE.json|FILE.md", help="also write the results here, with full digits")
+    parser.add_argument("--items", metavar="FILE.jsonl", help="also write what each choice of each item got")
     args = parser.parse_args()
 
     # Only now, so that --help and misspelt options answer at once.
     from data_pipeline.atomic import write_text
-    from stlm.evals import Subject, select_tasks
+    from stlm.evals import NEED_DATA, Options, Subject, load_tasks, markdown, overview_text
 
-    tasks = select_tasks(args.tasks)
-    subject = Subject.open(args.model, args.data)
+    tasks = load_tasks(args.tasks, Options(args.tasks_dir, args.shots, args.stride))
+    subject = Subject.open(args.model, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
     print(subject)
-    results = {}
+    results, items = {}, []
     for name, task in tasks.items():
-        result = task(subject.model, subject.data, args.stride, subject.documents_apart)
+        result = task(subject)
         results[name] = result.values
-        print(f"\n{result.text}")
-    if args.output:
+        items += [json.dumps({"task": name, **one.values()}) + "\n" for one in result.items]
+        if result.text:
+            print(f"\n{result.text}")
+    if overview := overview_text(results):
+        print(f"\n{overview}")
+    if args.output and args.output.endswith(".md"):
+        write_text(args.output, markdown(subject.values(), results))
+    elif args.output:
         write_text(args.output, json.dumps({**subject.values(), "results": results}, indent=2) + "\n")
+    if args.items:
+        write_text(args.items, "".join(items))
     return 0
 
 

@@ -164,7 +164,7 @@ class STLM(nn.Module):
         caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
         embedder_cache, core_cache, head_cache = caches
         x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
-        core_context = context if patches is None else context.at(patches.documents_BP)
+        core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
         if patches is None or patches.counts is None:
             y_BPD = self.core(x_BPD, core_context, core_cache)
         else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own

@@ -1,7 +1,8 @@
 """Fill in what the pages of this folder say about settings and costs, from the code itself.
 
-    python docs/components/refresh.py           # writes the pages
-    python docs/components/refresh.py --check   # ends with 1 if a page is not up to date
+    python docs/components/refresh.py                    # writes the pages
+    python docs/components/refresh.py core-exits         # one of them
+    python docs/components/refresh.py --check            # ends with 1 if a page is not up to date
 
 A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
 and the table of costs, measured on one and the same small model with the component in it.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -37,7 +39,7 @@ from stlm.config.normalization import NormConfig
 from stlm.config.patching import PatchingConfig
 from stlm.config.positions import PositionsConfig
 from stlm.config.sharing import SharingConfig
-from stlm.model import account
+from stlm.model import Account, account
 from stlm.stlm import STLM
 
 # Families, by the key under `model` that chooses among their kinds.
@@ -143,8 +145,8 @@ def limits_of(field: dataclasses.Field[Any]) -> str:
 
 def cost_table(page: Page) -> str:
     """Parameters and work of the example model, part by part."""
-    model, tokenizer = page.model(), build_tokenizer("byte")
-    measured = account(lambda: STLM.from_config(model, tokenizer), tokenizer.vocab_size, model.context_length, 1)
+    model = page.model()
+    measured = account_of(model)
     shown = f"width {model.width}, {model.core.num_layers} layers, windows of {model.context_length} bytes"
     lines = [f"In a model of bytes with {shown}:", "", "| part | parameters | used | MFLOPs per byte, forward |"]
     lines.append("|---|---:|---:|---:|")
@@ -153,6 +155,13 @@ def cost_table(page: Page) -> str:
         lines.append(f"| {part.name} | {part.parameters:,} | {part.effective:,} | {work:.2f} |")
     whole = f"{measured.parameters:,} | {measured.effective:,} | {measured.forward_flops / 1e6:.2f}"
     return "\n".join([*lines, f"| **all** | {whole} |"]) + "\n"
+
+
+@functools.cache
+def account_of(model: ModelConfig) -> Account:
+    """Measured once for all pages whose examples are alike: the defaults of several families make one model."""
+    tokenizer = build_tokenizer("byte")
+    return account(lambda: STLM.from_config(model, tokenizer), tokenizer.vocab_size, model.context_length, 1)
 
 
 def refreshed(page: Page, text: str) -> str:
@@ -168,10 +177,14 @@ def refreshed(page: Page, text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="PAGE", help="names of pages, such as core-exits (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; say which pages are not up to date")
     options = parser.parse_args()
+    known = {page.path.stem: page for page in pages()}
+    if unknown := sorted(set(options.names) - set(known)):
+        parser.error(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
     stale = []
-    for page in pages():
+    for page in (known[name] for name in options.names or known):
         text = page.path.read_text(encoding="utf-8")
         fresh = refreshed(page, text)
         if fresh != text:

@@ -75,10 +75,11 @@ class VariablePatchingConfig(PatchingConfig):
 
 def one_patch(key: str, length: float, context_length: int) -> Conflict:
     """Patches so long that a window is one."""
+    works = f"{min(4, context_length // 2)}" if context_length >= 4 else f"model.context_length={math.ceil(2 * length)}"
     return Conflict(
         f"embedder.patching.{key}",
         f"got {length:g}, expected at most half of model.context_length = {context_length}, or a window is one patch; "
-        f"{min(4, context_length // 2)} would work",
+        f"{works} would work",
         ("context_length",),
     )
 

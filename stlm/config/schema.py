@@ -77,7 +77,9 @@ class TrainingConfig:
         "or constant",
         choices=("cosine", "wsd", "constant"),
     )
-    warmup_steps: int = setting(100, "steps over which the learning rate rises from 0", minimum=0)
+    warmup_steps: int = setting(
+        100, "steps over which the learning rate rises from 0; may be more than max_steps", minimum=0
+    )
     decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0)
     final_learning_rate_fraction: float = setting(
         0.1, "learning rate of the end, as a fraction of the peak (cosine, wsd)", minimum=0.0, maximum=1.0
@@ -122,7 +124,7 @@ class TrainingConfig:
                 "expected 0, or training.schedule = wsd",
                 ("schedule",),
             )
-        elif self.warmup_steps + self.decay_steps > self.max_steps:
+        elif self.decay_steps and self.warmup_steps + self.decay_steps > self.max_steps:
             room = self.max_steps - self.decay_steps
             works = f"{room}" if room >= 0 else f"training.max_steps={self.warmup_steps + self.decay_steps}"
             yield Conflict(

@@ -1,19 +1,35 @@
-"""How good a saved model is: bits per byte of prepared text, beside what compressors reach on the same bytes."""
+"""How good a saved model is: bits per byte of text beside what compressors reach, and which of several texts it finds
+more probable."""
 
 from stlm.evals.bits_per_byte import SplitScore, score_split
+from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
+from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
+from stlm.evals.report import markdown, overview_text
 from stlm.evals.subject import Subject
 from stlm.evals.table import table
-from stlm.evals.tasks import TASKS, TaskResult, select_tasks
+from stlm.evals.tasks import NEED_DATA, TASKS, Options, TaskResult, load_tasks
 
 __all__ = [
     "Subject",
     "TASKS",
+    "NEED_DATA",
+    "Options",
     "TaskResult",
-    "select_tasks",
+    "load_tasks",
+    "CHOICE_TASKS",
+    "ChoiceTask",
+    "Loaded",
+    "ScoredItem",
+    "Row",
+    "Likelihood",
+    "Likelihoods",
+    "log_likelihoods",
     "SplitScore",
     "score_split",
     "COMPRESSORS",
     "compressed_bits_per_byte",
+    "overview_text",
+    "markdown",
     "table",
 ]

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.reader import IdStream, SourceRange
 from stlm.errors import StlmError
+from stlm.evals.measures import Estimate, estimates
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -26,6 +29,7 @@ class SourceScore(NamedTuple):
     nats: float
     ids: int
     bytes: int
+    documents: int
 
     @property
     def bits_per_byte(self) -> float:
@@ -41,12 +45,31 @@ class SplitScore:
     bytes: int  # of text; end_of_text counts none
     context_length: int  # ids of a window
     stride: int  # ids from one window to the next
-    sources: dict[str, SourceScore]  # the same for each source of the text, by its name
+    sources: dict[str, SourceScore]  # the same for each source of the text, by its name and in the order of the text
+    nats_D: NDArray[np.float64]  # of each document, its end included
+    bytes_D: NDArray[np.float64]
 
     @property
     def bits_per_byte(self) -> float:
         """What the model needs for the text and for the ends of its documents, per byte of text."""
         return self.nats / math.log(2) / self.bytes
+
+    def interval(self) -> Estimate:
+        """Bits per byte with their bootstrap interval over documents."""
+        return _interval(self.nats_D, self.bytes_D)
+
+    def source_intervals(self) -> dict[str, Estimate]:
+        """The same for each source by itself; one without text has none."""
+        found, place = {}, 0
+        for name, part in self.sources.items():
+            mine = slice(place, place := place + part.documents)
+            if part.bytes:
+                found[name] = _interval(self.nats_D[mine], self.bytes_D[mine])
+        return found
+
+
+def _interval(nats_D: NDArray[np.float64], bytes_D: NDArray[np.float64]) -> Estimate:
+    return estimates(nats_D[:, None] / math.log(2), bytes_D)[0]
 
 
 @torch.no_grad()
@@ -73,11 +96,17 @@ def score_split(
     bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).long()
     model.eval()
     nats, num_bytes, place = 0.0, 0, 0
-    of_source = {source.name: SourceScore(0.0, 0, 0) for source in sources}
+    of_source = {source.name: SourceScore(0.0, 0, 0, 0) for source in sources}
+    documents, nats_D, bytes_D = 0, np.zeros(stream.num_documents), np.zeros(stream.num_documents)
     with tqdm(total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2) as progress:
         for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):
             nats += nats_of_ids.double().sum().item()
             num_bytes += int(bytes_per_id[ids].sum())
+            ends = ids == model.tokenizer.end_of_text_id
+            document_of = (documents + (ends.cumsum(0) - ends.long())).numpy()
+            np.add.at(nats_D, document_of, nats_of_ids.double().numpy())
+            np.add.at(bytes_D, document_of, bytes_per_id[ids].numpy())
+            documents += int(ends.sum())
             for name, start, stop in sources:
                 mine = slice(max(start - place, 0), max(stop - place, 0))
                 before = of_source[name]
@@ -85,10 +114,11 @@ def score_split(
                     before.nats + nats_of_ids[mine].double().sum().item(),
                     before.ids + len(ids[mine]),
                     before.bytes + int(bytes_per_id[ids[mine]].sum()),
+                    before.documents + int(ends[mine].sum()),
                 )
             place += len(ids)
             progress.update(len(ids))
-    return SplitScore(nats, len(stream), num_bytes, context, stride, of_source)
+    return SplitScore(nats, len(stream), num_bytes, context, stride, of_source, nats_D, bytes_D)
 
 
 def _segments(

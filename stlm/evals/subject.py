@@ -21,23 +21,29 @@ from stlm.stlm import STLM, locate_model
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and prepared data made by the same tokenizer."""
+    """A model, and where a task asks for them, prepared data made by the same tokenizer."""
 
     directory: Path  # of the model
     model: STLM
-    data: Data
+    data: Data | None
     documents_apart: bool  # whether its run kept documents apart: see data.packing
     progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Subject:
+    def open(
+        cls, path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, with_data: bool = True
+    ) -> Subject:
         """Load the model, on the GPU if there is one, and open `data_dir`, by default the data of its run.
+
+        `with_data` False: the model alone, for tasks that bring their own text.
 
         Raises StlmError where model and data do not belong together, CheckpointError or DataError where one is missing
         or damaged.
         """
         directory = locate_model(path)
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
+        if not with_data:
+            return cls(directory, model, None, False, _progress(directory))
         named = _data_of_run(directory)
         if data_dir:
             named = replace(named, dir=os.fspath(data_dir), mixture=())
@@ -62,10 +68,10 @@ class Subject:
     def __str__(self) -> str:
         step = f", step {self.progress['step']:,}" if self.progress else ""
         parameters = f"{self.model.num_parameters():,} parameters"
-        lines = [
-            f"model  {self.directory}{step}, {parameters}, tokenizer {self.model.tokenizer.spec}",
-            f"data   {self.data.dir} ({', '.join(self._sources())}), sha256 {self.data.fingerprint}",
-        ]
+        model = f"model  {self.directory}{step}, {parameters}, tokenizer {self.model.tokenizer.spec}"
+        if self.data is None:
+            return model
+        lines = [model, f"data   {self.data.dir} ({', '.join(_sources(self.data))}), sha256 {self.data.fingerprint}"]
         trained_on = self.progress.get("data_fingerprint", self.data.fingerprint)
         if trained_on != self.data.fingerprint:
             lines.append(f"       not what it was trained on: that is sha256 {trained_on}")
@@ -73,20 +79,28 @@ class Subject:
 
     def values(self) -> dict[str, Any]:
         """The same for a JSON file."""
+        data = (
+            {}
+            if self.data is None
+            else {
+                "data": str(self.data.dir),
+                "data_sources": _sources(self.data),
+                "data_fingerprint": self.data.fingerprint,
+            }
+        )
         return {
             "model": str(self.directory),
             "step": self.progress.get("step"),
             "parameters": self.model.num_parameters(),
             "tokenizer": self.model.tokenizer.spec,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
-            "data": str(self.data.dir),
-            "data_sources": self._sources(),
-            "data_fingerprint": self.data.fingerprint,
+            **data,
             "trained_on": self.progress.get("data_fingerprint"),
         }
 
-    def _sources(self) -> list[str]:
-        return [source.name for source in self.data.sources("validation")]
+
+def _sources(data: Data) -> list[str]:
+    return [source.name for source in data.sources("validation")]
 
 
 def _named(tokenizer: Tokenizer) -> str:

@@ -2,26 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data_pipeline.loading import Data
+from stlm.config.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.bits_per_byte import score_split
+from stlm.evals.bits_per_byte import SplitScore, score_split
+from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
+from stlm.evals.corruptions import corruption_items, score_corruptions
+from stlm.evals.items import minimal_pair
+from stlm.evals.measures import Estimate
+from stlm.evals.minimal_pairs import minimal_pairs
+from stlm.evals.report import groups_text
+from stlm.evals.subject import Subject
 from stlm.evals.table import table
-from stlm.stlm import STLM
 
 
-class TaskResult(NamedTuple):
+class Options(NamedTuple):
+    """What a user may say about tasks."""
+
+    tasks_dir: str | os.PathLike[str] | None = None
+    shots: int = 0
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
     """What a task found, for people and for machines."""
 
-    text: str
+    text: str  # what does not fit into one line of the overview
     values: dict[str, Any]  # goes into JSON
+    items: Sequence[ScoredItem] = field(default=())
 
 
-def bits_per_byte(model: STLM, data: Data, stride: int | None, documents_apart: bool = False) -> TaskResult:
+Task = Callable[[Subject], TaskResult]
+
+NEED_DATA = frozenset({"bits_per_byte", "corruptions"})  # prepared data, not items of their own
+TASKS = ("bits_per_byte", "corruptions", "minimal_pairs", *CHOICE_TASKS)
+
+
+def load_tasks(names: str, options: Options) -> dict[str, Task]:
+    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked.
+
+    StlmError where a name is unknown, DataError where items are missing or break their schema: before any is scored.
+    """
+    chosen = dict.fromkeys(names.split(","))
+    if unknown := [name for name in chosen if name not in TASKS]:
+        hints = [f"{name!r}{_meant(name)}" for name in unknown]
+        raise StlmError(f"--tasks: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
+    if options.shots < 0:
+        raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
+    return {name: _load(name, options) for name in chosen}
+
+
+def _meant(name: str) -> str:
+    found = nearest(name, TASKS)
+    return f" (nearest: {', '.join(found)})" if found else ""
+
+
+def _load(name: str, options: Options) -> Task:
+    if options.shots and name not in CHOICE_TASKS:
+        raise StlmError(f"--shots: got {options.shots} for {name}, which has no prompts; leave it out, or ask it alone")
+    if name == "bits_per_byte":
+        return lambda subject: bits_per_byte(subject, options.stride)
+    if name == "corruptions":
+        return corruptions
+    if name == "minimal_pairs":
+        loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
+    else:
+        loaded = Loaded.read(name, options.tasks_dir, options.shots)
+
+    def score(subject: Subject) -> TaskResult:
+        items, values = loaded.score(subject.model)
+        return TaskResult(groups_text(name, values), values, items)
+
+    return score
+
+
+def corruptions(subject: Subject) -> TaskResult:
+    """How often the model prefers how the validation text goes on to corruptions of it."""
+    assert subject.data is not None
+    documents = (subject.data.tokenizer.decode(ids) for ids in subject.data.split("validation").documents())
+    pairs, values = score_corruptions(subject.model, corruption_items(documents))
+    return TaskResult(groups_text("corruptions", values), values, pairs)
+
+
+def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
     """The model's bits per byte on the validation split and each source of it, beside those of gzip, bz2 and xz."""
+    model, data, documents_apart = subject.model, subject.data, subject.documents_apart
+    assert data is not None
     context = model.config.context_length
     if stride is not None and not 1 <= stride <= context:
         raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
@@ -30,6 +102,7 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None, documents_apart: 
         model, stream, stride=stride, sources=data.sources("validation"), documents_apart=documents_apart
     )
     compressors = compressed_bits_per_byte(stream, data.tokenizer)
+    interval = score.interval()
 
     rows = [["model", f"{score.bits_per_byte:.4f}"]]
     rows += [[name, f"{value:.4f}"] for name, value in sorted(compressors.items(), key=lambda item: item[1])]
@@ -38,9 +111,12 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None, documents_apart: 
         f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
         f"once\nin windows of {score.context_length} ids, one every {score.stride}"
         + (", each predicted from its own document alone, as in training" if documents_apart else "")
+        + f"\n95 % of resamplings of the documents: {_range(interval)} bits per byte"
     )
     values: dict[str, Any] = {
         "bits_per_byte": score.bits_per_byte,
+        "low": interval.low,
+        "high": interval.high,
         "nats": score.nats,
         "ids": score.ids,
         "bytes": score.bytes,
@@ -51,22 +127,22 @@ def bits_per_byte(model: STLM, data: Data, stride: int | None, documents_apart: 
         "compressors": compressors,
     }
     if len(score.sources) > 1:
-        parts = [[name, f"{part.bits_per_byte:.4f}", f"{part.bytes:,}"] for name, part in score.sources.items()]
-        text += "\n\n" + table(parts, ["source", "bits per byte", "bytes"], "lrr")
-        values["sources"] = {
-            name: {"bits_per_byte": part.bits_per_byte, **part._asdict()} for name, part in score.sources.items()
-        }
+        part_text, values["sources"] = _by_source(score)
+        text += f"\n\n{part_text}"
     return TaskResult(text, values)
 
 
-Task = Callable[[STLM, Data, int | None, bool], TaskResult]
+def _by_source(score: SplitScore) -> tuple[str, dict[str, Any]]:
+    rows, values, intervals = [], {}, score.source_intervals()
+    for name, part in score.sources.items():
+        interval = intervals.get(name, Estimate(part.bits_per_byte, None, None))
+        rows.append([name, f"{part.bits_per_byte:.4f}", _range(interval), f"{part.bytes:,}"])
+        bounds = {"low": interval.low, "high": interval.high}
+        values[name] = {"bits_per_byte": part.bits_per_byte, **bounds, **part._asdict()}
+    return table(rows, ["source", "bits per byte", "95 %", "bytes"], "lrrr"), values
 
-TASKS: dict[str, Task] = {"bits_per_byte": bits_per_byte}
 
-
-def select_tasks(names: str) -> dict[str, Task]:
-    """The tasks of a list such as "bits_per_byte,…". StlmError where one is unknown."""
-    unknown = [name for name in names.split(",") if name not in TASKS]
-    if unknown:
-        raise StlmError(f"--tasks: got {', '.join(map(repr, unknown))}, expected one or more of {', '.join(TASKS)}")
-    return {name: TASKS[name] for name in names.split(",")}
+def _range(interval: Estimate) -> str:
+    if interval.low is None or interval.high is None:
+        return "unknown: one document"
+    return f"{interval.low:.4f} to {interval.high:.4f}"

@@ -96,7 +96,7 @@ class BytePatchEmbedder(Embedder):
             cache.placed = placed
             counts = placed.counts_B.tolist() if self.ragged and inputs_BT.size(0) > 1 else None
         routing = routing_of(wanted_BT, placed, documents_BP) if self.patching.learned else None
-        return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, counts, routing)
+        return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, placed.start_BP >= 0, counts, routing)
 
     def _gather(self, recent: Tensor, start_BP: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The vectors of patches [B, P, D] and their documents. `recent`: the byte states, span - 1 more in front."""

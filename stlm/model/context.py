@@ -10,11 +10,14 @@ class Context:
     """Which positions may see each other, and what the parts add to the loss or measure.
 
     `documents` [B, T] numbers the document of each position that a layer works on; nothing passes between positions
-    whose numbers differ. None: all are of one. `auxiliary` holds what parts add to the loss, by name: sums over rows,
-    in nats, already weighted. A part computes its term within each row and multiplies it by the row's ids, so that the
-    sum is the same however rows are shared out over ranks and micro-batches: `length` ids each. `measures` holds
-    quotients to be told, by name: two sums over rows each. `values` are those of the first layer of the stack that is
-    running, where later layers mix them with their own.
+    whose numbers differ. None: all are of one. `used` [B, T] is False where a position stands for nothing, as a slot
+    without a patch does. None: all stand for something.
+
+    `auxiliary` holds what parts add to the loss, by name: sums over rows, in nats, already weighted. A part computes
+    its term within each row and multiplies it by the row's ids, so that the sum is the same however rows are shared out
+    over ranks and micro-batches: `length` ids each. `measures` holds quotients to be told, by name: two sums over rows
+    each. `values` are those of the first layer of the stack that is running, where later layers mix them with their
+    own.
 
     `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
     training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
@@ -27,8 +30,10 @@ class Context:
         whole: Context | None = None,
         row_keys: Tensor | None = None,
         exits: list[Tensor] | None = None,
+        used: Tensor | None = None,
     ) -> None:
         self.documents = documents
+        self.used = used
         self.auxiliary: dict[str, Tensor] = whole.auxiliary if whole else {}
         self.measures: dict[str, Tensor] = whole.measures if whole else {}
         self.length: int = whole.length if whole else 0
@@ -36,9 +41,9 @@ class Context:
         self.row_keys: Tensor | None = whole.row_keys if whole else row_keys
         self.exits: list[Tensor] | None = whole.exits if whole else exits
 
-    def at(self, documents: Tensor | None) -> Context:
+    def at(self, documents: Tensor | None, used: Tensor | None) -> Context:
         """The same pass seen at other positions, such as those of patches."""
-        return Context(documents, self)
+        return Context(documents, self, used=used)
 
     def add(self, name: str, nats: Tensor) -> None:
         """Add to the loss."""

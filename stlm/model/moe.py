@@ -52,15 +52,21 @@ class MoE(FeedForward):
         if self.num_chosen > 1:
             weight_BTC = weight_BTC / weight_BTC.sum(-1, keepdim=True)
         if self.training and self.balance_weight and context is not None:
-            context.add("balance", self.balance_weight * context.length * self._imbalance(probability_BTE, chosen_BTC))
+            imbalance = self._imbalance(probability_BTE, chosen_BTC, context.used)
+            context.add("balance", self.balance_weight * context.length * imbalance)
         y_BTCD = self._through_experts(x_BTD, chosen_BTC)
         y_BTD = (y_BTCD * weight_BTC[..., None]).sum(2).to(x_BTD.dtype)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
-    def _imbalance(self, probability_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
-        """Summed over rows; 1 for each row whose experts are used alike."""
-        share_BE = F.one_hot(chosen_BTC, self.num_experts).float().mean(dim=(1, 2))
-        return self.num_experts * (share_BE * probability_BTE.mean(1)).sum()
+    def _imbalance(self, probability_BTE: Tensor, chosen_BTC: Tensor, used_BT: Tensor | None) -> Tensor:
+        """Summed over rows; 1 for each row whose experts are used alike. Slots without a patch do not count."""
+        share_BTE = F.one_hot(chosen_BTC, self.num_experts).float().mean(2)
+        if used_BT is None:
+            share_BE, mean_BE = share_BTE.mean(1), probability_BTE.mean(1)
+        else:
+            weight_BT1 = (used_BT / used_BT.sum(1, keepdim=True))[..., None]
+            share_BE, mean_BE = (weight_BT1 * share_BTE).sum(1), (weight_BT1 * probability_BTE).sum(1)
+        return self.num_experts * (share_BE * mean_BE).sum()
 
     def _through_experts(self, x_BTD: Tensor, chosen_BTC: Tensor) -> Tensor:
         """What each position's experts make of it: [B, T, C, D]."""

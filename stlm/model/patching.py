@@ -37,6 +37,7 @@ class Patches(NamedTuple):
     states_BTd: Tensor  # what the local encoder says at each byte position
     index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
     documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
+    used_BP: Tensor | None = None  # which slots have a patch; None: all
     counts: list[int] | None = None  # patches that began in each row, where they may differ: beside a cache
     routing: Routing | None = None  # where patches are learned
 

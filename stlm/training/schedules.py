@@ -2,7 +2,8 @@
 
 Steps are numbered from 1: step s is the s-th update, and max_steps the last. So the first update of a warm-up is small
 but not zero, step `warmup_steps` has exactly `learning_rate`, and step `max_steps` exactly
-`final_learning_rate_fraction` of it (cosine and wsd).
+`final_learning_rate_fraction` of it (cosine and wsd). A run of fewer steps than its warm-up ends within it: so the
+first steps of a recipe, tried out, are those of the whole run.
 """
 
 from __future__ import annotations

@@ -35,6 +35,11 @@ def test_each_kind_has_its_slots():
         (KEY + ".patch_size=1024", f"{KEY}.patch_size: got 1024, expected at most half of model.context_length = 512"),
         (KEY + ".patch_size=5", f"got 512, expected a multiple of {KEY}.patch_size = 5; 515 would work"),
         (
+            "model={context_length: 3, embedder: {kind: byte_patch, patching: {kind: space}}}",
+            f"{KEY}.patch_length: got 6, expected at most half of model.context_length = 3, or a window is one patch; "
+            "model.context_length=12 would work",
+        ),
+        (
             KEY + "={kind: entropy, width: 30, core: {attention: {num_heads: 4}}}",
             f"{KEY}.core.attention.num_heads: got 4, expected a divisor of {KEY}.width = 30 that leaves",
         ),

@@ -358,9 +358,9 @@ PATCHES = "model:\n  embedder: {kind: byte_patch}\n  head: {kind: byte_patch}\n"
             "model.head={kind: linear} would work",
         ),
         (
-            ["training.max_steps=50"],
+            ["training.max_steps=50", "training.schedule=wsd", "training.decay_steps=20"],
             "training.warmup_steps",
-            "got 100, expected warm-up and decay (0 steps) to fit into training.max_steps = 50; 50 would work",
+            "got 100, expected warm-up and decay (20 steps) to fit into training.max_steps = 50; 30 would work",
         ),
         (
             ["training.schedule=wsd"],
@@ -402,7 +402,9 @@ def test_the_value_named_would_work(load):
     load(PATCHES, "model.embedder.patching.patch_size=5", "model.context_length=515")
     load(PATCHES, "model.head.num_heads=64")
     load(PATCHES, "training.schedule=wsd", "training.decay_steps=2000", "training.max_steps=2100")
-    load(PATCHES, "training.max_steps=50", "training.warmup_steps=50")
+    short = ["training.max_steps=50", "training.schedule=wsd", "training.decay_steps=20"]
+    load(PATCHES, *short, "training.warmup_steps=30")
+    load(PATCHES, "training.max_steps=50")  # the first steps of a recipe, all of them warm-up
 
 
 def test_a_conflict_is_blamed_on_its_line_unless_a_key_in_it_is_in_doubt(problems):

@@ -101,6 +101,20 @@ def test_each_source_is_scored_by_itself(stride):
     assert sum(part.nats for part in score.sources.values()) == pytest.approx(score.nats)
 
 
+def test_the_interval_is_over_documents_and_of_each_source_over_its_own():
+    texts = ["aaaa", "bb", "ab"]  # 7, 7 and 6 bits with their ends, for 4, 2 and 2 bytes
+    sources = [SourceRange("x", 0, 8), SourceRange("y", 8, 11)]
+    score = score_split(Unigram(), Stream(*texts), sources=sources)
+    assert (score.nats_D / math.log(2)).tolist() == pytest.approx([7, 7, 6], rel=1e-5)
+    assert score.bytes_D.tolist() == [4, 2, 2]
+    found = score.interval()
+    assert found.value == pytest.approx(score.bits_per_byte)
+    assert (found.low, found.high) == pytest.approx((7 / 4, 7 / 2), rel=1e-5)  # one document, three times
+    of_sources = score.source_intervals()
+    assert of_sources["x"][:2] == pytest.approx((14 / 6, 7 / 4), rel=1e-5)
+    assert of_sources["y"] == (pytest.approx(6 / 2, rel=1e-5), None, None)
+
+
 def test_long_streams_are_read_in_segments_and_every_id_counts_once():
     text = "ab" * 1500
     model = Unigram()

@@ -92,8 +92,8 @@ def test_balance_is_one_where_experts_are_used_alike_and_of_each_row_alone():
     even, skewed = torch.zeros(1, 4, 8), torch.zeros(1, 4, 8)
     even[0, :, 0], skewed[0, :, 0] = torch.tensor([9.0, -9.0, 9.0, -9.0]), 9.0
 
-    def balance(x):
-        context = Context()
+    def balance(x, used=None):
+        context = Context(used=used)
         context.length = 40
         moe(x, context)
         return context.auxiliary["balance"]
@@ -101,6 +101,9 @@ def test_balance_is_one_where_experts_are_used_alike_and_of_each_row_alone():
     torch.testing.assert_close(balance(even), torch.tensor(0.5 * 40 * 1.0))
     torch.testing.assert_close(balance(skewed), torch.tensor(0.5 * 40 * 2.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(balance(torch.cat((even, skewed))), balance(even) + balance(skewed))
+    half = torch.tensor([[True, True, False, False]])  # of the others, which stand for nothing, nothing counts
+    assert balance(torch.cat((even[:, :2], skewed[:, :2]), 1), half) == balance(even)
+    assert balance(torch.cat((skewed[:, :2], even[:, :2]), 1), half) == balance(skewed)
     moe.eval()
     context = Context()
     moe(even, context)

@@ -35,7 +35,11 @@ from stlm.config import (
 )
 from stlm.errors import ConfigError
 from stlm.model import EMBEDDERS, HEADS, Context, EntropyPatching
+from stlm.model.attention import ATTENTIONS
+from stlm.model.feed_forward import FEED_FORWARDS
+from stlm.model.normalization import NORMS
 from stlm.model.patching import PATCHINGS
+from stlm.model.positions import POSITIONS
 from stlm.stlm import STLM
 
 CONTEXT = 24
@@ -179,6 +183,14 @@ def test_every_registered_embedder_and_head_is_in_the_pairs():
     assert {head.kind for _, head, *_ in PAIRS.values()} == set(HEADS)
     patchings = {e.patching.kind for e, *_ in PAIRS.values() if isinstance(e, BytePatchEmbedderConfig)}
     assert patchings == set(PATCHINGS)
+
+
+def test_every_registered_part_is_in_the_pairs():
+    cores = [PLAIN, *CORES.values()]
+    assert {core.attention.kind for core in cores} == set(ATTENTIONS)
+    assert {core.feed_forward.kind for core in cores} == set(FEED_FORWARDS)
+    assert {core.norm.kind for core in cores} == set(NORMS)
+    assert {core.positions.kind for core in cores} == set(POSITIONS)
 
 
 @pytest.mark.parametrize("length", [1, 2, CONTEXT - 1, CONTEXT])

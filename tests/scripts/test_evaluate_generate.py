@@ -90,6 +90,8 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["results"]["bits_per_byte"] == {
         "bits_per_byte": pytest.approx(score.bits_per_byte),
+        "low": pytest.approx(score.interval().low),
+        "high": pytest.approx(score.interval().high),
         "nats": pytest.approx(score.nats),
         "ids": len(stream),
         "bytes": stream.num_bytes,
@@ -129,10 +131,45 @@ def test_evaluate_on_other_data_says_so(folder, call):
     assert PreparedData.open(folder / "other").fingerprint in out
 
 
+def test_evaluate_tasks_of_choices(folder, call, tmp_path):
+    items = [{"id": str(n), "context": f"Line {n} of", "choices": ["data", "it"], "answer": 0} for n in range(5)]
+    (tmp_path / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    files = tmp_path / "out.json", tmp_path / "items.jsonl"
+    model = folder / "run" / "checkpoints" / "step_00000007" / "model"  # no data are needed, nor looked for
+    code, out, _ = call("evaluate.py", model, "--tasks", "hellaswag", "--tasks-dir", tmp_path,
+                        "--output", files[0], "--items", files[1])  # fmt: skip
+    assert code == 0 and re.search(r"^hellaswag +5 .* 50\.0 +30\.0$", out, re.MULTILINE)
+    values = json.loads(files[0].read_text())["results"]["hellaswag"]
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    assert [line["id"] for line in lines] == list("01234") and {line["task"] for line in lines} == {"hellaswag"}
+    assert values["accuracy"]["value"] == sum(line["accuracy"] for line in lines) / 5
+    code, _, _ = call("evaluate.py", model, "--tasks", "hellaswag", "--tasks-dir", tmp_path,
+                      "--output", tmp_path / "out.md")  # fmt: skip
+    assert code == 0 and values["sha256"] in (tmp_path / "out.md").read_text()
+
+
+def test_evaluate_without_any_other_data(folder, call, tmp_path):
+    text = "\n\n".join(
+        f"{' '.join(f'word{n}x{m}' for m in range(24))}. One {n}. Two {n} is so " + "long. " * 25 for n in range(60)
+    )
+    (tmp_path / "text.txt").write_text(text)
+    config = PrepareConfig(inputs=(str(tmp_path / "text.txt"),), output=str(tmp_path / "data"), workers=1)
+    prepare(dataclasses.replace(config, validation_fraction=0.1))
+    run = folder / "run"
+    output = tmp_path / "out.json"
+    code, out, _ = call("evaluate.py", run, "--data", tmp_path / "data", "--tasks", "corruptions", "--output", output)
+    assert code == 0 and re.search(r"^word_shuffle +\d+ ", out, re.MULTILINE)
+    values = json.loads(output.read_text())["results"]["corruptions"]
+    assert values["items"] == 13 * values["passages"] and values["chance"] == 0.5
+    code, _, err = call("evaluate.py", run, "--tasks", "minimal_pairs", "--shots", "1")
+    assert code == 2 and "--shots: got 1 for minimal_pairs, which has no prompts" in err
+
+
 def test_evaluate_refuses(folder, call, tmp_path):
     run = folder / "run"
     for arguments, message in [
-        ((run, "--tasks", "bits_per_bite"), "--tasks: got 'bits_per_bite', expected one or more of bits_per_byte"),
+        ((run, "--tasks", "bits_per_bite"), "got 'bits_per_bite' (nearest: bits_per_byte), expected one or more of"),
+        ((run, "--tasks", "blimp", "--tasks-dir", tmp_path), f"put them into {tmp_path / 'blimp.jsonl'}"),
         ((run, "--stride", "33"), "the stride: got 33, expected 1 to 32"),
         ((run, "--stride", "0"), "the stride: got 0, expected 1 to 32"),
         ((run, "--data", tmp_path), f"no prepared data in {tmp_path}"),

@@ -38,6 +38,12 @@ def test_constant():
     assert rates(5, warmup_steps=2, schedule="constant") == [PEAK / 2] + [PEAK] * 4
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_first_steps_of_a_run_may_be_tried_alone(schedule):
+    whole = rates(500, warmup_steps=100, schedule=schedule)
+    assert rates(20, warmup_steps=100, schedule=schedule) == whole[:20]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_no_step_is_wasted_and_the_edges_hold(schedule):
     decay = {"decay_steps": 1} if schedule == "wsd" else {}

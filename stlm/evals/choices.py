@@ -1,0 +1,192 @@
+"""Tasks that ask a model to choose: their prompts, and what it takes to score them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipeline.atomic import sha256_file
+from stlm.errors import StlmError
+from stlm.evals.items import (
+    BLANK,
+    Item,
+    Parse,
+    blank_item,
+    choice_item,
+    minimal_pair,
+    read_items,
+    target_item,
+    task_file,
+)
+from stlm.evals.likelihood import Likelihood, Row, log_likelihoods
+from stlm.evals.measures import Measures, estimates, measures_of
+from stlm.stlm import STLM
+
+QUESTION = "Question: {context}\nAnswer:"
+PASSAGE = "{context}\nAnswer:"  # the question stands at the end of the context
+PLAIN = "{context}"
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """How the items of a task are read and asked. docs/evals.md says where they come from."""
+
+    parse: Parse = choice_item
+    prompt: str = PLAIN  # a choice follows it behind one space; not used where a blank is filled
+    published: float | None = None  # accuracy of the research line's 50M baseline (arXiv 2405.14159)
+
+    @property
+    def takes_shots(self) -> bool:
+        return self.parse is not minimal_pair
+
+
+CHOICE_TASKS: dict[str, ChoiceTask] = {
+    "blimp": ChoiceTask(minimal_pair, published=0.78),
+    "hellaswag": ChoiceTask(published=0.30),
+    "arc_easy": ChoiceTask(prompt=QUESTION, published=0.39),
+    "arc_challenge": ChoiceTask(prompt=QUESTION),
+    "winogrande": ChoiceTask(blank_item, published=0.50),
+    "wsc273": ChoiceTask(blank_item),
+    "mmlu": ChoiceTask(prompt=QUESTION, published=0.24),
+    "piqa": ChoiceTask(prompt=QUESTION),
+    "boolq": ChoiceTask(prompt=PASSAGE),
+    "copa": ChoiceTask(),
+    "openbookqa": ChoiceTask(),
+    "siqa": ChoiceTask(prompt=PASSAGE),
+    "commonsenseqa": ChoiceTask(prompt=QUESTION),
+    "race": ChoiceTask(prompt=PASSAGE),
+    "mctest": ChoiceTask(prompt=PASSAGE),
+    "lambada": ChoiceTask(target_item),
+}
+
+
+class ScoredItem(NamedTuple):
+    """An item, and what a model makes of it."""
+
+    item: Item
+    log_probabilities: tuple[float, ...]  # nats, of each choice (with a blank: of the text behind it)
+    measures: Measures
+
+    def values(self) -> dict[str, Any]:
+        """The same for a JSON file."""
+        return {
+            "id": self.item.id,
+            "answer": self.item.answer,
+            "log_probabilities": self.log_probabilities,
+            **self.measures._asdict(),
+        }
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The items of a task, read and checked before anything is scored."""
+
+    name: str
+    task: ChoiceTask
+    items: list[Item]
+    shots: list[Item]
+    file_sha256: str | None  # None where items are made rather than read
+
+    @classmethod
+    def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> Loaded:
+        """From DIR/NAME.jsonl, and the shots from DIR/NAME.shots.jsonl. DataError where there is something wrong."""
+        task = CHOICE_TASKS[name]
+        if num_shots and not task.takes_shots:
+            raise StlmError(f"--shots: got {num_shots} for {name}, which has no prompts; leave it out, or ask it alone")
+        path = task_file(tasks_dir, name)
+        items = read_items(path, task.parse)
+        shots = read_items(task_file(tasks_dir, f"{name}.shots"), task.parse) if num_shots else []
+        if len(shots) < num_shots:
+            raise StlmError(f"--shots: got {num_shots}, expected at most {len(shots)}, as many as {name}.shots holds")
+        if repeated := {shot.context for shot in shots} & {item.context for item in items}:
+            raise StlmError(f"{name}.shots: {min(repeated)!r} is scored as well; remove it from one of the two files")
+        return cls(name, task, items, shots[:num_shots], sha256_file(path))
+
+    def questions(self) -> list[list[Row]]:
+        """What is scored: a row for each choice."""
+        shots = "".join(f"{_shot(self.task, shot)}\n\n" for shot in self.shots)
+        return [rows_of(self.task, item, shots) for item in self.items]
+
+    def score(self, model: STLM) -> tuple[list[ScoredItem], dict[str, Any]]:
+        """The scored items, and what is known of all of them: see `summary`."""
+        questions = self.questions()
+        found = log_likelihoods(model, questions, self.name)
+        scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.of, strict=True)]
+        values = summary(scored)
+        values["published_50m"] = self.task.published
+        values["shots"] = len(self.shots)
+        values["contexts_cut"] = found.num_cut
+        values["sha256"] = fingerprint(questions, self.items)
+        if self.file_sha256 is not None:
+            values["file_sha256"] = self.file_sha256
+        return scored, values
+
+
+def rows_of(task: ChoiceTask, item: Item, shots: str = "") -> list[Row]:
+    """What is scored of an item: choices behind the prompt, the text behind a filled blank, or whole sentences.
+
+    With a blank, all choices are judged by the same text, given a context that ends with the choice: "partial" scoring
+    (Trinh and Le 2018, arXiv 1806.02847, section 3.1), which no choice wins by being a frequent word.
+    """
+    if task.parse is blank_item:
+        before, after = item.context.split(BLANK)
+        return [Row(shots + before + choice, after) for choice in item.choices]
+    prompt = shots + task.prompt.format(context=item.context)
+    return [Row(prompt, f" {choice}" if prompt else choice) for choice in item.choices]
+
+
+def _shot(task: ChoiceTask, item: Item) -> str:
+    return "".join(rows_of(task, item)[item.answer])
+
+
+def scored_item(task: ChoiceTask, item: Item, found: Sequence[Likelihood]) -> ScoredItem:
+    """An item with the likelihoods of its rows."""
+    log_probabilities = tuple(likelihood.log_probability for likelihood in found)
+    if task.parse is target_item:
+        (target,) = found
+        if math.isnan(target.greedy):
+            raise StlmError(f"{item.id}: its target is longer than the model's context; remove the item")
+        return ScoredItem(
+            item, log_probabilities, Measures(target.greedy, target.greedy, math.exp(target.log_probability))
+        )
+    if task.parse is blank_item:  # the scored text is the same for all
+        num_bytes = [1] * len(item.choices)
+    else:
+        num_bytes = [len(choice.encode()) for choice in item.choices]
+    return ScoredItem(item, log_probabilities, measures_of(log_probabilities, num_bytes, item.answer))
+
+
+def summary(scored: Sequence[ScoredItem]) -> dict[str, Any]:
+    """Every measure with its interval, for all items and for each group of them, and what guessing would reach."""
+    kinds = sorted({kind for one in scored for kind in one.item.groups})
+    groups = {}
+    for kind in kinds:
+        names = sorted({one.item.groups[kind] for one in scored if kind in one.item.groups})
+        groups[kind] = {name: _estimated(one for one in scored if one.item.groups.get(kind) == name) for name in names}
+    return {**_estimated(scored), "groups": groups}
+
+
+def _estimated(scored: Iterable[ScoredItem]) -> dict[str, Any]:
+    scored = list(scored)
+    found = estimates(np.array([one.measures for one in scored]))
+    chances = [1 / len(one.item.choices) if len(one.item.choices) > 1 else 0.0 for one in scored]
+    return {
+        "items": len(scored),
+        **{name: estimate._asdict() for name, estimate in zip(Measures._fields, found, strict=True)},
+        "chance": sum(chances) / len(chances),
+    }
+
+
+def fingerprint(questions: Sequence[Sequence[Row]], items: Sequence[Item]) -> str:
+    """sha256 of exactly what was scored: every context, continuation and truth, however their file was packed."""
+    digest = hashlib.sha256()
+    for rows, item in zip(questions, items, strict=True):
+        digest.update(json.dumps([item.id, rows, item.answer]).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""Corruption progression: how often a model prefers how a text goes on to thirteen corruptions of it.
+
+It needs held-out text alone, and it moves long before tasks of knowledge do: shuffled characters are told from text
+within a few steps of training, words that were replaced much later, sentences that changed places perhaps never.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stlm.errors import StlmError
+from stlm.evals.choices import ChoiceTask, ScoredItem, fingerprint, rows_of, scored_item, summary
+from stlm.evals.items import Item
+from stlm.evals.likelihood import Likelihood, log_likelihoods
+from stlm.evals.measures import Measures, estimates
+from stlm.stlm import STLM
+
+NUM_PASSAGES = 100
+_CANDIDATES = 2000  # passages from which they are drawn: the first ones of the text
+_CONTEXT_WORDS = 20  # at least, in whole sentences, and the same for what follows
+_WORDS = 25  # so that there are three runs of twelve words or fewer to be shuffled
+_RATE = 0.15  # of the characters or words that are deleted, inserted or replaced
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+class Passage(NamedTuple):
+    """Text from one document, with single spaces for all white space."""
+
+    context: str
+    sentences: tuple[str, ...]  # what follows: two or more
+
+    @property
+    def continuation(self) -> str:
+        return " ".join(self.sentences)
+
+
+Corrupt = Callable[[Passage, random.Random, Sequence[str]], str]  # the last: words of other passages, as often as there
+
+
+def _shuffled(units: Sequence[str], between: str, rng: random.Random) -> str:
+    return between.join(rng.sample(units, len(units)))
+
+
+def _ngram_shuffle(n: int) -> Corrupt:
+    def corrupt(passage: Passage, rng: random.Random, words: Sequence[str]) -> str:
+        own = passage.continuation.split()
+        return _shuffled([" ".join(own[start : start + n]) for start in range(0, len(own), n)], " ", rng)
+
+    return corrupt
+
+
+def _places(number: int, rng: random.Random) -> set[int]:
+    return set(rng.sample(range(number), max(1, round(_RATE * number))))
+
+
+def _deletion(units: Sequence[str], between: str, rng: random.Random) -> str:
+    gone = _places(len(units), rng)
+    return between.join(unit for place, unit in enumerate(units) if place not in gone)
+
+
+def _insertion(units: Sequence[str], between: str, others: Sequence[str], rng: random.Random) -> str:
+    chosen = _places(len(units), rng)
+    return between.join(
+        between.join((rng.choice(others), unit)) if place in chosen else unit for place, unit in enumerate(units)
+    )
+
+
+def _substitution(units: Sequence[str], between: str, others: Sequence[str], rng: random.Random) -> str:
+    chosen = _places(len(units), rng)
+    return between.join(rng.choice(others) if place in chosen else unit for place, unit in enumerate(units))
+
+
+# Characters rather than bytes, so that every corruption is text. Inserted and replacing characters are those of the
+# passage itself, words those of all passages: each as frequent as in the text.
+CORRUPTIONS: dict[str, Corrupt] = {
+    "character_shuffle": lambda passage, rng, words: _shuffled(list(passage.continuation), "", rng),
+    "word_shuffle": _ngram_shuffle(1),
+    "3_gram_shuffle": _ngram_shuffle(3),
+    "5_gram_shuffle": _ngram_shuffle(5),
+    "7_gram_shuffle": _ngram_shuffle(7),
+    "12_gram_shuffle": _ngram_shuffle(12),
+    "character_deletion": lambda passage, rng, words: _deletion(passage.continuation, "", rng),
+    "character_insertion": lambda passage, rng, words: _insertion(passage.continuation, "", passage.continuation, rng),
+    "character_substitution": lambda passage, rng, words: _substitution(
+        passage.continuation, "", passage.continuation, rng
+    ),
+    "word_deletion": lambda passage, rng, words: _deletion(passage.continuation.split(), " ", rng),
+    "word_insertion": lambda passage, rng, words: _insertion(passage.continuation.split(), " ", words, rng),
+    "word_substitution": lambda passage, rng, words: _substitution(passage.continuation.split(), " ", words, rng),
+    "sentence_shuffle": lambda passage, rng, words: _shuffled(passage.sentences, " ", rng),
+}
+
+
+def passages_of(documents: Iterable[str]) -> Iterator[Passage]:
+    """Every passage of the documents that has a context and two sentences or more to follow it; none overlap."""
+    for document in documents:
+        context: list[str] = []
+        following: list[str] = []
+        for sentence in filter(None, _SENTENCE_END.split(document.strip())):
+            sentence = " ".join(sentence.split())
+            if _num_words(context) < _CONTEXT_WORDS:
+                context.append(sentence)
+                continue
+            following.append(sentence)
+            if len(following) > 1 and _num_words(following) >= _WORDS:
+                yield Passage(" ".join(context), tuple(following))
+                context, following = [], []
+
+
+def _num_words(sentences: Iterable[str]) -> int:
+    return sum(len(sentence.split()) for sentence in sentences)
+
+
+def corruption_items(documents: Iterable[str], num_passages: int = NUM_PASSAGES, seed: int = 0) -> list[Item]:
+    """Items of fourteen choices: the truth first, then its corruptions in their order, none of which equals it.
+
+    StlmError if the documents hold no passage.
+    """
+    candidates = []
+    for passage in passages_of(documents):
+        candidates.append(passage)
+        if len(candidates) == _CANDIDATES:
+            break
+    if not candidates:
+        raise StlmError(
+            f"corruptions: no document of the validation text has {_CONTEXT_WORDS} words and two sentences of "
+            f"{_WORDS} behind them; name other prepared data by --data"
+        )
+    rng = random.Random(seed)
+    passages = rng.sample(candidates, min(num_passages, len(candidates)))
+    words = [word for passage in passages for word in passage.continuation.split()]
+    items = []
+    for number, passage in enumerate(passages):
+        found = [_differing(corrupt, passage, rng, words) for corrupt in CORRUPTIONS.values()]
+        corrupted = tuple(text for text in found if text is not None)
+        if len(corrupted) == len(CORRUPTIONS):  # text that says one thing again and again cannot be put out of order
+            items.append(Item(f"passage-{number}", passage.context, (passage.continuation, *corrupted), 0))
+    if not items:
+        raise StlmError("corruptions: the validation text only repeats itself; name other prepared data by --data")
+    return items
+
+
+def _differing(corrupt: Corrupt, passage: Passage, rng: random.Random, words: Sequence[str]) -> str | None:
+    tries = (corrupt(passage, rng, words) for _ in range(20))
+    return next((text for text in tries if text != passage.continuation), None)
+
+
+def score_corruptions(model: STLM, items: Sequence[Item]) -> tuple[list[ScoredItem], dict[str, Any]]:
+    """A scored pair of the truth and each corruption, and what is known of all of them, by corruption.
+
+    The interval over all of them is over passages: the pairs of one passage are not independent.
+    """
+    task = ChoiceTask()
+    questions = [rows_of(task, item) for item in items]
+    found = log_likelihoods(model, questions, "corruptions")
+    pairs = [
+        pair for item, likelihoods in zip(items, found.of, strict=True) for pair in _pairs(task, item, likelihoods)
+    ]
+    values = summary(pairs)
+    by_passage = np.array([pair.measures for pair in pairs]).reshape(len(items), len(CORRUPTIONS), -1).mean(1)
+    for name, estimate in zip(Measures._fields, estimates(by_passage), strict=True):
+        values[name] = estimate._asdict()
+    values |= {"passages": len(items), "published_50m": None, "contexts_cut": found.num_cut}
+    values["sha256"] = fingerprint(questions, items)
+    return pairs, values
+
+
+def _pairs(task: ChoiceTask, item: Item, likelihoods: Sequence[Likelihood]) -> Iterator[ScoredItem]:
+    for place, name in enumerate(CORRUPTIONS, 1):
+        choices = item.choices[0], item.choices[place]
+        pair = Item(f"{item.id}-{name}", item.context, choices, 0, {"corruption": name})
+        yield scored_item(task, pair, (likelihoods[0], likelihoods[place]))

@@ -1,0 +1,145 @@
+"""Multiple-choice items and minimal pairs, read from JSON Lines and accepted only where they keep the schema.
+
+An item is {"id": text, "context": text, "choices": [text, …], "answer": index of the truth}; a minimal pair, as BLiMP
+writes it, {"sentence_good": text, "sentence_bad": text, "UID": paradigm, "linguistics_term": phenomenon, "pairID":
+text}. Other fields may be there and are not read. docs/evals.md shows one of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.formats import COMPRESSED, open_input
+
+BLANK = "_"  # stands for the choice in a context that has to be filled in
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: which of `choices` follows `context`, or fills its blank?"""
+
+    id: str
+    context: str
+    choices: tuple[str, ...]
+    answer: int  # of the truth in `choices`
+    groups: dict[str, str] = field(default_factory=dict)  # what it belongs to, such as {"phenomenon": "binding"}
+
+
+Parse = Callable[[dict[str, Any]], Item]
+
+
+def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
+    """The file NAME.jsonl of a folder, compressed or not. DataError says where to put it if it is not there."""
+    wanted = f"{name}.jsonl"
+    endings = f"or {wanted}{f', {wanted}'.join(COMPRESSED)}"
+    if tasks_dir is None:
+        raise DataError(f"{name}: its items are in no folder; expected --tasks-dir DIR with DIR/{wanted} ({endings})")
+    found = [path for suffix in ("", *COMPRESSED) if (path := Path(tasks_dir, wanted + suffix)).is_file()]
+    if not found:
+        raise DataError(f"{name}: no items; put them into {Path(tasks_dir, wanted)} ({endings}), see docs/evals.md")
+    if len(found) > 1:
+        raise DataError(f"{name}: got {' and '.join(map(str, found))}, expected one of them; remove the others")
+    return found[0]
+
+
+def read_items(path: Path, parse: Parse) -> list[Item]:
+    """All items of a file. DataError with file:line and field where one breaks the schema, or where there is none."""
+    items: list[Item] = []
+    lines_of_ids: dict[str, int] = {}
+    for number, line in _lines(path):
+        try:
+            item = parse(_object(line))
+            if item.id in lines_of_ids:
+                raise DataError(f"id: got {item.id!r} again, as in line {lines_of_ids[item.id]}; expected a new one")
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        lines_of_ids[item.id] = number
+        items.append(item)
+    if not items:
+        raise DataError(f"{path}: holds no items")
+    return items
+
+
+def choice_item(record: dict[str, Any]) -> Item:
+    """An item with two choices or more."""
+    item = _item(record)
+    if len(item.choices) < 2:
+        raise DataError(f"choices: got {len(item.choices)}, expected two or more")
+    return item
+
+
+def target_item(record: dict[str, Any]) -> Item:
+    """An item whose only choice is what has to be predicted."""
+    item = _item(record)
+    if len(item.choices) != 1:
+        raise DataError(f"choices: got {len(item.choices)}, expected one: the text that follows")
+    return item
+
+
+def blank_item(record: dict[str, Any]) -> Item:
+    """An item whose context has one blank, with text behind it: that is what its choices are judged by."""
+    item = choice_item(record)
+    parts = item.context.split(BLANK)
+    if len(parts) != 2 or not parts[1].strip():
+        raise DataError(f'context: got {item.context!r}, expected one "{BLANK}" for the choices, and text behind it')
+    return item
+
+
+def minimal_pair(record: dict[str, Any]) -> Item:
+    """A sentence that is right beside one that is wrong."""
+    good, bad = _text(record, "sentence_good"), _text(record, "sentence_bad")
+    paradigm, phenomenon = _text(record, "UID"), _text(record, "linguistics_term")
+    groups = {"phenomenon": phenomenon, "paradigm": paradigm}
+    return Item(f"{paradigm}-{_text(record, 'pairID')}", "", (good, bad), 0, groups)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    compression = path.suffix if path.suffix in COMPRESSED else ""
+    with open_input(str(path), compression) as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                yield number, line
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"expected an object, got {type(record).__name__}")
+    return record
+
+
+def _item(record: dict[str, Any]) -> Item:
+    choices = _required(record, "choices")
+    if not isinstance(choices, list):
+        raise DataError(f"choices: expected a list of texts, got {choices!r}")
+    for index, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise DataError(f"choices[{index}]: expected a text that is not empty, got {choice!r}")
+    answer = _required(record, "answer")
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise DataError(f"answer: got {answer!r}, expected 0 to {len(choices) - 1}, the index of the true choice")
+    groups = {"subject": _text(record, "subject")} if "subject" in record else {}
+    texts = tuple(choice.strip() for choice in choices)
+    return Item(_text(record, "id"), _text(record, "context").strip(), texts, answer, groups)
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    value = _required(record, name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{name}: expected a text that is not empty, got {value!r}")
+    return value
+
+
+def _required(record: dict[str, Any], name: str) -> Any:
+    if name not in record:
+        raise DataError(f"{name}: missing; the fields are: {', '.join(map(str, list(record)[:10]))}")
+    return record[name]

@@ -1,0 +1,73 @@
+"""From the likelihoods of choices to numbers with errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RESAMPLES = 1000
+_CONFIDENCE = 0.95
+_ROUNDING = 1e-6  # relative: scores closer than this are tied
+
+
+class Measures(NamedTuple):
+    """Of one item, each between 0 and 1."""
+
+    accuracy: float  # whether the truth is the most probable choice
+    accuracy_per_byte: float  # whether it is by the log-probability of a byte, its space in front not counted as one
+    truth_probability: float  # of the truth, given that it is one of the choices
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % bootstrap interval; None where a single item gives no idea of the spread."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def measures_of(log_probabilities: Sequence[float], num_bytes: Sequence[int], answer: int) -> Measures:
+    """Measures of an item from its choices' log-probabilities (nats) and lengths."""
+    per_byte = [nats / length for nats, length in zip(log_probabilities, num_bytes, strict=True)]
+    largest = max(log_probabilities)
+    weights = [math.exp(nats - largest) for nats in log_probabilities]
+    return Measures(credit(log_probabilities, answer), credit(per_byte, answer), weights[answer] / sum(weights))
+
+
+def credit(scores: Sequence[float], answer: int) -> float:
+    """1 if the truth has the highest score, 1/k if k choices share it: half for a tie of two. Otherwise 0.
+
+    This is what drawing one of the best would give on average.
+    """
+    best = max(scores)
+    tied = [best - score <= _ROUNDING * max(1.0, abs(best)) for score in scores]
+    return tied[answer] / sum(tied)
+
+
+def estimates(totals_NM: NDArray[np.float64], units_N: NDArray[np.float64] | None = None) -> list[Estimate]:
+    """The mean of each column of [N items, M measures], with the percentile bootstrap over items (Efron 1979).
+
+    `units_N`: what the totals of an item are counted by, such as bytes where they are bits; 1 if left out. All columns
+    are resampled together, from one fixed seed: the same items give the same interval.
+    """
+    units_N = np.ones(len(totals_NM)) if units_N is None else units_N
+    value_M = totals_NM.sum(0) / units_N.sum()
+    if len(totals_NM) < 2:
+        return [Estimate(float(value), None, None) for value in value_M]
+    resampled_RM = _resampled(np.column_stack((totals_NM, units_N)))
+    resampled_RM = resampled_RM[resampled_RM[:, -1] > 0]  # of documents without text, none can be drawn alone
+    tail = (1 - _CONFIDENCE) / 2
+    low_M, high_M = np.quantile(resampled_RM[:, :-1] / resampled_RM[:, -1:], [tail, 1 - tail], axis=0)
+    return [Estimate(*map(float, row)) for row in zip(value_M, low_M, high_M, strict=True)]
+
+
+def _resampled(totals_NM: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums over as many items, drawn with replacement, again and again: [resamples, M]."""
+    generator = np.random.default_rng(0)
+    number = len(totals_NM)
+    draws = (generator.integers(number, size=number) for _ in range(_RESAMPLES))
+    return np.array([np.bincount(drawn, minlength=number) @ totals_NM for drawn in draws])

@@ -1,0 +1,76 @@
+"""What was found, for people: one table over all tasks, and one for each task that has groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stlm.evals.table import table
+
+_HEADER = ["task", "items", "accuracy", "95 %", "per byte", "95 %", "truth", "95 %", "chance", "published 50M"]
+_LONGEST_TABLE = 20  # groups; more are in the JSON file only
+
+NOTES = """\
+accuracy: the truth is the most probable choice, a tie counting half; per byte: by log-probability per byte;
+truth: its probability among the choices; 95 %: bootstrap over items. Published: a 50M model (arXiv 2405.14159),
+by another protocol (docs/evals.md)"""
+
+
+def overview_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The table over all tasks that have choices, its header first; only that if there are none."""
+    rows = [[name, *_measures(values), _percent(values["published_50m"])]
+            for name, values in results.items() if "accuracy" in values]  # fmt: skip
+    return [_HEADER, *rows]
+
+
+def overview_text(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same for a terminal, in percent; empty if there are none."""
+    header, *rows = overview_rows(results)
+    return f"{table(rows, header, 'l' + 'r' * 9)}\n\n{NOTES}" if rows else ""
+
+
+def groups_text(name: str, values: Mapping[str, Any]) -> str:
+    """A task's measures by group, kind by kind; empty if it has none, or too many for a table."""
+    tables = []
+    for kind, groups in values["groups"].items():
+        if 1 < len(groups) <= _LONGEST_TABLE:
+            rows = [[group, *_measures(part)] for group, part in groups.items()]
+            tables.append(table(rows, [f"{name}: {kind}", *_HEADER[1:-1]], "l" + "r" * 8))
+    return "\n\n".join(tables)
+
+
+def markdown(subject: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All of it as a page of Markdown."""
+    parts = ["# Evaluation", _list({name: value for name, value in subject.items() if value is not None})]
+    header, *rows = overview_rows(results)
+    if rows:
+        parts += [_markdown_table([header, *rows]), NOTES]
+    for name, values in results.items():
+        parts.append(f"## {name}")
+        parts.append(_list({key: value for key, value in values.items() if isinstance(value, str | int | float)}))
+        for kind, groups in values.get("groups", {}).items():
+            of_groups = [[group, *_measures(part)] for group, part in groups.items()]
+            parts.append(_markdown_table([[kind, *_HEADER[1:-1]], *of_groups]))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _measures(values: Mapping[str, Any]) -> list[str]:
+    cells = [f"{values['items']:,}"]
+    for name in ("accuracy", "accuracy_per_byte", "truth_probability"):
+        found = values[name]
+        cells += [_percent(found["value"]), f"{_percent(found['low'])} to {_percent(found['high'])}"]
+    return [*cells, _percent(values["chance"])]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items())
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    header, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,167 @@
+"""Tasks of choices: the schema, the prompts, and scores of a model with known probabilities."""
+
+import gzip
+import hashlib
+import json
+import lzma
+import math
+
+import pytest
+from test_likelihood import letters
+
+from data_pipeline.errors import DataError
+from stlm.errors import StlmError
+from stlm.evals import CHOICE_TASKS, Loaded, Options, load_tasks, markdown, overview_text
+from stlm.evals.choices import rows_of
+from stlm.evals.items import choice_item
+
+ITEM = {"id": "1", "context": "b", "choices": ["a", "bb"], "answer": 0}
+PAIR = {"sentence_good": "aa", "sentence_bad": "ab", "UID": "order", "linguistics_term": "syntax", "pairID": "0"}
+
+
+def write(folder, name, *records):
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def score(folder, name, model=None, shots=0):
+    return Loaded.read(name, folder, shots).score(model or letters(**{"a": 1 / 2, "b": 1 / 4, " ": 1 / 16}))
+
+
+def test_known_probabilities_give_the_known_score(tmp_path):
+    write(tmp_path, "hellaswag.jsonl", ITEM, {**ITEM, "id": "2", "answer": 1})
+    scored, values = score(tmp_path, "hellaswag")
+    # " a" has 1/16 * 1/2, " bb" 1/16 * 1/16: the truth of the first is 8/9 of both, that of the second 1/9.
+    assert scored[0].log_probabilities == pytest.approx((math.log(1 / 32), math.log(1 / 256)), rel=1e-5)
+    # A byte, the space's bits counted and its byte not: 5 bits / 1 against 8 bits / 2, so the longer one wins.
+    assert [one.measures.accuracy for one in scored] == [1, 0]
+    assert [one.measures.accuracy_per_byte for one in scored] == [0, 1]
+    assert [one.measures.truth_probability for one in scored] == pytest.approx([8 / 9, 1 / 9], rel=1e-5)
+    assert values["accuracy"]["value"] == 0.5 and values["truth_probability"]["value"] == pytest.approx(0.5)
+    assert (values["items"], values["chance"], values["published_50m"], values["contexts_cut"]) == (2, 0.5, 0.30, 0)
+
+
+def test_minimal_pairs_by_phenomenon_and_paradigm(tmp_path):
+    tied = {**PAIR, "pairID": "1", "sentence_bad": "aa"}
+    other = {**PAIR, "UID": "swap", "linguistics_term": "binding", "sentence_good": "b", "sentence_bad": "a"}
+    _, values = score(write(tmp_path, "blimp.jsonl", PAIR, tied, other), "blimp")
+    assert values["accuracy"]["value"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    by_phenomenon = {name: part["accuracy"]["value"] for name, part in values["groups"]["phenomenon"].items()}
+    assert by_phenomenon == {"binding": 0, "syntax": 0.75}
+    assert set(values["groups"]["paradigm"]) == {"order", "swap"}
+    assert values["published_50m"] == 0.78
+
+
+def test_partial_scoring_judges_the_text_behind_the_blank(tmp_path):
+    item = {"id": "1", "context": "a _ b .", "choices": ["a", "bb"], "answer": 1}
+    task = CHOICE_TASKS["winogrande"]
+    assert rows_of(task, Loaded.read("winogrande", write(tmp_path, "winogrande.jsonl", item), 0).items[0]) == [
+        ("a a", " b ."),
+        ("a bb", " b ."),
+    ]
+    scored, values = score(tmp_path, "winogrande")  # to a model without memory both are the same
+    assert values["accuracy"]["value"] == values["accuracy_per_byte"]["value"] == 0.5
+    assert scored[0].measures.truth_probability == pytest.approx(0.5)
+
+
+def test_targets_count_when_every_id_is_the_most_probable(tmp_path):
+    items = [{"id": text, "context": "b", "choices": [text], "answer": 0} for text in ("aa", "ab")]
+    model = letters(**{"a": 0.3, " ": 0.3, "b": 0.1})
+    _, values = score(write(tmp_path, "lambada.jsonl", *items), "lambada", model)
+    assert values["accuracy"]["value"] == pytest.approx((1 / 8 + 0) / 2)  # " " and "a" are tied, three times
+    assert values["truth_probability"]["value"] == pytest.approx((0.3**3 + 0.3**2 * 0.1) / 2, rel=1e-4)
+    assert values["chance"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [("arc_easy", "Question: Why?\nAnswer:"), ("boolq", "Why?\nAnswer:"), ("hellaswag", "Why?")],
+)
+def test_prompts(name, prompt):
+    item = choice_item({"id": "1", "context": " Why? ", "choices": ["so ", "no"], "answer": 0})
+    assert rows_of(CHOICE_TASKS[name], item) == [(prompt, " so"), (prompt, " no")]
+
+
+def test_shots_stand_in_front_in_their_order(tmp_path):
+    write(tmp_path, "arc_easy.jsonl", ITEM)
+    shots = [{**ITEM, "id": str(n), "context": f"c{n}", "answer": n % 2} for n in range(3)]
+    write(tmp_path, "arc_easy.shots.jsonl", *shots)
+    assert Loaded.read("arc_easy", tmp_path, 2).questions()[0][1] == (
+        "Question: c0\nAnswer: a\n\nQuestion: c1\nAnswer: bb\n\nQuestion: b\nAnswer:",
+        " bb",
+    )
+    with pytest.raises(StlmError, match="got 4, expected at most 3"):
+        Loaded.read("arc_easy", tmp_path, 4)
+    write(tmp_path, "arc_easy.shots.jsonl", ITEM)
+    with pytest.raises(StlmError, match="is scored as well"):
+        Loaded.read("arc_easy", tmp_path, 1)
+    write(tmp_path, "blimp.jsonl", PAIR)
+    with pytest.raises(StlmError, match="blimp, which has no prompts"):
+        Loaded.read("blimp", tmp_path, 1)
+
+
+def test_what_was_scored_has_one_hash_however_it_was_packed(tmp_path):
+    line = json.dumps(ITEM).encode() + b"\n"
+    hashes = []
+    for name, content in [
+        ("copa.jsonl", line),
+        ("copa.jsonl.gz", gzip.compress(line)),
+        ("copa.jsonl.xz", lzma.compress(line)),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        _, values = score(tmp_path, "copa")
+        assert values["file_sha256"] == hashlib.sha256(content).hexdigest()
+        hashes.append(values["sha256"])
+        (tmp_path / name).unlink()
+    assert len(set(hashes)) == 1
+    write(tmp_path, "copa.jsonl", {**ITEM, "answer": 1})
+    assert score(tmp_path, "copa")[1]["sha256"] not in hashes
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("piqa", {"answer": 2}, "answer: got 2, expected 0 to 1"),
+        ("piqa", {"answer": -1}, "answer: got -1"),
+        ("piqa", {"answer": True}, "answer: got True"),
+        ("piqa", {"choices": ["a", " "]}, "choices[1]: expected a text that is not empty, got ' '"),
+        ("piqa", {"choices": ["a"]}, "choices: got 1, expected two or more"),
+        ("piqa", {"choices": "ab"}, "choices: expected a list"),
+        ("piqa", {"context": 3}, "context: expected a text that is not empty, got 3"),
+        ("piqa", {"id": "1"}, "id: got '1' again, as in line 1"),
+        ("lambada", {}, "choices: got 2, expected one"),
+        ("winogrande", {"context": "a b"}, 'expected one "_"'),
+        ("winogrande", {"context": "a _"}, 'expected one "_"'),
+        ("blimp", {}, "sentence_good: missing"),
+    ],
+)
+def test_what_breaks_the_schema_is_named_with_its_line_and_field(tmp_path, name, change, message):
+    first = {"lambada": {**ITEM, "choices": ["a"]}, "winogrande": {**ITEM, "context": "a _ b"}, "blimp": PAIR}
+    write(tmp_path, f"{name}.jsonl", first.get(name, ITEM), {**ITEM, "id": "2", **change})
+    with pytest.raises(DataError) as error:
+        Loaded.read(name, tmp_path, 0)
+    assert str(error.value).startswith(f"{tmp_path / name}.jsonl:2: ") and message in str(error.value)
+
+
+def test_tasks_that_are_unknown_or_without_data(tmp_path):
+    with pytest.raises(StlmError, match=r"'helaswag' \(nearest: hellaswag\)"):
+        load_tasks("blimp,helaswag", Options(tmp_path))
+    with pytest.raises(DataError, match=r"put them into .*/hellaswag\.jsonl \(or hellaswag\.jsonl\.gz"):
+        load_tasks("hellaswag", Options(tmp_path))
+    with pytest.raises(DataError, match="--tasks-dir DIR"):
+        load_tasks("hellaswag", Options())
+    write(tmp_path, "copa.jsonl")
+    with pytest.raises(DataError, match="holds no items"):
+        load_tasks("copa", Options(tmp_path))
+    (tmp_path / "copa.jsonl").write_text("{\n")
+    with pytest.raises(DataError, match=r"copa\.jsonl:1: not valid JSON"):
+        load_tasks("copa", Options(tmp_path))
+
+
+def test_reports_show_chance_and_the_published_row(tmp_path):
+    write(tmp_path, "hellaswag.jsonl", ITEM)
+    _, values = score(tmp_path, "hellaswag")
+    text = overview_text({"hellaswag": values})
+    assert text.splitlines()[2].split() == ["hellaswag", "1", "100.0", "to", "0.0", "to", "88.9", "to", "50.0", "30.0"]
+    page = markdown({"model": "m", "step": None}, {"hellaswag": values})
+    assert "| hellaswag | 1 | 100.0 |" in page and f"- sha256: {values['sha256']}" in page and "step" not in page

@@ -1,0 +1,51 @@
+"""Every measure against numbers worked on paper."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stlm.evals.measures import credit, estimates, measures_of
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [((-1.0, -2.0), 1.0), ((-2.0, -1.0), 0.0), ((-1.0, -1.0), 0.5), ((-3.0, -3.0, -3.0), 1 / 3), ((-3.0, -1, -1), 0.0)],
+)
+def test_ties_count_by_how_many_share_them(scores, expected):
+    assert credit(scores, 0) == pytest.approx(expected)
+
+
+def test_a_tie_is_a_tie_within_rounding():
+    assert credit((-100.00001, -100.0), 0) == 0.5
+    assert credit((-100.01, -100.0), 0) == 0.0
+
+
+def test_measures_of_an_item_by_hand():
+    # The truth has probability 1/8 and 4 bytes, the others 1/4 and 2 bytes, 1/8 and 3 bytes.
+    nats = [math.log(1 / 4), math.log(1 / 8), math.log(1 / 8)]
+    found = measures_of(nats, [2, 4, 3], answer=1)
+    assert found.accuracy == 0  # 1/4 is more
+    assert found.accuracy_per_byte == 1  # bits per byte: 2/2 = 1, 3/4, 3/3 = 1
+    assert found.truth_probability == pytest.approx((1 / 8) / (1 / 4 + 1 / 8 + 1 / 8))
+
+
+def test_probabilities_too_small_for_floats_are_still_shared_out():
+    assert measures_of([-2000.0, -2000.0 + math.log(3)], [1, 1], 1).truth_probability == pytest.approx(3 / 4)
+
+
+def test_the_bootstrap_interval_of_a_share():
+    # Of 400 coins 100 are heads: the standard error is sqrt(.25 * .75 / 400) = 0.02165, and 1.96 of it 0.0424.
+    values = np.repeat([1.0, 0.0], [100, 300])[:, None]
+    (found,) = estimates(values)
+    assert found.value == 0.25
+    assert found.low == pytest.approx(0.25 - 0.0424, abs=0.006)
+    assert found.high == pytest.approx(0.25 + 0.0424, abs=0.006)
+    assert estimates(values) == [found]
+
+
+def test_a_ratio_weighs_items_by_their_units_and_one_item_has_no_interval():
+    found = estimates(np.array([[6.0], [1.0]]), np.array([3.0, 1.0]))[0]
+    assert found.value == 7 / 4
+    assert (found.low, found.high) == (1.0, 2.0)  # either of the two alone
+    assert estimates(np.array([[6.0]]), np.array([3.0])) == [(2.0, None, None)]

@@ -1,0 +1,39 @@
+"""docs/components: a page for every component, and its tables as the code has them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "docs" / "components"
+SECTIONS = ["The idea", "Shapes", "Settings", "Cost", "When to use it"]
+
+spec = importlib.util.spec_from_file_location("refresh", FOLDER / "refresh.py")
+refresh = sys.modules["refresh"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(refresh)
+PAGES = {page.path.name: page for page in refresh.pages()}
+
+
+def test_every_component_has_a_page_and_every_page_a_component():
+    assert sorted(path.name for path in FOLDER.glob("*.md")) == sorted([*PAGES, "README.md"])
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert sorted(set(re.findall(r"\(([\w-]+\.md)\)", index))) == sorted(PAGES)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_what_one_wants_to_know(name):
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        assert len(section.split()) > 10, f"nothing under {section.splitlines()[0]!r}"
+    assert refresh.settings_table(PAGES[name]) in text, "python docs/components/refresh.py writes it anew"
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_the_code():
+    for page in PAGES.values():
+        assert refresh.cost_table(page) in page.path.read_text(encoding="utf-8"), page.path.name
