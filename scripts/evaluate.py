@@ -24,6 +24,7 @@ def main() -> int:
     )
     parser.add_argument("--tasks-dir", metavar="DIR", help="folder of NAME.jsonl[.gz|.xz|.zst], the items of tasks")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="examples in front, from NAME.shots.jsonl")
+    parser.add_argument("--all-checkpoints", action="store_true", help="each one of a run: the curve of its training")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: those of the run)")
     parser.add_argument(
         "--stride", type=int, metavar="IDS", help="ids from one window to the next (default: half of the context)"
@@ -34,24 +35,41 @@ def main() -> int:
 
     # Only now, so that --help and misspelt options answer at once.
     from data_pipeline.atomic import write_text
-    from stlm.evals import NEED_DATA, Options, Subject, load_tasks, markdown, overview_text
+    from stlm.evals import (
+        NEED_DATA,
+        Options,
+        Subject,
+        complete_checkpoints,
+        curve_text,
+        load_tasks,
+        markdown,
+        overview_text,
+    )
 
     tasks = load_tasks(args.tasks, Options(args.tasks_dir, args.shots, args.stride))
-    subject = Subject.open(args.model, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
-    print(subject)
-    results, items = {}, []
-    for name, task in tasks.items():
-        result = task(subject)
-        results[name] = result.values
-        items += [json.dumps({"task": name, **one.values()}) + "\n" for one in result.items]
-        if result.text:
-            print(f"\n{result.text}")
-    if overview := overview_text(results):
-        print(f"\n{overview}")
+    judged, pages, items = [], [], []
+    for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:
+        subject = Subject.open(path, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
+        print(f"\n{subject}" if judged else subject)
+        results = {}
+        for name, task in tasks.items():
+            result = task(subject)
+            results[name] = result.values
+            of_model = {"task": name, "step": subject.progress.get("step")}
+            items += [json.dumps({**of_model, **one.values()}) + "\n" for one in result.items]
+            if result.text:
+                print(f"\n{result.text}")
+        if overview := overview_text(results):
+            print(f"\n{overview}")
+        judged.append({**subject.values(), "results": results})
+        pages.append(markdown(subject.values(), results))
+    if args.all_checkpoints:
+        print(f"\n{curve_text(judged)}")
     if args.output and args.output.endswith(".md"):
-        write_text(args.output, markdown(subject.values(), results))
+        write_text(args.output, "\n".join(pages))
     elif args.output:
-        write_text(args.output, json.dumps({**subject.values(), "results": results}, indent=2) + "\n")
+        found = {"checkpoints": judged} if args.all_checkpoints else judged[0]
+        write_text(args.output, json.dumps(found, indent=2) + "\n")
     if args.items:
         write_text(args.items, "".join(items))
     return 0

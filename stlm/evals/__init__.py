@@ -5,13 +5,14 @@ from stlm.evals.bits_per_byte import SplitScore, score_split
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
-from stlm.evals.report import markdown, overview_text
-from stlm.evals.subject import Subject
+from stlm.evals.report import curve_text, markdown, overview_text
+from stlm.evals.subject import Subject, complete_checkpoints
 from stlm.evals.table import table
 from stlm.evals.tasks import NEED_DATA, TASKS, Options, TaskResult, load_tasks
 
 __all__ = [
     "Subject",
+    "complete_checkpoints",
     "TASKS",
     "NEED_DATA",
     "Options",
@@ -30,6 +31,7 @@ __all__ = [
     "COMPRESSORS",
     "compressed_bits_per_byte",
     "overview_text",
+    "curve_text",
     "markdown",
     "table",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stlm.evals.table import table
@@ -27,6 +27,19 @@ def overview_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The same for a terminal, in percent; empty if there are none."""
     header, *rows = overview_rows(results)
     return f"{table(rows, header, 'l' + 'r' * 9)}\n\n{NOTES}" if rows else ""
+
+
+def curve_text(judged: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each checkpoint: bits per byte, and the accuracy of each task in percent."""
+    names = list(judged[0]["results"])
+    rows = [[f"{one['step']:,}", *(_headline(one["results"][name]) for name in names)] for one in judged]
+    return table(rows, ["step", *names], "r" * (1 + len(names)))
+
+
+def _headline(values: Mapping[str, Any]) -> str:
+    if "accuracy" in values:
+        return _percent(values["accuracy"]["value"])
+    return f"{values['bits_per_byte']:.4f}"
 
 
 def groups_text(name: str, values: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from data_pipeline.preparation import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
-from stlm.stlm import STLM, locate_model
+from stlm.stlm import STLM, checkpoints_of, locate_model
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,14 @@ class Subject:
             **data,
             "trained_on": self.progress.get("data_fingerprint"),
         }
+
+
+def complete_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """Those of a run, the first one first. CheckpointError where there is none."""
+    found = [path for path in reversed(checkpoints_of(run_dir)) if (path / "COMPLETE").is_file()]
+    if not found:
+        raise CheckpointError(f"{run_dir}: holds no complete checkpoint; expected a run (checkpoints/step_…/COMPLETE)")
+    return found
 
 
 def _sources(data: Data) -> list[str]:

@@ -148,6 +148,27 @@ def test_evaluate_tasks_of_choices(folder, call, tmp_path):
     assert code == 0 and values["sha256"] in (tmp_path / "out.md").read_text()
 
 
+def test_evaluate_all_checkpoints_in_the_order_of_training(folder, call, tmp_path):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    later = shutil.copytree(run / "checkpoints" / "step_00000007", run / "checkpoints" / "step_00000012")
+    STLM.from_config(MODEL, PreparedData.open(folder / "data").tokenizer, seed=2).save(later / "model2")
+    shutil.rmtree(later / "model")
+    (later / "model2").rename(later / "model")
+    (later / "state.json").write_text(json.dumps({"step": 12}))
+    shutil.copytree(later, run / "checkpoints" / "step_00000013")
+    (run / "checkpoints" / "step_00000013" / "COMPLETE").unlink()
+    output = tmp_path / "out.json"
+    code, out, _ = call("evaluate.py", run, "--tasks", "bits_per_byte", "--all-checkpoints", "--output", output)
+    found = json.loads(output.read_text())["checkpoints"]
+    assert code == 0 and [one["step"] for one in found] == [7, 12]
+    stream = PreparedData.open(folder / "data").split("validation")
+    curve = [score_split(STLM.load(run / "checkpoints" / f"step_{step:08}"), stream).bits_per_byte for step in (7, 12)]
+    assert [one["results"]["bits_per_byte"]["bits_per_byte"] for one in found] == pytest.approx(curve)
+    assert out.splitlines()[-2:] == [f"   7         {curve[0]:.4f}", f"  12         {curve[1]:.4f}"]
+    code, _, err = call("evaluate.py", tmp_path, "--all-checkpoints")
+    assert code == 2 and "holds no complete checkpoint" in err
+
+
 def test_evaluate_without_any_other_data(folder, call, tmp_path):
     text = "\n\n".join(
         f"{' '.join(f'word{n}x{m}' for m in range(24))}. One {n}. Two {n} is so " + "long. " * 25 for n in range(60)
