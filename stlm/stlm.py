@@ -104,7 +104,8 @@ class STLM(nn.Module):
         each row as its key says.
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
-        return self._read(self._shifted(ids_BT), Context(document_ids_BT, row_keys=row_keys_B, exits=states))
+        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
+        return self._read(self._shifted(ids_BT), Context(documents_BT, row_keys=row_keys_B, exits=states))
 
     def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
         """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""

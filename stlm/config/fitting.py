@@ -28,9 +28,11 @@ def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: 
 
 
 def divisors(number: int) -> list[int]:
+    """All numbers that divide `number`, in no order; some stand twice."""
     small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
     return [*small, *(number // candidate for candidate in small)]
 
 
 def nearest(target: int, candidates: list[int]) -> int:
+    """The candidate next to `target`, of two as near the smaller one."""
     return min(candidates, key=lambda candidate: (abs(candidate - target), candidate))

@@ -139,6 +139,8 @@ def test_forms_of_a_section_with_free_keys(load, tmp_path):
 
 
 def test_one_matrix_may_be_in_different_groups_by_different_names(load):
-    load(
+    config = load(
         "sharing.modules.block=[[0, 1]]", "sharing.modules.attention.key=[[2, 3]]", "sharing.modules.attention_norm=all"
     )
+    groups = config.model.core.sharing.groups(6)
+    assert groups == {"block": ((0, 1),), "attention.key": ((2, 3),), "attention_norm": ((0, 1, 2, 3, 4, 5),)}

@@ -56,3 +56,10 @@ def test_a_document_is_read_as_if_alone(model, start):
     assert torch.allclose(model(ids, documents).logits[:, start:], alone, atol=1e-5)
     assert not torch.allclose(model(ids).logits[:, start:], alone, atol=1e-3)
     assert torch.allclose(model(ids[:, start:], documents[:, start:]).logits, alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_documents_may_be_numbered_in_any_whole_numbers(model):
+    """Prepared data numbers them in 32 bits."""
+    ids = random_ids(1)
+    assert torch.equal(model(ids, DOCUMENTS.int()).logits, model(ids, DOCUMENTS).logits)
