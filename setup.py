@@ -20,6 +20,7 @@ CORE = [
     "pyyaml>=6.0",
     "tqdm>=4.66",
     "orjson>=3.10",
+    "constriction>=0.4",
     "mpi4py>=4.1",
 ]
 
@@ -27,13 +28,33 @@ EXTRAS = {
     "html": ["resiliparse>=1.0"],  # text out of pages of HTML
     "clean": ["py3langid>=0.4", "rensa>=0.5,<0.6"],  # languages and near-duplicates; another rensa signs otherwise
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
-    "export": ["transformers>=5.23"],  # --to huggingface
+    "export": ["transformers>=5.23", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5"],  # --to huggingface, gguf, onnx
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
+    "evals": ["lm-eval>=0.4.9", "scikit-learn>=1.6", "scipy>=1.14", "pydivsufsort>=0.0.18", "textstat>=0.7.10"],
+    "watch": ["wandb>=0.20"],  # training.wandb
     "dev": [
         "resiliparse>=1.0",
         "py3langid>=0.4",
         "rensa>=0.5,<0.6",
         "matplotlib>=3.10",
         "transformers>=5.23",
+        "gguf>=0.17",
+        "onnx>=1.18",
+        "onnxscript>=0.5",
+        "onnxruntime>=1.20",
+        "xllamacpp>=2025.1",
+        "accelerate>=1.1",
+        "peft>=0.14",
+        "fastapi>=0.115",
+        "uvicorn>=0.34",
+        "openai>=2.0",
+        "httpx>=0.28",
+        "lm-eval>=0.4.9",
+        "scikit-learn>=1.6",
+        "scipy>=1.14",
+        "pydivsufsort>=0.0.18",
+        "textstat>=0.7.10",
+        "wandb>=0.20",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
