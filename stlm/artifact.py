@@ -52,7 +52,9 @@ def encode_artifact(description: dict[str, Any], tokenizer: Tokenizer, tensors: 
     matrices = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Quantized)}
     ratios = [matrix.ratios.cpu().numpy().ravel() - 1 for matrix in matrices.values()]
     top = largest_level(bits)
-    levels = [pack((matrix.levels.int() + top).byte().cpu().numpy().ravel(), 2 * top + 1) for matrix in matrices.values()]
+    levels = [
+        pack((matrix.levels.int() + top).byte().cpu().numpy().ravel(), 2 * top + 1) for matrix in matrices.values()
+    ]
     steps = pack(np.concatenate([np.empty(0, np.uint8), *ratios]), RATIOS)
     tokenizer_text = _tokenizer_text(tokenizer)
     described = {

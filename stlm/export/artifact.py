@@ -35,7 +35,7 @@ class Packed:
             f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes, "
             f"{8 * self.bytes / self.parameters:.2f} bits a parameter\n"
             f"matrices in {self.bits} bits, {method}, calibrated on {self.texts.calibrated_on}\n"
-            f"bits per byte: {self.before:.4f} before, {self.after:.4f} after, {self.after - self.before:+.4f}, "
+            f"bits per byte: {self.before:.5f} before, {self.after:.5f} after, {self.after - self.before:+.5f}, "
             f"on {self.texts.judged_on}"
         )
 

@@ -48,7 +48,7 @@ def input_moments(model: STLM, batches: Iterable[tuple[Tensor, Tensor | None]]) 
     """Of each matrix that multiplies vectors x: the sum of x x^T over a text, [C, C]."""
     moments: dict[Tensor, Tensor] = {}
 
-    def add(weight: nn.Parameter, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def add(weight: Tensor, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         x_NC = arguments[0].float().flatten(0, -2)
         moments[weight] = moments.get(weight, 0.0) + x_NC.T @ x_NC
 

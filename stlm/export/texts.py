@@ -131,7 +131,9 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"--calibration: {path} cannot be read ({error}); expected a text file in UTF-8") from None
+        raise ConversionError(
+            f"--calibration: {path} cannot be read ({error}); expected a text file in UTF-8"
+        ) from None
     if len(text) < 1000:
         raise ConversionError(f"--calibration: {path} has {len(text):,} characters, expected at least 1,000")
     return text

@@ -30,7 +30,7 @@ from stlm.errors import CheckpointError, ConversionError
 from stlm.evals import Subject
 from stlm.export import convert_to_artifact
 from stlm.export.calibration import quantize, round_for_inputs
-from stlm.export.comparison import sample_ids, sample_text
+from stlm.export.comparison import sample_text
 from stlm.model.quantization import round_to_nearest
 from stlm.stlm import STLM, describe_model
 
@@ -61,8 +61,7 @@ def make(name):
     return STLM.from_config(MODELS[name], tokenizer, seed=1)
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "bits"), zip(MODELS, (8, 6, 4), strict=True))
 def test_a_file_is_the_rounded_model(name, bits, tmp_path):
     model = make(name)
     model.save(tmp_path / "model")
@@ -141,7 +140,7 @@ def test_a_run_brings_its_own_texts(tmp_path):
     assert subject.model.config == model.config and subject.data is not None
 
     config.write_text(dump_run_config(RunConfig(data=DataConfig(dir=data + "-gone"), model=model.config)))
-    with pytest.raises(ConversionError, match=r"data of the run .* --calibration"):
+    with pytest.raises(ConversionError, match=r"data of the run.* --calibration"):
         convert_to_artifact(tmp_path / "run", tmp_path / "other", 6)
     assert not (tmp_path / "other").exists()
 
