@@ -309,7 +309,7 @@ class Trainer:
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
         path = Path(path)
-        refuse_other_model(path, self.config.model)
+        refuse_other_model(path, self.config.model, self.model.tokenizer)
         context = self.config.model.context_length
         example = torch.zeros(1, context, dtype=torch.long, device=self.engine.device)
         self.engine.load_state(read_state(path), [example])
