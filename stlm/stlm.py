@@ -94,7 +94,11 @@ class STLM(nn.Module):
     # ------------------------------------------------------------------ ids in, logits out
 
     def forward(
-        self, ids_BT: Tensor, document_ids_BT: Tensor | None = None, row_keys_B: Tensor | None = None
+        self,
+        ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        row_keys_B: Tensor | None = None,
+        wanted_BT: Tensor | None = None,
     ) -> Output:
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
@@ -102,11 +106,11 @@ class STLM(nn.Module):
         before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
         document begins, so it does not matter where in the window it stands; with patches, up to its distance from
         where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
-        each row as its key says.
+        each row as its key says. With `wanted_BT`, only the logits where it is True are made: [number of them, V].
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
         documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
-        return self._read(self._shifted(ids_BT), Context(documents_BT, row_keys=row_keys_B, exits=states))
+        return self._read(self._shifted(ids_BT), Context(documents_BT, None, row_keys_B, states, wanted=wanted_BT))
 
     def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
         """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
@@ -130,10 +134,13 @@ class STLM(nn.Module):
         start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
         return self._read(start_B1, Context(), state).logits[:, 0], state
 
-    def step(self, ids_BN: Tensor, state: DecodingState) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
+    def step(self, ids_BN: Tensor, state: DecodingState, wanted_BN: Tensor | None = None) -> Tensor:
+        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5).
+
+        With `wanted_BN`, only the logits where it is True are made: [number of them, V].
+        """
         state.length += ids_BN.size(1)
-        return self._read(ids_BN.to(self.device), Context(), state).logits
+        return self._read(ids_BN.to(self.device), Context(wanted=wanted_BN), state).logits
 
     # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
 
