@@ -61,7 +61,7 @@ def make(name):
     return STLM.from_config(MODELS[name], tokenizer, seed=1)
 
 
-@pytest.mark.parametrize(("name", "bits"), zip(MODELS, (8, 6, 4), strict=True))
+@pytest.mark.parametrize(("name", "bits"), list(zip(MODELS, (8, 6, 4), strict=True)))
 def test_a_file_is_the_rounded_model(name, bits, tmp_path):
     model = make(name)
     model.save(tmp_path / "model")
