@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, value_at
@@ -70,7 +70,8 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 def _known(directory: Path) -> list[Tokenizer]:
     """Tokenizers of this project that a folder may have been written with."""
     file = directory / MODEL_FILE
-    return [ByteTokenizer(), *([SentencePieceTokenizer(file.read_bytes())] if file.is_file() else [])]
+    kinds = ALGORITHMS if file.is_file() else ()
+    return [ByteTokenizer(), *(SentencePieceTokenizer(file.read_bytes(), kind) for kind in kinds)]
 
 
 def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:

@@ -118,6 +118,7 @@ CORE = TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_head
 QWEN3 = replace(CORE, attention=GroupedQueryConfig(num_heads=4, qk_norm=True))
 OURS = {
     "byte": (ByteEmbedderConfig(), replace(CORE, residual=ResidualConfig(scale=0.5)), LinearHeadConfig()),
+    "sentencepiece-bpe": (TokenEmbedderConfig(scaled=False), CORE, LinearHeadConfig()),
     "sentencepiece": (TokenEmbedderConfig(scaled=False), CORE, LinearHeadConfig(tied=False)),
     "hf": (TokenEmbedderConfig(scaled=False), QWEN3, LinearHeadConfig()),
 }
@@ -128,6 +129,7 @@ def test_there_and_back_again(kind, subwords, tmp_path):
     tokenizer = {
         "byte": ByteTokenizer,
         "sentencepiece": lambda: train_sentencepiece([sample_text()], 500),
+        "sentencepiece-bpe": lambda: train_sentencepiece([sample_text()], 500, "sentencepiece-bpe"),
         "hf": lambda: build_tokenizer(f"hf:{subwords}"),
     }[kind]()
     embedder, core, head = OURS[kind]
