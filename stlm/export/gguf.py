@@ -41,7 +41,7 @@ class WrittenGGUF:
         proof = (
             "xllamacpp is not installed to run it: its tensors were read back and are the same to the last bit"
             if self.difference is None
-            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places of a text"
+            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places of text"
         )
         lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", proof, self.remark]
         return "\n".join(line for line in lines if line)
@@ -53,6 +53,8 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
     Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, the
     format cannot express the model, or llama.cpp makes something else of it; then nothing is written.
     """
+    if type not in TOLERANCES:
+        raise ConversionError(f"--type: got {type!r}, expected one of {', '.join(TOLERANCES)}")
     output = vacant(output)
     directory = locate_model(source)
     model = STLM.load(directory)
@@ -69,7 +71,9 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
         else:
             difference = None
             there = read_tensors(path)
-            if wrong := [name for name, array in arrays.items() if not np.array_equal(array, there.get(name))]:
+            if wrong := [
+                name for name, array in arrays.items() if name not in there or not np.array_equal(array, there[name])
+            ]:
                 raise ConversionError(f"{path}: {wrong[0]} is not what was written; nothing was written")
         size = path.stat().st_size
     return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _remark(model.tokenizer))
@@ -97,8 +101,8 @@ def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
         difference = max(difference, (found_V - expected_TV[place]).abs().nan_to_num(torch.inf).max().item())
     if difference > tolerance:
         raise ConversionError(
-            f"llama.cpp does not compute the same model: log-probabilities differ by up to {difference:.2e}, expected at "
-            f"most {tolerance:.0e}; nothing was written"
+            f"llama.cpp does not compute the same model: log-probabilities differ by up to {difference:.2e}, expected "
+            f"at most {tolerance:.0e}; nothing was written"
         )
     return difference
 

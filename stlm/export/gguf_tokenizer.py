@@ -1,21 +1,20 @@
 """The project's tokenizers as llama.cpp's, with the same ids.
 
 llama.cpp knows four ways of cutting a text up; three are of use here. "gpt2" merges characters of the byte-level
-alphabet, "llama" merges pieces by their score, which is sentencepiece's byte-pair encoding, and "t5" takes the likeliest
-pieces, which is its unigram model.
+alphabet, "llama" merges pieces by their score, which is sentencepiece's byte-pair encoding, and "t5" takes the
+likeliest pieces, which is its unigram model.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
-from stlm.export.fast_tokenizer import SPECIALS, definition_of
+from stlm.export.fast_tokenizer import definition_of
 
 # How a text is cut before characters are merged: the expression in tokenizer.json, and its name in llama.cpp.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,7 +30,7 @@ _UNLEARNED = 10.0  # what sentencepiece subtracts from the lowest score for a ch
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp is told of a tokenizer; one entry an id in each list."""
+    """A tokenizer of llama.cpp; one entry an id in pieces, kinds and scores."""
 
     model: str
     pre: str
@@ -48,7 +47,7 @@ def is_unigram(tokenizer: Tokenizer) -> bool:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """The tokenizer's pieces, kinds, scores and merges. Raises ConversionError where llama.cpp has no such tokenizer."""
+    """What llama.cpp is told of a tokenizer. Raises ConversionError where it has no such tokenizer."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _of_sentencepiece(tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,8 +78,8 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
 
 def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> Vocabulary:
     model = definition["model"]
-    pre = _cut_of(definition)
-    if model["type"] != "BPE" or model.get("byte_fallback") or pre is None:
+    pre = _cut_of(definition) if model["type"] == "BPE" and not model.get("byte_fallback") else None
+    if pre is None:
         raise ConversionError(
             f"data.tokenizer: got {tokenizer.spec}, which llama.cpp cannot express with the same ids, expected byte, "
             "sentencepiece:N, sentencepiece-bpe:N, or hf:DIR with byte-level pairs, cut as GPT-2, Llama 3 or Qwen2 cut"

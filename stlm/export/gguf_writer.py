@@ -20,7 +20,6 @@ from stlm.export.gguf_tokenizer import Vocabulary, vocabulary_of
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
-TYPES = ("f32", "f16", "q8_0")
 _BLOCK = 32  # entries of a row that share a step in q8_0
 _NEIGHBOURS = ("llama", "granite")  # architectures that turn neighbouring entries
 _SOURCES = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
@@ -36,7 +35,7 @@ def library() -> Any:
 
 
 def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, NDArray[Any]]:
-    """Write one file; `type`: of the matrices, a name in TYPES. Vectors are fp32. Returns what `read_tensors` will find.
+    """Write one file; `type`: of the matrices, f32, f16 or q8_0; vectors are fp32. Returns what `read_tensors` finds.
 
     Raises ConversionError where the tokenizer cannot be expressed, or rows are no whole blocks.
     """
