@@ -2,6 +2,7 @@
 """A trained model in another form, proven to be the same; or a model of another form as a run.
 
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
+python scripts/convert_checkpoint.py runs/quickstart --to artifact --bits 6 --output quickstart.stlm
 python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
 """
 
@@ -14,6 +15,7 @@ from _command import run
 TARGETS = {
     "safetensors": "the model directory alone, as STLM reads it",
     "huggingface": "a folder that transformers loads",
+    "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
 }
 SOURCES = {"huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote"}
 
@@ -31,11 +33,24 @@ def main() -> int:
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--to", choices=TARGETS, help=listed(TARGETS))
     forms.add_argument("--from", dest="source", choices=SOURCES, help=f"make a run of what is\n{listed(SOURCES)}")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR|FILE", help="a folder that does not exist yet, or is empty; a new file"
+    )
+    packing = parser.add_argument_group("with --to artifact")
+    packing.add_argument("--bits", type=int, choices=(8, 6, 4), help="of an entry of a matrix (default: 6)")
+    packing.add_argument(
+        "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
+    )
     args = parser.parse_args()
+    if args.to != "artifact" and (args.bits or args.calibration):
+        parser.error("--bits and --calibration go with --to artifact")
 
-    from stlm.export import convert_from, convert_to  # only now: --help and misspelt options answer at once
+    # Only now, so that --help and misspelt options answer at once.
+    from stlm.export import convert_from, convert_to, convert_to_artifact
 
+    if args.to == "artifact":
+        print(convert_to_artifact(args.model, args.output, args.bits or 6, args.calibration))
+        return 0
     if args.to:
         print(convert_to(args.to, args.model, args.output))
         return 0
