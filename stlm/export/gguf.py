@@ -41,7 +41,7 @@ class WrittenGGUF:
         proof = (
             "xllamacpp is not installed to run it: its tensors were read back and are the same to the last bit"
             if self.difference is None
-            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places of text"
+            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places"
         )
         lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", proof, self.remark]
         return "\n".join(line for line in lines if line)
@@ -71,10 +71,9 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
         else:
             difference = None
             there = read_tensors(path)
-            if wrong := [
-                name for name, array in arrays.items() if name not in there or not np.array_equal(array, there[name])
-            ]:
-                raise ConversionError(f"{path}: {wrong[0]} is not what was written; nothing was written")
+            for name, array in arrays.items():
+                if name not in there or not np.array_equal(array, there[name]):
+                    raise ConversionError(f"{path}: {name} is not what was written; nothing was written")
         size = path.stat().st_size
     return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _remark(model.tokenizer))
 
