@@ -98,6 +98,16 @@ class TrainingConfig:
         0.1, "learning rate of the end, as a fraction of the peak (cosine, wsd)", minimum=0.0, maximum=1.0
     )
 
+    quantization_bits: int | None = setting(
+        None,
+        "bits that matrices will be stored in by convert_checkpoint.py --to artifact: the last quantization_steps "
+        "train for them; 8, 6, 4 or null: none do",
+        may_change=True,
+    )
+    quantization_steps: int = setting(
+        0, "last steps whose gradients are those of the rounded matrices", minimum=0, may_change=True
+    )
+
     precision: str = setting(
         "auto",
         "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it",
@@ -131,6 +141,7 @@ class TrainingConfig:
                 f"{_divisor_below(self.batch_size, self.micro_batch_size)} would work",
                 ("batch_size",),
             )
+        yield from self._check_quantization()
         if self.schedule == "wsd" and self.decay_steps == 0:
             yield Conflict(
                 "decay_steps",
@@ -153,6 +164,25 @@ class TrainingConfig:
                 f"got {self.warmup_steps}, expected warm-up and decay ({self.decay_steps} steps) to fit into "
                 f"training.max_steps = {self.max_steps}; {works} would work",
                 ("decay_steps", "max_steps"),
+            )
+
+    def _check_quantization(self) -> Iterator[Conflict]:
+        bits, steps = self.quantization_bits, self.quantization_steps
+        if bits not in (None, 8, 6, 4):
+            yield Conflict("quantization_bits", f"got {bits}, expected 8, 6, 4 or null; 4 would work")
+        if bits is None and steps:
+            yield Conflict(
+                "quantization_steps",
+                f"got {steps}, which has no effect with training.quantization_bits = null; expected 0, or "
+                "training.quantization_bits = 4",
+                ("quantization_bits",),
+            )
+        elif bits is not None and not 0 < steps <= self.max_steps:
+            yield Conflict(
+                "quantization_steps",
+                f"got {steps}, expected 1 to training.max_steps = {self.max_steps} with training.quantization_bits = "
+                f"{bits}; {max(1, self.max_steps // 5)} would work",
+                ("quantization_bits", "max_steps"),
             )
 
 

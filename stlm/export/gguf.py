@@ -20,6 +20,7 @@ from stlm.export.gguf_tokenizer import is_unigram
 from stlm.export.gguf_writer import read_tensors, write_gguf
 from stlm.export.llama_cpp import LlamaCpp, installed
 from stlm.export.origin import Origin
+from stlm.export.targets import TARGETS
 from stlm.stlm import STLM, locate_model
 
 FILE = "model.gguf"
@@ -59,9 +60,10 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
     directory = locate_model(source)
     model = STLM.load(directory)
     if found := obstacles(model.config):
+        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(model.config)] + ["artifact"]
         raise ConversionError(
             f"{directory}: gguf cannot express {' and '.join(found)}, for which llama.cpp has no architecture; this "
-            "model can be converted to safetensors or artifact"
+            f"model can be converted to {' or '.join(fitting)}"
         )
     with atomic_directory(output) as folder:
         path = folder / FILE

@@ -44,6 +44,7 @@ from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
+from stlm.training.quantization import check_stage, rounded
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
@@ -103,6 +104,7 @@ class Trainer:
         self.engine = Engine(
             model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
         )
+        check_stage(config.training, self.engine.stage)
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(self.engine.device)
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         if start.checkpoint is not None:
@@ -176,7 +178,7 @@ class Trainer:
 
         self.engine.train()
         sums = []
-        with self.engine.accumulate():
+        with rounded(self.model, training, step), self.engine.accumulate():
             for prepared in micro_batches:
                 output = self._forward(prepared)
                 part = self.objective.sums(output, prepared, self._bytes_per_id)

@@ -36,3 +36,5 @@ def test_groups_have_steps_of_their_own():
     levels = torch.ones(1, GROUP + 1, dtype=torch.int8)
     value = Quantized(levels, torch.tensor([[1, 4]], dtype=torch.uint8), 0.5).value()
     assert value.tolist() == [[0.5] * GROUP + [2.0]]
+    quantized = round_to_nearest(torch.tensor([[1.0] * GROUP + [0.01]]), 8)
+    assert quantized.ratios.tolist() == [[255, 3]]  # 0.01 of 255 is 2.55

@@ -1,0 +1,46 @@
+"""A last phase of training for a model that will be packed into few bits.
+
+The gradient is taken at the rounded matrices and moves the exact ones, which is the straight-through estimator (Bengio
+et al. 2013, arXiv 1308.3432; Courbariaux et al. 2015, arXiv 1511.00363, section 2.3). Matrices are exchanged for the
+time of a step's forward and backward passes, so the model needs to know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from stlm.config import TrainingConfig
+from stlm.errors import ConfigError
+from stlm.model.quantization import is_quantized, round_to_nearest
+
+
+@contextmanager
+def rounded(model: nn.Module, training: TrainingConfig, step: int) -> Iterator[None]:
+    """Inside, and if `step` is one of the last `quantization_steps`, all matrices are what few bits can express."""
+    bits = training.quantization_bits
+    if bits is None or step <= training.max_steps - training.quantization_steps:
+        yield
+        return
+    exact = {parameter: parameter.detach().clone() for parameter in model.parameters() if is_quantized(parameter)}
+    with torch.no_grad():
+        for parameter in exact:
+            parameter.copy_(round_to_nearest(parameter, bits).value())
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in exact.items():
+                parameter.copy_(values)
+
+
+def check_stage(training: TrainingConfig, stage: int) -> None:
+    """Raises ConfigError where ranks hold parts of matrices, which cannot be rounded by themselves."""
+    if training.quantization_bits is not None and stage == 3:
+        raise ConfigError(
+            f"training.quantization_bits: got {training.quantization_bits} with ZeRO stage 3, whose ranks hold parts "
+            "of matrices, expected stage 0, 1 or 2: --ds_config ds_configs/zero2.json would work"
+        )
