@@ -21,7 +21,7 @@ from stlm.errors import ConversionError
 from stlm.export import convert_to_gguf
 from stlm.export import gguf as conversion
 from stlm.export.comparison import sample_text
-from stlm.export.gguf_tokenizer import _LLAMA3, _QWEN2
+from stlm.export.gguf_tokenizer import _CUTS, _LLAMA3, _QWEN2
 from stlm.export.llama_cpp import LlamaCpp
 from stlm.stlm import STLM
 
@@ -74,7 +74,7 @@ def test_llama_cpp_has_the_same_model(make, name, tmp_path):
     assert written.difference < 1e-4
     assert ("unknown id" in str(written)) == (name == "granite, sentencepiece")
 
-    tokenizer, prompt = model.tokenizer, "The file is\n"
+    tokenizer, prompt = model.tokenizer, "The file is\n\x07"  # the last one was not learned by any
     there = LlamaCpp(written.output, 128)
     assert there.encode(prompt) == [tokenizer.start_id, *tokenizer.encode(prompt).tolist()]
     never = [id for id in range(tokenizer.vocab_size) if not tokenizer.bytes_per_id[id]]
@@ -156,6 +156,15 @@ def save_model_cut_by(cut, folder):
 def test_texts_are_cut_as_llama_3_and_qwen2_cut_them(cut, tmp_path):
     save_model_cut_by(cut, tmp_path)
     assert convert_to_gguf(tmp_path / "model", tmp_path / "out").difference < 1e-4
+
+
+@needs_llama_cpp
+def test_other_ids_are_noticed(monkeypatch, tmp_path):
+    save_model_cut_by(_LLAMA3, tmp_path)
+    monkeypatch.setitem(_CUTS, _LLAMA3, "gpt-2")
+    with pytest.raises(ConversionError, match=r"data\.tokenizer: llama\.cpp has other ids"):
+        convert_to_gguf(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):
