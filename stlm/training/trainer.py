@@ -42,6 +42,7 @@ from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, s
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
 from stlm.training.recovery import Recovery, spoilt_unless_finite
@@ -194,7 +195,8 @@ class Trainer:
         loss_value = nats / ids
         whole_loss = math.fsum((nats, *added)) / ids
         self.step = step
-        go_back = self.recovery.judge(step, whole_loss, gradient_norm)
+        overflowed = self.engine.overflowed and math.isfinite(whole_loss)
+        go_back = not overflowed and self.recovery.judge(step, whole_loss, gradient_norm)
         if math.isfinite(whole_loss) and math.isfinite(gradient_norm):
             self.seen["ids"] += int(ids)
             self.seen["bytes"] += int(bytes)
@@ -209,6 +211,13 @@ class Trainer:
                     for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)
                 },
             }
+            if (scale := self.engine.loss_scale) is not None:
+                self._last |= {"loss_scale": scale.value, "overflowed_steps": scale.overflowed_steps}
+        elif overflowed:
+            self._last = {}
+            self.monitor.say(
+                f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
+            )
         else:
             counted = 2 + len(terms)
             self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
@@ -321,6 +330,8 @@ class Trainer:
         progress = read_progress(path)
         self.step = progress["step"]
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
+        if self.engine.loss_scale is not None:
+            self.engine.loss_scale = LossScale(**progress.get("loss_scale") or {})
         self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
 
     def close(self) -> None:
@@ -355,6 +366,7 @@ class Trainer:
             "bytes_seen": self.seen["bytes"],
             "sequences_seen": self.step * self.config.training.batch_size,
             "seed": self.config.seed,  # with the step, all randomness there is
+            "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
             "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
