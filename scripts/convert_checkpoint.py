@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""A trained model in another form, proven to be the same.
+"""A trained model in another form, proven to be the same; or a model of another form as a run.
 
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
+python scripts/convert_checkpoint.py runs/quickstart --to artifact --bits 6 --output quickstart.stlm
+python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
 """
 
 from __future__ import annotations
@@ -10,24 +12,57 @@ import argparse
 
 from _command import run
 
+TARGETS = {
+    "safetensors": "the model directory alone, as STLM reads it",
+    "huggingface": "a folder that transformers loads",
+    "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
+}
+SOURCES = {"huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote"}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Convert a model. The logits of both forms are compared on a text, and the largest difference is "
-        "printed; where they are not the same, nothing is written.",
+        description="Convert a model. The logits of both forms are compared on a text, and the largest\n"
+        "difference is printed; where they are not the same, nothing is written.",
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
     parser.add_argument(
-        "--to", required=True, choices=("safetensors", "huggingface"),
-        help="safetensors: the model directory alone, as STLM reads it; huggingface: a folder that transformers loads",
+        "model", metavar="RUN_OR_CHECKPOINT|DIR",
+        help="run (its newest checkpoint), checkpoint or model; with --from, a folder of that form",
     )  # fmt: skip
-    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
+    forms = parser.add_mutually_exclusive_group(required=True)
+    forms.add_argument("--to", choices=TARGETS, help=listed(TARGETS))
+    forms.add_argument("--from", dest="source", choices=SOURCES, help=f"make a run of what is\n{listed(SOURCES)}")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR|FILE", help="a folder that does not exist yet, or is empty; a new file"
+    )
+    packing = parser.add_argument_group("with --to artifact")
+    packing.add_argument("--bits", type=int, choices=(8, 6, 4), help="of an entry of a matrix (default: 6)")
+    packing.add_argument(
+        "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
+    )
     args = parser.parse_args()
+    if args.to != "artifact" and (args.bits or args.calibration):
+        parser.error("--bits and --calibration go with --to artifact")
 
-    from stlm.export import convert_to  # only now: --help and misspelt options answer at once
+    # Only now, so that --help and misspelt options answer at once.
+    from stlm.export import convert_from, convert_to, convert_to_artifact
 
-    print(convert_to(args.to, args.model, args.output))
+    if args.to == "artifact":
+        print(convert_to_artifact(args.model, args.output, args.bits or 6, args.calibration))
+        return 0
+    if args.to:
+        print(convert_to(args.to, args.model, args.output))
+        return 0
+    from stlm.training.run_directory import begin_run
+
+    print(convert_from(args.source, args.model, args.output, begin_run))
     return 0
+
+
+def listed(forms: dict[str, str]) -> str:
+    """One line for each form."""
+    return "\n".join(f"{name}: {what}" for name, what in forms.items())
 
 
 if __name__ == "__main__":

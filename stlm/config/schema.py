@@ -10,6 +10,7 @@ from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
+from stlm.config.recovery import RecoveryConfig
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ class TrainingConfig:
         None, "checkpoints of steps that this divides are kept for good; null: none", minimum=1, may_change=True
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
+
+    hang_timeout_s: float = setting(
+        600.0,
+        "seconds after which ranks that wait for each other write their stacks and end",
+        above=0.0,
+        may_change=True,
+    )
+    recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between these settings."""

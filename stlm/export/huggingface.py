@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.tokenizers import Tokenizer
+from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
 from stlm.export.comparison import Logits, sample_text
@@ -39,6 +39,8 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     there.save_pretrained(folder)
 
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
+        tokenizer.save_model(folder)
     names = special_names(tokenizer, definition)
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -53,7 +55,7 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(model, origin, type(there).__name__), encoding="utf-8")
     _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder))
-    return _logits(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+    return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
 
 
 def library() -> Any:
@@ -81,7 +83,7 @@ def _compare_ids(ours: Tokenizer, theirs: Any) -> None:
         raise ConversionError("the converted tokenizer does not give back a text; nothing was written")
 
 
-def _logits(there: Any, tokenizer: Tokenizer) -> Logits:
+def logits_of(there: Any, tokenizer: Tokenizer) -> Logits:
     """The logits of each id given those before it: transformers gives those of the id that follows."""
     there.eval()
 

@@ -48,9 +48,9 @@ class Batch:
         self.context_length = context_length
         self.rows: list[Row] = []
         self._waiting: list[Row] = []  # have no state yet
-        self._places: list[int] = []  # of rows in the state
-        self._state: Any = None
-        self._size = 0  # of the state, rows that have left included
+        self._state: Any = None  # of the rows and, until the next step, of those that have left
+        self._size = 0  # of the state
+        self._places: list[int] = []  # of the rows in it
 
     def add(self, rows: Sequence[Row]) -> None:
         """Let rows take part from the next step on."""
@@ -93,15 +93,11 @@ class Batch:
             self._waiting.append(row)
 
     def _advance(self) -> Tensor:
-        """The rows in the state read their newest ids: logits [B, V]. Those that have left stay in the state, and read
-        on, until half of it is theirs."""
-        if len(self._places) <= self._size // 2:
+        """The rows that have a state read their newest ids: logits [B, V]."""
+        if len(self._places) < self._size:
             self._state = self.model.join([(self._state, torch.tensor(self._places))])
             self._size, self._places = len(self._places), list(range(len(self._places)))
-        ids_B1 = torch.zeros(self._size, 1, dtype=torch.long)
-        ids_B1[self._places, 0] = torch.tensor([row.read[-1] for row in self.rows])
-        logits_BV = self.model.step(ids_B1, self._state)[:, -1]
-        return logits_BV if self._size == len(self._places) else logits_BV[self._places]
+        return self.model.step(torch.tensor([row.read[-1:] for row in self.rows]), self._state)[:, -1]
 
     def _read_prompts(self) -> Tensor:
         """Those that wait join the state, prompts of one length read in one pass: logits [B, V]."""

@@ -84,6 +84,8 @@ class BytePatchEmbedder(Embedder):
         placed = self.patching.place(
             wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.taken if cache else None
         )
+        if cache is not None and cache.taken is None:  # slots that are left over would be remembered
+            placed = placed._replace(start_BP=placed.start_BP[:, : int(placed.counts_B.max())])
         patches = placed.counts_B.sum()
         context.measure("patch_length", patches.new_full((), inputs_BT.numel()), patches)
 
@@ -172,4 +174,4 @@ class BytePatchHead(Head):
         if patches.routing is not None:
             y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
-        return self.predict(self.norm(z_BTd))
+        return self.predict(self.norm(context.pick(z_BTd)))

@@ -87,13 +87,18 @@ def check_checkpoint(path: Path) -> str | None:
     return None if written == FORMAT else f"its format is {written!r}, expected {FORMAT!r}"
 
 
-def refuse_other_model(path: Path, config: ModelConfig) -> None:
-    """Raises CheckpointError where a checkpoint holds a model of another config."""
+def refuse_other_model(path: Path, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Raises CheckpointError where a checkpoint holds a model of another config, or of another tokenizer if given."""
     saved = read_model_config(path / "model")
     if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
             f"{path} holds a model that was made with another {', '.join(changed)}; "
             "continue it with its own config, or choose another folder with --run"
+        )
+    if tokenizer is not None and read_progress(path)["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{path} holds a model of another tokenizer than {tokenizer.spec}, which the data has; name data that was "
+            f"prepared with {path / 'model' / 'tokenizer'}, or choose another folder with --run"
         )
 
 

@@ -32,8 +32,16 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, value_at
 from stlm.errors import CheckpointError, ConfigError, StlmError
-from stlm.stlm import checkpoints_of, step_of
-from stlm.training.checkpoint import check_checkpoint, prune_checkpoints, read_progress, refuse_other_model
+from stlm.stlm import STLM, checkpoints_of, step_of
+from stlm.training.checkpoint import (
+    check_checkpoint,
+    checkpoint_path,
+    prune_checkpoints,
+    read_progress,
+    refuse_other_model,
+    write_checkpoint,
+)
+from stlm.training.engine import State
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
@@ -65,6 +73,25 @@ def is_finished(run_dir: Path) -> bool:
         return False
     last = load_run_config(run_dir).training.max_steps
     return any(step_of(path) >= last for path in checkpoints_of(run_dir))
+
+
+def begin_run(config: RunConfig, model: STLM, folder: Path) -> None:
+    """Fill the folder of a run that continues from `model`: its config, its tokenizer, and a checkpoint of step 0.
+
+    Nothing is known of the data, so it may go on with any that was prepared with the tokenizer.
+    """
+    parameters = {name: parameter.detach().float().cpu() for name, parameter in model.named_parameters()}
+    counts = dict.fromkeys(("step", "ids_seen", "bytes_seen", "sequences_seen"), 0)
+    progress = {
+        **counts,
+        "seed": config.seed,
+        "data_fingerprint": None,
+        "tokenizer_fingerprint": model.tokenizer.fingerprint,
+        "validation_bits_per_byte": None,
+    }
+    write_text(folder / "config.yaml", dump_run_config(config))
+    model.tokenizer.save(folder / "tokenizer")
+    write_checkpoint(checkpoint_path(folder, 0), config.model, model.tokenizer, State(parameters, {}, 0), progress)
 
 
 class RunDirectory:
@@ -192,7 +219,7 @@ class RunDirectory:
 
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
-        if progress["data_fingerprint"] != fingerprint:
+        if progress["data_fingerprint"] not in (None, fingerprint):  # None: it was converted, not trained here
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
                 f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"

@@ -91,7 +91,7 @@ PROMPT = [0, 1, 2, 3, 0, 1, 0, 2, 2, 3, 3, 1, 0, 0, 3, 2, 1, 1, 3]  # all pairs:
 @pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
 def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
     """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
-    times, effort = 3000, Effort()
+    times, effort = 1500, Effort()
     found = shares(
         lambda seed: drafting(Table(), PROMPT, draws_of(PROMPT, seed=seed, **rules), num_drafts=2, effort=effort), times
     )
