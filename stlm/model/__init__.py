@@ -2,7 +2,7 @@
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
-from stlm.model.cache import DecodingState
+from stlm.model.cache import DecodingState, joined
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
 from stlm.model.draws import row_keys
@@ -39,6 +39,7 @@ __all__ = [
     "account",
     "count_parameters",
     "initialize",
+    "joined",
     "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",

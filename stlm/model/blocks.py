@@ -96,7 +96,10 @@ class TransformerStack(Layers):
     ) -> Tensor:
         """Run the blocks, or those of the given `layers` only: what comes in is then what the ones before gave out."""
         run = range(self.depth)[layers]
-        first = cache[run.start].length if cache else 0
+        context.masks = {}
+        first: int | Tensor = cache[run.start].length if cache else 0
+        if cache and (begins_B := cache[run.start].begins_B) is not None:
+            first = first - begins_B[:, None]
         if run.start == 0:
             x_BTD = self.positions.enter(x_BTD, first, context.documents)
         placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)

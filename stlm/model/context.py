@@ -17,7 +17,7 @@ class Context:
     its term within each row and multiplies it by the row's ids, so that the sum is the same however rows are shared out
     over ranks and micro-batches: `length` ids each. `measures` holds quotients to be told, by name: two sums over rows
     each. `values` are those of the first layer of the stack that is running, where later layers mix them with their
-    own.
+    own; `masks` those of its attentions, where several have the same beside their caches.
 
     `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
     training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
@@ -39,6 +39,7 @@ class Context:
         self.measures: dict[str, Tensor] = whole.measures if whole else {}
         self.length: int = whole.length if whole else 0
         self.values: Tensor | None = None
+        self.masks: dict[tuple[int | None, int], Tensor] = {}
         self.row_keys: Tensor | None = whole.row_keys if whole else row_keys
         self.exits: list[Tensor] | None = whole.exits if whole else exits
         self.wanted: Tensor | None = wanted
