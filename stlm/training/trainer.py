@@ -43,6 +43,7 @@ from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
 from stlm.training.recovery import Recovery, spoilt_unless_finite
@@ -199,7 +200,8 @@ class Trainer:
         loss_value = nats / ids
         whole_loss = math.fsum((nats, *added)) / ids
         self.step = step
-        go_back = self.recovery.judge(step, whole_loss, gradient_norm)
+        overflowed = self.engine.overflowed and math.isfinite(whole_loss)
+        go_back = not overflowed and self.recovery.judge(step, whole_loss, gradient_norm)
         if math.isfinite(whole_loss) and math.isfinite(gradient_norm):
             self.seen["ids"] += int(ids)
             self.seen["bytes"] += int(bytes)
@@ -214,6 +216,13 @@ class Trainer:
                     for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)
                 },
             }
+            if (scale := self.engine.loss_scale) is not None:
+                self._last |= {"loss_scale": scale.value, "overflowed_steps": scale.overflowed_steps}
+        elif overflowed:
+            self._last = {}
+            self.monitor.say(
+                f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
+            )
         else:
             counted = 2 + len(terms)
             self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
@@ -329,6 +338,8 @@ class Trainer:
         self.step = progress["step"]
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
         self.seconds = progress.get("seconds") or 0.0
+        if self.engine.loss_scale is not None:
+            self.engine.loss_scale = LossScale(**progress.get("loss_scale") or {})
         self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
 
     def close(self) -> None:
@@ -361,11 +372,10 @@ class Trainer:
             "step": self.step,
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
-            "seconds": self.seconds
-            if self.config.training.limits.wall_time_s
-            else None,  # else it would tell of nothing
+            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
             "sequences_seen": self.step * self.config.training.batch_size,
             "seed": self.config.seed,  # with the step, all randomness there is
+            "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
             "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
