@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from stlm.artifact import decode_artifact, encode_artifact
 from stlm.errors import ConversionError
 from stlm.export.calibration import quantize
 from stlm.export.texts import Texts, batches, bits_per_byte
-from stlm.model.quantization import BITS, is_quantized
+from stlm.model.quantization import BITS, Quantized, is_quantized
 from stlm.stlm import STLM, describe_model, locate_model
 
 
@@ -27,14 +28,14 @@ class Packed:
     bytes: int  # on disk, tokenizer and config included
     before: float  # bits per byte of the model that was given
     after: float
+    method: str  # how matrices were rounded
     texts: Texts
 
     def __str__(self) -> str:
-        method = "rounded to nearest" if self.texts.calibration is None else "rounded by GPTQ"
         return (
             f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes, "
             f"{8 * self.bytes / self.parameters:.2f} bits a parameter\n"
-            f"matrices in {self.bits} bits, {method}, calibrated on {self.texts.calibrated_on}\n"
+            f"matrices in {self.bits} bits, {self.method}, calibrated on {self.texts.calibrated_on}\n"
             f"bits per byte: {self.before:.5f} before, {self.after:.5f} after, {self.after - self.before:+.5f}, "
             f"on {self.texts.judged_on}"
         )
@@ -60,8 +61,7 @@ def convert_to_artifact(
     model = STLM.load(directory)
     texts = Texts.of(model, directory, calibration)
     before = bits_per_byte(model, texts.judged)
-    read = () if texts.calibration is None else ((ids, documents) for ids, _, documents in batches(texts.calibration))
-    matrices = quantize(model, bits, read)
+    matrices, method = _round(model, bits, texts)
     vectors = {name: vector.detach().clone() for name, vector in model.named_parameters() if not is_quantized(vector)}
     data = encode_artifact(
         describe_model(model.config, model.tokenizer), model.tokenizer, {**vectors, **matrices}, bits
@@ -73,4 +73,23 @@ def convert_to_artifact(
     model.load_tensors(found, path)
     after = bits_per_byte(model, texts.judged)
     write_bytes(path, data)
-    return Packed(path, model.num_parameters(), bits, len(data), before, after, texts)
+    return Packed(path, model.num_parameters(), bits, len(data), before, after, method, texts)
+
+
+def _round(model: STLM, bits: int, texts: Texts) -> tuple[dict[str, Quantized], str]:
+    """The matrices in few bits: by GPTQ or to the nearest, whichever costs the calibration text less, and its name.
+
+    The nearest is better where training has ended with rounded matrices: they lie there already.
+    """
+    nearest = quantize(model, bits, ())
+    if texts.calibration is None:
+        return nearest, "rounded to nearest"
+    calibrated = quantize(model, bits, ((ids, documents) for ids, _, documents in batches(texts.calibration)))
+    costs = []
+    for matrices in (calibrated, nearest):
+        trial = copy.deepcopy(model)
+        for name, parameter in trial.named_parameters():
+            if name in matrices:
+                parameter.data = matrices[name].value()
+        costs.append(bits_per_byte(trial, texts.calibration))
+    return (calibrated, "rounded by GPTQ") if costs[0] <= costs[1] else (nearest, "rounded to nearest")

@@ -19,10 +19,13 @@ from stlm.model.quantization import is_quantized, round_to_nearest
 
 
 @contextmanager
-def rounded(model: nn.Module, training: TrainingConfig, step: int) -> Iterator[None]:
-    """Inside, and if `step` is one of the last `quantization_steps`, all matrices are what few bits can express."""
-    bits = training.quantization_bits
-    if bits is None or step <= training.max_steps - training.quantization_steps:
+def rounded(model: nn.Module, training: TrainingConfig, done: float) -> Iterator[None]:
+    """Inside, and in the last `quantization_steps` of a run, all matrices are what few bits can express.
+
+    `done`: the fraction of the run that ends with this step.
+    """
+    bits, further = training.quantization_bits, round(done * training.max_steps, 6)
+    if bits is None or further <= training.max_steps - training.quantization_steps:
         yield
         return
     exact = {parameter: parameter.detach().clone() for parameter in model.parameters() if is_quantized(parameter)}

@@ -184,7 +184,7 @@ class Trainer:
 
         self.engine.train()
         sums = []
-        with rounded(self.model, training, step), self.engine.accumulate():
+        with rounded(self.model, training, self._used_up()), self.engine.accumulate():
             for prepared in micro_batches:
                 output = self._forward(prepared)
                 part = self.objective.sums(output, prepared, self._bytes_per_id)

@@ -118,6 +118,19 @@ def test_calibration_spares_what_the_layer_gives():
     assert torch.equal(round_for_inputs(weight_RC, torch.eye(48), 4).levels, nearest.levels)
 
 
+@pytest.mark.parametrize("better", ["rounded by GPTQ", "rounded to nearest"])
+def test_the_better_rounding_is_taken(better, monkeypatch, tmp_path):
+    model = make("patches")
+    model.save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(sample_text())
+    costs = iter([3.0, 1.0, 2.0, 3.0] if better == "rounded by GPTQ" else [3.0, 2.0, 1.0, 3.0])
+    monkeypatch.setattr("stlm.export.artifact.bits_per_byte", lambda model, windows: next(costs))
+    packed = convert_to_artifact(tmp_path / "model", tmp_path / "file", 4, tmp_path / "text.txt")
+    matrix = dict(STLM.load(tmp_path / "file").named_parameters())["head.project.weight"]
+    nearest = round_to_nearest(dict(model.named_parameters())["head.project.weight"], 4).value()
+    assert packed.method == better and torch.equal(matrix, nearest) == (better == "rounded to nearest")
+
+
 # ---------------------------------------------------------------------- texts
 
 
