@@ -3,19 +3,29 @@
 
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
 python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
+
+With --to deepspeed it is started as training is, with as many ranks as the checkpoint is to be for:
+deepspeed --num_accelerators 2 scripts/convert_checkpoint.py runs/quickstart --to deepspeed --output exported
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from _command import run
 
 TARGETS = {
     "safetensors": "the model directory alone, as STLM reads it",
     "huggingface": "a folder that transformers loads",
+    "deepspeed": "a checkpoint that DeepSpeed's load_checkpoint continues from, on as many ranks as there are now",
+    "universal": "one for any number of ranks, with DeepSpeed's checkpoint.load_universal",
 }
-SOURCES = {"huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote"}
+SOURCES = {
+    "huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote",
+    "deepspeed": "a checkpoint that DeepSpeed wrote, native or universal, with its moments",
+}
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs/zero2.json"
 
 
 def main() -> int:
@@ -32,7 +42,19 @@ def main() -> int:
     forms.add_argument("--to", choices=TARGETS, help=listed(TARGETS))
     forms.add_argument("--from", dest="source", choices=SOURCES, help=f"make a run of what is\n{listed(SOURCES)}")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
+    parser.add_argument(
+        "--ds_config", metavar="FILE", default=DEFAULT_DS_CONFIG,
+        help="with --to deepspeed and universal: whose ZeRO stage it is for (default: ds_configs/zero2.json)",
+    )  # fmt: skip
+    parser.add_argument("--bf16", action="store_true", help="with --to deepspeed: for an engine that has a bf16 block")
+    parser.add_argument(
+        "--config", metavar="PRESET|FILE",
+        help="with --from deepspeed: what model it is, where --to did not write it",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     args = parser.parse_args()
+    if args.to in ("deepspeed", "universal") or args.source == "deepspeed":
+        return convert_deepspeed(args)
 
     from stlm.export import convert_from, convert_to  # only now: --help and misspelt options answer at once
 
@@ -42,6 +64,25 @@ def main() -> int:
     from stlm.training.run_directory import begin_run
 
     print(convert_from(args.source, args.model, args.output, begin_run))
+    return 0
+
+
+def convert_deepspeed(args: argparse.Namespace) -> int:
+    """To or from the checkpoints that DeepSpeed continues from, on every rank."""
+    from stlm.config import load_deepspeed_config
+    from stlm.export.conversion import vacant
+    from stlm.training.deepspeed_formats import import_deepspeed, write_deepspeed
+    from stlm.training.engine import connect, disconnect, on_rank_zero
+
+    if args.source:
+        print(import_deepspeed(Path(args.model), vacant(args.output), args.config))
+        return 0
+    ranks = connect()
+    output = on_rank_zero(lambda: vacant(args.output))
+    told = write_deepspeed(args.to, args.model, output, load_deepspeed_config(args.ds_config), args.bf16)
+    if ranks.rank == 0:
+        print(told)
+    disconnect()
     return 0
 
 

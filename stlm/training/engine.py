@@ -347,6 +347,11 @@ class Engine:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
 
+    @property
+    def native(self) -> Any:
+        """DeepSpeed's own engine, for its own formats."""
+        return self._engine
+
     # ------------------------------------------------------------------ state
 
     def full_state(self) -> State:
