@@ -2,6 +2,7 @@
 """A trained model in another form, proven to be the same; or a model of another form as a run.
 
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
+python scripts/convert_checkpoint.py runs/quickstart --to artifact --bits 6 --output quickstart.stlm
 python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
 
 With --to deepspeed it is started as training is, with as many ranks as the checkpoint is to be for:
@@ -20,6 +21,7 @@ TARGETS = {
     "huggingface": "a folder that transformers loads",
     "deepspeed": "a checkpoint that DeepSpeed's load_checkpoint continues from, on as many ranks as there are now",
     "universal": "one for any number of ranks, with DeepSpeed's checkpoint.load_universal",
+    "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
 }
 SOURCES = {
     "huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote",
@@ -41,23 +43,35 @@ def main() -> int:
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--to", choices=TARGETS, help=listed(TARGETS))
     forms.add_argument("--from", dest="source", choices=SOURCES, help=f"make a run of what is\n{listed(SOURCES)}")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     parser.add_argument(
-        "--ds_config", metavar="FILE", default=DEFAULT_DS_CONFIG,
-        help="with --to deepspeed and universal: whose ZeRO stage it is for (default: ds_configs/zero2.json)",
-    )  # fmt: skip
-    parser.add_argument("--bf16", action="store_true", help="with --to deepspeed: for an engine that has a bf16 block")
-    parser.add_argument(
-        "--config", metavar="PRESET|FILE",
-        help="with --from deepspeed: what model it is, where --to did not write it",
-    )  # fmt: skip
+        "--output", required=True, metavar="DIR|FILE", help="a folder that does not exist yet, or is empty; a new file"
+    )
+    packing = parser.add_argument_group("with --to artifact")
+    packing.add_argument("--bits", type=int, choices=(8, 6, 4), help="of an entry of a matrix (default: 6)")
+    packing.add_argument(
+        "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
+    )
+    native = parser.add_argument_group("with deepspeed and universal")
+    native.add_argument("--ds_config", metavar="FILE", help="to: its ZeRO stage (default: ds_configs/zero2.json)")
+    native.add_argument("--bf16", action="store_true", help="to: for an engine that has a bf16 block")
+    native.add_argument("--config", metavar="PRESET|FILE", help="from: what model it is, unless it was written here")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     args = parser.parse_args()
-    if args.to in ("deepspeed", "universal") or args.source == "deepspeed":
+    if args.to != "artifact" and (args.bits or args.calibration):
+        parser.error("--bits and --calibration go with --to artifact")
+    if args.to not in ("deepspeed", "universal") and (args.ds_config or args.bf16):
+        parser.error("--ds_config and --bf16 go with --to deepspeed or universal")
+    if args.source != "deepspeed" and args.config:
+        parser.error("--config goes with --from deepspeed")
+    if "deepspeed" in (args.to, args.source) or args.to == "universal":
         return convert_deepspeed(args)
 
-    from stlm.export import convert_from, convert_to  # only now: --help and misspelt options answer at once
+    # Only now, so that --help and misspelt options answer at once.
+    from stlm.export import convert_from, convert_to, convert_to_artifact
 
+    if args.to == "artifact":
+        print(convert_to_artifact(args.model, args.output, args.bits or 6, args.calibration))
+        return 0
     if args.to:
         print(convert_to(args.to, args.model, args.output))
         return 0
@@ -79,7 +93,9 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
         return 0
     ranks = connect()
     output = on_rank_zero(lambda: vacant(args.output))
-    told = write_deepspeed(args.to, args.model, output, load_deepspeed_config(args.ds_config), args.bf16)
+    told = write_deepspeed(
+        args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
+    )
     if ranks.rank == 0:
         print(told)
     disconnect()

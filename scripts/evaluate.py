@@ -29,6 +29,10 @@ def main() -> int:
     parser.add_argument(
         "--stride", type=int, metavar="IDS", help="ids from one window to the next (default: half of the context)"
     )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrix products; bf16 is faster where a "
+        "machine has it, and turns the choice between near ties (default: fp32)",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE.json|FILE.md", help="also write the results here, with full digits")
     parser.add_argument("--items", metavar="FILE.jsonl", help="also write what each choice of each item got")
     args = parser.parse_args()
@@ -46,7 +50,7 @@ def main() -> int:
         overview_text,
     )
 
-    tasks = load_tasks(args.tasks, Options(args.tasks_dir, args.shots, args.stride))
+    tasks = load_tasks(args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision))
     judged, pages, items = [], [], []
     for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:
         subject = Subject.open(path, args.data, with_data=not NEED_DATA.isdisjoint(tasks))

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
+from stlm.artifact import read_artifact
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import EarlyExit, Effort, TextStream, generate_ids, nats_per_id, speculate
@@ -93,7 +94,11 @@ class STLM(nn.Module):
     # ------------------------------------------------------------------ ids in, logits out
 
     def forward(
-        self, ids_BT: Tensor, document_ids_BT: Tensor | None = None, row_keys_B: Tensor | None = None
+        self,
+        ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        row_keys_B: Tensor | None = None,
+        wanted_BT: Tensor | None = None,
     ) -> Output:
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
@@ -101,11 +106,11 @@ class STLM(nn.Module):
         before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
         document begins, so it does not matter where in the window it stands; with patches, up to its distance from
         where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
-        each row as its key says.
+        each row as its key says. With `wanted_BT`, only the logits where it is True are made: [number of them, V].
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
         documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
-        return self._read(self._shifted(ids_BT), Context(documents_BT, row_keys=row_keys_B, exits=states))
+        return self._read(self._shifted(ids_BT), Context(documents_BT, None, row_keys_B, states, wanted=wanted_BT))
 
     def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
         """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
@@ -129,10 +134,13 @@ class STLM(nn.Module):
         start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
         return self._read(start_B1, Context(), state).logits[:, 0], state
 
-    def step(self, ids_BN: Tensor, state: DecodingState) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
+    def step(self, ids_BN: Tensor, state: DecodingState, wanted_BN: Tensor | None = None) -> Tensor:
+        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5).
+
+        With `wanted_BN`, only the logits where it is True are made: [number of them, V].
+        """
         state.length += ids_BN.size(1)
-        return self._read(ids_BN.to(self.device), Context(), state).logits
+        return self._read(ids_BN.to(self.device), Context(wanted=wanted_BN), state).logits
 
     # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
 
@@ -291,23 +299,26 @@ class STLM(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:
-        """Load from a run directory (its newest complete checkpoint), a checkpoint, or a model directory.
+        """Load from a run directory (its newest complete checkpoint), a checkpoint, a model directory, or an artifact.
 
         Within a checkpoint every byte of the model is compared with what was recorded when it was written.
         """
-        directory = locate_model(path)
-        if (directory.parent / "COMPLETE").is_file() and (problem := damage_of(directory.parent, "model/")):
-            raise CheckpointError(f"{directory.parent} is damaged: {problem}; use another checkpoint")
-        description = _read_description(directory)
-        config = read_model_config(directory)
-        tokenizer = load_tokenizer(directory / "tokenizer")
+        source = locate_model(path)
+        if source.is_file():
+            description, tokenizer, tensors = read_artifact(source)
+            _check_description(description, source)
+        else:
+            if (source.parent / "COMPLETE").is_file() and (problem := damage_of(source.parent, "model/")):
+                raise CheckpointError(f"{source.parent} is damaged: {problem}; use another checkpoint")
+            description, tokenizer = _read_description(source), load_tokenizer(source / "tokenizer")
+            tensors = _read_tensors(source / "model.safetensors")
         if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
             raise CheckpointError(
-                f"{directory / 'tokenizer'}: its fingerprint is {tokenizer.fingerprint[:12]}, but the model was made "
+                f"{source / 'tokenizer'}: its fingerprint is {tokenizer.fingerprint[:12]}, but the model was made "
                 f"with {description['tokenizer_fingerprint'][:12]}; put back the tokenizer saved with the model"
             )
-        model = cls(config, tokenizer)
-        model.load_tensors(_read_tensors(directory / "model.safetensors"), source=directory / "model.safetensors")
+        model = cls(from_dict(ModelConfig, description["model"], source=str(source)), tokenizer)
+        model.load_tensors(tensors, source=source)
         return model.to(device).eval()
 
     @torch.no_grad()
@@ -340,16 +351,21 @@ def save_model(
 ) -> None:
     """Write a model directory from parameters by name (fp32, on the CPU, tied ones under their first name only)."""
     with atomic_directory(directory) as temporary:
-        description = {
-            "format": FORMAT,
-            "model": to_dict(config),
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.spec,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-        }
-        (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description = json.dumps(describe_model(config, tokenizer), indent=2)
+        (temporary / "config.json").write_text(description + "\n", encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "model.safetensors")
         tokenizer.save(temporary / "tokenizer")
+
+
+def describe_model(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json of a model directory says."""
+    return {
+        "format": FORMAT,
+        "model": to_dict(config),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.spec,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -363,11 +379,15 @@ def _read_description(directory: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is {directory} a model directory?") from None
+    _check_description(description, path)
+    return description
+
+
+def _check_description(description: Any, path: Path) -> None:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected "format": "{FORMAT}"; it was not written by stlm, or by a newer one')
     if missing := [key for key in ("model", "tokenizer_fingerprint") if key not in description]:
         raise CheckpointError(f"{path}: lacks {' and '.join(missing)}; it was changed, use another checkpoint")
-    return description
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -424,9 +444,9 @@ def damage_of(checkpoint: Path, part: str = "") -> str | None:
 
 
 def locate_model(path: str | os.PathLike[str]) -> Path:
-    """The model directory behind a run directory, a checkpoint, or a model directory."""
+    """The model directory behind a run directory, a checkpoint, or a model directory; an artifact is its own."""
     path = Path(path)
-    if (path / "config.json").is_file():
+    if path.is_file() or (path / "config.json").is_file():
         return path
     if (path / "model" / "config.json").is_file():
         if not (path / "COMPLETE").is_file():

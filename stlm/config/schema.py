@@ -114,6 +114,12 @@ class TrainingConfig:
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
+    hang_timeout_s: float = setting(
+        600.0,
+        "seconds after which ranks that wait for each other write their stacks and end",
+        above=0.0,
+        may_change=True,
+    )
     recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
 
     def check(self) -> Iterator[Conflict]:

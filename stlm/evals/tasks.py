@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 from stlm.config.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import SplitScore, score_split
@@ -27,6 +29,7 @@ class Options(NamedTuple):
     tasks_dir: str | os.PathLike[str] | None = None
     shots: int = 0
     stride: int | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,19 @@ def load_tasks(names: str, options: Options) -> dict[str, Task]:
         raise StlmError(f"--tasks: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
-    return {name: _load(name, options) for name in chosen}
+    return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
+
+
+def _at_precision(task: Task, precision: str) -> Task:
+    """The task with matrix products in this precision; sums of nats are exact to fp32 or better in either."""
+
+    def score(subject: Subject) -> TaskResult:
+        with torch.autocast(subject.model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            result = task(subject)
+        result.values["precision"] = precision
+        return result
+
+    return score
 
 
 def _meant(name: str) -> str:

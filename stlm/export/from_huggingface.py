@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
-from data_pipeline.tokenizers.huggingface import adopt_huggingface
+from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, value_at
 from stlm.errors import ConversionError
@@ -58,12 +58,11 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     """
     with tempfile.TemporaryDirectory() as scratch:
         place = directory if (directory / "tokenizer.json").is_file() else _converted(directory, Path(scratch))
+        definition = json.loads(tokenizer_file(str(place)).read_bytes())
         for number, known in enumerate(_known(directory)):
             empty = Path(scratch, str(number))
             empty.mkdir()
-            if _vocabulary(definition_of(known, empty)) == _vocabulary(
-                json.loads((place / "tokenizer.json").read_bytes())
-            ):
+            if _vocabulary(definition_of(known, empty)) == _vocabulary(definition):
                 return known
         return adopt_huggingface(str(place), f"hf:{directory}", vocab_size)
 
@@ -71,13 +70,14 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 def _known(directory: Path) -> list[Tokenizer]:
     """Tokenizers of this project that a folder may have been written with."""
     file = directory / MODEL_FILE
-    return [ByteTokenizer(), *([SentencePieceTokenizer(file.read_bytes())] if file.is_file() else [])]
+    kinds = ALGORITHMS if file.is_file() else ()
+    return [ByteTokenizer(), *(SentencePieceTokenizer(file.read_bytes(), kind) for kind in kinds)]
 
 
 def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two definitions the same mapping: the model's table, and the symbols beside it."""
-    added = {(token["id"], token["content"]) for token in definition["added_tokens"]}
-    return definition["model"]["type"], definition["model"]["vocab"], definition["model"].get("merges"), added
+    added = [(token["id"], token["content"]) for token in definition.get("added_tokens") or ()]
+    return *(definition["model"].get(key) for key in ("type", "vocab", "merges")), sorted(added)
 
 
 def _converted(directory: Path, scratch: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.tokenizers import Tokenizer
+from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
 from stlm.export.comparison import Logits, sample_text
@@ -39,6 +39,8 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     there.save_pretrained(folder)
 
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
+        tokenizer.save_model(folder)
     names = special_names(tokenizer, definition)
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -170,4 +170,4 @@ class BytePatchHead(Head):
         if patches.routing is not None:
             y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
-        return self.predict(self.norm(z_BTd))
+        return self.predict(self.norm(context.pick(z_BTd)))

@@ -21,7 +21,7 @@ class Context:
 
     `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
     training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
-    among them; None: nobody asks.
+    among them; None: nobody asks. `wanted` [B, T] is True where the head shall give logits; None: everywhere.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Context:
         row_keys: Tensor | None = None,
         exits: list[Tensor] | None = None,
         used: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> None:
         self.documents = documents
         self.used = used
@@ -40,10 +41,15 @@ class Context:
         self.values: Tensor | None = None
         self.row_keys: Tensor | None = whole.row_keys if whole else row_keys
         self.exits: list[Tensor] | None = whole.exits if whole else exits
+        self.wanted: Tensor | None = wanted
 
     def at(self, documents: Tensor | None, used: Tensor | None) -> Context:
         """The same pass seen at other positions, such as those of patches."""
         return Context(documents, self, used=used)
+
+    def pick(self, x_BTD: Tensor) -> Tensor:
+        """The vectors of which logits are wanted: [B, T, D] → [number of them, D], or all as they are."""
+        return x_BTD if self.wanted is None else x_BTD[self.wanted]
 
     def add(self, name: str, nats: Tensor) -> None:
         """Add to the loss."""

@@ -205,14 +205,15 @@ class PaperHead(Head):
             assert patches is not None
             nats = self.nats_of_spelling(patches.states_BTd, inputs_BT)
             context.add("reconstruction", self.reconstruction_weight * nats)
-        z_NSA = self.spell(x_BPD).float()
+        x = context.pick(x_BPD)
+        z_NSA = self.spell(x).float()
         z_NSA = z_NSA - z_NSA[..., PAD:][..., :1]
         bags_VN = F.embedding_bag(self.rows_R, z_NSA.flatten(1).T.contiguous(), self.offsets_V, mode="sum")
-        return bags_VN.T.unflatten(0, inputs_BT.shape)
+        return bags_VN.T.unflatten(0, x.shape[:-1])
 
     def spell(self, x_BTD: Tensor) -> Tensor:
-        """What each slot says about its symbol: [B, T, D] → [N, S, A]."""
-        slots_NSd = self.project(x_BTD).flatten(0, 1).unflatten(-1, (self.symbols_VS.size(1), -1))
+        """What each slot says about its symbol: [B, T, D] or [N, D] → [N, S, A]."""
+        slots_NSd = self.project(x_BTD).flatten(0, -2).unflatten(-1, (self.symbols_VS.size(1), -1))
         everything_NS = torch.ones(slots_NSd.shape[:2], dtype=torch.bool, device=x_BTD.device)
         return self.output(self.local(slots_NSd, everything_NS))
 

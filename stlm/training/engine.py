@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,6 +37,7 @@ from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
 from stlm.training.shards import shards_of
+from stlm.training.watchdog import BEATS, WATCHDOG, watched
 
 T = TypeVar("T")
 
@@ -86,14 +88,23 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
+    if dist.get_rank() != 0:
+        return _from_rank_zero(None)
+    with WATCHDOG.busy():
+        try:
+            value, failure = function(), None
+        except Exception as error:
+            value, failure = None, error
+    return _from_rank_zero((value, failure))
+
+
+@watched("waiting for rank 0")
+def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
+    """The value that rank 0, which alone knows the outcome, gives to all; or its error, raised everywhere."""
     store = _store()
     key = f"stlm/{next(_turns)}"
-    if dist.get_rank() == 0:
-        value, failure = None, None
-        try:
-            value = function()
-        except Exception as error:
-            failure = error
+    if outcome is not None:
+        value, failure = outcome
         store.set(key, pickle.dumps((value, _told(failure))))  # type: ignore[arg-type]
     else:
         _wait_for(store, key)
@@ -103,7 +114,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     dist.barrier()  # rank 0 keeps the store: it must not leave before the others have read it
     if failure is not None:
         raise failure
-    return value  # type: ignore[return-value]
+    return value
 
 
 def _told(failure: Exception | None) -> Exception | None:
@@ -147,14 +158,26 @@ def gather(value: T) -> list[T]:
     key = f"stlm/{next(_turns)}"
     store.set(f"{key}/{dist.get_rank()}", pickle.dumps(value))  # type: ignore[arg-type]
 
-    def collect() -> list[T]:
-        values = []
-        for rank in range(dist.get_world_size()):
-            _wait_for(store, f"{key}/{rank}")
-            values.append(pickle.loads(store.get(f"{key}/{rank}")))
-        return values
+    if dist.get_rank() != 0:
+        return _from_rank_zero(None)
+    values = []
+    for rank in range(dist.get_world_size()):
+        _wait_for(store, f"{key}/{rank}")
+        values.append(pickle.loads(store.get(f"{key}/{rank}")))
+    return _from_rank_zero((values, None))
 
-    return on_rank_zero(collect)
+
+def watch_for_hangs(folder: Path, timeout_s: float) -> None:
+    """Let no rank wait for the others longer than `timeout_s`; the stacks of a hang go into `folder`.
+
+    torch's own patience, which DeepSpeed leaves at half an hour for some of its groups, ends later in all of them: it
+    would not say where the ranks hang. Every rank calls this, when the engine is made.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2 * timeout_s + 60), group)
+    WATCHDOG.start(folder, dist.get_rank(), timeout_s, _store().clone())  # type: ignore[attr-defined]
 
 
 def _store() -> dist.Store:
@@ -162,15 +185,20 @@ def _store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
+@watched("waiting for another rank")
 def _wait_for(store: dist.Store, key: str) -> None:
-    """Return when the key is set, however long that takes."""
+    """Return when the key is set, however long that takes, while rank 0 works."""
+    beats = 0
     while True:
         try:
-            return store.wait([key], timedelta(minutes=1))
-        except dist.DistStoreError:  # the minute is over
-            continue
+            return store.wait([key], timedelta(seconds=WATCHDOG.tick_s))
+        except dist.DistStoreError:  # the time is over
+            if (heard := store.add(BEATS, 0)) != beats:
+                beats = heard
+                WATCHDOG.renew()
 
 
+@watched("a sum over all ranks")
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Each value summed over all ranks, in float64."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -304,6 +332,7 @@ class Engine:
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The model's output, computed in the chosen precision."""
+        WATCHDOG.renew()
         return self._engine(*inputs, **named)
 
     def accumulate(self) -> AbstractContextManager[None]:
@@ -354,6 +383,7 @@ class Engine:
 
     # ------------------------------------------------------------------ state
 
+    @watched("gathering the state")
     def full_state(self) -> State:
         """The whole state, copied to rank 0; the other ranks take part and get empty dicts."""
         self._link_moments()
@@ -368,6 +398,7 @@ class Engine:
                     target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return State(parameters, moments, self._updates())
 
+    @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
         """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts.
 

@@ -38,7 +38,7 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks
+from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.loaders import TrainingBatches, ValidationWindows
@@ -47,6 +47,7 @@ from stlm.training.precision import choose_precision
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
+from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
 
@@ -109,6 +110,8 @@ class Trainer:
             finished = ", which is its last step" if self.step == config.training.max_steps else ""
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
+        stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
@@ -146,6 +149,7 @@ class Trainer:
         finally:
             self.close()
 
+    @watched("a training step")
     def train_step(self, step: int) -> float:
         """Make update `step`, which is the next. Returns the loss before it, in nats per id over the whole batch.
 
@@ -276,6 +280,7 @@ class Trainer:
         nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
         return nats, ids, bytes
 
+    @watched("validation")
     @torch.no_grad()
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
         """(nats, ids, bytes) for each source of the validation text, by its name.
@@ -326,6 +331,7 @@ class Trainer:
             self._writer.wait()
         except StlmError as error:  # where it is not the end of the loop that waits, something else is being raised
             self.monitor.say(f"error: {error}")
+        WATCHDOG.stop()
         self._stop.restore()
         self.monitor.close()
         self._run.close()
