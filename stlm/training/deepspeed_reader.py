@@ -108,6 +108,8 @@ def _universal(folder: Path) -> tuple[Values, int]:
             value = _load(file)
             value = value["param"] if isinstance(value, dict) else value  # stage 3: as it is, and flat
             values["weights" if file.stem == "fp32" else file.stem][file.parent.name] = value
+    if "optimizer_state_dict" in (shared := _load(folder / "optimizer_state.pt")):  # stage 3 has the step there
+        updates = int(shared["optimizer_state_dict"]["state"][0]["step"])
     return values, updates
 
 
