@@ -21,6 +21,7 @@ TARGETS = {
     "huggingface": "a folder that transformers loads",
     "deepspeed": "a checkpoint that DeepSpeed's load_checkpoint continues from, on as many ranks as there are now",
     "universal": "one for any number of ranks, with DeepSpeed's checkpoint.load_universal",
+    "gguf": "a folder with model.gguf, which llama.cpp runs",
     "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
 }
 SOURCES = {
@@ -51,6 +52,7 @@ def main() -> int:
     packing.add_argument(
         "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
     )
+    parser.add_argument("--type", choices=("f32", "f16", "q8_0"), help="with --to gguf: of the matrices (default: f32)")
     native = parser.add_argument_group("with deepspeed and universal")
     native.add_argument("--ds_config", metavar="FILE", help="to: its ZeRO stage (default: ds_configs/zero2.json)")
     native.add_argument("--bf16", action="store_true", help="to: for an engine that has a bf16 block")
@@ -59,6 +61,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.to != "artifact" and (args.bits or args.calibration):
         parser.error("--bits and --calibration go with --to artifact")
+    if args.to != "gguf" and args.type:
+        parser.error("--type goes with --to gguf")
     if args.to not in ("deepspeed", "universal") and (args.ds_config or args.bf16):
         parser.error("--ds_config and --bf16 go with --to deepspeed or universal")
     if args.source != "deepspeed" and args.config:
@@ -67,10 +71,13 @@ def main() -> int:
         return convert_deepspeed(args)
 
     # Only now, so that --help and misspelt options answer at once.
-    from stlm.export import convert_from, convert_to, convert_to_artifact
+    from stlm.export import convert_from, convert_to, convert_to_artifact, convert_to_gguf
 
     if args.to == "artifact":
         print(convert_to_artifact(args.model, args.output, args.bits or 6, args.calibration))
+        return 0
+    if args.to == "gguf":
+        print(convert_to_gguf(args.model, args.output, args.type or "f32"))
         return 0
     if args.to:
         print(convert_to(args.to, args.model, args.output))
