@@ -42,14 +42,15 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
     values: Values
     if (folder / "zero").is_dir():
         values, updates = _universal(folder / "zero")
-    elif optimizer_files := sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank):
+    elif common["optimizer"] is not None:
+        values, updates = _whole(common, _orders(model, training))
+    else:
+        optimizer_files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank)
         if len(optimizer_files) != common["dp_world_size"]:
             raise ConversionError(
                 f"{folder} has the optimizer files of {len(optimizer_files)} ranks, expected {common['dp_world_size']}"
             )
         values, updates = _sharded([_load(file)["optimizer_state_dict"] for file in optimizer_files], common)
-    else:
-        values, updates = _whole(common, _orders(model, training))
     frozen: dict[str, Tensor] = {}
     for name, shape in (common.get("frozen_param_shapes") or {}).items():
         parts = [rank["frozen_param_fragments"][name].flatten() for rank in by_rank]
