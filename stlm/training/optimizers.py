@@ -9,6 +9,7 @@ from torch import nn
 
 from stlm.config import TrainingConfig
 from stlm.stlm import STLM
+from stlm.training.initial import freeze
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
@@ -17,6 +18,8 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.A
     Matrices decay; vectors (norm weights) and embeddings do not. A tied parameter is one parameter, and an embedding if
     either of its uses is one. The learning rate is set at every step, from the schedule.
     """
+    if isinstance(model, STLM):
+        freeze(model, training)
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]  # each tied one once
     exempt = {parameter for parameter in parameters if parameter.ndim < 2 or parameter in embeddings}
