@@ -71,7 +71,11 @@ class TrainingConfig:
         None, "sequences per rank and forward; null: batch_size / ranks", minimum=1, may_change=True
     )
 
-    optimizer: str = setting("adamw", "which optimizer", choices=("adamw",))
+    optimizer: str = setting(
+        "adamw",
+        "muon: orthogonalised updates for the matrices inside the model, AdamW for the rest, at one learning rate",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
     weight_decay: float = setting(0.1, "decoupled weight decay; vectors and embeddings are exempt", minimum=0.0)
     beta1: float = setting(0.9, "decay of the first moment per step", minimum=0.0, below=1.0)
@@ -81,6 +85,14 @@ class TrainingConfig:
         0.0, "weight of log(Z)^2 beside each predicted id's nats (PaLM has 1e-4); 0: none", minimum=0.0
     )
     gradient_clipping: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping", minimum=0.0)
+
+    ema_decay: float | None = setting(
+        None,
+        "average the weights, each step forgetting 1 - ema_decay of what was: 0.999; validation and every saved model "
+        "then are the average; null: none",
+        above=0.0,
+        below=1.0,
+    )
 
     schedule: str = setting(
         "cosine",
@@ -173,6 +185,13 @@ class RunConfig:
         """Conflicts between and within the sections."""
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
+        if self.training.optimizer == "muon" and self.model.base_width is not None:
+            yield Conflict(
+                "training.optimizer",
+                f"got 'muon' with model.base_width = {self.model.base_width}, whose scales are made for AdamW; "
+                "expected 'adamw', or model.base_width=null",
+                ("model.base_width",),
+            )
         if self.data.mixture and self.data.dir is not None:
             yield Conflict(
                 "data.mixture",

@@ -18,7 +18,7 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
@@ -31,9 +31,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stlm.config import TrainingConfig
-from stlm.errors import ConfigError, EngineError, StlmError
+from stlm.errors import CheckpointError, ConfigError, EngineError, StlmError
+from stlm.training.averaging import AVERAGE, keep_average
+from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
+from stlm.training.shards import shards_of
 from stlm.training.watchdog import BEATS, WATCHDOG, watched
 
 T = TypeVar("T")
@@ -282,7 +285,7 @@ class State(NamedTuple):
     """All that training has learned, by parameter name, in fp32 on the CPU."""
 
     parameters: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # "exp_avg" and "exp_avg_sq" → parameter name → tensor
+    moments: dict[str, dict[str, Tensor]]  # what the optimizer keeps, "exp_avg", … → parameter name → tensor
     updates: int  # made so far: Adam's bias correction depends on it
 
 
@@ -305,6 +308,9 @@ class Engine:
         )  # fmt: skip
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
+        self._averages = training.ema_decay is not None
+        if training.ema_decay is not None:
+            keep_average(optimizer, training.ema_decay)
         deepspeed = _import_deepspeed()
         on_rank_zero(lambda: _refuse_wrong_values(self.config))
         with rank_environment(self.ranks):
@@ -312,6 +318,11 @@ class Engine:
         if self.stage == 0 and self.ranks.world_size == 1:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients twice, to add nothing
         self.device: torch.device = self._engine.device
+        shards = shards_of(self._engine.optimizer, self.stage) if self.stage else []
+        if isinstance(optimizer, Muon):
+            optimizer.shards = {shard.flat: shard for shard in shards}
+        # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
+        self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
 
     def train(self) -> None:
         self._engine.train()
@@ -373,24 +384,36 @@ class Engine:
         self._link_moments()
         keep = self.ranks.rank == 0
         parameters: dict[str, Tensor] = {}
-        moments: dict[str, dict[str, Tensor]] = {key: {} for key in self._moment_names()}
+        moments: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._parameters.items():
-            for key, target in [(None, parameters), *(moments.items() if parameter.requires_grad else ())]:
+            for key in (None, *self._moment_names(parameter)):
                 tensor = self._gather(parameter, key)
                 if keep:
+                    target = parameters if key is None else moments.setdefault(key, {})
                     target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return State(parameters, moments, self._updates())
 
     @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
-        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts."""
+        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts.
+
+        Where it is weights alone, the optimizer begins anew. Raises CheckpointError where it is that of another one.
+        """
         self._make_optimizer_state(example)
         self._link_moments()
+        moments = state.moments or ({AVERAGE: state.parameters} if self._averages else {})
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._scatter(parameter, None, state.parameters[name])
-                for key, tensors in state.moments.items() if parameter.requires_grad else ():
-                    self._scatter(parameter, key, tensors[name])
+                kept = self._moment_names(parameter)
+                saved = sorted(key for key in moments if name in moments[key] and parameter.requires_grad)
+                if state.moments and kept != saved:
+                    raise CheckpointError(
+                        f"{name}: beside its value the checkpoint has {' and '.join(saved) or 'nothing'} of it, and "
+                        f"this optimizer keeps {' and '.join(kept) or 'nothing'}; use the optimizer that wrote it"
+                    )
+                for key in saved:
+                    self._scatter(parameter, key, moments[key][name])
         for entry in self._entries():
             entry["step"].fill_(state.updates)
 
@@ -412,6 +435,28 @@ class Engine:
             zero = self._engine.optimizer
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, forward reads the average of the weights, where one is kept; nothing may be trained there."""
+        if not self._averages or not self._entries():
+            yield
+            return
+        self._link_moments()
+        trained = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        kept = [parameter.detach().clone() for parameter in trained] if self.stage == 0 else None
+        self._set_weights(trained, (self._gather(parameter, AVERAGE) for parameter in trained))
+        try:
+            yield
+        finally:
+            self._set_weights(trained, kept or (self._gather(parameter, None) for parameter in trained))
+
+    @torch.no_grad()
+    def _set_weights(self, parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
+        """Write what forward reads, and nothing else: not what the optimizer keeps."""
+        for parameter, value in zip(parameters, values, strict=True):
+            with self._whole(parameter):
+                parameter.copy_(value)
 
     def _gather(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         """The fp32 parameter (key None) or one of its moments, whole. What is frozen has no moments."""
@@ -458,8 +503,10 @@ class Engine:
         """The optimizer's own state: of each parameter at stage 0, of this rank's flat parts above."""
         return [entry for entry in self.optimizer.state.values() if entry]
 
-    def _moment_names(self) -> list[str]:
-        return sorted(key for key, value in self._entries()[0].items() if isinstance(value, Tensor) and value.ndim)
+    def _moment_names(self, parameter: nn.Parameter) -> list[str]:
+        """What the optimizer keeps of a parameter; of one that is frozen, nothing."""
+        entry = self.optimizer.state.get(self._held_in.get(parameter, parameter), {})
+        return sorted(key for key, value in entry.items() if isinstance(value, Tensor) and value.ndim)
 
     def _updates(self) -> int:
         return int(self._entries()[0]["step"])

@@ -289,28 +289,30 @@ class Trainer:
         """(nats, ids, bytes) for each source of the validation text, by its name.
 
         Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
-        gathers weights in each; where the windows run out a group is read again and not counted.
+        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
+        the weights is kept, that is validated: it is what a checkpoint holds as its model.
         """
         windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
         groups = -(-windows // size)
-        self.engine.eval()
         names = self.validation_loader.source_names
         totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self.engine.device)
         turns = range(0, groups, self.ranks.world_size)
-        for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
-            group = turn + self.ranks.rank
-            first = min(group, groups - 1) * size
-            last = min(first + size, windows)
-            batch = self._on_device(self.validation_loader.windows(first, last))
-            prepared = self.objective.prepare(batch, self.config.seed, 0, first)
-            output = self._forward(prepared)
-            if group >= groups:
-                continue
-            sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
-            for source in sources.unique().tolist():  # one, but where a source ends
-                mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
-                sums = self.objective.sums(output, mine, self._bytes_per_id)
-                totals[source] += torch.stack([value.double() for value in sums])
+        self.engine.eval()
+        with self.engine.averaged():
+            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
+                group = turn + self.ranks.rank
+                first = min(group, groups - 1) * size
+                last = min(first + size, windows)
+                batch = self._on_device(self.validation_loader.windows(first, last))
+                prepared = self.objective.prepare(batch, self.config.seed, 0, first)
+                output = self._forward(prepared)
+                if group >= groups:
+                    continue
+                sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
+                for source in sources.unique().tolist():  # one, but where a source ends
+                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
+                    sums = self.objective.sums(output, mine, self._bytes_per_id)
+                    totals[source] += torch.stack([value.double() for value in sums])
         flat = sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
