@@ -11,6 +11,10 @@ import pytest
 import torch
 from tiny_run import CONFIG, ROOT, build_trainer, read_metrics, train
 
+from data_pipeline.plans import write_plan
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
+from data_pipeline.reader import PreparedData
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.errors import ConfigError
@@ -166,3 +170,26 @@ def test_the_run_gives_the_settings(base, tmp_path, data_dir):
     assert done.returncode == 0, done.stderr
     assert f"all weights begin as those of {base}" in done.stdout + done.stderr
     assert load_run_config(tmp_path / "run").model == load_run_config(base).model
+
+
+def test_a_model_learns_answers_from_packed_conversations(base, config_file, tmp_path):
+    answer = {"role": "assistant", "content": "yes"}
+    lines = [{"messages": [{"role": "user", "content": f"{n}?"}, answer]} for n in range(99)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = PrepareConfig((f"{tmp_path}/c.jsonl",), output=f"{tmp_path}/data", conversations=True, workers=1,
+                           validation_fraction=0.1, tokenizer_from=str(base))  # fmt: skip
+    prepare(config)
+    write_plan(PreparedData.open(config.directory), "best_fit", 32)
+    settings = (
+        f"training.init_from={base}",
+        "data.packing=best_fit",
+        "training.learning_rate=1e-2",
+        "training.max_steps=30",
+    )
+    trainer = build_trainer(config_file, config.directory, tmp_path / "run", *settings)
+    _, ids, num_bytes = trainer.validate()
+    documents = trainer.validation_loader.windows(0, trainer.validation_loader.num_windows)
+    answers = bytes(documents.ids[documents.loss_mask].to(torch.uint8).numpy())
+    assert answers == b"yes\x03\xff" * answers.count(b"yes") and ids == len(answers) and num_bytes == ids * 4 / 5
+    losses = train(trainer)
+    assert losses[-1] < losses[0] / 2
