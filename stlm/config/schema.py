@@ -10,6 +10,7 @@ from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
+from stlm.config.limits import LimitsConfig
 from stlm.config.lora import LoRAConfig
 from stlm.config.recovery import RecoveryConfig
 
@@ -110,10 +111,15 @@ class TrainingConfig:
 
     precision: str = setting(
         "auto",
-        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it",
-        choices=("auto", "fp32", "bf16"),
+        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it, else fp32; "
+        "fp16 comes with a loss scale that finds its own size",
+        choices=("auto", "fp32", "bf16", "fp16"),
         may_change=True,
     )
+    activation_checkpointing: bool = setting(
+        False, "keep what goes into each layer alone, and compute the rest again for the gradient", may_change=True
+    )
+    compile: bool = setting(False, "let torch.compile make one program of the model at the first step", may_change=True)
 
     log_every_steps: int = setting(10, "steps between two lines of metrics", minimum=1, may_change=True)
     eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
@@ -130,6 +136,7 @@ class TrainingConfig:
         above=0.0,
         may_change=True,
     )
+    limits: LimitsConfig = field(default=LimitsConfig(), metadata={"help": "other ends than max_steps"})
     recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
 
     def check(self) -> Iterator[Conflict]:
