@@ -15,6 +15,7 @@ from _command import run
 TARGETS = {
     "safetensors": "the model directory alone, as STLM reads it",
     "huggingface": "a folder that transformers loads",
+    "gguf": "a folder with model.gguf, which llama.cpp runs",
     "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
 }
 SOURCES = {"huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote"}
@@ -41,15 +42,21 @@ def main() -> int:
     packing.add_argument(
         "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
     )
+    parser.add_argument("--type", choices=("f32", "f16", "q8_0"), help="with --to gguf: of the matrices (default: f32)")
     args = parser.parse_args()
     if args.to != "artifact" and (args.bits or args.calibration):
         parser.error("--bits and --calibration go with --to artifact")
+    if args.to != "gguf" and args.type:
+        parser.error("--type goes with --to gguf")
 
     # Only now, so that --help and misspelt options answer at once.
-    from stlm.export import convert_from, convert_to, convert_to_artifact
+    from stlm.export import convert_from, convert_to, convert_to_artifact, convert_to_gguf
 
     if args.to == "artifact":
         print(convert_to_artifact(args.model, args.output, args.bits or 6, args.calibration))
+        return 0
+    if args.to == "gguf":
+        print(convert_to_gguf(args.model, args.output, args.type or "f32"))
         return 0
     if args.to:
         print(convert_to(args.to, args.model, args.output))

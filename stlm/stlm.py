@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +25,22 @@ from torch.nn.utils.rnn import pad_sequence
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.artifact import read_artifact
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
-from stlm.generation import EarlyExit, Effort, TextStream, generate_ids, nats_per_id, speculate
+from stlm.generation import (
+    Batch,
+    Draws,
+    EarlyExit,
+    Effort,
+    Row,
+    Sampling,
+    TextStream,
+    ValidText,
+    generate_ids,
+    look_up,
+    nats_per_id,
+    speculate,
+)
 from stlm.model import (
     CORES,
     EMBEDDERS,
@@ -36,12 +51,14 @@ from stlm.model import (
     count_parameters,
     exits,
     initialize,
+    joined,
     learning_rate_scales,
     other_ties,
     tie,
     transfer,
 )
 from stlm.model.cache import ROLL_BACK
+from stlm.model.lora import correct, merged_parameters
 
 FORMAT = "stlm-model-1"
 
@@ -74,6 +91,8 @@ class STLM(nn.Module):
             tie(self.head, self.embedder)
         if config.base_width is not None:
             transfer(self, self._at_base_width())
+        if config.lora.rank is not None:
+            correct(self, self.core, config.lora)
 
     def learning_rate_scales(self) -> dict[Tensor, float]:
         """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
@@ -124,23 +143,36 @@ class STLM(nn.Module):
         start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
         return torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
 
-    def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
-        """Logits [B, V] of the first id, and the state for `step`."""
-        core_cache: Any = self.core.new_cache()
-        if self.embedder.ragged and batch_size > 1:
-            core_cache = [core_cache, *(self.core.new_cache() for _ in range(batch_size - 1))]
+    def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, DecodingState]:
+        """A new state for `step`, which has read `ids_BN` where they are given, and the logits [B, V] of what follows.
+
+        All is read in one pass, and only the last position's logits are made.
+        """
+        patches, ragged = self.embedder.patches, self.embedder.ragged
+        apart = ragged and batch_size > 1
+        core_cache: Any = [self.core.new_cache() for _ in range(batch_size)] if apart else self.core.new_cache()
         caches = self.embedder.new_cache(), core_cache, self.head.new_cache()
-        state = DecodingState(*caches, batch_size, self.embedder.ragged)
-        start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
-        return self._read(start_B1, Context(), state).logits[:, 0], state
+        state = DecodingState(*caches, [0] * batch_size, patches=patches, ragged=ragged, apart=apart)
+        inputs_BT = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
+        if ids_BN is not None:
+            inputs_BT = torch.cat((inputs_BT, ids_BN.to(self.device)), dim=1)
+            state.read(ids_BN.size(1))
+        wanted_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
+        wanted_BT[:, -1] = True
+        return self._read(inputs_BT, Context(wanted=wanted_BT), state).logits, state
 
     def step(self, ids_BN: Tensor, state: DecodingState, wanted_BN: Tensor | None = None) -> Tensor:
         """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5).
 
         With `wanted_BN`, only the logits where it is True are made: [number of them, V].
         """
-        state.length += ids_BN.size(1)
+        state.read(ids_BN.size(1))
         return self._read(ids_BN.to(self.device), Context(wanted=wanted_BN), state).logits
+
+    def join(self, parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
+        """The given rows of each of several states as one batch. They need not have read as many ids: what `step` gives
+        for a row depends on no other."""
+        return joined(parts)
 
     # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
 
@@ -151,7 +183,7 @@ class STLM(nn.Module):
 
     def draft(self, ids_B1: Tensor, state: DecodingState) -> Tensor:
         """Read one more id through the first exit's layers only: its logits [B, 1, V] of the id that follows."""
-        state.length += 1
+        state.read(1)
         return exits.draft(self, ids_B1.to(self.device), state)
 
     def deepen(self, state: DecodingState, stage: int) -> Tensor:
@@ -164,7 +196,7 @@ class STLM(nn.Module):
 
     def keep(self, state: DecodingState, number: int) -> None:
         """Keep the first `number` of the ids just verified, and forget the others."""
-        state.length -= len(state.waiting.ids) - number
+        state.read(number - len(state.waiting.ids))
         exits.keep(self, state, number)
 
     def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
@@ -174,9 +206,10 @@ class STLM(nn.Module):
         embedder_cache, core_cache, head_cache = caches
         x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
         core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
-        if patches is None or patches.counts is None:
+        if patches is None or state is None or not state.apart:
             y_BPD = self.core(x_BPD, core_context, core_cache)
         else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
+            assert patches.counts is not None
             rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
             y_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
         logits_BTV = self.head(y_BPD, inputs_BT, patches, context, head_cache)
@@ -204,54 +237,104 @@ class STLM(nn.Module):
         prompt: str = "",
         *,
         max_new_ids: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
         exit_threshold: float | None = None,
         speculative: str | None = None,
         num_drafts: int = 4,
         effort: Effort | None = None,
+        **rules: Any,
     ) -> Iterator[str]:
-        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids or the end of the document.
+        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids, the end of the document, or a string
+        of `stop`, which is left out.
+
+        How ids are drawn is said by `sampling`, or by its fields as keywords: `temperature=0.7, seed=3`. Of a prompt
+        that is longer than the context, the end is read.
 
         Of a model with exits, `exit_threshold` draws an id from the first exit that gives some id this probability: an
-        approximation. `speculative`="self" drafts `num_drafts` ids at a time with the layers in front of the first exit
-        and verifies them with the rest: exact. `effort` is told what either of them has cost. Raises ConfigError.
+        approximation. `speculative` drafts `num_drafts` ids at a time and verifies them in one pass, which is exact:
+        "self" drafts with the layers in front of the first exit, "ngram" copies what followed the same ids before.
+        `effort` is told what either of them has cost. Raises ConfigError.
         """
         self._check_depth(exit_threshold, speculative, num_drafts)
-        tokenizer, effort = self.tokenizer, effort or Effort()
-        banned_V = torch.from_numpy(tokenizer.bytes_per_id == 0)
-        banned_V[tokenizer.end_of_text_id] = False
-        prompt_ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
+        effort = effort or Effort()
+        sampling = sampling_of(sampling, rules)
+        row = self.row(prompt, sampling, max_new_ids)
         options: dict[str, Any] = {
-            "max_new_ids": max_new_ids,
             "context_length": self.config.context_length,
-            "stop_id": tokenizer.end_of_text_id,
-            "banned_ids": banned_V,
-            "seed": seed,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
+            "stop_id": self.tokenizer.end_of_text_id,
         }
         self.eval()
         if speculative is not None:
-            ids = speculate(self, prompt_ids, num_drafts=num_drafts, effort=effort, **options)
+            drafted = look_up if speculative == "ngram" else speculate
+            ids = drafted(self, row.read, row.draws, num_drafts=num_drafts, effort=effort, **options)
         elif exit_threshold is not None:
-            ids = generate_ids(EarlyExit(self, exit_threshold, effort), prompt_ids, **options)
+            ids = generate_ids(EarlyExit(self, exit_threshold, effort), row.read, row.draws, **options)
         else:
-            ids = generate_ids(self, prompt_ids, **options)
-        text = TextStream(tokenizer)
+            ids = generate_ids(self, row.read, row.draws, **options)
+        text = TextStream(self.tokenizer, stop)
         for drawn in ids:
             yield text.push(drawn)
+            if text.stopped:
+                return
         yield text.close()
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_ids: int = 256,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        **rules: Any,
+    ) -> list[str]:
+        """The text that follows each prompt. All are continued together, and each text is the one that
+        `generate` gives for its prompt alone, row r with seed + r: name a prompt n times for n samples.
+
+        The options are those of `generate_stream`.
+        """
+        sampling = sampling_of(sampling, rules)
+        self.eval()
+        batch = Batch(self, self.config.context_length)
+        rows = [
+            self.row(prompt, replace(sampling, seed=sampling.seed + number), max_new_ids)
+            for number, prompt in enumerate(prompts)
+        ]
+        streams = {row: TextStream(self.tokenizer, stop) for row in rows}
+        pieces: dict[Row, list[str]] = {row: [] for row in rows}
+        batch.add([row for row in rows if row.draws.left > 0])
+        while len(batch):
+            for row in batch.step():
+                ended = row.newest == self.tokenizer.end_of_text_id
+                if not ended:
+                    assert row.newest is not None
+                    pieces[row].append(streams[row].push(row.newest))
+                if ended or row.draws.left == 0 or streams[row].stopped:
+                    pieces[row].append(streams[row].close())
+                    batch.remove(row)
+        return ["".join(pieces[row]) for row in rows]
+
+    def row(self, prompt: str, sampling: Sampling, max_new_ids: int) -> Row:
+        """A text to be continued in a `Batch`, as `generate_batch` and a server do. DataError where a prompt holds a
+        lone surrogate."""
+        ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
+        banned_V, valid_text = self._drawable
+        stop_id = self.tokenizer.end_of_text_id
+        return Row(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text))
+
+    @cached_property
+    def _drawable(self) -> tuple[Tensor, ValidText]:
+        """Which ids are never drawn, and what the others do to the validity of a text."""
+        banned_V = torch.from_numpy(self.tokenizer.bytes_per_id == 0)
+        banned_V[self.tokenizer.end_of_text_id] = False
+        return banned_V, ValidText(vocabulary_of(self.tokenizer).spellings)
 
     def _check_depth(self, exit_threshold: float | None, speculative: str | None, num_drafts: int) -> None:
         """Raises ConfigError where early exit or speculation is asked for in vain."""
         asked = {"exit_threshold": exit_threshold, "speculative": speculative}
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
-        if speculative not in (None, "self"):
-            raise ConfigError(f"speculative: got {speculative!r}, expected 'self' or None")
+        if speculative not in (None, "self", "ngram"):
+            raise ConfigError(f"speculative: got {speculative!r}, expected 'self', 'ngram' or None")
         if exit_threshold is not None and not 0 < exit_threshold <= 1:
             raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
         if not 1 <= num_drafts <= ROLL_BACK:
@@ -260,7 +343,7 @@ class STLM(nn.Module):
             raise ConfigError(
                 f"got {' and '.join(given)}, expected one of them: the first changes the text, the other not"
             )
-        if given and len(self.depths) == 1:
+        if given and speculative != "ngram" and len(self.depths) == 1:
             raise ConfigError(
                 f"{given[0]}: the model has no exits, as model.core.exits.every = null; expected one that was trained "
                 f"with them: model.core.exits.every={max(1, self.depths[-1] // 4)} would work"
@@ -289,6 +372,12 @@ class STLM(nn.Module):
     def num_parameters(self) -> int:
         """Unique parameters, embedding included; tied ones are counted once."""
         return count_parameters(self)
+
+    def merged(self) -> STLM:
+        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
+        model.load_tensors(merged_parameters(self), source="the merged model")
+        return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ disk
 
@@ -337,6 +426,12 @@ class STLM(nn.Module):
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling:
+    """How ids are drawn: given as a whole or by its fields, not both."""
+    assert sampling is None or not rules, f"sampling already says {', '.join(rules)}"
+    return Sampling(**rules) if sampling is None else sampling
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -25,6 +25,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "build_tokenizer",
+    "find_tokenizer",
     "load_tokenizer",
     "parse_spec",
     "train_sentencepiece",
@@ -79,6 +80,21 @@ def build_tokenizer(spec: str) -> Tokenizer:
     raise DataError(
         f"tokenizer {spec!r} is trained on a corpus: prepare data with --tokenizer {spec} and use the one saved there"
     )
+
+
+def find_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of prepared data, of a model, a checkpoint or a run (its newest complete checkpoint).
+
+    Raises DataError if there is none, or it is damaged.
+    """
+    path = Path(path)
+    complete = sorted(path.glob("checkpoints/step_*/COMPLETE"))
+    places = [path, path / "tokenizer", path / "model/tokenizer"]
+    places += [complete[-1].parent / "model/tokenizer"] if complete else []
+    for place in places:
+        if (place / TOKENIZER_FILE).is_file():
+            return load_tokenizer(place)
+    raise DataError(f"no tokenizer in {path}: expected a folder of prepared data, a model, a checkpoint or a run")
 
 
 def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:

@@ -2,5 +2,14 @@
 
 from stlm.export.artifact import Packed, convert_to_artifact
 from stlm.export.conversion import Converted, convert_from, convert_to
+from stlm.export.gguf import WrittenGGUF, convert_to_gguf
 
-__all__ = ["Converted", "Packed", "convert_from", "convert_to", "convert_to_artifact"]
+__all__ = [
+    "Converted",
+    "Packed",
+    "WrittenGGUF",
+    "convert_from",
+    "convert_to",
+    "convert_to_artifact",
+    "convert_to_gguf",
+]

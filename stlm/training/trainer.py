@@ -38,15 +38,19 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks
+from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.initial import begin_from
+from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
+from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
 
@@ -80,6 +84,7 @@ class Trainer:
         self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
+        self.seconds = 0.0  # of training before the newest step, as all ranks have them
         self.recovery = Recovery(config.training.recovery)
         self.validation_bits_per_byte: float | None = None  # of the newest validation
 
@@ -96,6 +101,8 @@ class Trainer:
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
         if start.checkpoint is None:
+            if begun := begin_from(model, config.training):
+                self.monitor.say(begun)
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
@@ -106,9 +113,11 @@ class Trainer:
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            finished = ", which is its last step" if self.step == config.training.max_steps else ""
+            finished = ", which is its last step" if self._is_finished() else ""
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
+        stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
@@ -127,13 +136,16 @@ class Trainer:
         could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
         run directory is released.
         """
-        last = self.config.training.max_steps
+        started = time.monotonic() - self.seconds
+        finished = self._is_finished()
         try:
-            while self.step < last:
+            while not finished:
                 yield self.step + 1
+                finished = self._is_finished()
                 asked = self._stop.reason()
                 flags = [float(asked is not None), float(self._writer.failed)]
-                stop, failed = sum_over_ranks(flags) if self.step < last else (0.0, 0.0)
+                flags.append(time.monotonic() - started if self.ranks.rank == 0 else 0.0)
+                stop, failed, self.seconds = (0.0, 0.0, self.seconds) if finished else sum_over_ranks(flags)
                 if failed:
                     on_rank_zero(self._writer.wait)
                 if stop:
@@ -146,6 +158,7 @@ class Trainer:
         finally:
             self.close()
 
+    @watched("a training step")
     def train_step(self, step: int) -> float:
         """Make update `step`, which is the next. Returns the loss before it, in nats per id over the whole batch.
 
@@ -185,12 +198,13 @@ class Trainer:
         local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
         nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
-        learning_rate = learning_rate_at(step, training)
+        learning_rate = learning_rate_at(step, training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
         loss_value = nats / ids
         whole_loss = math.fsum((nats, *added)) / ids
         self.step = step
-        go_back = self.recovery.judge(step, whole_loss, gradient_norm)
+        overflowed = self.engine.overflowed and math.isfinite(whole_loss)
+        go_back = not overflowed and self.recovery.judge(step, whole_loss, gradient_norm)
         if math.isfinite(whole_loss) and math.isfinite(gradient_norm):
             self.seen["ids"] += int(ids)
             self.seen["bytes"] += int(bytes)
@@ -205,6 +219,13 @@ class Trainer:
                     for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)
                 },
             }
+            if (scale := self.engine.loss_scale) is not None:
+                self._last |= {"loss_scale": scale.value, "overflowed_steps": scale.overflowed_steps}
+        elif overflowed:
+            self._last = {}
+            self.monitor.say(
+                f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
+            )
         else:
             counted = 2 + len(terms)
             self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
@@ -231,7 +252,7 @@ class Trainer:
             "bytes_seen": self.seen["bytes"],
             "timing": self._clock.read(),
         }
-        seconds_left = self._clock.left(training.max_steps - step)
+        seconds_left = self._clock.left(round((step + 1) / self._used_up()) - step)
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
@@ -276,33 +297,36 @@ class Trainer:
         nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
         return nats, ids, bytes
 
+    @watched("validation")
     @torch.no_grad()
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
         """(nats, ids, bytes) for each source of the validation text, by its name.
 
         Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
-        gathers weights in each; where the windows run out a group is read again and not counted.
+        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
+        the weights is kept, that is validated: it is what a checkpoint holds as its model.
         """
         windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
         groups = -(-windows // size)
-        self.engine.eval()
         names = self.validation_loader.source_names
         totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self.engine.device)
         turns = range(0, groups, self.ranks.world_size)
-        for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
-            group = turn + self.ranks.rank
-            first = min(group, groups - 1) * size
-            last = min(first + size, windows)
-            batch = self._on_device(self.validation_loader.windows(first, last))
-            prepared = self.objective.prepare(batch, self.config.seed, 0, first)
-            output = self._forward(prepared)
-            if group >= groups:
-                continue
-            sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
-            for source in sources.unique().tolist():  # one, but where a source ends
-                mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
-                sums = self.objective.sums(output, mine, self._bytes_per_id)
-                totals[source] += torch.stack([value.double() for value in sums])
+        self.engine.eval()
+        with self.engine.averaged():
+            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
+                group = turn + self.ranks.rank
+                first = min(group, groups - 1) * size
+                last = min(first + size, windows)
+                batch = self._on_device(self.validation_loader.windows(first, last))
+                prepared = self.objective.prepare(batch, self.config.seed, 0, first)
+                output = self._forward(prepared)
+                if group >= groups:
+                    continue
+                sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
+                for source in sources.unique().tolist():  # one, but where a source ends
+                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
+                    sums = self.objective.sums(output, mine, self._bytes_per_id)
+                    totals[source] += torch.stack([value.double() for value in sums])
         flat = sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
@@ -316,6 +340,9 @@ class Trainer:
         progress = read_progress(path)
         self.step = progress["step"]
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
+        self.seconds = progress.get("seconds") or 0.0
+        if self.engine.loss_scale is not None:
+            self.engine.loss_scale = LossScale(**progress.get("loss_scale") or {})
         self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
 
     def close(self) -> None:
@@ -324,6 +351,7 @@ class Trainer:
             self._writer.wait()
         except StlmError as error:  # where it is not the end of the loop that waits, something else is being raised
             self.monitor.say(f"error: {error}")
+        WATCHDOG.stop()
         self._stop.restore()
         self.monitor.close()
         self._run.close()
@@ -347,8 +375,10 @@ class Trainer:
             "step": self.step,
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
+            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
             "sequences_seen": self.step * self.config.training.batch_size,
             "seed": self.config.seed,  # with the step, all randomness there is
+            "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
             "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
@@ -371,7 +401,13 @@ class Trainer:
         on_rank_zero(tell)  # where the disk is full, all ranks learn of it
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.training.max_steps
+        return self.step % every == 0 or self._is_finished()
+
+    def _used_up(self) -> float:
+        return used_up(self.config.training, self.step, self.seen["ids"], self.seen["bytes"], self.seconds)
+
+    def _is_finished(self) -> bool:
+        return self._used_up() > 1
 
     def _tell_skipped(self, loss: float, nats: list[float]) -> None:
         """Say which step made no update, and which rows of its batch brought it about, as far as they can be told.
