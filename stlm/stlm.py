@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.artifact import read_artifact
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import (
     Batch,
@@ -59,6 +59,7 @@ from stlm.model import (
     transfer,
 )
 from stlm.model.cache import ROLL_BACK
+from stlm.model.lora import correct, merged_parameters
 
 FORMAT = "stlm-model-1"
 
@@ -91,6 +92,8 @@ class STLM(nn.Module):
             tie(self.head, self.embedder)
         if config.base_width is not None:
             transfer(self, self._at_base_width())
+        if config.lora.rank is not None:
+            correct(self, self.core, config.lora)
 
     def learning_rate_scales(self) -> dict[Tensor, float]:
         """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
@@ -384,6 +387,12 @@ class STLM(nn.Module):
     def num_parameters(self) -> int:
         """Unique parameters, embedding included; tied ones are counted once."""
         return count_parameters(self)
+
+    def merged(self) -> STLM:
+        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
+        model.load_tensors(merged_parameters(self), source="the merged model")
+        return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ disk
 

@@ -13,6 +13,7 @@ from stlm.model.initialization import initialize
 from stlm.model.moe import MoE
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
+from stlm.model.recomputation import recompute_layers
 from stlm.model.sharing import other_ties
 from stlm.model.vocabulary import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer
@@ -42,6 +43,7 @@ __all__ = [
     "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",
+    "recompute_layers",
     "row_keys",
     "tie",
     "transfer",

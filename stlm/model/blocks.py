@@ -20,6 +20,7 @@ from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
 from stlm.model.positions import POSITIONS, Placement
+from stlm.model.recomputation import Layers
 from stlm.model.residual import BranchScale
 from stlm.model.sharing import share
 
@@ -49,7 +50,7 @@ class Block(nn.Module):
         return y_BTD + self.feed_forward_scale(z_BTD)
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(Layers):
     """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
 
     `num_positions`: how many there may be, which only learned positions need to know.
@@ -106,7 +107,7 @@ class TransformerStack(nn.Module):
             layer, number = self.order[place]
             if number is not None and self.loop_embeddings is not None:
                 x_BTD = self.loop_embeddings(x_BTD, number)
-            y_BTD = self.blocks[layer](x_BTD, placement, context, cache[place] if cache else None)
+            y_BTD = self.run_again(self.blocks[layer], x_BTD, placement, context, cache[place] if cache else None)
             x_BTD = self.dropout(x_BTD, y_BTD, place, context)
         return x_BTD
 

@@ -48,6 +48,20 @@ class Context:
         """The same pass seen at other positions, such as those of patches."""
         return Context(documents, self, used=used)
 
+    def apart(self, values: Tensor | None) -> Context:
+        """The same pass at the same positions, which keeps what it is told to itself until the first one takes it."""
+        other = self.at(self.documents, self.used)
+        other.auxiliary, other.measures, other.values = {}, {}, values
+        return other
+
+    def take(self, other: Context) -> None:
+        """Add what one that was `apart` was told."""
+        self.values = other.values
+        for name, nats in other.auxiliary.items():
+            self.add(name, nats)
+        for name, (total, count) in other.measures.items():
+            self.measure(name, total, count)
+
     def pick(self, x_BTD: Tensor) -> Tensor:
         """The vectors of which logits are wanted: [B, T, D] → [number of them, D], or all as they are."""
         return x_BTD if self.wanted is None else x_BTD[self.wanted]

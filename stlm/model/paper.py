@@ -26,6 +26,7 @@ from stlm.model.feed_forward import SwiGLU
 from stlm.model.heads import HEADS, Head
 from stlm.model.normalization import RMSNorm
 from stlm.model.patching import Patches
+from stlm.model.recomputation import Layers
 from stlm.model.vocabulary import Vocabulary
 
 PAD = 256  # symbols: the 256 bytes, one that fills the slots behind an id, and from 257 on the marks
@@ -92,7 +93,7 @@ class SlotBlock(nn.Module):
         return x_NSd + self.feed_forward(self.feed_forward_norm(x_NSd))
 
 
-class SlotStack(nn.Module):
+class SlotStack(Layers):
     """`num_layers` such blocks and a norm, over slots that know their place: [N, S, d] → [N, S, d]."""
 
     def __init__(self, num_layers: int, num_heads: int, width: int, slots: int) -> None:
@@ -118,7 +119,7 @@ class SlotStack(nn.Module):
         place_S = torch.arange(x_NSd.size(1), device=x_NSd.device)
         x_NSd = x_NSd + self.places(place_S) * self.places.embedding_dim**0.5
         for block in self.blocks:
-            x_NSd = block(x_NSd, filled_NS)
+            x_NSd = self.run_again(block, x_NSd, filled_NS)
         return self.norm(x_NSd)
 
 

@@ -32,7 +32,10 @@ from torch.optim import Optimizer
 
 from stlm.config import TrainingConfig
 from stlm.errors import CheckpointError, ConfigError, EngineError, StlmError
+from stlm.model import recompute_layers
 from stlm.training.averaging import AVERAGE, keep_average
+from stlm.training.compilation import refuse_uncompilable
+from stlm.training.loss_scale import LossScale
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
@@ -230,6 +233,9 @@ def _import_deepspeed() -> Any:
 # ---------------------------------------------------------------------- configuration
 
 
+AUTOCAST = {"fp32": "bfloat16", "bf16": "bfloat16", "fp16": "float16"}  # of fp32: not used, but has to be a name
+
+
 def resolve_deepspeed_config(
     given: Mapping[str, Any], training: TrainingConfig, split: BatchSplit, precision: str, num_parameters: int
 ) -> dict[str, Any]:  # fmt: skip
@@ -262,7 +268,7 @@ def resolve_deepspeed_config(
             "gradient_accumulation_steps": split.accumulation,
             # Absent would mean 1.0. At stage 0 this file clips by itself: DeepSpeed would not tell the norm.
             "gradient_clipping": training.gradient_clipping if zero.get("stage", 0) else 0.0,
-            "torch_autocast": autocast | {"enabled": precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": autocast | {"enabled": precision != "fp32", "dtype": AUTOCAST[precision]},
         }
     )
 
@@ -308,6 +314,8 @@ class Engine:
         )  # fmt: skip
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
+        if training.activation_checkpointing:
+            recompute_layers(model)
         self._averages = training.ema_decay is not None
         if training.ema_decay is not None:
             keep_average(optimizer, training.ema_decay)
@@ -323,6 +331,14 @@ class Engine:
             optimizer.shards = {shard.flat: shard for shard in shards}
         # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
         self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
+        self.loss_scale = LossScale() if precision.name == "fp16" else None
+        self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
+        # DeepSpeed's own scale would clip gradients before it divides them again, and is saved nowhere.
+        owner = self._engine.optimizer if self.stage else self._engine
+        setattr(owner, "torch_autocast_gradscaler" if self.stage else "torch_autocast_z0_gradscaler", None)
+        if training.compile:
+            on_every_rank(lambda: refuse_uncompilable(self.stage))
+            self._engine.compile()
 
     def train(self) -> None:
         self._engine.train()
@@ -347,21 +363,33 @@ class Engine:
         `last` marks the last micro-batch of the step.
         """
         self._engine.set_gradient_accumulation_boundary(last)
+        if self.loss_scale is not None:
+            if self.stage:
+                self._engine.optimizer.override_loss_scale(self.loss_scale.value)
+            else:
+                loss = loss * self.loss_scale.value
         self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, and forget the gradients. Returns the norm of the whole gradient before clipping.
 
-        If the norm is not finite, nothing is updated.
+        If the norm is not finite, nothing is updated; `overflowed` tells whether a loss scale is to blame.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
+        norm = self._update()
+        if self.loss_scale is not None:
+            scale, self.loss_scale = self.loss_scale, self.loss_scale.after(overflow=not math.isfinite(norm))
+            self.overflowed = self.loss_scale.value < scale.value
+        return norm
+
+    def _update(self) -> float:
         if self.stage == 0:
             norm = self._clip()
-            if not math.isfinite(norm):
+            if math.isfinite(norm):
+                self._engine.step()
+            else:
                 self._engine.zero_grad()
-                return norm
-            self._engine.step()
             return norm
         self._engine.set_gradient_accumulation_boundary(True)  # what accumulate() puts back may say otherwise
         self._engine.step()
@@ -370,17 +398,28 @@ class Engine:
     def _clip(self) -> float:
         """The norm of the gradients, which are scaled down to `clipping` where they exceed it."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_div_(gradients, self.loss_scale.value)
         norm = nn.utils.get_total_norm(gradients)
         value = float(norm)
         if 0 < self.clipping < value:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
 
+    @property
+    def native(self) -> Any:
+        """DeepSpeed's own engine, for its own formats."""
+        return self._engine
+
     # ------------------------------------------------------------------ state
 
     @watched("gathering the state")
-    def full_state(self) -> State:
-        """The whole state, copied to rank 0; the other ranks take part and get empty dicts."""
+    def full_state(self, reused: State | None = None) -> State:
+        """The whole state, copied to rank 0; the other ranks take part and get empty dicts.
+
+        The copies are made in the tensors of `reused`, an earlier state that is of no more use: several times faster
+        than into memory that the system has yet to find.
+        """
         self._link_moments()
         keep = self.ranks.rank == 0
         parameters: dict[str, Tensor] = {}
@@ -390,7 +429,10 @@ class Engine:
                 tensor = self._gather(parameter, key)
                 if keep:
                     target = parameters if key is None else moments.setdefault(key, {})
-                    target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                    used = {} if reused is None else reused.parameters if key is None else reused.moments.get(key, {})
+                    room = used.get(name)
+                    target[name] = torch.empty(tensor.shape, dtype=torch.float32) if room is None else room
+                    target[name].copy_(tensor.detach())
         return State(parameters, moments, self._updates())
 
     @watched("loading the state")
@@ -509,7 +551,7 @@ class Engine:
         return sorted(key for key, value in entry.items() if isinstance(value, Tensor) and value.ndim)
 
     def _updates(self) -> int:
-        return int(self._entries()[0]["step"])
+        return int(next(iter(self._entries()), {"step": 0})["step"])
 
     def close(self) -> None:
         """Let go of the model. The process group stays for the next engine; `disconnect` ends it."""
