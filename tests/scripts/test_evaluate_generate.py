@@ -245,22 +245,22 @@ def test_generate_shows_the_prompt_and_what_follows(folder, call):
 
 def test_generate_passes_every_option_on(folder, call):
     given = {"temperature": 1.5, "top_k": 99, "top_p": 0.8, "min_p": 0.3, "typical_p": 0.9, "repetition_penalty": 3.0,
-             "frequency_penalty": 0.4, "presence_penalty": 1.0}  # fmt: skip
+             "frequency_penalty": 0.4, "presence_penalty": 9.0}  # fmt: skip
     options = ["--max-ids", "30"]
     for name, value in given.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
     _, out, _ = call("generate.py", folder / "run", "--prompt", "", *options)
     assert out == continuation(folder, "", max_new_ids=30, **given) + "\n"
-    for option in (
-        "--temperature",
-        "--top-p",
-        "--typical-p",
-        "--repetition-penalty",
-        "--presence-penalty",
-        "--max-ids",
-    ):
+    for option in ("--temperature", "--top-p", "--typical-p", "--repetition-penalty", "--max-ids"):
         without = [word for index, word in enumerate(options) if options[index - index % 2] != option]
         assert call("generate.py", folder / "run", "--prompt", "", *without)[1] != out, option
+
+    arguments = ("--prompt", "", "--max-ids", "30", "--temperature", "0", "--presence-penalty", "9")
+    _, out, _ = call("generate.py", folder / "run", *arguments)
+    plain = {"max_new_ids": 30, "temperature": 0}
+    assert (
+        out == continuation(folder, "", **plain, presence_penalty=9) + "\n" != continuation(folder, "", **plain) + "\n"
+    )
 
 
 def test_generate_reads_a_prompt_from_each_line(folder, call):
@@ -352,7 +352,7 @@ def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
     first = continuation(folder, "Line", max_new_ids=30, seed=0)
     second = continuation(folder, f"Line{first}\nWord", max_new_ids=30, seed=1)
     third = continuation(folder, "Word", max_new_ids=30, seed=3)
-    assert out.decode("utf-8") == f"Line{first}\nWord{second}\nWord{third}\n"
+    assert out.decode("utf-8").replace("› ", "") == f"Line{first}\nWord{second}\nWord{third}\n"
 
 
 def test_generate_into_a_closed_pipe_ends_quietly(folder):
