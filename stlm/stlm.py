@@ -24,7 +24,7 @@ from torch import Tensor
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.artifact import read_artifact
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import (
     Batch,
@@ -42,6 +42,7 @@ from stlm.generation import (
 )
 from stlm.model import Network, Vocabulary, initialize, other_ties
 from stlm.model.cache import ROLL_BACK
+from stlm.model.lora import merged_parameters
 
 FORMAT = "stlm-model-1"
 
@@ -202,6 +203,12 @@ class STLM(Network):
         )
         nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
         return -nats.double().sum().item()
+
+    def merged(self) -> STLM:
+        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
+        model.load_tensors(merged_parameters(self), source="the merged model")
+        return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ disk
 

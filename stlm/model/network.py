@@ -20,6 +20,7 @@ from stlm.model.core import CORES
 from stlm.model.embedders import EMBEDDERS
 from stlm.model.exits import ExitLogits, choose, deepen, draft, keep, states_of, verify
 from stlm.model.heads import HEADS, tie
+from stlm.model.lora import correct
 from stlm.model.vocabulary import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer
 
@@ -52,6 +53,8 @@ class Network(nn.Module):
             tie(self.head, self.embedder)
         if config.base_width is not None:
             transfer(self, self._at_base_width())
+        if config.lora.rank is not None:
+            correct(self, self.core, config.lora)
 
     def learning_rate_scales(self) -> dict[Tensor, float]:
         """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""

@@ -76,8 +76,11 @@ def is_finished(run_dir: Path) -> bool:
     newest = newest_checkpoint(run_dir)
     if newest is None:
         return False
-    made = read_progress(newest)
-    return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
+    try:
+        made = read_progress(newest)
+        return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
+    except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
+        return False
 
 
 def begin_run(config: RunConfig, model: STLM, folder: Path) -> None:

@@ -41,6 +41,7 @@ from stlm.training.checkpoint import (
 from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.initial import begin_from
 from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.loss_scale import LossScale
@@ -100,6 +101,8 @@ class Trainer:
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
         if start.checkpoint is None:
+            if begun := begin_from(model, config.training):
+                self.monitor.say(begun)
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
