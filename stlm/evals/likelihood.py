@@ -17,10 +17,10 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
-_IDS_PER_BATCH = 1 << 10  # on a CPU: few enough for their vectors and logits to stay in its caches
+_IDS_PER_BATCH = 1 << 11  # on a CPU: few enough for their vectors and logits to stay in its caches
 _IDS_PER_BATCH_ON_GPU = 1 << 15
 _HELD_PER_READ = 8  # ids that a batch may hold keys and values of, for each one that it reads
-_BATCHES_PER_GROUP = 4  # of questions whose beginnings are about equally long
+_IDS_OF_A_BATCH = 256  # what a batch of its own costs: fewer ids than that may be read in vain to save one
 _WORTH_SHARING = 0.2  # of the ids of a batch: saving fewer does not pay for reading it in parts
 
 
@@ -61,6 +61,11 @@ class _Encoded(NamedTuple):
     @property
     def longest(self) -> int:
         return max(map(len, self.ids))
+
+    @property
+    def num_needed(self) -> int:
+        """Ids to be read if what the rows have in common is read once."""
+        return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.shared
 
 
 @torch.no_grad()
@@ -130,16 +135,18 @@ def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encode
 
     A batch reads about `limit` ids: the beginning of each question once, and the rest of each row.
     """
-    for group in _groups(questions, _BATCHES_PER_GROUP * limit):
+    for group in _groups(questions, limit):
         batch: list[_Encoded] = []
-        rows = longest = shared = 0
+        rows = longest = shared = needed = 0
         for question in sorted(group, key=lambda q: q.longest - q.shared, reverse=True):
             rows, longest = rows + len(question.ids), max(longest, question.longest)
             shared = min(shared, question.shared) if batch else question.shared
+            needed += question.num_needed
             read = (len(batch) + 1) * shared + rows * (longest - shared)
-            if batch and (read > limit or rows * longest > _HELD_PER_READ * limit):
+            if batch and (read > limit or read - needed > _IDS_OF_A_BATCH or rows * longest > _HELD_PER_READ * limit):
                 yield batch
                 batch, rows, longest, shared = [], len(question.ids), question.longest, question.shared
+                needed = question.num_needed
             batch.append(question)
         yield batch
 
@@ -153,7 +160,7 @@ def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encode
             yield group
             group, num_ids = [], 0
         group.append(question)
-        num_ids += sum(map(len, question.ids))
+        num_ids += question.num_needed
     if group:
         yield group
 

@@ -30,6 +30,7 @@ class Options(NamedTuple):
     shots: int = 0
     stride: int | None = None
     precision: str = "fp32"
+    hub: bool = False  # items from there rather than from tasks_dir
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def _load(name: str, options: Options) -> Task:
         return corruptions
     if name == "minimal_pairs":
         loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
+    elif options.hub:
+        if options.shots:
+            raise StlmError(f"--shots: got {options.shots} with --hub; put {name}.shots.jsonl into a folder, and the "
+                            "items beside it, and name it by --tasks-dir")  # fmt: skip
+        loaded = Loaded.fetch(name)
     else:
         loaded = Loaded.read(name, options.tasks_dir, options.shots)
 
