@@ -203,7 +203,8 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
         + ", ".join(f"{step:,}" for step in state["checkpoints"])
     ]
     for split, record in state["last"].items():
-        lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
+        if "bits_per_byte" in record:
+            lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
     return ["\n".join(lines)]
 
 

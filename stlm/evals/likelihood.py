@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from data_pipeline.tokenizers import Tokenizer
+from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -80,17 +81,19 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
             question = _cut(question, context_length)
             num_cut += 1
         encoded.append(question)
-    found: list[list[Likelihood]] = [[] for _ in questions]
+    share = current_share()
+    found = [[Likelihood(0.0, 0.0)] * len(rows) for rows in questions]
     short = [question for question in encoded if question.longest <= context_length]
-    with tqdm(total=len(encoded), desc=label, unit="item", delay=2) as progress:
-        for question in encoded:
-            if question.longest > context_length:
-                found[question.place] = [_in_windows(model, ids, context_length) for ids in question.ids]
-                progress.update(1)
-        for batch in _batches(short, model.tokenizer.vocab_size):
-            for question, likelihoods in zip(batch, _score(model, batch), strict=True):
-                found[question.place] = likelihoods
-            progress.update(len(batch))
+    pieces = [[question] for question in encoded if question.longest > context_length]
+    pieces += _batches(short, model.tokenizer.vocab_size)
+    with tqdm(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
+        for number, piece in enumerate(pieces):
+            if share.has(number):
+                for question, likelihoods in zip(piece, _score(model, piece), strict=True):
+                    found[question.place] = likelihoods
+            progress.update(len(piece))
+    numbers = iter(share.add([number for rows in found for likelihood in rows for number in likelihood]))
+    found = [[Likelihood(next(numbers), next(numbers)) for _ in rows] for rows in found]
     return Likelihoods(found, num_cut)
 
 
@@ -137,6 +140,9 @@ def _batches(questions: list[_Encoded], vocab_size: int) -> Iterator[list[_Encod
 
 
 def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
+    context_length = model.config.context_length
+    if batch[0].longest > context_length:  # such a question is alone
+        return [[_in_windows(model, ids, context_length) for ids in batch[0].ids]]
     rows = [row for question in batch for row in question.ids]
     shared = min(question.shared for question in batch)
     saved = (len(rows) - len(batch)) * shared

@@ -351,6 +351,11 @@ class Engine:
                     target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return State(parameters, moments, self._updates())
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, whole and in fp32, on every rank, one after the other."""
+        for name, parameter in self._parameters.items():
+            yield name, self._gather(parameter, None).detach()
+
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
         """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts."""
         self._make_optimizer_state(example)
