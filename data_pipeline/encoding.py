@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_pipeline.atomic import atomic_file, write_text
+from data_pipeline.conversations import encode_conversations
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.indexed import ids_of_kept
 from data_pipeline.manifest import ShardEntry
@@ -94,20 +96,36 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
     return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
 
 
-def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path) -> None:
-    """Write to a file how many ids each document of a piece has, and then all its ids."""
+def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path, conversations: bool) -> None:
+    """Write to a file how many ids each document of a piece has, and then all its ids.
+
+    conversations: documents are stored as such; the file says behind that which ids are given.
+    """
     tokenizer = _tokenizer(tokenizer_dir)
-    ids, counts = [np.empty(0, tokenizer.dtype)], [np.empty(0, np.int64)]
+    ids, counts, given = [np.empty(0, tokenizer.dtype)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
     for stored, lengths in piece.documents():
-        for parts, part in zip((ids, counts), tokenizer.encode_documents(stored, lengths), strict=True):
+        encoded = (
+            encode_conversations(tokenizer, stored, lengths)
+            if conversations
+            else tokenizer.encode_documents(stored, lengths)
+        )
+        for parts, part in zip((ids, counts, given), encoded, strict=False):
             parts.append(part)
     with atomic_file(path) as file:
         np.save(file, np.concatenate(counts))
         np.save(file, np.concatenate(ids))
+        if conversations:
+            np.save(file, np.concatenate(given))
 
 
 def write_planned(
-    plan: ShardPlan, pieces: list[Path], output: Path, tokenizer_dir: Path, done: Path, keep_ids: bool
+    plan: ShardPlan,
+    pieces: list[Path],
+    output: Path,
+    tokenizer_dir: Path,
+    done: Path,
+    keep_ids: bool,
+    conversations: bool,
 ) -> ShardEntry:
     """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again.
 
@@ -119,13 +137,14 @@ def write_planned(
     tokenizer = _tokenizer(tokenizer_dir)
     text_bytes = 0
 
-    def blocks() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    def blocks() -> Iterator[tuple[NDArray[Any], ...]]:
         nonlocal text_bytes
         for path in pieces:
             with path.open("rb") as file:
                 counts, ids = np.load(file), np.load(file)
+                given = [np.load(file)] if conversations else []
             text_bytes += int(tokenizer.bytes_per_id[ids].sum(dtype=np.int64))
-            yield ids, counts
+            yield ids, counts, *given
         for stored, lengths in () if pieces else plan.documents():
             if keep_ids:
                 ids, counts = ids_of_kept(stored, lengths, tokenizer.dtype)
@@ -135,7 +154,7 @@ def write_planned(
                 text_bytes += int(lengths.sum()) - len(lengths)
                 yield tokenizer.encode_documents(stored, lengths)
 
-    written = write_shard(output / plan.path, tokenizer.dtype, blocks())
+    written = write_shard(output / plan.path, tokenizer.dtype, blocks(), conversations)
     entry = ShardEntry(path=plan.path, bytes=text_bytes, **asdict(written))
     write_text(done, json.dumps(asdict(entry)))
     for path in pieces:
@@ -164,4 +183,5 @@ def _sample(units: list[Gathered]) -> Iterator[str]:
     for unit in units:
         index = unit.index
         for stored, _ in unit.documents(0, len(index), (unit.choice == TRAIN) & (index["low"] <= limit)):
-            yield from stored.tobytes().decode("utf-8", errors="surrogateescape").split("\udcff")[:-1]
+            text = stored.tobytes().decode("utf-8", errors="surrogateescape")
+            yield from re.split("[\udcfe\udcff]", text)[:-1]  # of a conversation, each segment: see `conversations`

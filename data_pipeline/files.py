@@ -40,6 +40,7 @@ class Files:
         self.problems.count("files_of_other_formats", others)
         self._files: list[tuple[str, int, int]] = []
         self.text_bytes = 0  # of plain text; of what is compressed, as it lies there
+        self.kinds: set[str] = set()  # of formats
         for path in paths:
             found = format_of_named(path)
             if found is None:
@@ -55,6 +56,7 @@ class Files:
                 self.problems.count("unreadable_files", 1, message)
                 continue
             self._files.append((str(path), status.st_size, status.st_mtime_ns))
+            self.kinds.add(found.kind)
             self.text_bytes += status.st_size if found.kind == "text" else 0
 
     def describe(self) -> dict[str, Any]:
@@ -90,7 +92,10 @@ class FilesUnit:
     def read(self, problems: Problems) -> Iterator[bytes]:
         for piece in self.slices:
             for document in read_slice(piece, self.reading, problems):
-                yield clean(document, problems)
+                if isinstance(document, bytes) and self.reading.conversations:
+                    yield document
+                else:
+                    yield clean(document, problems)
 
 
 def files_below(folder: Path) -> tuple[list[Path], int]:

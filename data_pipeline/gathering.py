@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.cleaning.documents import Cleaner, Cleaning
 from data_pipeline.cleaning.record import Record
+from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
 from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems
@@ -110,7 +111,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
     problems = Problems()
     cleaner = Cleaner(cleaning)
     lengths, scores, hashes = array("q"), array("f"), bytearray()
-    end = bytes([END_OF_STORED_DOCUMENT])
+    end, marks = bytes([END_OF_STORED_DOCUMENT]), 0
     with atomic_file(gathered.file("text")) as file:
         for raw in unit.read(problems):
             if not raw or raw.isspace():
@@ -121,6 +122,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
             document = cleaner(raw)
             if document is None:
                 continue
+            marks += document.count(END_OF_STORED_SEGMENT)
             file.write(document + end)
             lengths.append(len(document) + 1)
             scores.append(problems.score)
@@ -132,7 +134,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
         np.save(file, index)
     with atomic_file(gathered.file("scores.npy")) as file:
         np.save(file, np.array(scores))
-    counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths)}
+    counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths) - marks}
     write_text(
         gathered.file("json"),
         json.dumps(

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.atomic import sha256_file, write_text
 from data_pipeline.errors import DataError
-from data_pipeline.shards import bin_path, idx_path, idx_size
+from data_pipeline.shards import bin_path, given_path, idx_path, idx_size
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
@@ -37,6 +37,12 @@ class ShardEntry:
     bytes: int  # of text, as UTF-8; end_of_text counts none
     bin_sha256: str
     idx_sha256: str
+    given_sha256: str | None = None  # of conversations: see `shards`
+
+    @property
+    def identity(self) -> list[Any]:
+        """What a training run depends on."""
+        return [self.ids, self.bin_sha256, self.idx_sha256, *([self.given_sha256] if self.given_sha256 else [])]
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Manifest:
             "format": [_FORMAT, _FORMAT_VERSION],
             "tokenizer": self.tokenizer["fingerprint"],
             "dtype": self.tokenizer["dtype"],
-            "splits": {name: [[s.ids, s.bin_sha256, s.idx_sha256] for s in self.splits[name]] for name in SPLITS},
+            "splits": {name: [shard.identity for shard in self.splits[name]] for name in SPLITS},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -158,6 +164,8 @@ class Manifest:
             prefix = Path(directory) / shard.path
             files.append(WrittenFile(bin_path(prefix), shard.ids * itemsize, shard.bin_sha256))
             files.append(WrittenFile(idx_path(prefix), idx_size(shard.documents), shard.idx_sha256))
+            if shard.given_sha256 is not None:
+                files.append(WrittenFile(given_path(prefix), shard.ids, shard.given_sha256))
         return files
 
 

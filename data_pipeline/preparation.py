@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
-from data_pipeline.tokenizers import parse_spec
+from data_pipeline.tokenizers import find_tokenizer, parse_spec
 
 
 def _option(help: str) -> dict[str, str]:
@@ -69,6 +69,19 @@ class PrepareConfig:
         default=None,
         metadata=_option("key of a number in JSON Lines by which a curriculum may order documents, low ones first"),
     )
+    tokenizer_from: str | None = field(
+        default=None,
+        metadata=_option(
+            "prepared data, a model, a checkpoint or a run, whose tokenizer is used as it is; instead of a tokenizer"
+        ),
+    )
+    conversations: bool = field(
+        default=False,
+        metadata=_option(
+            'lines of JSON hold conversations, {"messages": [{"role": …, "content": …}, …]}, or a prompt and its '
+            "completion; only what the assistant says, or the completion, counts in the loss"
+        ),
+    )
     clean: tuple[str, ...] = field(
         default=(),
         metadata=_option(
@@ -92,6 +105,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         check_stdin_format(self.stdin_format)
         parse_spec(self.tokenizer)
+        if self.tokenizer_from is not None and (spec := find_tokenizer(self.tokenizer_from).spec) != self.tokenizer:
+            raise DataError(f"the tokenizer of {self.tokenizer_from} is {spec}, but {self.tokenizer} is asked for")
         if self.on_error not in ON_ERROR:
             raise DataError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
         if not 0 < self.validation_fraction < 1:
@@ -100,6 +115,13 @@ class PrepareConfig:
             raise DataError(f"workers must be at least 1, got {self.workers}")
         if NEAR_DUPLICATES in self.cleaning.steps:
             near_duplicates.check_library()
+        if self.conversations and (self.clean or self.decontaminate or not self.inputs):
+            unwanted = "input" if not self.inputs else "clean" if self.clean else "decontaminate"
+            raise DataError(
+                "conversations are read from JSON Lines: name some with --input"
+                if not self.inputs
+                else f"conversations are kept as they are, and {unwanted} looks at prose: leave it out"
+            )
         if self.languages and "language" not in self.clean:
             raise DataError(
                 "languages are named, but the cleaning step that keeps them is off: add `language` to clean"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES
+from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered, gather
@@ -29,7 +30,7 @@ from data_pipeline.settings import differences, settings_of
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import SAMPLE_BYTES, describe_source
-from data_pipeline.tokenizers import ByteTokenizer, load_tokenizer
+from data_pipeline.tokenizers import ByteTokenizer, find_tokenizer, load_tokenizer
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
 from data_pipeline.work_folder import SETTINGS_FILE, continue_or_begin, locked
 from data_pipeline.workers import Team, Workers, call, run_all
@@ -85,7 +86,11 @@ def _prepare(
 
     tokenizer_dir = output / TOKENIZER_DIR
     if not (tokenizer_dir / TOKENIZER_FILE).exists():
-        make_tokenizer(config.tokenizer, gathered).save(tokenizer_dir)
+        given = config.tokenizer_from
+        tokenizer = make_tokenizer(config.tokenizer, gathered) if given is None else find_tokenizer(given)
+        if config.conversations:
+            tokenizer.chat_template = TEMPLATE
+        tokenizer.save(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
 
     by_source = [
@@ -156,17 +161,19 @@ def _encode_and_describe(
     """The shards of all splits, written, and what each source is like."""
     work = output / WORK_DIR
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
-    stored_as_ids = config.keep_ids or config.tokenizer == ByteTokenizer.spec
+    stored_as_ids = config.keep_ids or (config.tokenizer == ByteTokenizer.spec and not config.conversations)
     missing, jobs = [], []
     for plan in plans:
         done = work / f"{plan.name}.json"
         pieces = [] if stored_as_ids or done.exists() else plan.pieces()
         paths = [work / f"{plan.name}_{number:05d}.ids" for number in range(len(pieces))]
         missing += [
-            (piece, tokenizer_dir, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()
+            (piece, tokenizer_dir, path, config.conversations)
+            for piece, path in zip(pieces, paths, strict=True)
+            if not path.exists()
         ]
-        jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids))
-    run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, _, _ in missing], team)
+        jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids, config.conversations))
+    run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, *_ in missing], team)
     # Together, so that nobody is idle while the last shard is written.
     together: list[tuple[Any, ...]] = [(write_planned, *job) for job in jobs]
     together += [(describe_source, places, tokenizer_dir, config.keep_ids) for places in by_source]
@@ -182,6 +189,7 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
         SourceOptions(
             text_key=config.text_key,
             score_key=config.score_key,
+            conversations=config.conversations,
             on_error=config.on_error,
             hub_split=config.hub_split,
             hub_streaming=config.hub_streaming,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, TOKENIZER_DIR, Manifest, ShardEntry, what_to_do
 from data_pipeline.order import Order
-from data_pipeline.shards import Shard, map_ids
+from data_pipeline.shards import Shard, given_path, map_ids
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from data_pipeline.windows import StreamWindows, Windows, WindowSet
 
@@ -108,6 +108,11 @@ class IdStream:
         self.num_bytes = sum(shard.bytes for shard in shards)
         self.num_documents = sum(shard.documents for shard in shards)
 
+    @property
+    def given(self) -> IdStream | None:
+        """For each id 1 where it is only read, and 0 where it counts in the loss; None where all of them count."""
+        return _Given(self._prefixes, self._shards) if any(shard.given_sha256 for shard in self._shards) else None
+
     @classmethod
     def joined(cls, streams: Sequence[IdStream]) -> IdStream:
         """Streams in a row."""
@@ -180,8 +185,23 @@ class IdStream:
             return ids
         if len(self._maps) >= _MAPS:
             self._maps.popitem(last=False)
-        ids = self._maps[shard] = np.asarray(map_ids(self._prefixes[shard], self._dtypes[shard]))
+        ids = self._maps[shard] = self._map(shard)
         return ids
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        return np.asarray(map_ids(self._prefixes[shard], self._dtypes[shard]))
+
+
+class _Given(IdStream):
+    """What stands beside the ids of conversations."""
+
+    def __init__(self, prefixes: Sequence[Path], shards: Sequence[ShardEntry]) -> None:
+        super().__init__(prefixes, shards, [np.dtype(np.uint8)] * len(shards))
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        if self._shards[shard].given_sha256 is None:
+            return np.zeros(self._shards[shard].ids, np.uint8)  # never touched, so never in memory
+        return np.memmap(given_path(self._prefixes[shard]), dtype=np.uint8, mode="r")
 
 
 def is_small(num_bytes: int) -> bool:

@@ -10,7 +10,7 @@ from data_pipeline.cleaning import decontamination
 from data_pipeline.cleaning.documents import LIBRARIES
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.sources import Source
-from data_pipeline.tokenizers import build_tokenizer, parse_spec
+from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
 
 # Raised when the same input and settings begin to give other documents or shards.
 _PREPARATION_VERSION = 1
@@ -22,15 +22,14 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         "version": _PREPARATION_VERSION,
         "input": [source.describe() for source in sources],
         "tokenizer": config.tokenizer,
-        "tokenizer_fingerprint": build_tokenizer(config.tokenizer).fingerprint
-        if _has_files(config.tokenizer)
-        else None,
+        "tokenizer_fingerprint": _fingerprint(config),
         "text_key": config.text_key,
         "score_key": config.score_key,
         "on_error": config.on_error,
         "validation_fraction": config.validation_fraction,
         "deduplicate": config.deduplicate,
         # What is off is not mentioned, so data prepared before there was such a step is still up to date.
+        **({"conversations": True} if config.conversations else {}),
         **({"clean": list(config.cleaning.steps)} if config.clean else {}),
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),
         **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
@@ -62,6 +61,8 @@ def _libraries(config: PrepareConfig) -> dict[str, str]:
     return {library: metadata.version(library) for step, library in LIBRARIES.items() if step in steps}
 
 
-def _has_files(spec: str) -> bool:
-    """Whether a tokenizer is given by files, which may change behind the name of their folder."""
-    return parse_spec(spec)[0] == "hf"
+def _fingerprint(config: PrepareConfig) -> str | None:
+    """That of a tokenizer which is given by files, because these may change behind the name of their folder."""
+    if config.tokenizer_from is not None:
+        return find_tokenizer(config.tokenizer_from).fingerprint
+    return build_tokenizer(config.tokenizer).fingerprint if parse_spec(config.tokenizer)[0] == "hf" else None

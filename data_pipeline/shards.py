@@ -8,6 +8,9 @@ it. All numbers are little-endian:
     .bin | int64 [E] first sequence of each document, and S
 
 Written here, a document and its end_of_text are one sequence, so E = S + 1.
+
+Of conversations there is a third file, PREFIX.given: a byte for each id, 1 where it is only read and does not count in
+the loss.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +57,7 @@ class WrittenShard:
     documents: int
     bin_sha256: str
     idx_sha256: str
+    given_sha256: str | None = None
 
 
 def bin_path(prefix: str | os.PathLike[str]) -> Path:
@@ -65,6 +70,11 @@ def idx_path(prefix: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(prefix)}.idx")
 
 
+def given_path(prefix: str | os.PathLike[str]) -> Path:
+    """The file that says which ids are given: PREFIX.given."""
+    return Path(f"{os.fspath(prefix)}.given")
+
+
 def idx_size(documents: int) -> int:
     """Bytes of the .idx file of a shard with that many documents, as written here."""
     return _HEADER.size + 12 * documents + 8 * (documents + 1)
@@ -73,19 +83,24 @@ def idx_size(documents: int) -> int:
 def write_shard(
     prefix: str | os.PathLike[str],
     dtype: np.dtype[Any],
-    blocks: Iterable[tuple[NDArray[Any], NDArray[np.int64]]],
+    blocks: Iterable[tuple[NDArray[Any], ...]],
+    with_given: bool = False,
 ) -> WrittenShard:
-    """Write PREFIX.bin and PREFIX.idx, the latter last, each atomically.
+    """Write PREFIX.bin and PREFIX.idx, the latter last, each atomically; `with_given` PREFIX.given before them.
 
-    blocks: ids of any number of whole documents in a row, and how many ids each document has. They are written as they
-    come; only the counts stay in memory. Raises DataError if the disk is full or may not be written.
+    blocks: ids of any number of whole documents in a row, how many ids each document has, and `with_given` which ids
+    are given. They are written as they come; only the counts stay in memory. Raises DataError if the disk is full or
+    may not be written.
     """
     counts_so_far: list[NDArray[np.int32]] = []
-    with atomic_file(bin_path(prefix)) as file:
-        out = _Hashing(file)
-        for ids, counts in blocks:
+    with ExitStack() as files:
+        out = _Hashing(files.enter_context(atomic_file(bin_path(prefix))))
+        beside = _Hashing(files.enter_context(atomic_file(given_path(prefix)))) if with_given else None
+        for ids, counts, *given in blocks:
             assert ids.dtype == dtype and ids.size == counts.sum()
             out.write(np.ascontiguousarray(ids))
+            if beside is not None:
+                beside.write(np.ascontiguousarray(given[0], dtype=np.uint8))
             counts_so_far.append(counts.astype(np.int32))
     sizes = np.concatenate([np.empty(0, np.int32), *counts_so_far])
 
@@ -100,7 +115,9 @@ def write_shard(
             offset = int(ends[-1])
         for start in range(0, len(sizes) + 1, _BLOCK):
             index.write(np.arange(start, min(start + _BLOCK, len(sizes) + 1), dtype=np.int64))
-    return WrittenShard(offset // dtype.itemsize, len(sizes), out.sha256, index.sha256)
+    return WrittenShard(
+        offset // dtype.itemsize, len(sizes), out.sha256, index.sha256, beside.sha256 if beside is not None else None
+    )
 
 
 class Shard:

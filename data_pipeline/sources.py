@@ -70,6 +70,7 @@ class SourceOptions:
     stdin_format: str  # "txt", "jsonl.gz"
     spool: Path  # folder in which the standard input is kept
     score_key: str | None = None
+    conversations: bool = False
 
 
 def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
@@ -84,12 +85,24 @@ def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
         raise DataError("--input-tokenizer says how to read MMIDIDX files (.bin with .idx), but there are none")
     if options.keep_ids and len(indexed) < len(found):
         raise DataError("ids are kept as they are only if all inputs are MMIDIDX files (.bin with .idx)")
+    if options.conversations:
+        _refuse_other_than_lines(found)
     text_bytes = sum(source.text_bytes for source in found if isinstance(source, Files))
-    reading = Reading(text_bytes, options.text_key, options.on_error, options.score_key)
+    reading = Reading(text_bytes, options.text_key, options.on_error, options.score_key, options.conversations)
     for source in found:
         if isinstance(source, Files):
             source.reading = reading
     return list(found)
+
+
+def _refuse_other_than_lines(found: Sequence[Source]) -> None:
+    for source in found:
+        kinds = source.kinds - {"jsonl"} if isinstance(source, Files) else {source.kind}
+        if kinds:
+            raise DataError(
+                f"conversations are read from JSON Lines (.jsonl), but {source.name} holds {', '.join(sorted(kinds))}; "
+                "write one conversation a line"
+            )
 
 
 def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFiles:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning.record import excerpt
+from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.gathering import DROPPED, TRAIN, VALIDATION, Gathered
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
@@ -100,6 +101,6 @@ def _lowest(units: Sequence[Gathered], number: int) -> list[tuple[Gathered, int]
 
 def _text(document: bytes, tokenizer: Tokenizer, keep_ids: bool) -> bytes:
     if not keep_ids:
-        return document
+        return document.replace(bytes([END_OF_STORED_SEGMENT]), b"")
     whole = len(document) - len(document) % tokenizer.dtype.itemsize  # the sample's last document may be cut
     return tokenizer.decode_bytes(np.frombuffer(document[:whole], tokenizer.dtype))

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import orjson
 
+from data_pipeline.conversations import END_OF_STORED_SEGMENT, segments_of
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Format, format_of_named, open_input
 
@@ -69,6 +70,7 @@ class Reading:
     text_key: str
     on_error: str  # "stop" or "skip"
     score_key: str | None = None  # of JSON Lines
+    conversations: bool = False  # lines of JSON hold them: see `conversations`
 
     @property
     def gathered(self) -> int:
@@ -229,7 +231,7 @@ def _document_start(file: IO[bytes], position: int, first: int, size: int, readi
     return position + next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
 
 
-def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[str]:
+def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
     """The documents of the lines of JSON that begin in a slice."""
     limit = piece.limit
     position = _line_start(file, piece.start, first)
@@ -258,7 +260,7 @@ def broken_line(
     problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
 
 
-def _document_of(line: bytes, reading: Reading, problems: Problems) -> str:
+def _document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | str:
     text_key = reading.text_key
     try:
         record = _parsed(line, problems)
@@ -267,7 +269,10 @@ def _document_of(line: bytes, reading: Reading, problems: Problems) -> str:
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError(f"expected an object with the key {text_key!r}, got {type(record).__name__}")
+        wanted = "" if reading.conversations else f" with the key {text_key!r}"
+        raise ValueError(f"expected an object{wanted}, got {type(record).__name__}")
+    if reading.conversations:
+        return bytes([END_OF_STORED_SEGMENT]).join(clean(text, problems) for text in segments_of(record))
     if text_key not in record:
         raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(map(str, list(record)[:10]))}")
     if not isinstance(record[text_key], str):

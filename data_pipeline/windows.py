@@ -51,6 +51,7 @@ class StreamWindows:
         if not len(stream):
             raise DataError("the split holds no ids: there is nothing to read")
         self._stream = stream
+        self._given = stream.given
         self._context_length = context_length
         self._pad_id = pad_id
         self._end_of_text_id = end_of_text_id
@@ -62,11 +63,13 @@ class StreamWindows:
         loss_mask = np.ones(ids.shape, dtype=np.bool_)
         for row in np.flatnonzero(windows == self.num_windows - 1).tolist():
             loss_mask[row, len(self._stream) - starts[row] :] = False
-        if self._end_of_text_id is None:
-            return Windows(ids, loss_mask)
-        document_ids = np.zeros(ids.shape, dtype=np.int32)
-        np.cumsum(ids[:, :-1] == self._end_of_text_id, axis=1, out=document_ids[:, 1:])
-        document_ids[~loss_mask] = NO_DOCUMENT
+        document_ids = None
+        if self._end_of_text_id is not None:
+            document_ids = np.zeros(ids.shape, dtype=np.int32)
+            np.cumsum(ids[:, :-1] == self._end_of_text_id, axis=1, out=document_ids[:, 1:])
+            document_ids[~loss_mask] = NO_DOCUMENT
+        if self._given is not None:
+            loss_mask &= self._given.rows(starts, self._context_length, 1) == 0
         return Windows(ids, loss_mask, document_ids)
 
 
@@ -112,6 +115,7 @@ class PlannedWindows:
     ) -> None:
         """pieces, firsts: those of a plan. several: whether a window holds several documents, to be numbered."""
         self._stream = stream
+        self._given = stream.given
         self._pieces = pieces
         self._firsts = firsts
         self._context_length = context_length
@@ -137,7 +141,7 @@ class PlannedWindows:
                     place += 1
                 stop = place + length
                 ids[row, place:stop] = self._stream.read(start, start + length)
-                loss_mask[row, place:stop] = True
+                loss_mask[row, place:stop] = self._given is None or self._given.read(start, start + length) == 0
                 document_ids[row, place:stop] = document
                 place = stop
         return Windows(ids, loss_mask, document_ids if self._several else None)

@@ -203,6 +203,11 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
         + ", ".join(f"{step:,}" for step in state["checkpoints"])
     ]
     for split, record in state["last"].items():
+        if split == "recovery":
+            lines.append(
+                f"steps without an update: {record['skipped']:,}; returns to a checkpoint: {record['rollbacks']:,}"
+            )
+            continue
         if "bits_per_byte" in record:
             lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
     return ["\n".join(lines)]

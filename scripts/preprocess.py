@@ -28,6 +28,7 @@ from data_pipeline.report import REPORT_FILE, write_report
 from data_pipeline.summary import summary
 from data_pipeline.sweep import expand_specs, sweep, sweep_table
 from data_pipeline.textfiles import ON_ERROR
+from data_pipeline.tokenizers import find_tokenizer
 from data_pipeline.verifying import verify
 from data_pipeline.workers import Workers
 
@@ -90,7 +91,9 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     parser.add_argument(
         "--input", dest="inputs", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["inputs"][0]
     )
-    parser.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
+    which.add_argument("--tokenizer-from", metavar="DIR", **explain("tokenizer_from"))
     parser.add_argument(
         "--widths",
         metavar="W,W,…",
@@ -102,6 +105,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
     parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
     parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
+    parser.add_argument("--conversations", action="store_true", **explain("conversations"))
     parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
     parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
     parser.add_argument("--hub-streaming", action="store_true", **explain("hub_streaming"))
@@ -120,6 +124,8 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     )
     options = vars(parser.parse_args(arguments))
     options["decontaminate"] = tuple(options["decontaminate"] or ())
+    if options["tokenizer_from"]:
+        options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
     specs = expand_specs(options["tokenizer"])
     widths = options.pop("widths")
     if len(specs) == 1 and widths:

@@ -101,7 +101,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ds_config", metavar="FILE", help="DeepSpeed configuration in JSON (default: ZeRO stage 0)")
     parser.add_argument(
-        "--config", metavar="PRESET|FILE", default="quickstart", help="preset, YAML file or run (default: quickstart)"
+        "--config",
+        metavar="PRESET|FILE",
+        help="preset, YAML file or run (default: the run of training.init_from where that is set, else quickstart)",
     )
     parser.add_argument(
         "--data", metavar="DIR", help="prepared data (default: data.dir of the config, else the default corpus)"
@@ -118,7 +120,22 @@ def parse_arguments() -> argparse.Namespace:
         help="override settings, for example training.max_steps=200",
     )  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.config is None:
+        arguments.config = begun_from(arguments.set) or "quickstart"
+        if arguments.config != "quickstart" and arguments.run is None:
+            parser.error(f"--run: expected a name for what becomes of {arguments.config}, for example runs/tuned")
+    return arguments
+
+
+def begun_from(overrides: list[str]) -> str | None:
+    """The run that holds the model of training.init_from, where it is set; its settings fit that model."""
+    for override in reversed(overrides):
+        key, _, value = override.partition("=")
+        if key.strip() == "training.init_from":
+            places = [Path(value), *Path(os.path.abspath(value)).parents]
+            return next((str(place) for place in places[:4] if (place / "config.yaml").is_file()), None)
+    return None
 
 
 def leave(code: Any) -> None:

@@ -10,78 +10,49 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.artifact import read_artifact
+from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
-from stlm.generation import EarlyExit, Effort, TextStream, generate_ids, nats_per_id, speculate
-from stlm.model import (
-    CORES,
-    EMBEDDERS,
-    HEADS,
-    Context,
-    DecodingState,
-    Vocabulary,
-    count_parameters,
-    exits,
-    initialize,
-    learning_rate_scales,
-    other_ties,
-    tie,
-    transfer,
+from stlm.generation import (
+    Batch,
+    Draws,
+    EarlyExit,
+    Effort,
+    Row,
+    Sampling,
+    TextStream,
+    ValidText,
+    generate_ids,
+    look_up,
+    nats_per_id,
+    speculate,
 )
+from stlm.model import Network, Vocabulary, initialize, other_ties
 from stlm.model.cache import ROLL_BACK
+from stlm.model.lora import merged_parameters
 
 FORMAT = "stlm-model-1"
 
 
-class Output(NamedTuple):
-    """What a forward pass returns."""
-
-    logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
-    auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
-    measures: dict[str, Tensor]  # what they measure, by name: see Context
-    exits: exits.ExitLogits | None = None  # in the training of a model with exits
-
-
-class STLM(nn.Module):
-    """A language model over ids, with exact likelihoods.
-
-    `forward(ids_BT)` gives, at every position t, the logits of ids[:, t] given the ids before it. The one shift that
-    makes this so stands in `forward`: the parts read the start symbol and then ids[:, :-1].
-    """
+class STLM(Network):
+    """A network with its tokenizer: a language model over text, with exact likelihoods."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, vocabulary_of(tokenizer), tokenizer.start_id)
         self.tokenizer = tokenizer
-        vocabulary = vocabulary_of(tokenizer)
-        self.embedder = EMBEDDERS[config.embedder.kind](config.embedder, config, vocabulary)
-        self.core = CORES[config.core.kind](config.core, config)
-        self.head = HEADS[config.head.kind](config.head, config, vocabulary)
-        if config.head.tied:
-            tie(self.head, self.embedder)
-        if config.base_width is not None:
-            transfer(self, self._at_base_width())
-
-    def learning_rate_scales(self) -> dict[Tensor, float]:
-        """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
-        return {} if self.config.base_width is None else learning_rate_scales(self, self._at_base_width())
-
-    def _at_base_width(self) -> STLM:
-        """The same model at its base width: shapes alone."""
-        with torch.device("meta"):
-            return STLM(self.config.at_base_width(), self.tokenizer)
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:
@@ -89,101 +60,6 @@ class STLM(nn.Module):
         model = cls(config, tokenizer)
         initialize(model, seed)
         return model
-
-    # ------------------------------------------------------------------ ids in, logits out
-
-    def forward(
-        self, ids_BT: Tensor, document_ids_BT: Tensor | None = None, row_keys_B: Tensor | None = None
-    ) -> Output:
-        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
-
-        With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
-        before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
-        document begins, so it does not matter where in the window it stands; with patches, up to its distance from
-        where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
-        each row as its key says.
-        """
-        states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
-        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
-        return self._read(self._shifted(ids_BT), Context(documents_BT, row_keys=row_keys_B, exits=states))
-
-    def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
-        """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
-        inputs_BT, context = self._shifted(ids_BT), Context(exits=[])
-        x_BPD, patches = self.embedder(inputs_BT, context)
-        y_BPD = self.core(x_BPD, context)
-        finished = [*(self.core.finish(exit_BPD) for exit_BPD in context.exits or ()), y_BPD]
-        return [self.head(y_BPD, inputs_BT, patches, Context()) for y_BPD in finished]
-
-    def _shifted(self, ids_BT: Tensor) -> Tensor:
-        start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
-        return torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
-
-    def begin(self, batch_size: int) -> tuple[Tensor, DecodingState]:
-        """Logits [B, V] of the first id, and the state for `step`."""
-        core_cache: Any = self.core.new_cache()
-        if self.embedder.ragged and batch_size > 1:
-            core_cache = [core_cache, *(self.core.new_cache() for _ in range(batch_size - 1))]
-        caches = self.embedder.new_cache(), core_cache, self.head.new_cache()
-        state = DecodingState(*caches, batch_size, self.embedder.ragged)
-        start_B1 = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
-        return self._read(start_B1, Context(), state).logits[:, 0], state
-
-    def step(self, ids_BN: Tensor, state: DecodingState) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5)."""
-        state.length += ids_BN.size(1)
-        return self._read(ids_BN.to(self.device), Context(), state).logits
-
-    # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Numbers of layers behind which the head may read: the exits, and last of all the whole core."""
-        return self.core.depths
-
-    def draft(self, ids_B1: Tensor, state: DecodingState) -> Tensor:
-        """Read one more id through the first exit's layers only: its logits [B, 1, V] of the id that follows."""
-        state.length += 1
-        return exits.draft(self, ids_B1.to(self.device), state)
-
-    def deepen(self, state: DecodingState, stage: int) -> Tensor:
-        """Bring the id just drafted on to exit `stage` (1, 2, … in turn): that exit's logits [B, 1, V]."""
-        return exits.deepen(self, state, stage)
-
-    def verify(self, state: DecodingState) -> Tensor:
-        """Bring all drafted ids through the rest of the layers: logits [B, N, V], equal to those of `step`."""
-        return exits.verify(self, state)
-
-    def keep(self, state: DecodingState, number: int) -> None:
-        """Keep the first `number` of the ids just verified, and forget the others."""
-        state.length -= len(state.waiting.ids) - number
-        exits.keep(self, state, number)
-
-    def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
-        """embedder → core → head: from the first position on, or after what the state remembers."""
-        context.length = inputs_BT.size(1)
-        caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
-        embedder_cache, core_cache, head_cache = caches
-        x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
-        core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
-        if patches is None or patches.counts is None:
-            y_BPD = self.core(x_BPD, core_context, core_cache)
-        else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
-            rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
-            y_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
-        logits_BTV = self.head(y_BPD, inputs_BT, patches, context, head_cache)
-        output = Output(logits_BTV, context.auxiliary, context.measures)
-        if context.exits is None or context.row_keys is None:
-            return output
-        chosen_B = exits.choose(context.row_keys, len(context.exits))
-        y_BPD = self.core.finish(exits.states_of(context.exits, chosen_B))
-        exit_BTV = self.head(y_BPD, inputs_BT, patches, Context(context.documents))
-        return output._replace(exits=exits.ExitLogits(exit_BTV, chosen_B, self.core.exit_weights))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embedder.table.weight.device
 
     # ------------------------------------------------------------------ text in, text out
 
@@ -196,54 +72,104 @@ class STLM(nn.Module):
         prompt: str = "",
         *,
         max_new_ids: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
         exit_threshold: float | None = None,
         speculative: str | None = None,
         num_drafts: int = 4,
         effort: Effort | None = None,
+        **rules: Any,
     ) -> Iterator[str]:
-        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids or the end of the document.
+        """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids, the end of the document, or a string
+        of `stop`, which is left out.
+
+        How ids are drawn is said by `sampling`, or by its fields as keywords: `temperature=0.7, seed=3`. Of a prompt
+        that is longer than the context, the end is read.
 
         Of a model with exits, `exit_threshold` draws an id from the first exit that gives some id this probability: an
-        approximation. `speculative`="self" drafts `num_drafts` ids at a time with the layers in front of the first exit
-        and verifies them with the rest: exact. `effort` is told what either of them has cost. Raises ConfigError.
+        approximation. `speculative` drafts `num_drafts` ids at a time and verifies them in one pass, which is exact:
+        "self" drafts with the layers in front of the first exit, "ngram" copies what followed the same ids before.
+        `effort` is told what either of them has cost. Raises ConfigError.
         """
         self._check_depth(exit_threshold, speculative, num_drafts)
-        tokenizer, effort = self.tokenizer, effort or Effort()
-        banned_V = torch.from_numpy(tokenizer.bytes_per_id == 0)
-        banned_V[tokenizer.end_of_text_id] = False
-        prompt_ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
+        effort = effort or Effort()
+        sampling = sampling_of(sampling, rules)
+        row = self.row(prompt, sampling, max_new_ids)
         options: dict[str, Any] = {
-            "max_new_ids": max_new_ids,
             "context_length": self.config.context_length,
-            "stop_id": tokenizer.end_of_text_id,
-            "banned_ids": banned_V,
-            "seed": seed,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
+            "stop_id": self.tokenizer.end_of_text_id,
         }
         self.eval()
         if speculative is not None:
-            ids = speculate(self, prompt_ids, num_drafts=num_drafts, effort=effort, **options)
+            drafted = look_up if speculative == "ngram" else speculate
+            ids = drafted(self, row.read, row.draws, num_drafts=num_drafts, effort=effort, **options)
         elif exit_threshold is not None:
-            ids = generate_ids(EarlyExit(self, exit_threshold, effort), prompt_ids, **options)
+            ids = generate_ids(EarlyExit(self, exit_threshold, effort), row.read, row.draws, **options)
         else:
-            ids = generate_ids(self, prompt_ids, **options)
-        text = TextStream(tokenizer)
+            ids = generate_ids(self, row.read, row.draws, **options)
+        text = TextStream(self.tokenizer, stop)
         for drawn in ids:
             yield text.push(drawn)
+            if text.stopped:
+                return
         yield text.close()
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_ids: int = 256,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        **rules: Any,
+    ) -> list[str]:
+        """The text that follows each prompt. All are continued together, and each text is the one that
+        `generate` gives for its prompt alone, row r with seed + r: name a prompt n times for n samples.
+
+        The options are those of `generate_stream`.
+        """
+        sampling = sampling_of(sampling, rules)
+        self.eval()
+        batch = Batch(self, self.config.context_length)
+        rows = [
+            self.row(prompt, replace(sampling, seed=sampling.seed + number), max_new_ids)
+            for number, prompt in enumerate(prompts)
+        ]
+        streams = {row: TextStream(self.tokenizer, stop) for row in rows}
+        pieces: dict[Row, list[str]] = {row: [] for row in rows}
+        batch.add([row for row in rows if row.draws.left > 0])
+        while len(batch):
+            for row in batch.step():
+                ended = row.newest == self.tokenizer.end_of_text_id
+                if not ended:
+                    assert row.newest is not None
+                    pieces[row].append(streams[row].push(row.newest))
+                if ended or row.draws.left == 0 or streams[row].stopped:
+                    pieces[row].append(streams[row].close())
+                    batch.remove(row)
+        return ["".join(pieces[row]) for row in rows]
+
+    def row(self, prompt: str, sampling: Sampling, max_new_ids: int) -> Row:
+        """A text to be continued in a `Batch`, as `generate_batch` and a server do. DataError where a prompt holds a
+        lone surrogate."""
+        ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
+        banned_V, valid_text = self._drawable
+        stop_id = self.tokenizer.end_of_text_id
+        return Row(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text))
+
+    @cached_property
+    def _drawable(self) -> tuple[Tensor, ValidText]:
+        """Which ids are never drawn, and what the others do to the validity of a text."""
+        banned_V = torch.from_numpy(self.tokenizer.bytes_per_id == 0)
+        banned_V[self.tokenizer.end_of_text_id] = False
+        return banned_V, ValidText(vocabulary_of(self.tokenizer).spellings)
 
     def _check_depth(self, exit_threshold: float | None, speculative: str | None, num_drafts: int) -> None:
         """Raises ConfigError where early exit or speculation is asked for in vain."""
         asked = {"exit_threshold": exit_threshold, "speculative": speculative}
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
-        if speculative not in (None, "self"):
-            raise ConfigError(f"speculative: got {speculative!r}, expected 'self' or None")
+        if speculative not in (None, "self", "ngram"):
+            raise ConfigError(f"speculative: got {speculative!r}, expected 'self', 'ngram' or None")
         if exit_threshold is not None and not 0 < exit_threshold <= 1:
             raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
         if not 1 <= num_drafts <= ROLL_BACK:
@@ -252,7 +178,7 @@ class STLM(nn.Module):
             raise ConfigError(
                 f"got {' and '.join(given)}, expected one of them: the first changes the text, the other not"
             )
-        if given and len(self.depths) == 1:
+        if given and speculative != "ngram" and len(self.depths) == 1:
             raise ConfigError(
                 f"{given[0]}: the model has no exits, as model.core.exits.every = null; expected one that was trained "
                 f"with them: model.core.exits.every={max(1, self.depths[-1] // 4)} would work"
@@ -278,9 +204,11 @@ class STLM(nn.Module):
         nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
         return -nats.double().sum().item()
 
-    def num_parameters(self) -> int:
-        """Unique parameters, embedding included; tied ones are counted once."""
-        return count_parameters(self)
+    def merged(self) -> STLM:
+        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
+        model.load_tensors(merged_parameters(self), source="the merged model")
+        return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ disk
 
@@ -291,23 +219,26 @@ class STLM(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:
-        """Load from a run directory (its newest complete checkpoint), a checkpoint, or a model directory.
+        """Load from a run directory (its newest complete checkpoint), a checkpoint, a model directory, or an artifact.
 
         Within a checkpoint every byte of the model is compared with what was recorded when it was written.
         """
-        directory = locate_model(path)
-        if (directory.parent / "COMPLETE").is_file() and (problem := damage_of(directory.parent, "model/")):
-            raise CheckpointError(f"{directory.parent} is damaged: {problem}; use another checkpoint")
-        description = _read_description(directory)
-        config = read_model_config(directory)
-        tokenizer = load_tokenizer(directory / "tokenizer")
+        source = locate_model(path)
+        if source.is_file():
+            description, tokenizer, tensors = read_artifact(source)
+            _check_description(description, source)
+        else:
+            if (source.parent / "COMPLETE").is_file() and (problem := damage_of(source.parent, "model/")):
+                raise CheckpointError(f"{source.parent} is damaged: {problem}; use another checkpoint")
+            description, tokenizer = _read_description(source), load_tokenizer(source / "tokenizer")
+            tensors = _read_tensors(source / "model.safetensors")
         if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
             raise CheckpointError(
-                f"{directory / 'tokenizer'}: its fingerprint is {tokenizer.fingerprint[:12]}, but the model was made "
+                f"{source / 'tokenizer'}: its fingerprint is {tokenizer.fingerprint[:12]}, but the model was made "
                 f"with {description['tokenizer_fingerprint'][:12]}; put back the tokenizer saved with the model"
             )
-        model = cls(config, tokenizer)
-        model.load_tensors(_read_tensors(directory / "model.safetensors"), source=directory / "model.safetensors")
+        model = cls(from_dict(ModelConfig, description["model"], source=str(source)), tokenizer)
+        model.load_tensors(tensors, source=source)
         return model.to(device).eval()
 
     @torch.no_grad()
@@ -328,6 +259,12 @@ class STLM(nn.Module):
             parameter.copy_(tensors[name])
 
 
+def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling:
+    """How ids are drawn: given as a whole or by its fields, not both."""
+    assert sampling is None or not rules, f"sampling already says {', '.join(rules)}"
+    return Sampling(**rules) if sampling is None else sampling
+
+
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What the parts of a model may know of its tokenizer."""
     text = tokenizer.decode_bytes(range(tokenizer.vocab_size))
@@ -340,16 +277,21 @@ def save_model(
 ) -> None:
     """Write a model directory from parameters by name (fp32, on the CPU, tied ones under their first name only)."""
     with atomic_directory(directory) as temporary:
-        description = {
-            "format": FORMAT,
-            "model": to_dict(config),
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.spec,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-        }
-        (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description = json.dumps(describe_model(config, tokenizer), indent=2)
+        (temporary / "config.json").write_text(description + "\n", encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "model.safetensors")
         tokenizer.save(temporary / "tokenizer")
+
+
+def describe_model(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json of a model directory says."""
+    return {
+        "format": FORMAT,
+        "model": to_dict(config),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.spec,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -363,11 +305,15 @@ def _read_description(directory: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is {directory} a model directory?") from None
+    _check_description(description, path)
+    return description
+
+
+def _check_description(description: Any, path: Path) -> None:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected "format": "{FORMAT}"; it was not written by stlm, or by a newer one')
     if missing := [key for key in ("model", "tokenizer_fingerprint") if key not in description]:
         raise CheckpointError(f"{path}: lacks {' and '.join(missing)}; it was changed, use another checkpoint")
-    return description
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -424,9 +370,9 @@ def damage_of(checkpoint: Path, part: str = "") -> str | None:
 
 
 def locate_model(path: str | os.PathLike[str]) -> Path:
-    """The model directory behind a run directory, a checkpoint, or a model directory."""
+    """The model directory behind a run directory, a checkpoint, or a model directory; an artifact is its own."""
     path = Path(path)
-    if (path / "config.json").is_file():
+    if path.is_file() or (path / "config.json").is_file():
         return path
     if (path / "model" / "config.json").is_file():
         if not (path / "COMPLETE").is_file():

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.base import TOKENIZER_FILE, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE, TOKENIZER_FILE, Tokenizer
 from data_pipeline.tokenizers.byte import ByteTokenizer
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer, build_huggingface
 from data_pipeline.tokenizers.sentencepiece import (
@@ -25,6 +25,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "build_tokenizer",
+    "find_tokenizer",
     "load_tokenizer",
     "parse_spec",
     "train_sentencepiece",
@@ -81,6 +82,21 @@ def build_tokenizer(spec: str) -> Tokenizer:
     )
 
 
+def find_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of prepared data, of a model, a checkpoint or a run (its newest complete checkpoint).
+
+    Raises DataError if there is none, or it is damaged.
+    """
+    path = Path(path)
+    complete = sorted(path.glob("checkpoints/step_*/COMPLETE"))
+    places = [path, path / "tokenizer", path / "model/tokenizer"]
+    places += [complete[-1].parent / "model/tokenizer"] if complete else []
+    for place in places:
+        if (place / TOKENIZER_FILE).is_file():
+            return load_tokenizer(place)
+    raise DataError(f"no tokenizer in {path}: expected a folder of prepared data, a model, a checkpoint or a run")
+
+
 def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that `Tokenizer.save(directory)` wrote.
 
@@ -107,4 +123,6 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
             f"the tokenizer in {directory} is not the one that was saved: fingerprint {tokenizer.fingerprint[:12]}…, "
             f"expected {str(description.get('fingerprint'))[:12]}…; its files were changed or damaged"
         )
+    template = Path(directory) / TEMPLATE_FILE
+    tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
     return tokenizer

@@ -4,8 +4,9 @@ The rules are that every text comes back and that each id stands for known bytes
 understood: byte-level (GPT-2 and its heirs write each byte as a character of a fixed alphabet: Radford et al. 2019,
 section 2.2), sentencepiece's way (a space is U+2581, and what was not learned becomes byte pieces), and plain
 characters. From the file are removed: what is put before, behind or around a text (the first space, templates, padding,
-truncation), and the stripping of spaces around added words. Then it has to give back a list of difficult texts, and
-while data is prepared it has to give back every document; one that lowercases, normalises or forgets is refused.
+truncation), the stripping of spaces around added words, and, where there are bytes for every text, its composition
+(NFC). Then it has to give back a list of difficult texts, and while data is prepared it has to give back every
+document; one that lowercases, normalises or forgets is refused.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ _PROBES = [
 
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library that loses nothing. Its ids are those of its file."""
+
+    chat_template: str | None = None
 
     def __init__(self, definition: bytes, special_ids: dict[str, int], spec: str) -> None:
         """definition: the tokenizer.json that `build_huggingface` made. special_ids: start, end_of_text, pad, mask."""
@@ -113,14 +116,16 @@ class HuggingFaceTokenizer:
         save_description(self, "hf", directory)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+    def load(cls, directory: str | os.PathLike[str], spec: str | None = None) -> HuggingFaceTokenizer:
+        """What `save` wrote. spec: how a user names it now; None: as when it was saved."""
         path = Path(directory)
-        description = json.loads((path / TOKENIZER_FILE).read_bytes())
         try:
+            description = json.loads((path / TOKENIZER_FILE).read_bytes())
             special_ids = {name: description[f"{name}_id"] for name in _SPECIALS}
-            return cls((path / DEFINITION_FILE).read_bytes(), special_ids, description["spec"])
-        except FileNotFoundError:
-            raise DataError(f"the tokenizer in {directory} is incomplete: {DEFINITION_FILE} is missing") from None
+            return cls((path / DEFINITION_FILE).read_bytes(), special_ids, spec or description["spec"])
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise DataError(f"the tokenizer in {directory} is incomplete: {missing} is missing") from None
         except (KeyError, ValueError, DataError) as error:
             raise DataError(f"the tokenizer in {directory} is damaged: {error}") from error
 
@@ -159,13 +164,53 @@ class HuggingFaceTokenizer:
 def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
     """The tokenizer of a folder with tokenizer.json, or of that file. Special symbols that it lacks get new ids.
 
+    One that this project saved is taken as it was, with the symbols that it had.
+
     DataError if there is none, or it does not give back every text.
     """
+    if (saved := Path(place) / DEFINITION_FILE).is_file():
+        return HuggingFaceTokenizer.load(saved.parent, spec)
+    path, definition = _read_exact(place, spec)
+    special_ids = _find_specials(definition, path.parent)
+    _add_specials(definition, special_ids)
+    return _checked(definition, special_ids, spec)
+
+
+def adopt_huggingface(place: str, spec: str, vocab_size: int) -> HuggingFaceTokenizer:
+    """The same, of exactly the `vocab_size` ids that a model has been trained with: nothing can be added to them.
+
+    A symbol that is missing borrows the id of another, that of end_of_text first: nothing else would have been trained
+    to begin a sequence, and what fills a batch is never looked at. Ids that the file does not know stand for no text.
+
+    DataError where the file has more ids, or neither end_of_text nor start.
+    """
+    path, definition = _read_exact(place, spec)
+    special_ids = _find_specials(definition, path.parent)
+    if not {"end_of_text", "start"} & set(special_ids):
+        raise DataError(
+            f"tokenizer {spec!r}: names neither eos_token nor bos_token, expected a symbol between documents; name it "
+            "in tokenizer_config.json"
+        )
+    borrowed = special_ids.get("end_of_text", special_ids.get("start", 0))
+    special_ids = {name: special_ids.get(name, borrowed) for name in _SPECIALS}
+    size = size_of(_library(json.dumps(definition).encode(), spec))
+    if size > vocab_size:
+        raise DataError(f"tokenizer {spec!r}: has {size:,} ids, but its model's vocab_size is {vocab_size:,}")
+    definition["added_tokens"] += [_symbol(id, f"<|unused_{id}|>") for id in range(size, vocab_size)]
+    return _checked(definition, special_ids, spec)
+
+
+def _read_exact(place: str, spec: str) -> tuple[Path, dict[str, Any]]:
+    """The file of a folder, and what it defines, made exact."""
     path = tokenizer_file(place)
     definition = json.loads(path.read_bytes())
     _library(path.read_bytes(), spec)  # complains, if it has to, about the file as the user has it
     _make_exact(definition)
-    special_ids = _find_specials(definition, path.parent)
+    return path, definition
+
+
+def _checked(definition: dict[str, Any], special_ids: dict[str, int], spec: str) -> HuggingFaceTokenizer:
+    """The tokenizer, which has given back the difficult texts."""
     data = json.dumps(definition, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     tokenizer = HuggingFaceTokenizer(data, special_ids, spec)
     for text in _PROBES:
@@ -242,24 +287,25 @@ def _make_exact(definition: dict[str, Any]) -> None:
         if part.get("type") == "Metaspace":
             part["prepend_scheme"] = "never"
             part.pop("add_prefix_space", None)
+    removed = {"Prepend"}
+    if _vocabulary_kind(definition) == "bytes":
+        removed.add("NFC")  # Qwen's: there are bytes for texts that are not so composed, and other texts stay the same
     normalizer = definition.get("normalizer") or {}
-    if normalizer.get("type") == "Prepend":
+    if normalizer.get("type") in removed:
         definition["normalizer"] = None
     elif normalizer.get("type") == "Sequence":
-        normalizer["normalizers"] = [part for part in normalizer["normalizers"] if part.get("type") != "Prepend"]
+        normalizer["normalizers"] = [part for part in normalizer["normalizers"] if part.get("type") not in removed]
     for token in definition.get("added_tokens") or []:
         token |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 
 
 def _find_specials(definition: dict[str, Any], folder: Path) -> dict[str, int]:
-    """The ids of the special symbols by name; `definition` gets those that it lacks."""
+    """The ids of the special symbols by name, of those that there are; `definition` then has them as such."""
     names: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
             names |= json.loads((folder / file).read_bytes())
     added = definition.setdefault("added_tokens", [])
-    library = _library(json.dumps(definition).encode(), str(folder))
-    vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
     found: dict[str, int] = {}
     for name, (key, usual) in _SPECIALS.items():
         stated = names.get(key)
@@ -269,15 +315,24 @@ def _find_specials(definition: dict[str, Any], folder: Path) -> dict[str, int]:
         if token is not None:
             token["special"] = True
             found[name] = token["id"]
+    return found
+
+
+def _add_specials(definition: dict[str, Any], found: dict[str, int]) -> None:
+    """Give those that are missing new ids, in `definition` and in `found`."""
+    vocabulary: dict[str, int] = _library(json.dumps(definition).encode(), "").get_vocab(with_added_tokens=True)
     for name in _SPECIALS:
         if name not in found:
             content = f"<|{name}|>"
             while content in vocabulary:
                 content = f"<{content}>"
             vocabulary[content] = found[name] = max(vocabulary.values()) + 1
-            flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
-            added.append({"id": found[name], "content": content, **flags})
-    return found
+            definition["added_tokens"].append(_symbol(found[name], content))
+
+
+def _symbol(id: int, content: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    return {"id": id, "content": content, **flags}
 
 
 def _bytes_of_ids(library: Any, definition: dict[str, Any]) -> tuple[list[bytes], dict[int, int]]:

@@ -48,6 +48,7 @@ _SENTENCE = 4096  # characters handed to the trainer at a time
 class SentencePieceTokenizer:
     """A trained sentencepiece model of exactly `vocab_size` ids, bytes and specials included."""
 
+    chat_template: str | None = None
     start_id = _START
     end_of_text_id = _END_OF_TEXT
     pad_id = _PAD
@@ -121,8 +122,12 @@ class SentencePieceTokenizer:
         return b"".join([self._bytes[id] for id in checked_ids(ids, self.vocab_size).tolist()])
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        write_bytes(Path(directory) / MODEL_FILE, self._model)
+        self.save_model(directory)
         save_description(self, self._kind, directory)
+
+    def save_model(self, directory: str | os.PathLike[str]) -> None:
+        """Write the model of the library alone."""
+        write_bytes(Path(directory) / MODEL_FILE, self._model)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], kind: str) -> SentencePieceTokenizer:

@@ -17,6 +17,7 @@ from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.loops import LoopsConfig
+from stlm.config.lora import LoRAConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import LayerNormConfig, NormConfig, RMSNormConfig
 from stlm.config.patching import (
@@ -53,6 +54,7 @@ __all__ = [
     "TransformerCoreConfig",
     "SharingConfig",
     "LoopsConfig",
+    "LoRAConfig",
     "ExitsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",

@@ -11,6 +11,11 @@ from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.evals import EvalsConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
+from stlm.config.limits import LimitsConfig
+from stlm.config.lora import LoRAConfig
+from stlm.config.recovery import RecoveryConfig
+
+PARTS = ("embedder", "core", "head")  # of a model
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,13 @@ class ModelConfig:
     embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
     head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
+    lora: LoRAConfig = field(default=LoRAConfig(), metadata={"help": "corrections that learn instead of the weights"})
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between the parts, keys as seen from here."""
         for part in (self.embedder, self.core, self.head):
             yield from part.check(self)
+        yield from self.lora.check(self)
         if self.base_width is None:
             return
         for conflict in self.at_base_width().check():
@@ -55,13 +62,22 @@ class TrainingConfig:
     """How a model is trained. The number of ranks is no part of it: it may change at every resume."""
 
     objective: str = setting("next_token", "what is predicted", choices=("next_token",))
+    init_from: str | None = setting(
+        None, "run, checkpoint or model whose weights the run begins with; null: initial values", may_change=True
+    )
+    init_parts: str = setting("embedder,core,head", "parts of the model that begin so", may_change=True)
+    frozen_parts: str = setting("", "parts of the model that do not learn: some of embedder,core,head; empty: none")
     max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
     batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1)
     micro_batch_size: int | None = setting(
         None, "sequences per rank and forward; null: batch_size / ranks", minimum=1, may_change=True
     )
 
-    optimizer: str = setting("adamw", "which optimizer", choices=("adamw",))
+    optimizer: str = setting(
+        "adamw",
+        "muon: orthogonalised updates for the matrices inside the model, AdamW for the rest, at one learning rate",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
     weight_decay: float = setting(0.1, "decoupled weight decay; vectors and embeddings are exempt", minimum=0.0)
     beta1: float = setting(0.9, "decay of the first moment per step", minimum=0.0, below=1.0)
@@ -71,6 +87,14 @@ class TrainingConfig:
         0.0, "weight of log(Z)^2 beside each predicted id's nats (PaLM has 1e-4); 0: none", minimum=0.0
     )
     gradient_clipping: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping", minimum=0.0)
+
+    ema_decay: float | None = setting(
+        None,
+        "average the weights, each step forgetting 1 - ema_decay of what was: 0.999; validation and every saved model "
+        "then are the average; null: none",
+        above=0.0,
+        below=1.0,
+    )
 
     schedule: str = setting(
         "cosine",
@@ -88,10 +112,15 @@ class TrainingConfig:
 
     precision: str = setting(
         "auto",
-        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it",
-        choices=("auto", "fp32", "bf16"),
+        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it, else fp32; "
+        "fp16 comes with a loss scale that finds its own size",
+        choices=("auto", "fp32", "bf16", "fp16"),
         may_change=True,
     )
+    activation_checkpointing: bool = setting(
+        False, "keep what goes into each layer alone, and compute the rest again for the gradient", may_change=True
+    )
+    compile: bool = setting(False, "let torch.compile make one program of the model at the first step", may_change=True)
 
     log_every_steps: int = setting(10, "steps between two lines of metrics", minimum=1, may_change=True)
     eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
@@ -102,8 +131,23 @@ class TrainingConfig:
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
+    hang_timeout_s: float = setting(
+        600.0,
+        "seconds after which ranks that wait for each other write their stacks and end",
+        above=0.0,
+        may_change=True,
+    )
+    limits: LimitsConfig = field(default=LimitsConfig(), metadata={"help": "other ends than max_steps"})
+    recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
+
     def check(self) -> Iterator[Conflict]:
         """Conflicts between these settings."""
+        for key, allowed in (("init_parts", 3), ("frozen_parts", 2)):
+            parts = [part for part in getattr(self, key).split(",") if part or key == "init_parts"]
+            if len(set(parts)) < len(parts) or not set(parts) <= set(PARTS) or len(parts) > allowed:
+                number = "some" if allowed == 3 else "one or two"
+                expected = f"expected {number} of {','.join(PARTS)}; core would work"
+                yield Conflict(key, f"got {getattr(self, key)!r}, {expected}")
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             yield Conflict(
                 "micro_batch_size",
@@ -151,6 +195,13 @@ class RunConfig:
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
         yield from (conflict.under("evals") for conflict in self.evals.check())
+        if self.training.optimizer == "muon" and self.model.base_width is not None:
+            yield Conflict(
+                "training.optimizer",
+                f"got 'muon' with model.base_width = {self.model.base_width}, whose scales are made for AdamW; "
+                "expected 'adamw', or model.base_width=null",
+                ("model.base_width",),
+            )
         if self.data.mixture and self.data.dir is not None:
             yield Conflict(
                 "data.mixture",

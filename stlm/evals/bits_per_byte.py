@@ -83,7 +83,7 @@ def score_split(
     sources: Sequence[SourceRange] = (),
     documents_apart: bool = False,
 ) -> SplitScore:
-    """Score every id of the stream exactly once, in fp32.
+    """Score every id of the stream exactly once, in fp32; of conversations those that count in the loss.
 
     Windows of the model's context length begin every `stride` ids (None: half of the context), so that each id but the
     first few is predicted after at least context_length - stride others. A stride of the context length is what
@@ -99,26 +99,32 @@ def score_split(
     model.eval()
     nats, num_bytes, place = 0.0, 0, 0
     of_source = {source.name: SourceScore(0.0, 0, 0, 0) for source in sources}
+    given, num_given = stream.given, 0
     documents, nats_D, bytes_D = 0, np.zeros(stream.num_documents), np.zeros(stream.num_documents)
     share = current_share()
     with tqdm(
         total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2, disable=share.rank > 0
     ) as progress:
         for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):
+            bytes_of_ids, counted = bytes_per_id[ids], torch.ones(len(ids), dtype=torch.bool)
+            if given is not None:
+                counted = torch.from_numpy(given.read(place, place + len(ids))) == 0
+                num_given += int((~counted).sum())
+                nats_of_ids, bytes_of_ids = nats_of_ids * counted, bytes_of_ids * counted
             nats += nats_of_ids.double().sum().item()
-            num_bytes += int(bytes_per_id[ids].sum())
+            num_bytes += int(bytes_of_ids.sum())
             ends = ids == model.tokenizer.end_of_text_id
             document_of = (documents + (ends.cumsum(0) - ends.long())).numpy()
             np.add.at(nats_D, document_of, nats_of_ids.double().numpy())
-            np.add.at(bytes_D, document_of, bytes_per_id[ids].numpy())
+            np.add.at(bytes_D, document_of, bytes_of_ids.numpy())
             documents += int(ends.sum())
             for name, start, stop in sources:
                 mine = slice(max(start - place, 0), max(stop - place, 0))
                 before = of_source[name]
                 of_source[name] = SourceScore(
                     before.nats + nats_of_ids[mine].double().sum().item(),
-                    before.ids + len(ids[mine]),
-                    before.bytes + int(bytes_per_id[ids[mine]].sum()),
+                    before.ids + int(counted[mine].sum()),
+                    before.bytes + int(bytes_of_ids[mine].sum()),
                     before.documents + int(ends[mine].sum()),
                 )
             place += len(ids)
@@ -126,7 +132,7 @@ def score_split(
     nats, *rest = share.add([nats, *nats_D, *(source.nats for source in of_source.values())])
     nats_D, sums = np.array(rest[: len(nats_D)]), rest[len(nats_D) :]
     of_source = {name: one._replace(nats=sum) for (name, one), sum in zip(of_source.items(), sums, strict=True)}
-    return SplitScore(nats, len(stream), num_bytes, context, stride, of_source, nats_D, bytes_D)
+    return SplitScore(nats, len(stream) - num_given, num_bytes, context, stride, of_source, nats_D, bytes_D)
 
 
 def _segments(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from data_pipeline.tokenizers import Tokenizer
@@ -19,10 +18,11 @@ from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
-_IDS_PER_BATCH = 1 << 14
-_LOGITS_PER_BATCH = 1 << 24  # 64 MiB in fp32
-_PREFIX_BUCKET = 32  # ids; questions whose common beginnings differ by less may be read together
-_WORTH_SHARING = 0.2  # of the ids of a batch: saving fewer does not pay for reading it in two parts
+_IDS_PER_BATCH = 1 << 11  # on a CPU: few enough for their vectors and logits to stay in its caches
+_IDS_PER_BATCH_ON_GPU = 1 << 15
+_HELD_PER_READ = 8  # ids that a batch may hold keys and values of, for each one that it reads
+_IDS_OF_A_BATCH = 256  # what a batch of its own costs: fewer ids than that may be read in vain to save one
+_WORTH_SHARING = 0.2  # of the ids of a batch: saving fewer does not pay for reading it in parts
 
 
 class Row(NamedTuple):
@@ -55,13 +55,18 @@ class _Encoded(NamedTuple):
     """The rows of one question."""
 
     place: int  # of the question
-    ids: list[Tensor]
+    ids: list[NDArray[np.int64]]
     starts: list[int]  # where each row's continuation begins
     shared: int  # first ids that all rows have in common; each row has one more at least
 
     @property
     def longest(self) -> int:
         return max(map(len, self.ids))
+
+    @property
+    def num_needed(self) -> int:
+        """Ids to be read if what the rows have in common is read once."""
+        return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.shared
 
 
 @torch.no_grad()
@@ -85,7 +90,7 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
     found = [[Likelihood(0.0, 0.0)] * len(rows) for rows in questions]
     short = [question for question in encoded if question.longest <= context_length]
     pieces = [[question] for question in encoded if question.longest > context_length]
-    pieces += _batches(short, model.tokenizer.vocab_size)
+    pieces += _batches(short, _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU)
     with tqdm(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
         for number, piece in enumerate(pieces):
             if share.has(number):
@@ -103,7 +108,7 @@ def _encode(tokenizer: Tokenizer, place: int, rows: Sequence[Row]) -> _Encoded:
         ids = tokenizer.encode(context + continuation)
         ends = tokenizer.bytes_per_id[ids].cumsum()
         starts.append(1 + int(np.searchsorted(ends, len(context.encode()), side="right")))
-        all_ids.append(torch.tensor([tokenizer.end_of_text_id, *ids.tolist()]))
+        all_ids.append(np.concatenate(([tokenizer.end_of_text_id], ids), dtype=np.int64))
     return _Encoded(place, all_ids, starts, _common(all_ids))
 
 
@@ -116,79 +121,129 @@ def _cut(question: _Encoded, context_length: int) -> _Encoded:
     return _Encoded(question.place, ids, starts, _common(ids))
 
 
-def _common(rows: Sequence[Tensor]) -> int:
+def _common(rows: Sequence[NDArray[np.int64]]) -> int:
     """How many ids all rows begin with, at least one of each left over."""
     shortest = min(map(len, rows)) - 1
-    head = torch.stack([row[:shortest] for row in rows])
-    return int((head == head[0]).all(0).cumprod(0).sum())
+    for row in rows[1:]:
+        differing = np.flatnonzero(rows[0][:shortest] != row[:shortest])
+        shortest = int(differing[0]) if len(differing) else shortest
+    return shortest
 
 
-def _batches(questions: list[_Encoded], vocab_size: int) -> Iterator[list[_Encoded]]:
-    """Questions of about the same lengths together, the longest ones first."""
-    limit = min(_IDS_PER_BATCH, _LOGITS_PER_BATCH // vocab_size)
-    batch: list[_Encoded] = []
-    rows = longest = 0
-    for question in sorted(questions, key=lambda q: (q.shared // _PREFIX_BUCKET, q.longest - q.shared), reverse=True):
-        rows += len(question.ids)
-        longest = max(longest, question.longest)
-        if batch and rows * longest > limit:
-            yield batch
-            batch, rows, longest = [], len(question.ids), question.longest
-        batch.append(question)
-    if batch:
+def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encoded]]:
+    """Questions that have about as much in common and are about as long, the longest ones first.
+
+    A batch reads about `limit` ids: the beginning of each question once, and the rest of each row.
+    """
+    for group in _groups(questions, limit):
+        batch: list[_Encoded] = []
+        rows = longest = shared = needed = 0
+        for question in sorted(group, key=lambda q: q.longest - q.shared, reverse=True):
+            rows, longest = rows + len(question.ids), max(longest, question.longest)
+            shared = min(shared, question.shared) if batch else question.shared
+            needed += question.num_needed
+            read = (len(batch) + 1) * shared + rows * (longest - shared)
+            if batch and (read > limit or read - needed > _IDS_OF_A_BATCH or rows * longest > _HELD_PER_READ * limit):
+                yield batch
+                batch, rows, longest, shared = [], len(question.ids), question.longest, question.shared
+                needed = question.num_needed
+            batch.append(question)
         yield batch
+
+
+def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encoded]]:
+    """Questions by what their rows have in common: each group of one number of ids, or of more if those are too few."""
+    group: list[_Encoded] = []
+    num_ids = 0
+    for question in sorted(questions, key=lambda q: q.shared, reverse=True):
+        if num_ids >= enough and question.shared != group[-1].shared:
+            yield group
+            group, num_ids = [], 0
+        group.append(question)
+        num_ids += question.num_needed
+    if group:
+        yield group
 
 
 def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
     context_length = model.config.context_length
     if batch[0].longest > context_length:  # such a question is alone
-        return [[_in_windows(model, ids, context_length) for ids in batch[0].ids]]
-    rows = [row for question in batch for row in question.ids]
-    shared = min(question.shared for question in batch)
-    saved = (len(rows) - len(batch)) * shared
-    if model.embedder.ragged or saved < _WORTH_SHARING * sum(map(len, rows)):
-        ids_RT = pad_sequence(rows, batch_first=True)  # what stands behind the end is never looked at: causal
-        nats_RT, greedy_RT = _measured(model(ids_RT.to(model.device)).logits, ids_RT)
+        return [[_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
+    rows = [ids for question in batch for ids in question.ids]
+    starts_R = np.array([start for question in batch for start in question.starts])
+    lengths_R = np.array([len(ids) for ids in rows])
+    ids_RT = np.zeros((len(rows), lengths_R.max()), np.int64)  # what stands behind an end is never looked at: causal
+    for row, ids in enumerate(rows):
+        ids_RT[row, : len(ids)] = ids
+    places_T = np.arange(ids_RT.shape[1])
+    scored_RT = (places_T >= starts_R[:, None]) & (places_T < lengths_R[:, None])
+
+    saved = (len(rows) - len(batch)) * min(question.shared for question in batch) + (len(batch) - 1) * _common(rows)
+    if model.embedder.ragged or scored_RT[:, 0].any() or saved < _WORTH_SHARING * ids_RT.size:
+        row_M, place_M = np.nonzero(scored_RT)
+        logits_MV = model(_there(ids_RT, model), wanted_BT=_there(scored_RT, model)).logits
+        parts = [(row_M, *_measured(logits_MV, np.arange(len(row_M)), ids_RT[row_M, place_M]))]
     else:
-        nats_RT, greedy_RT = _score_in_two(model, batch, rows, shared)
-    found, row = [], 0
-    for question in batch:
-        likelihoods = []
-        for ids, start in zip(question.ids, question.starts, strict=True):
-            mine = slice(start, len(ids))
-            likelihoods.append(Likelihood(-nats_RT[row, mine].sum().item(), greedy_RT[row, mine].prod().item()))
-            row += 1
-        found.append(likelihoods)
-    return found
+        question_of_R = np.repeat(np.arange(len(batch)), [len(question.ids) for question in batch])
+        ends = _common(rows), min(question.shared for question in batch)
+        parts = list(_read_in_parts(model, ids_RT, scored_RT, question_of_R, *ends))
+
+    row_M, nats_M, greedy_M = map(np.concatenate, zip(*parts, strict=True))
+    nats_R, greedy_R = np.bincount(row_M, nats_M, len(rows)), np.ones(len(rows))
+    np.multiply.at(greedy_R, row_M, greedy_M)
+    found = iter([Likelihood(-nats, greedy) for nats, greedy in zip(nats_R.tolist(), greedy_R.tolist(), strict=True)])
+    return [[next(found) for _ in question.ids] for question in batch]
 
 
-def _score_in_two(model: STLM, batch: Sequence[_Encoded], rows: Sequence[Tensor], shared: int) -> tuple[Tensor, Tensor]:
-    """Read the first `shared` ids once for each question, then the rest of each row."""
-    first_QS = torch.stack([question.ids[0][:shared] for question in batch])
-    question_of_R = torch.tensor([number for number, question in enumerate(batch) for _ in question.ids])
-    start_QV, state = model.begin(len(batch))
-    logits_QSV = model.step(first_QS, state)
-    first_logits_QSV = torch.cat((start_QV[:, None], logits_QSV[:, :-1]), dim=1)
-    first = _measured(first_logits_QSV, first_QS)
+def _read_in_parts(
+    model: STLM,
+    ids_RT: NDArray[np.int64],
+    scored_RT: NDArray[np.bool_],
+    question_of_R: NDArray[np.int64],
+    common: int,
+    shared: int,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+    """Read the first `common` ids once for all rows, those up to `shared` once for each question, and then each row.
 
-    rest_RT = pad_sequence([row[shared:] for row in rows], batch_first=True)
-    next_R1V = logits_QSV[question_of_R.to(logits_QSV.device), -1:]
-    logits_RTV = [next_R1V]
-    if rest_RT.size(1) > 1:
-        logits_RTV.append(model.step(rest_RT[:, :-1], state.select(question_of_R)))
-    rest = _measured(torch.cat(logits_RTV, dim=1), rest_RT)
-    nats, greedy = (torch.cat((one[question_of_R], two), dim=1) for one, two in zip(first, rest, strict=True))
-    return nats, greedy
+    Yields the row, the nats and `greedy` of every id to be scored, part by part.
+    """
+    one_R, each_R = np.zeros_like(question_of_R), np.arange(len(ids_RT))
+    ends = (common, one_R), (shared, question_of_R), (ids_RT.shape[1] - 1, each_R)  # nothing follows the last id
+    _, state = model.begin(1)
+    begin, holder_of_R = 0, one_R  # which row of the state holds what was read of a row
+    for end, reader_of_R in ends:
+        if begin == end:
+            continue
+        _, first_B = np.unique(reader_of_R, return_index=True)  # a row for each one that is read
+        state = state.select(torch.from_numpy(holder_of_R[first_B]))
+        following = slice(begin + 1, end + 1)  # what is predicted
+        scored_RN = scored_RT[:, following]
+        wanted_BN = np.zeros((len(first_B), end - begin), bool)
+        np.logical_or.at(wanted_BN, reader_of_R, scored_RN)
+        logits_WV = model.step(_there(ids_RT[first_B, begin:end], model), state, _there(wanted_BN, model))
+        number_BN = wanted_BN.cumsum().reshape(wanted_BN.shape) - 1
+        row_M, place_M = np.nonzero(scored_RN)
+        number_M = number_BN[reader_of_R[row_M], place_M]
+        yield row_M, *_measured(logits_WV, number_M, ids_RT[:, following][row_M, place_M])
+        begin, holder_of_R = end, reader_of_R
 
 
-def _measured(logits_BTV: Tensor, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each id: its nats, and whether it is the most probable one (1/k of k). Both [B, T], float64, on the CPU."""
-    logits_BTV, ids_BT = logits_BTV.float(), ids_BT.to(logits_BTV.device)
-    nats_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
-    best_BT1 = logits_BTV.amax(-1, keepdim=True)
-    is_best_BT = logits_BTV.gather(-1, ids_BT[..., None])[..., 0] == best_BT1[..., 0]
-    greedy_BT = is_best_BT / (logits_BTV == best_BT1).sum(-1)
-    return nats_BT.double().cpu(), greedy_BT.double().cpu()
+def _there(array: NDArray[Any], model: STLM) -> Tensor:
+    return torch.from_numpy(array).to(model.device)
+
+
+def _measured(
+    logits_WV: Tensor, number_M: NDArray[np.int64], ids_M: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each id, given the number of its logits: its nats, and whether it is the most probable one (1/k of k)."""
+    logits_WV = logits_WV.float()
+    number, ids = torch.from_numpy(number_M).to(logits_WV.device), torch.from_numpy(ids_M).to(logits_WV.device)
+    nats = -logits_WV.log_softmax(-1)[number, ids]
+    best_W = logits_WV.amax(-1)
+    greedy = (logits_WV[number, ids] == best_W[number]).double()
+    tied = greedy.nonzero()[:, 0]
+    greedy[tied] /= (logits_WV[number[tied]] == best_W[number[tied], None]).sum(-1)
+    return nats.double().cpu().numpy(), greedy.cpu().numpy()
 
 
 def _in_windows(model: STLM, ids: Tensor, context_length: int) -> Likelihood:

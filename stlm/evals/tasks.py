@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 from stlm.config.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import SplitScore, score_split
@@ -27,6 +29,8 @@ class Options(NamedTuple):
     tasks_dir: str | os.PathLike[str] | None = None
     shots: int = 0
     stride: int | None = None
+    precision: str = "fp32"
+    hub: bool = False  # items from there rather than from tasks_dir
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,19 @@ def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, 
         raise StlmError(f"{key}: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
-    return {name: _load(name, options) for name in chosen}
+    return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
+
+
+def _at_precision(task: Task, precision: str) -> Task:
+    """The task with matrix products in this precision; sums of nats are exact to fp32 or better in either."""
+
+    def score(subject: Subject) -> TaskResult:
+        with torch.autocast(subject.model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            result = task(subject)
+        result.values["precision"] = precision
+        return result
+
+    return score
 
 
 def _meant(name: str) -> str:
@@ -72,6 +88,11 @@ def _load(name: str, options: Options) -> Task:
         return corruptions
     if name == "minimal_pairs":
         loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
+    elif options.hub:
+        if options.shots:
+            raise StlmError(f"--shots: got {options.shots} with --hub; put {name}.shots.jsonl into a folder, and the "
+                            "items beside it, and name it by --tasks-dir")  # fmt: skip
+        loaded = Loaded.fetch(name)
     else:
         loaded = Loaded.read(name, options.tasks_dir, options.shots)
 

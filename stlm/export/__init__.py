@@ -1,5 +1,15 @@
 """Models in the forms that others read: every conversion is proven on the logits of a text."""
 
-from stlm.export.conversion import Converted, convert_to
+from stlm.export.artifact import Packed, convert_to_artifact
+from stlm.export.conversion import Converted, convert_from, convert_to
+from stlm.export.gguf import WrittenGGUF, convert_to_gguf
 
-__all__ = ["Converted", "convert_to"]
+__all__ = [
+    "Converted",
+    "Packed",
+    "WrittenGGUF",
+    "convert_from",
+    "convert_to",
+    "convert_to_artifact",
+    "convert_to_gguf",
+]

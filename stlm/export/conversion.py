@@ -4,13 +4,17 @@ whole or not at all."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.atomic import atomic_directory
+from data_pipeline.tokenizers import HuggingFaceTokenizer
+from stlm.config import DataConfig, RunConfig
 from stlm.errors import ConversionError
 from stlm.export.comparison import compare
 from stlm.export.origin import Origin
+from stlm.export.sources import SOURCES
 from stlm.export.targets import TARGETS
 from stlm.stlm import STLM, locate_model
 
@@ -43,15 +47,37 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
     output = vacant(output)
     directory = locate_model(source)
     model = STLM.load(directory)
-    if found := TARGETS[target].obstacles(model.config):
-        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(model.config)]
+    whole = model if model.config.lora.rank is None else model.merged()
+    if found := TARGETS[target].obstacles(whole.config):
+        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(whole.config)]
         raise ConversionError(
             f"{directory}: {target} cannot express {' and '.join(found)}; this model can be converted to "
             f"{' or '.join(fitting)}"
         )
     with atomic_directory(output) as folder:
-        written = TARGETS[target].write(model, Origin.of(directory), folder)
+        written = TARGETS[target].write(whole, Origin.of(directory), folder)
         difference, num_ids = compare(model, written)
+    return Converted(output, whole.num_parameters(), size_of(output), difference, num_ids)
+
+
+def convert_from(
+    source: str, directory: str | os.PathLike[str], output: str | os.PathLike[str],
+    begin_run: Callable[[RunConfig, STLM, Path], None],
+) -> Converted:  # fmt: skip
+    """Read the model of a folder in the form `source`, a name in SOURCES, into a new run, as its checkpoint of step 0.
+
+    `begin_run` writes such a run into a folder. Raises ConversionError or DataError where the place is taken, there is
+    no such model, it cannot be expressed here, or what was written is not the same model; then nothing is written.
+    """
+    if source not in SOURCES:
+        raise ConversionError(f"--from: got {source!r}, expected one of {', '.join(SOURCES)}")
+    output = vacant(output)
+    model, logits = SOURCES[source].read(Path(directory))
+    if isinstance(model.tokenizer, HuggingFaceTokenizer):  # to prepare data with; see `begin_run`
+        model.tokenizer.spec = f"hf:{output / 'tokenizer'}"
+    with atomic_directory(output) as folder:
+        begin_run(RunConfig(data=DataConfig(tokenizer=model.tokenizer.spec), model=model.config), model, folder)
+        difference, num_ids = compare(STLM.load(folder), logits)
     return Converted(output, model.num_parameters(), size_of(output), difference, num_ids)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from data_pipeline.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import SPACE
 from data_pipeline.tokenizers.huggingface import DEFINITION_FILE
-from stlm.errors import ConversionError
 
 SPECIALS = ("start", "end_of_text", "pad", "mask")
 _NEVER = -1e4  # the score of pieces that no text is cut into: they stand for bytes and symbols
@@ -18,21 +17,15 @@ _NEVER = -1e4  # the score of pieces that no text is cut into: they stand for by
 def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
     """A tokenizer.json whose ids are those of `tokenizer`; before a text it puts the start and end_of_text symbols, as
     a model reads them at the beginning of a document. `scratch` is an empty folder.
-
-    Raises ConversionError where the library has no such tokenizer.
     """
     if isinstance(tokenizer, ByteTokenizer):
         definition = _of_bytes(tokenizer)
-    elif isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.spec.startswith("sentencepiece:"):
-        definition = _of_unigram(tokenizer)
-    elif isinstance(tokenizer, HuggingFaceTokenizer):
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        definition = _of_sentencepiece(tokenizer)
+    else:
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
         tokenizer.save(scratch)
         definition = json.loads((scratch / DEFINITION_FILE).read_bytes())
-    else:
-        raise ConversionError(
-            f"data.tokenizer: got {tokenizer.spec}, which huggingface cannot express with the same ids, expected byte, "
-            "sentencepiece:N or hf:DIR; this model can be converted to safetensors"
-        )
     names = {token["id"]: token["content"] for token in definition["added_tokens"]}
     front = [(names[id], id) for id in (tokenizer.start_id, tokenizer.end_of_text_id)]
     definition["post_processor"] = {
@@ -72,15 +65,10 @@ def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
     return _frame(model, added, pre_tokenizer=parts, decoder=parts)
 
 
-def _of_unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """The same pieces and scores. Pieces of bytes and symbols are scored so that no text that spells them is one."""
+def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The same pieces, with scores or with merges. No text that spells out a byte or a symbol is one."""
     processor = tokenizer._processor
-    unwritten = [processor.is_byte(id) or tokenizer.bytes_per_id[id] == 0 for id in range(tokenizer.vocab_size)]
-    vocabulary = [
-        [processor.id_to_piece(id), _NEVER if unwritten[id] else processor.get_score(id)]
-        for id in range(tokenizer.vocab_size)
-    ]
-    model = {"type": "Unigram", "unk_id": processor.unk_id(), "vocab": vocabulary, "byte_fallback": True}
+    model = _unigram(tokenizer) if tokenizer.spec.startswith("sentencepiece:") else _bpe(tokenizer)
     added = {id: processor.id_to_piece(id) for id in range(tokenizer.vocab_size) if tokenizer.bytes_per_id[id] == 0}
     decoder = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -88,8 +76,43 @@ def _of_unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         {"type": "Fuse"},
     ]
     return _frame(
-        model,
+        {**model, "byte_fallback": True},
         added,
         normalizer={"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         decoder={"type": "Sequence", "decoders": decoder},
     )
+
+
+def _unwritten(tokenizer: SentencePieceTokenizer) -> list[bool]:
+    """Of each id, whether it is a byte or a symbol rather than a piece that was learned."""
+    return [tokenizer._processor.is_byte(id) or tokenizer.bytes_per_id[id] == 0 for id in range(tokenizer.vocab_size)]
+
+
+def _unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    processor, unwritten = tokenizer._processor, _unwritten(tokenizer)
+    vocabulary = [
+        [processor.id_to_piece(id), _NEVER if unwritten[id] else processor.get_score(id)]
+        for id in range(tokenizer.vocab_size)
+    ]
+    return {"type": "Unigram", "unk_id": processor.unk_id(), "vocab": vocabulary}
+
+
+def _bpe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """sentencepiece joins two neighbours where what they spell is a piece, the best piece first: each way in which a
+    piece can be put together from two is a merge, and they are ordered by the piece that they make."""
+    processor, unwritten = tokenizer._processor, _unwritten(tokenizer)
+    pieces = [processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
+    learned = {piece: id for id, piece in enumerate(pieces) if not unwritten[id]}
+    merges: list[tuple[float, int, int, list[str]]] = []
+    for piece, id in learned.items():
+        for left, right in ((piece[:place], piece[place:]) for place in range(1, len(piece))):
+            if left in learned and right in learned:
+                merges.append((-processor.get_score(id), learned[left], learned[right], [left, right]))
+    return {
+        "type": "BPE",
+        "unk_token": pieces[processor.unk_id()],
+        "fuse_unk": False,
+        "ignore_merges": False,
+        "vocab": {piece: id for id, piece in enumerate(pieces)},
+        "merges": [pair for *_, pair in sorted(merges)],
+    }

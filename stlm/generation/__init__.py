@@ -1,11 +1,28 @@
 """Drawing text from a model and scoring text with it. Never imports STLM: it works on what has `begin` and `step`."""
 
-from stlm.generation.decoding import Steppable, generate_ids
+from stlm.generation.decoding import Batch, Row, Steppable, generate_ids
+from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
 from stlm.generation.effort import Effort
-from stlm.generation.sampling import sample
+from stlm.generation.sampling import Sampling, probabilities
 from stlm.generation.scoring import nats_per_id
-from stlm.generation.speculative import speculate
+from stlm.generation.speculative import look_up, speculate
 from stlm.generation.text import TextStream
+from stlm.generation.utf8 import ValidText
 
-__all__ = ["EarlyExit", "Effort", "Steppable", "TextStream", "generate_ids", "nats_per_id", "sample", "speculate"]
+__all__ = [
+    "Batch",
+    "Draws",
+    "EarlyExit",
+    "Effort",
+    "Row",
+    "Sampling",
+    "Steppable",
+    "TextStream",
+    "ValidText",
+    "generate_ids",
+    "look_up",
+    "nats_per_id",
+    "probabilities",
+    "speculate",
+]

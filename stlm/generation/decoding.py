@@ -1,4 +1,4 @@
-"""The decoding loop: works on anything that has `begin`, `step` and a context length."""
+"""Decoding: rows that are continued together, joining and leaving at any step. One text alone is a batch of one."""
 
 from __future__ import annotations
 
@@ -8,55 +8,139 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stlm.generation.sampling import sample
+from stlm.generation.drawing import Draws, draw
 
 
 class Steppable(Protocol):
     """What the loop needs of a model."""
 
-    def begin(self, batch_size: int) -> tuple[Tensor, Any]:
-        """Logits of the first id [B, V], and a new decoding state."""
+    def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, Any]:
+        """A new decoding state that has read the ids given, and the logits [B, V] of what follows."""
         ...
 
     def step(self, ids_BN: Tensor, state: Any) -> Tensor:
         """Read N more ids; logits [B, N, V] of the id that follows each of them."""
         ...
 
+    def join(self, parts: Sequence[tuple[Any, Tensor]]) -> Any:
+        """The given rows of each of several states as one batch."""
+        ...
 
-@torch.no_grad()
+
+class Row:
+    """A text being continued: what is drawn for it, and the window of ids that the model reads for it."""
+
+    def __init__(self, prompt: Sequence[int], draws: Draws) -> None:
+        self.draws = draws
+        self.read = list(prompt)
+        self.newest: int | None = None  # the id drawn last
+
+
+class Batch:
+    """Rows that are decoded together. What is drawn for a row depends on no other.
+
+    When the context of a row is full, the model starts anew on the last half of it: what it reads is never longer than
+    what it was trained on. Of a prompt that is longer than the context, the end is read.
+    """
+
+    def __init__(self, model: Steppable, context_length: int) -> None:
+        self.model = model
+        self.context_length = context_length
+        self.rows: list[Row] = []
+        self._waiting: list[Row] = []  # have no state yet
+        self._state: Any = None  # of the rows and, until the next step, of those that have left
+        self._size = 0  # of the state
+        self._places: list[int] = []  # of the rows in it
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Let rows take part from the next step on."""
+        for row in rows:
+            row.read = last_of(row.read, self.context_length - 1)
+            self._waiting.append(row)
+
+    def remove(self, row: Row) -> None:
+        """Let a row leave."""
+        if row in self._waiting:
+            self._waiting.remove(row)
+            return
+        place = self.rows.index(row)
+        del self.rows[place], self._places[place]
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self._waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """Draw one more id for every row; returns the rows, each with its `newest` id."""
+        logits = []
+        self._restart_full_ones()
+        if self.rows:
+            logits.append(self._advance())
+        if self._waiting:
+            logits.append(self._read_prompts())
+        if not self.rows:
+            return []
+        ids = draw(torch.cat(logits), [row.draws for row in self.rows])
+        for row, id in zip(self.rows, ids, strict=True):
+            row.newest = id
+            row.read.append(id)
+        return list(self.rows)
+
+    def _restart_full_ones(self) -> None:
+        for row in [row for row in self.rows if len(row.read) >= self.context_length]:
+            self.remove(row)
+            row.read = last_of(row.read, self.context_length // 2)
+            self._waiting.append(row)
+
+    def _advance(self) -> Tensor:
+        """The rows that have a state read their newest ids: logits [B, V]."""
+        if len(self._places) < self._size:
+            self._state = self.model.join([(self._state, torch.tensor(self._places))])
+            self._size, self._places = len(self._places), list(range(len(self._places)))
+        return self.model.step(torch.tensor([row.read[-1:] for row in self.rows]), self._state)[:, -1]
+
+    def _read_prompts(self) -> Tensor:
+        """Those that wait join the state, prompts of one length read in one pass: logits [B, V]."""
+        self._waiting.sort(key=lambda row: len(row.read))  # stable: rows of one length stay in their order
+        parts = [(self._state, torch.tensor(self._places))] if self.rows else []
+        logits = []
+        while self._waiting:
+            length = len(self._waiting[0].read)
+            group = [row for row in self._waiting if len(row.read) == length][:READ_AT_ONCE]
+            self._waiting = self._waiting[len(group) :]
+            ids_BN = torch.tensor([row.read for row in group], dtype=torch.long).view(len(group), length)
+            logits_BV, state = self.model.begin(len(group), ids_BN)
+            logits.append(logits_BV)
+            parts.append((state, torch.arange(len(group))))
+            self.rows += group
+        if len(parts) == 1:
+            self._state = parts[0][0]
+        else:
+            self._state = self.model.join(parts)
+        self._size, self._places = len(self.rows), list(range(len(self.rows)))
+        return torch.cat(logits)
+
+
+READ_AT_ONCE = 16  # prompts
+
+
 def generate_ids(
     model: Steppable,
     prompt: Sequence[int],
+    draws: Draws,
     *,
-    max_new_ids: int,
     context_length: int,
     stop_id: int,
-    banned_ids: Tensor,
-    seed: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_ids` ids that continue `prompt`, and end before `stop_id`.
-
-    `banned_ids` [V] is True for ids that are never drawn. When the context is full, the model starts anew on the last
-    half of it: what it reads is never longer than what it was trained on.
-    """
-    generator = torch.Generator().manual_seed(seed % 2**64)
-    read = last_of(list(prompt), context_length - 1)
-    logits_BV, state = read_anew(model, read)
-    for _ in range(max_new_ids):
-        allowed_BV = logits_BV.float().cpu().masked_fill(banned_ids, -torch.inf)
-        drawn = int(sample(allowed_BV, generator, temperature, top_k, top_p))
-        if drawn == stop_id:
+    """Yield ids that continue `prompt`, as many as `draws` has left, and end before `stop_id`."""
+    batch, row = Batch(model, context_length), Row(prompt, draws)
+    batch.add([row])
+    while draws.left > 0:
+        batch.step()
+        assert row.newest is not None
+        if row.newest == stop_id:
             return
-        yield drawn
-        read.append(drawn)
-        if len(read) < context_length:
-            logits_BV = model.step(torch.tensor([[drawn]]), state)[:, -1]
-        else:
-            read = last_of(read, context_length // 2)
-            logits_BV, state = read_anew(model, read)
+        yield row.newest
 
 
 def last_of(ids: list[int], number: int) -> list[int]:
@@ -64,7 +148,7 @@ def last_of(ids: list[int], number: int) -> list[int]:
     return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all of them where number is 0
 
 
+@torch.inference_mode()
 def read_anew(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:
     """A new decoding state that has read `ids`, and the logits [1, V] of the id that follows them."""
-    logits_BV, state = model.begin(1)
-    return (model.step(torch.tensor([ids]), state)[:, -1] if ids else logits_BV), state
+    return model.begin(1, torch.tensor([ids], dtype=torch.long).view(1, len(ids)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -41,8 +42,11 @@ class EarlyExit:
         self.effort = effort
         effort.depth = model.depths[-1]
 
-    def begin(self, batch_size: int) -> tuple[Tensor, Any]:
-        return self.model.begin(batch_size)
+    def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, Any]:
+        return self.model.begin(batch_size, ids_BN)
+
+    def join(self, parts: Sequence[tuple[Any, Tensor]]) -> Any:
+        return self.model.join(parts)
 
     def step(self, ids_BN: Tensor, state: Any) -> Tensor:
         if ids_BN.size(1) > 1:

@@ -1,44 +1,110 @@
-"""From logits to an id: temperature, top-k, top-p."""
+"""From logits to the distribution that ids are drawn from: which of them, how boldly, how often again."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-def sample(
-    logits_BV: Tensor,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    """Draw one id for each row [B] from its `probabilities`."""
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    return torch.multinomial(probabilities(logits_BV, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+from stlm.errors import ConfigError
 
 
-def probabilities(
-    logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """How likely each id is to be drawn [B, V].
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are drawn. The default draws as the model says; what is set applies in the order of the fields.
 
-    temperature 0 takes the most likely id. `top_k` keeps the k most likely ids; `top_p` keeps the fewest ids whose
-    probabilities, largest first, reach p (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751), at least one.
+    Raises ConfigError where a value is out of range.
+    """
+
+    repetition_penalty: float = 1.0  # logits of ids that prompt or text hold: positive ones divided by it, others times
+    frequency_penalty: float = 0.0  # what the logit of an id loses for each time that the text holds it
+    presence_penalty: float = 0.0  # what it loses once if the text holds it
+    temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest id
+    top_k: int | None = None  # keep the k likeliest ids
+    typical_p: float | None = None  # keep the ids nearest to the expected surprise that hold this share
+    top_p: float | None = None  # keep the fewest ids, the likeliest first, that hold this share
+    min_p: float | None = None  # keep ids at least this likely, relative to the likeliest
+    valid_utf8: bool = False  # draw only what leaves the text valid UTF-8, and whole at its end
+    seed: int = 0  # row r of a batch draws as a text alone does with seed + r
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # false for what is no number, too
+                raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+        if self.repetition_penalty == 0:
+            raise ConfigError("repetition_penalty: got 0, expected above 0 and at most 100; 1 changes nothing")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k: got {self.top_k}, expected at least 1; None keeps all")
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters what was drawn before."""
+        return bool(self.frequency_penalty or self.presence_penalty)
+
+
+_RANGES = (
+    ("repetition_penalty", 0.0, 100.0),
+    ("frequency_penalty", -100.0, 100.0),
+    ("presence_penalty", -100.0, 100.0),
+    ("temperature", 0.0, 100.0),
+    ("typical_p", 0.0, 1.0),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+)
+
+
+def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """How likely each id is to be drawn [B, V], penalties aside: see `penalised`. At least one id is kept.
+
+    top_p is nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751, section 3.1); typical_p keeps ids whose surprise
+    is near the entropy (Meister et al. 2022, arXiv 2202.00666, section 4); min_p goes by the likeliest id (Nguyen et
+    al. 2024, arXiv 2407.01082, section 3).
     """
     logits_BV = logits_BV.float()
-    if temperature == 0:
+    if sampling.temperature == 0:
         return torch.zeros_like(logits_BV).scatter(-1, logits_BV.argmax(-1, keepdim=True), 1.0)
     # Less the largest, and divided by no less than fp32 can divide by: nothing overflows, however cold it is.
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, 1e-30)
-    if top_k is not None and top_k < logits_BV.size(-1):
-        smallest_kept = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-30)
+    if sampling.top_k is not None and sampling.top_k < logits_BV.size(-1):
+        smallest_kept = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits_BV.sort(dim=-1, descending=True)
-        probability = ordered.softmax(-1)
-        before = probability.cumsum(-1) - probability  # mass of the ids ahead of this one: exactly 0 for the first
-        dropped = torch.empty_like(before, dtype=torch.bool).scatter(-1, order, (before >= top_p) & (before > 0))
-        logits_BV = logits_BV.masked_fill(dropped, -torch.inf)
+    if sampling.typical_p is not None and sampling.typical_p < 1:
+        log_BV = logits_BV.log_softmax(-1)
+        entropy_B1 = torch.special.entr(log_BV.exp()).sum(-1, keepdim=True)
+        strange_BV = (-log_BV - entropy_B1).abs()
+        logits_BV = _fewest(logits_BV, strange_BV.sort(dim=-1).indices, sampling.typical_p)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        logits_BV = _fewest(logits_BV, logits_BV.sort(dim=-1, descending=True).indices, sampling.top_p)
+    if sampling.min_p:
+        lowest_B1 = logits_BV.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits_BV = logits_BV.masked_fill(logits_BV < lowest_B1, -torch.inf)
     return logits_BV.softmax(-1)
+
+
+def _fewest(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
+    """Keep the first ids of an order, as many as it takes to hold a share of the probability, and at least one."""
+    probability = logits_BV.softmax(-1).gather(-1, order_BV)
+    before = probability.cumsum(-1) - probability  # mass of the ids ahead of this one: exactly 0 for the first
+    first = torch.arange(order_BV.size(-1), device=order_BV.device) == 0
+    dropped = torch.empty_like(before, dtype=torch.bool).scatter(-1, order_BV, (before >= share) & ~first)
+    return logits_BV.masked_fill(dropped, -torch.inf)
+
+
+def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, counts_BV: Tensor | None) -> Tensor:
+    """Logits with the penalties of what came before.
+
+    `seen_BV`: whether prompt or text hold an id (the repetition penalty of CTRL: Keskar et al. 2019, arXiv 1909.05858,
+    section 4.1); `counts_BV`: how often the text alone does.
+    """
+    logits_BV = logits_BV.float()
+    if seen_BV is not None and sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        less_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = torch.where(seen_BV, less_BV, logits_BV)
+    if counts_BV is not None and sampling.counts:
+        logits_BV = logits_BV - sampling.frequency_penalty * counts_BV
+        logits_BV = logits_BV - sampling.presence_penalty * (counts_BV > 0)
+    return logits_BV

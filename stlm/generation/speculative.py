@@ -1,25 +1,28 @@
-"""Self-speculative decoding: the first layers draft ids one by one, the others verify them all in one pass.
+"""Speculative decoding: ids are drafted cheaply, and the whole model verifies several of them in one pass.
 
 What comes out is what the whole model would have said: the same text at temperature 0 (but where two ids are likely
-alike to the last digit), and the same distribution otherwise (Leviathan et al. 2023, arXiv 2211.17192; with the
-model's own layers as the drafter: LayerSkip, arXiv 2404.16710, section 3.3).
+alike to the last digit), and the same distribution otherwise (Leviathan et al. 2023, arXiv 2211.17192). Drafts come
+from the model's own first layers (LayerSkip, arXiv 2404.16710, section 3.3), or from what the text has said before, as
+in decoding with references (Yang et al. 2023, arXiv 2304.04487).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from stlm.generation.decoding import Steppable, last_of, read_anew
+from stlm.generation.drawing import Draws, distribution, pick
 from stlm.generation.effort import Effort
-from stlm.generation.sampling import probabilities
+
+LONGEST, SHORTEST = 5, 2  # ids at the end of a text that are looked for further up
 
 
 class Drafting(Steppable, Protocol):
-    """What speculation needs of a model."""
+    """What speculation by the first layers needs of a model."""
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -39,86 +42,154 @@ class Drafting(Steppable, Protocol):
         ...
 
 
-@torch.no_grad()
 def speculate(
     model: Drafting,
     prompt: Sequence[int],
+    draws: Draws,
     *,
-    max_new_ids: int,
     context_length: int,
     stop_id: int,
-    banned_ids: Tensor,
-    seed: int,
     num_drafts: int,
     effort: Effort,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
 ) -> Iterator[int]:
-    """Yield ids as `generate_ids` does, with the same windows, drafting up to `num_drafts` ids at a time."""
-    generator = torch.Generator().manual_seed(seed % 2**64)
+    """Yield ids as `generate_ids` does, with the same windows; the first layers draft up to `num_drafts` at a time."""
     effort.depth = model.depths[-1]
-
-    def chances(logits_1V: Tensor) -> Tensor:
-        allowed_1V = logits_1V.float().cpu().masked_fill(banned_ids, -torch.inf)
-        return probabilities(allowed_1V, temperature, top_k, top_p)[0]
-
     read = last_of(list(prompt), context_length - 1)
     logits_1V, state = read_anew(model, read)
-    left = max_new_ids
-    while left:
-        drawn = [_draw(chances(logits_1V), generator)]  # what comes after a window that was read anew
+    while draws.left > 0:
+        drawn = [_draw(logits_1V, draws)]  # what comes after a window that was read anew
         while drawn:
-            for id in drawn[:left]:
+            for id in drawn:
                 if id == stop_id:
                     return
                 yield id
-            left -= len(drawn[:left])
             read += drawn  # but for the last of them, the model has read them
-            room = min(num_drafts, context_length - len(read), left)
-            drawn = _round(model, state, read[-1], room, stop_id, chances, generator, effort) if room > 0 else []
-        if left:
+            room = min(num_drafts, context_length - len(read), draws.left)
+            drawn = _round(model, state, read[-1], room, stop_id, draws, effort) if room > 0 else []
+        if draws.left > 0:
             read = last_of(read, context_length // 2)
             logits_1V, state = read_anew(model, read)
 
 
+@torch.inference_mode()
 def _round(
-    model: Drafting,
-    state: Any,
-    last: int,
-    num_drafts: int,
-    stop_id: int,
-    chances: Callable[[Tensor], Tensor],
-    generator: torch.Generator,
-    effort: Effort,
+    model: Drafting, state: Any, last: int, num_drafts: int, stop_id: int, draws: Draws, effort: Effort
 ) -> list[int]:
     """Draft ids that follow `last`, which has not been read yet, and verify them. Returns at least one id; all but the
-    last of them have been read.
+    last of them have been read."""
+    ids, ahead = [last], draws.fork()
+    drafted_from: list[Tensor] = []
+    while len(drafted_from) < num_drafts and (ids[-1] != stop_id or not drafted_from):
+        q_1V = distribution(model.draft(torch.tensor([ids[-1:]]), state)[:, -1].cpu(), [ahead])
+        drafted_from.append(q_1V[0])
+        ids += pick(q_1V, [draws.uniform()])
+        ahead.take(ids[-1])
+    logits_NV = model.verify(state)[0].cpu()
+    drawn, accepted = _accepted(ids[1:], drafted_from, logits_NV, draws)
+    model.keep(state, len(drawn))
+    effort.ids += len(drawn)
+    effort.drafted += len(drafted_from)
+    effort.accepted += accepted
+    effort.layers += model.depths[0] * len(drafted_from) + model.depths[-1] - model.depths[0]
+    return drawn
+
+
+class Rewindable(Steppable, Protocol):
+    """What speculation by looking up needs of a model: states that have a `snapshot`."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of layers, the last of which is all."""
+        ...
+
+
+def look_up(
+    model: Rewindable,
+    prompt: Sequence[int],
+    draws: Draws,
+    *,
+    context_length: int,
+    stop_id: int,
+    num_drafts: int,
+    effort: Effort,
+) -> Iterator[int]:
+    """Yield ids as `generate_ids` does, with the same windows; up to `num_drafts` are copied from further up."""
+    effort.depth = model.depths[-1]
+    read = last_of(list(prompt), context_length - 1)
+    logits_1V, state = read_anew(model, read)
+    while draws.left > 0:
+        drawn = unread = [_draw(logits_1V, draws)]
+        while drawn:
+            for id in drawn:
+                if id == stop_id:
+                    return
+                yield id
+            read += drawn
+            drawn = []
+            if draws.left > 0 and len(read) < context_length:
+                room = min(num_drafts, context_length - 1 - len(read), draws.left - 1)
+                # What was rejected costs reading the ids before it once more, so every so often nothing is drafted.
+                drafts = follow_up(read, room) if len(unread) <= num_drafts else []
+                drawn, state, unread = _verified(model, state, unread, drafts, draws, effort)
+        if draws.left > 0:
+            read = last_of(read, context_length // 2)
+            logits_1V, state = read_anew(model, read)
+
+
+@torch.inference_mode()
+def _verified(
+    model: Rewindable, state: Any, unread: list[int], drafts: list[int], draws: Draws, effort: Effort
+) -> tuple[list[int], Any, list[int]]:
+    """Read ids that are certain and drafts behind them: the ids that are drawn, the state, and what it has not read."""
+    before = state.snapshot() if drafts else state
+    logits_NV = model.step(torch.tensor([unread + drafts]), state)[0, len(unread) - 1 :].cpu()
+    surely = torch.nn.functional.one_hot(torch.tensor(drafts, dtype=torch.long), logits_NV.size(-1)).double()
+    drawn, accepted = _accepted(drafts, list(surely), logits_NV[:-1], draws)
+    effort.drafted += len(drafts)
+    effort.accepted += accepted
+    effort.layers += model.depths[-1]
+    if accepted == len(drafts):
+        drawn.append(_draw(logits_NV[-1:], draws))
+        state, unread = state, drawn[-1:]
+    else:
+        state, unread = before, unread + drawn
+    effort.ids += len(drawn)
+    return drawn, state, unread
+
+
+def follow_up(read: Sequence[int], number: int) -> list[int]:
+    """Up to `number` ids that followed the last place where the text read as it ends now, the longer the better."""
+    for length in range(min(LONGEST, len(read) - 1), SHORTEST - 1, -1) if number > 0 else ():
+        end = list(read[-length:])
+        for place in range(len(read) - length - 1, -1, -1):
+            if read[place] == end[0] and list(read[place : place + length]) == end:
+                return list(read[place + length : place + length + number])
+    return []
+
+
+def _accepted(
+    drafts: Sequence[int], drafted_from: Sequence[Tensor], logits_NV: Tensor, draws: Draws
+) -> tuple[list[int], int]:
+    """The drafts that are accepted and, where one is not, what is drawn in its place; and the number of the former.
 
     A draft is accepted with the probability p / q, where q is how likely it was to be drafted, and p how likely the
     whole model would have drawn it; the first that is not is replaced by a draw from max(p - q, 0), and ends the round.
     """
-    ids = [last]
-    drafted_from: list[Tensor] = []  # q
-    while len(drafted_from) < num_drafts and (ids[-1] != stop_id or not drafted_from):
-        drafted_from.append(chances(model.draft(torch.tensor([ids[-1:]]), state)[:, -1]))
-        ids.append(_draw(drafted_from[-1], generator))
-    logits_NV = model.verify(state)[0]
-    drafts, accepted = ids[1:], 0
+    drawn: list[int] = []
     for id, q_V, logits_V in zip(drafts, drafted_from, logits_NV, strict=True):
-        p_V = chances(logits_V[None])
-        if float(torch.rand((), generator=generator)) * q_V[id] >= p_V[id]:
+        p_V = distribution(logits_V[None], [draws])[0]
+        rejected = draws.uniform() * q_V[id] >= p_V[id]
+        if rejected:
             rest_V = (p_V - q_V).clamp(min=0)
-            drafts[accepted:] = [_draw(rest_V if rest_V.any() else p_V, generator)]  # none: p = q, but for rounding
-            break
-        accepted += 1
-    model.keep(state, len(drafts))
-    effort.ids += len(drafts)
-    effort.drafted += len(drafted_from)
-    effort.accepted += accepted
-    effort.layers += model.depths[0] * len(drafted_from) + model.depths[-1] - model.depths[0]
-    return drafts
+            (id,) = pick((rest_V if rest_V.any() else p_V)[None], [draws.uniform()])  # none: p = q, but for rounding
+        draws.take(id)
+        drawn.append(id)
+        if rejected:
+            return drawn, len(drawn) - 1
+    return drawn, len(drawn)
 
 
-def _draw(weights_V: Tensor, generator: torch.Generator) -> int:
-    return int(torch.multinomial(weights_V, 1, generator=generator))
+def _draw(logits_1V: Tensor, draws: Draws) -> int:
+    (id,) = pick(distribution(logits_1V.cpu(), [draws]), [draws.uniform()])
+    draws.take(id)
+    return id

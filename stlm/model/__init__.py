@@ -2,7 +2,7 @@
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
-from stlm.model.cache import DecodingState
+from stlm.model.cache import DecodingState, joined
 from stlm.model.context import Context
 from stlm.model.core import CORES, Core
 from stlm.model.draws import row_keys
@@ -11,8 +11,10 @@ from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.moe import MoE
+from stlm.model.network import Network, Output
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
+from stlm.model.recomputation import recompute_layers
 from stlm.model.sharing import other_ties
 from stlm.model.vocabulary import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer
@@ -31,6 +33,8 @@ __all__ = [
     "EntropyPatching",
     "Head",
     "MoE",
+    "Network",
+    "Output",
     "PaperEmbedder",
     "PaperHead",
     "Patches",
@@ -38,9 +42,11 @@ __all__ = [
     "account",
     "count_parameters",
     "initialize",
+    "joined",
     "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",
+    "recompute_layers",
     "row_keys",
     "tie",
     "transfer",

@@ -82,10 +82,12 @@ class GroupedQueryAttention(Attention):
             assert context.values is not None
             v_BMTK = self.value_mix(v_BMTK, context.values)
         slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, x_BTD.size(1)
+        if cache is not None and not cache.length:  # what is read first sees itself alone, cache or not
+            cache.append(k_BMTK, v_BMTK)
+            cache = None
         if cache is not None:
-            first_query = cache.length
             keys, values, first_key = cache.append(k_BMTK, v_BMTK)
-            mask = visible(length, first_query, keys.size(2), first_key, self.window, x_BTD.device)
+            mask = self._mask(length, keys.size(2), first_key, cache, context)
             y_BNTK = attend(q_BNTK, keys, values, mask, slopes_N, cap)
         elif self.window is not None and self.window < length:
             y_BNTK = windowed_attention(q_BNTK, k_BMTK, v_BMTK, self.window, documents_BT, slopes_N, cap)
@@ -96,6 +98,17 @@ class GroupedQueryAttention(Attention):
         else:
             y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, None, slopes_N, cap)
         return self.output(y_BNTK.transpose(1, 2).flatten(2))
+
+    def _mask(
+        self, num_queries: int, num_keys: int, first_key: int, cache: KeyValueCache, context: Context
+    ) -> Tensor | None:
+        """Which keys of a cache the newest queries see. None: all, as a single query does."""
+        if num_queries == 1 and cache.begins_B is None:
+            return None
+        kind = self.window, num_keys
+        if kind not in context.masks:
+            context.masks[kind] = cache.visible(num_queries, num_keys, first_key)
+        return context.masks[kind]
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
         return x_BTC.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
@@ -129,16 +142,19 @@ def attend(
     """Attention of N query heads to M key/value heads, N a multiple of M: [B, N, T, K]. The last query and the last key
     are of one position.
 
-    `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S. Scores are
-    kept within ± `cap`, and then lose `slopes_N` times the distance. On a CPU, torch's fused kernel is slower than two
-    plain products until the keys are many (benchmarks/attention.py), and it knows no cap.
+    `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S, or a
+    single query that sees all. Scores are kept within ± `cap`, and then lose `slopes_N` times the distance. Torch's
+    fused kernel knows no cap. On a CPU, it is slower than two plain products until the keys are many
+    (benchmarks/attention.py), but for a single query.
     """
-    if cap is None and (q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
+    alone = q_BNTK.size(2) == 1
+    if cap is None and (alone or q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
         if slopes_N is not None:
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
             mask = bias_NTS.masked_fill(~mask, -torch.inf)
+        grouped, causal = q_BNTK.size(1) != k_BMSK.size(1), mask is None and not alone
         return F.scaled_dot_product_attention(
-            q_BNTK, k_BMSK, v_BMSK, attn_mask=mask, is_causal=mask is None, enable_gqa=q_BNTK.size(1) != k_BMSK.size(1)
+            q_BNTK, k_BMSK, v_BMSK, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
     mask = _causal(q_BNTK, k_BMSK, mask)
     q_BMGTK = q_BNTK.unflatten(1, (k_BMSK.size(1), -1)) * q_BNTK.size(-1) ** -0.5
@@ -152,7 +168,8 @@ def attend(
 
 
 def _causal(q_BNTK: Tensor, k_BMSK: Tensor, mask: Tensor | None) -> Tensor:
-    return visible(q_BNTK.size(2), 0, k_BMSK.size(2), 0, None, q_BNTK.device) if mask is None else mask
+    T, S = q_BNTK.size(2), k_BMSK.size(2)
+    return visible(T, S - T, S, 0, None, q_BNTK.device) if mask is None else mask
 
 
 def _bias(slopes_N: Tensor, q_BNTK: Tensor, k_BMSK: Tensor) -> Tensor:

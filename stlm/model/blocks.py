@@ -20,6 +20,7 @@ from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
 from stlm.model.positions import POSITIONS, Placement
+from stlm.model.recomputation import Layers
 from stlm.model.residual import BranchScale
 from stlm.model.sharing import share
 
@@ -49,7 +50,7 @@ class Block(nn.Module):
         return y_BTD + self.feed_forward_scale(z_BTD)
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(Layers):
     """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
 
     `num_positions`: how many there may be, which only learned positions need to know.
@@ -95,7 +96,10 @@ class TransformerStack(nn.Module):
     ) -> Tensor:
         """Run the blocks, or those of the given `layers` only: what comes in is then what the ones before gave out."""
         run = range(self.depth)[layers]
-        first = cache[run.start].length if cache else 0
+        context.masks = {}
+        first: int | Tensor = cache[run.start].length if cache else 0
+        if cache and (begins_B := cache[run.start].begins_B) is not None:
+            first = first - begins_B[:, None]
         if run.start == 0:
             x_BTD = self.positions.enter(x_BTD, first, context.documents)
         placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)
@@ -103,7 +107,7 @@ class TransformerStack(nn.Module):
             layer, number = self.order[place]
             if number is not None and self.loop_embeddings is not None:
                 x_BTD = self.loop_embeddings(x_BTD, number)
-            y_BTD = self.blocks[layer](x_BTD, placement, context, cache[place] if cache else None)
+            y_BTD = self.run_again(self.blocks[layer], x_BTD, placement, context, cache[place] if cache else None)
             x_BTD = self.dropout(x_BTD, y_BTD, place, context)
         return x_BTD
 

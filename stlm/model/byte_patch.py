@@ -24,7 +24,7 @@ from stlm.model.heads import HEADS, Head
 from stlm.model.learned_patching import routing_of, smooth, weigh
 from stlm.model.ngrams import NgramCache, NgramEmbedding
 from stlm.model.normalization import NORMS
-from stlm.model.patching import NOBODY, PATCHINGS, Patches, Placed
+from stlm.model.patching import NOBODY, PATCHINGS, Patches, Taken
 from stlm.model.vocabulary import Vocabulary
 
 
@@ -42,7 +42,7 @@ class BytePatchCache:
         self.ngrams = ngrams
         self.patching = patching
         self.tail_BSd: Tensor | None = None  # states of the last span - 1 positions
-        self.placed: Placed | None = None
+        self.taken: Taken | None = None
 
 
 @EMBEDDERS.register("byte_patch")
@@ -57,6 +57,8 @@ class BytePatchEmbedder(Embedder):
     Where documents are kept apart, a patch belongs to the document in which it begins and sees no states of another,
     and the bytes of a document have no patch until its first one begins.
     """
+
+    patches = True
 
     def __init__(self, config: BytePatchEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -80,8 +82,10 @@ class BytePatchEmbedder(Embedder):
         states_BTd = self.local(bytes_BTd, context, cache.local if cache else None)
         wanted_BT = self.patching(inputs_BT, states_BTd, context, cache.patching if cache else None)
         placed = self.patching.place(
-            wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.placed if cache else None
+            wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.taken if cache else None
         )
+        if cache is not None and cache.taken is None:  # slots that are left over would be remembered
+            placed = placed._replace(start_BP=placed.start_BP[:, : int(placed.counts_B.max())])
         patches = placed.counts_B.sum()
         context.measure("patch_length", patches.new_full((), inputs_BT.numel()), patches)
 
@@ -93,8 +97,8 @@ class BytePatchEmbedder(Embedder):
         counts = None
         if cache is not None:
             cache.tail_BSd = recent[:, recent.size(1) - (self.span - 1) :]
-            cache.placed = placed
-            counts = placed.counts_B.tolist() if self.ragged and inputs_BT.size(0) > 1 else None
+            cache.taken = placed.taken
+            counts = placed.counts_B.tolist() if inputs_BT.size(0) > 1 else None
         routing = routing_of(wanted_BT, placed, documents_BP) if self.patching.learned else None
         return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, placed.start_BP >= 0, counts, routing)
 
@@ -170,4 +174,4 @@ class BytePatchHead(Head):
         if patches.routing is not None:
             y_BTd = weigh(y_BTd, patches.routing.sureness_BT)
         z_BTd = self.local(patches.states_BTd + y_BTd, context, cache.local if cache else None)
-        return self.predict(self.norm(z_BTd))
+        return self.predict(self.norm(context.pick(z_BTd)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,15 @@ class KeyValueCache:
     """Keys and values of one attention layer, grown in place.
 
     With a `window`, a query sees the last `window` positions only, and older ones are let go when room is needed.
+
+    The newest positions of all rows stand side by side. Rows that have read less than others therefore begin later:
+    `begins_B` says at which position each does, and nothing in front of that is seen.
     """
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
         self.length = 0  # positions ever appended, those cut back not counted: the position of the next query
+        self.begins_B: Tensor | None = None  # None: all begin at 0
         self._held = 0  # the buffers hold the last so many of them, from their front on
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
@@ -37,6 +41,54 @@ class KeyValueCache:
         self._held = end
         self.length += added
         return self._keys[:, :, first:end], self._values[:, :, first:end], self.length - (end - first)
+
+    def visible(self, num_queries: int, num_keys: int, first_key: int) -> Tensor:
+        """Mask of the newest queries over the keys that `append` returned: [T, S], or [B, 1, T, S] of unequal rows."""
+        assert self._keys is not None
+        device = self._keys.device
+        mask = visible(num_queries, self.length - num_queries, num_keys, first_key, self.window, device)
+        if self.begins_B is None:
+            return mask
+        key_S = torch.arange(first_key, first_key + num_keys, device=device)
+        return mask & (key_S >= self.begins_B[:, None, None, None])
+
+    @classmethod
+    def joined(cls, caches: Sequence[KeyValueCache], rows: Sequence[Tensor]) -> KeyValueCache:
+        """The given rows of each cache, all in one, which is as long as the longest row among them."""
+        new, begins = cls(caches[0].window), []
+        for cache, rows_R in zip(caches, rows, strict=True):
+            begins_B = cache.begins_B if cache.begins_B is not None else torch.zeros(int(rows_R.max()) + 1).long()
+            begins.append(begins_B.index_select(0, rows_R.to(begins_B.device)) - cache.length)
+        new.length = -min(int(begins_R.min()) for begins_R in begins)
+        if not new.length:  # nothing has been read
+            return new
+        own_R = torch.cat(begins) + new.length
+        filled = [cache for cache in caches if cache._keys is not None]
+        new._held = min(new.length, max(cache._held for cache in filled))
+        if new.window is not None:
+            new._held = min(new._held, new.window - 1 + ROLL_BACK)
+        new._keys = cls._gathered([cache._keys for cache in caches], caches, rows, new._held)
+        new._values = cls._gathered([cache._values for cache in caches], caches, rows, new._held)
+        new.begins_B = own_R.to(new._keys.device) if bool(own_R.any()) else None
+        return new
+
+    @staticmethod
+    def _gathered(
+        buffers: Sequence[Tensor | None], caches: Sequence[KeyValueCache], rows: Sequence[Tensor], held: int
+    ) -> Tensor:
+        """Rows of several buffers in a new one, their last positions at `held`; zeros where a row has none."""
+        like = next(buffer for buffer in buffers if buffer is not None)
+        heads, width = like.size(1), like.size(3)
+        new = like.new_empty(sum(rows_R.numel() for rows_R in rows), heads, max(64, 2 * held), width)
+        first_row = 0
+        for buffer, cache, rows_R in zip(buffers, caches, rows, strict=True):
+            mine, kept = slice(first_row, first_row + rows_R.numel()), min(held, cache._held)
+            new[mine, :, : held - kept] = 0
+            if buffer is not None and kept:
+                last = buffer[:, :, cache._held - kept : cache._held]
+                new[mine, :, held - kept : held] = last.index_select(0, rows_R.to(last.device))
+            first_row = mine.stop
+        return new
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on. With a window, at most `ROLL_BACK` positions can be forgotten."""
@@ -70,60 +122,110 @@ class KeyValueCache:
 
 
 class DecodingState:
-    """Everything that `STLM.step` carries from call to call: each part's own cache, and the ids read so far.
+    """Everything that `STLM.step` carries from call to call: each part's own cache, and how many ids were read.
 
-    Where the rows of a batch are `ragged`, each advances the core in its own time, and has a cache of its own for it.
+    Rows may join a batch, and leave it, at any time, and need not have read as many ids as others. Where they bring new
+    positions to the core at different times, each has a cache of its own for it: `core` is then a list of as many as
+    there are rows, and `apart` is True. So it is with `patches` when they are `ragged`, which begin where a text has
+    them begin, or when rows have not read as many ids.
     """
 
-    def __init__(self, embedder: Any, core: Any, head: Any, batch_size: int, ragged: bool) -> None:
+    def __init__(
+        self, embedder: Any, core: Any, head: Any, lengths: list[int], *, patches: bool, ragged: bool, apart: bool
+    ) -> None:
         self.embedder = embedder
-        self.core = core  # of all rows; of several that are ragged, a list: one of each
+        self.core = core
         self.head = head
-        self.batch_size = batch_size
+        self.lengths = lengths  # ids that each row has read, the start symbol not counted
+        self.patches = patches
         self.ragged = ragged
-        self.length = 0  # ids read, the start symbol not counted
+        self.apart = apart
         self.waiting: Any = None  # what was read through the first layers only: see `exits`
 
     def caches(self) -> tuple[Any, Any, Any]:
         """Those of the embedder, the core and the head."""
         return self.embedder, self.core, self.head
 
+    def read(self, number: int) -> None:
+        """Count ids that all rows have read; those that were forgotten are a negative number."""
+        self.lengths = [length + number for length in self.lengths]
+
     def select(self, rows: Tensor) -> DecodingState:
         """The state of the given rows [B'] of the batch, in that order and as often as they are named; a state of its
         own. Beams that survive are picked so, and one prompt becomes many."""
+        return joined([(self, rows)])
+
+    def snapshot(self) -> DecodingState:
+        """The state as it is, to go back to when this one has read on."""
         assert self.waiting is None
-
-        def pick(cache: Any) -> Any:
-            return mapped(cache, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-
-        if self.ragged:
-            each = self.core if self.batch_size > 1 else [self.core]
-            core = [mapped(each[row], Tensor.clone) for row in rows.tolist()]
-            core = core if len(core) > 1 else core[0]
-        else:
-            core = pick(self.core)
-        new = DecodingState(pick(self.embedder), core, pick(self.head), rows.numel(), self.ragged)
-        new.length = self.length
+        new = copy.copy(self)
+        new.embedder, new.core, new.head = (snapshot(cache) for cache in self.caches())
         return new
 
 
-def mapped(cache: Any, function: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """A copy of any part's cache with `function` of each tensor in it, all of which begin with the batch: [B, …].
+def joined(parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
+    """Rows of several states of one model as one batch, each as it was."""
+    states, rows = [state for state, _ in parts], [rows_R for _, rows_R in parts]
+    assert not any(state.waiting for state in states)
+    lengths = [state.lengths[row] for state, rows_R in parts for row in rows_R.tolist()]
+    patches, ragged = states[0].patches, states[0].ragged
+    apart = len(lengths) > 1 and patches and (ragged or len(set(lengths)) > 1)
+    core: Any
+    if apart or any(state.apart for state in states):
+        each = [_core_of(state, row) for state, rows_R in parts for row in rows_R.tolist()]
+        core = each if apart else each[0]
+    else:
+        core = gathered([state.core for state in states], rows)
+    embedder = gathered([state.embedder for state in states], rows)
+    head = gathered([state.head for state in states], rows)
+    return DecodingState(embedder, core, head, lengths, patches=patches, ragged=ragged, apart=apart)
 
-    Caches are made of plain attributes, lists, tuples and numbers. They replace their tensors rather than change
-    them, but for keys and values, which grow behind what is in use. So a copy that shares the tensors stays what it was
-    while the original reads on, and one can go back to it.
+
+def _core_of(state: DecodingState, row: int) -> Any:
+    """A copy of the core's cache of one row."""
+    if state.apart:
+        return gathered([state.core[row]], [torch.zeros(1, dtype=torch.long)])
+    return gathered([state.core], [torch.tensor([row])])
+
+
+def gathered(caches: Sequence[Any], rows: Sequence[Tensor]) -> Any:
+    """The given rows of several caches of one part, one after the other as one cache; nothing is shared with them.
+
+    Caches are made of plain attributes, lists, tuples and numbers; all their tensors begin with the batch: [B, …].
     """
-    if isinstance(cache, Tensor):
-        return function(cache)
+    first = caches[0]
+    if isinstance(first, KeyValueCache):
+        return KeyValueCache.joined(caches, rows)
+    if isinstance(first, Tensor):
+        return torch.cat(
+            [cache.index_select(0, rows_R.to(cache.device)) for cache, rows_R in zip(caches, rows, strict=True)]
+        )
+    if isinstance(first, list | tuple):
+        items = [gathered(column, rows) for column in zip(*caches, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    if first is None or isinstance(first, int | float):
+        assert all(cache == first for cache in caches)
+        return first
+    assert hasattr(first, "__dict__"), f"what a cache remembers is no {type(first).__name__}"
+    new = copy.copy(first)
+    columns = {name: [cache.__dict__[name] for cache in caches] for name in first.__dict__}
+    new.__dict__.update({name: gathered(column, rows) for name, column in columns.items()})
+    return new
+
+
+def snapshot(cache: Any) -> Any:
+    """A copy of any part's cache that shares its tensors.
+
+    Caches replace their tensors rather than change them, but for keys and values, which grow behind what is in use. So
+    the copy stays what it was while the original reads on, and one can go back to it.
+    """
     if isinstance(cache, list | tuple):
-        items = [mapped(item, function) for item in cache]
+        items = [snapshot(item) for item in cache]
         return type(cache)(*items) if hasattr(cache, "_fields") else type(cache)(items)
-    if cache is None or isinstance(cache, int | float):
+    if isinstance(cache, Tensor) or not hasattr(cache, "__dict__"):
         return cache
-    assert hasattr(cache, "__dict__"), f"what a cache remembers is no {type(cache).__name__}"
     new = copy.copy(cache)
-    new.__dict__.update({name: mapped(value, function) for name, value in cache.__dict__.items()})
+    new.__dict__.update({name: snapshot(value) for name, value in cache.__dict__.items()})
     return new
 
 

@@ -23,6 +23,7 @@ class Embedder(nn.Module):
     """Interface of every embedder."""
 
     table: nn.Embedding  # [V, d]: what a tied head shares
+    patches = False  # whether there are fewer vectors than ids
     ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
     ngrams: NgramEmbedding | None
     scaled: bool = True  # whether vectors are read times sqrt(d)

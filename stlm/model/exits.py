@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stlm.model.cache import DecodingState, mapped
+from stlm.model.cache import DecodingState, snapshot
 from stlm.model.context import Context
 from stlm.model.core import Core
 from stlm.model.draws import uniform
@@ -52,7 +52,7 @@ class Waiting:
     """What a decoding state has read through the first stages of the core only."""
 
     def __init__(self, state: DecodingState, num_stages: int) -> None:
-        self.embedder, self.head = mapped(state.embedder), mapped(state.head)  # as they were before
+        self.embedder, self.head = snapshot(state.embedder), snapshot(state.head)  # as they were before
         self.ids: list[Tensor] = []  # [B, 1] each
         self.positions: list[int] = []  # that each of the ids brought to the core: in patches, mostly none
         # In front of each stage: states [B, P, D], and values of the first layer where later ones mix them in.
@@ -122,7 +122,7 @@ def _read_again(model: Model, state: DecodingState, number: int) -> Tensor:
     """Embedder and head read the first ids again, from where they were, with what the core has made of them."""
     waiting, context = state.waiting, Context()
     ids_BN = torch.cat(waiting.ids[:number], dim=1)
-    state.embedder, state.head = mapped(waiting.embedder), mapped(waiting.head)
+    state.embedder, state.head = snapshot(waiting.embedder), snapshot(waiting.head)
     x_BPD, patches = model.embedder(ids_BN, context, state.embedder)
     y_BPD = model.core.finish(waiting.finished[:, : x_BPD.size(1)])
     return model.head(y_BPD, ids_BN, patches, context, state.head)

@@ -40,7 +40,7 @@ class Head(nn.Module):
         context: Context,
         cache: Any = None,
     ) -> Tensor:
-        """(x_BPD, inputs_BT, patches) → logits_BTV."""
+        """(x_BPD, inputs_BT, patches) → logits_BTV; with `context.wanted`, only those: [number of them, V]."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -93,4 +93,5 @@ class LinearHead(Head):
         context: Context,
         cache: None = None,
     ) -> Tensor:
-        return self.predict(x_BPD if self.factor is None else self.factor(x_BPD))
+        x = context.pick(x_BPD)
+        return self.predict(x if self.factor is None else self.factor(x))

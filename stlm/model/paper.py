@@ -26,6 +26,7 @@ from stlm.model.feed_forward import SwiGLU
 from stlm.model.heads import HEADS, Head
 from stlm.model.normalization import RMSNorm
 from stlm.model.patching import Patches
+from stlm.model.recomputation import Layers
 from stlm.model.vocabulary import Vocabulary
 
 PAD = 256  # symbols: the 256 bytes, one that fills the slots behind an id, and from 257 on the marks
@@ -92,7 +93,7 @@ class SlotBlock(nn.Module):
         return x_NSd + self.feed_forward(self.feed_forward_norm(x_NSd))
 
 
-class SlotStack(nn.Module):
+class SlotStack(Layers):
     """`num_layers` such blocks and a norm, over slots that know their place: [N, S, d] → [N, S, d]."""
 
     def __init__(self, num_layers: int, num_heads: int, width: int, slots: int) -> None:
@@ -118,7 +119,7 @@ class SlotStack(nn.Module):
         place_S = torch.arange(x_NSd.size(1), device=x_NSd.device)
         x_NSd = x_NSd + self.places(place_S) * self.places.embedding_dim**0.5
         for block in self.blocks:
-            x_NSd = block(x_NSd, filled_NS)
+            x_NSd = self.run_again(block, x_NSd, filled_NS)
         return self.norm(x_NSd)
 
 
@@ -205,14 +206,15 @@ class PaperHead(Head):
             assert patches is not None
             nats = self.nats_of_spelling(patches.states_BTd, inputs_BT)
             context.add("reconstruction", self.reconstruction_weight * nats)
-        z_NSA = self.spell(x_BPD).float()
+        x = context.pick(x_BPD)
+        z_NSA = self.spell(x).float()
         z_NSA = z_NSA - z_NSA[..., PAD:][..., :1]
         bags_VN = F.embedding_bag(self.rows_R, z_NSA.flatten(1).T.contiguous(), self.offsets_V, mode="sum")
-        return bags_VN.T.unflatten(0, inputs_BT.shape)
+        return bags_VN.T.unflatten(0, x.shape[:-1])
 
     def spell(self, x_BTD: Tensor) -> Tensor:
-        """What each slot says about its symbol: [B, T, D] → [N, S, A]."""
-        slots_NSd = self.project(x_BTD).flatten(0, 1).unflatten(-1, (self.symbols_VS.size(1), -1))
+        """What each slot says about its symbol: [B, T, D] or [N, D] → [N, S, A]."""
+        slots_NSd = self.project(x_BTD).flatten(0, -2).unflatten(-1, (self.symbols_VS.size(1), -1))
         everything_NS = torch.ones(slots_NSd.shape[:2], dtype=torch.bool, device=x_BTD.device)
         return self.output(self.local(slots_NSd, everything_NS))
 

@@ -42,6 +42,13 @@ class Patches(NamedTuple):
     routing: Routing | None = None  # where patches are learned
 
 
+class Taken(NamedTuple):
+    """How far the rows of a batch have come, each in a window of its own."""
+
+    slots_B1: Tensor  # that have a patch
+    positions_B1: Tensor  # read
+
+
 class Placed(NamedTuple):
     """Which patch has which slot (P: slots of this call)."""
 
@@ -49,8 +56,7 @@ class Placed(NamedTuple):
     index_BT: Tensor  # as in Patches
     begun_BT: Tensor  # whether a patch begins
     counts_B: Tensor  # patches that began in this call
-    taken_B1: Tensor  # slots taken by the end of this call, those of earlier calls included
-    length: int  # positions read by then
+    taken: Taken  # by the end of this call, by earlier ones too
 
 
 class Patching(nn.Module):
@@ -79,10 +85,10 @@ class Patching(nn.Module):
         """Slots of the first `position` positions of a window: an int, or integers of any shape."""
         return -(-position * self.num_slots // self.context_length)
 
-    def place(self, wanted_BT: Tensor, documents_BT: Tensor | None = None, before: Placed | None = None) -> Placed:
+    def place(self, wanted_BT: Tensor, documents_BT: Tensor | None = None, before: Taken | None = None) -> Placed:
         """Give each wanted patch the next slot, in order, where there is one.
 
-        `before` is what the call before this one returned: a cache. Without it there are as many slots as T positions
+        `before` is what the call before this one left taken: a cache. Without it there are as many slots as T positions
         have, used or not; beside it, as many as the row with the most new patches needs.
 
         A document wants a patch at its first position. It takes none of the slots that those before it left over, so
@@ -90,20 +96,22 @@ class Patching(nn.Module):
 
         The slots taken follow taken[t] = min(taken[t - 1] + wanted[t], room[t + 1]): a running minimum, and no loop.
         """
-        length, first = wanted_BT.size(1), before.length if before else 0
-        room_S = self.room(torch.arange(first, first + length + 1, device=wanted_BT.device))  # [T + 1]
+        length = wanted_BT.size(1)
+        first_B1 = before.positions_B1 if before else wanted_BT.new_zeros(1, 1, dtype=torch.long)
+        room_BS = self.room(first_B1 + torch.arange(length + 1, device=wanted_BT.device))  # [B, T + 1]
         begins_BT = torch.zeros_like(wanted_BT)  # where a document does; so does what follows a cache
         begins_BT[:, 0] = True
         if documents_BT is not None:
             begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
         if before is None:
             wanted_BT = wanted_BT | begins_BT
-            entry_BT = room_S[:-1].expand_as(wanted_BT)  # slots taken or given up before a document
+            entry_BT = room_BS[:, :-1].expand_as(wanted_BT)  # slots taken or given up before a document
         else:
-            entry_BT = before.taken_B1.expand_as(wanted_BT)
+            entry_BT = before.slots_B1.expand_as(wanted_BT)
 
         asked_BT = wanted_BT.long().cumsum(1)
-        limit_BT = torch.where(begins_BT, torch.minimum(entry_BT + wanted_BT, room_S[1:]), room_S[1:]) - asked_BT
+        room_BT = room_BS[:, 1:]
+        limit_BT = torch.where(begins_BT, torch.minimum(entry_BT + wanted_BT, room_BT), room_BT) - asked_BT
         apart_BT = begins_BT.long().cumsum(1) * (2 * length + 1)  # keeps each minimum within its document
         taken_BT = asked_BT + (limit_BT - apart_BT).cummin(1).values + apart_BT
 
@@ -116,7 +124,8 @@ class Patching(nn.Module):
         slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
         place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
         start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
-        return Placed(start_BP, index_BT, begun_BT, counts_B, taken_BT[:, -1:], first + length)
+        taken = Taken(taken_BT[:, -1:], (first_B1 + length).expand_as(taken_BT[:, -1:]))
+        return Placed(start_BP, index_BT, begun_BT, counts_B, taken)
 
 
 PATCHINGS: Registry[Patching] = Registry("embedder.patching")

@@ -16,7 +16,8 @@ from stlm.model.registry import Registry
 
 
 class RotaryTable(NamedTuple):
-    """Cosines and sines of T positions, [T, R] each, float32."""
+    """Cosines and sines of T positions, [T, R] each, float32; the sines of the first half are negative. Where rows are
+    at different positions, [B, 1, T, R]."""
 
     cosine: Tensor
     sine: Tensor
@@ -40,12 +41,13 @@ class Positions(nn.Module):
     ) -> None:
         super().__init__()
 
-    def enter(self, x_BTD: Tensor, first: int, documents_BT: Tensor | None) -> Tensor:
-        """The vectors at positions first, first + 1, … as they go into the first layer."""
+    def enter(self, x_BTD: Tensor, first: int | Tensor, documents_BT: Tensor | None) -> Tensor:
+        """The vectors at positions first, first + 1, … as they go into the first layer; `first` may be of each row,
+        [B, 1]."""
         return x_BTD
 
-    def placement(self, first: int, length: int, device: torch.device) -> Placement:
-        """What attention is told of positions first, first + 1, …"""
+    def placement(self, first: int | Tensor, length: int, device: torch.device) -> Placement:
+        """What attention is told of positions first, first + 1, …; `first` may be of each row, [B, 1]."""
         return Placement()
 
 
@@ -65,7 +67,7 @@ class RoPE(Positions):
         self.theta = config.theta
         self.rotary_width = config.rotary_width_of(attention.head_width_of(width))
 
-    def placement(self, first: int, length: int, device: torch.device) -> Placement:
+    def placement(self, first: int | Tensor, length: int, device: torch.device) -> Placement:
         return Placement(rotary=rotary_table(first, length, self.rotary_width, self.theta, device))
 
 
@@ -80,15 +82,15 @@ class LearnedPositions(Positions):
         assert num_positions is not None
         self.table = nn.Embedding(num_positions, width)
 
-    def enter(self, x_BTD: Tensor, first: int, documents_BT: Tensor | None) -> Tensor:
-        end = first + x_BTD.size(1)
+    def enter(self, x_BTD: Tensor, first: int | Tensor, documents_BT: Tensor | None) -> Tensor:
+        end = int(first if isinstance(first, int) else first.max()) + x_BTD.size(1)
         if end > self.table.num_embeddings:
             raise ConfigError(
                 f"model.core.positions.kind: got 'learned' and a text of {end} positions, expected at most the "
                 f"{self.table.num_embeddings} that model.context_length gives; begin anew with a part of it, or train "
                 "with kind: rope, which reads on"
             )
-        position = torch.arange(first, end, device=x_BTD.device)
+        position = first + torch.arange(x_BTD.size(1), device=x_BTD.device)
         if documents_BT is not None:
             position = position - begin_of_document(documents_BT)
         return x_BTD + self.table(position)
@@ -108,17 +110,21 @@ class ALiBi(Positions):
         super().__init__(config, attention, width, num_positions)
         self.num_heads = attention.num_heads
 
-    def placement(self, first: int, length: int, device: torch.device) -> Placement:
+    def placement(self, first: int | Tensor, length: int, device: torch.device) -> Placement:
         head = torch.arange(1, self.num_heads + 1, device=device, dtype=torch.float32)
         return Placement(slopes_N=2.0 ** (-8.0 * head / self.num_heads))
 
 
-def rotary_table(first: int, length: int, rotary_width: int, theta: float, device: torch.device) -> RotaryTable:
-    """Cosines and sines [length, rotary_width] of positions first, first + 1, …"""
+def rotary_table(
+    first: int | Tensor, length: int, rotary_width: int, theta: float, device: torch.device
+) -> RotaryTable:
+    """Cosines and sines [length, rotary_width] of positions first, first + 1, …; of each row if `first` is [B, 1]."""
     frequency = theta ** (-torch.arange(0, rotary_width, 2, device=device, dtype=torch.float32) / rotary_width)
-    position = torch.arange(first, first + length, device=device, dtype=torch.float32)
-    angle = torch.outer(position, frequency).repeat(1, 2)
-    return RotaryTable(angle.cos(), angle.sin())
+    position = first + torch.arange(length, device=device, dtype=torch.float32)
+    angle = position[..., None] * frequency
+    angle = angle if isinstance(first, int) else angle[:, None]
+    cosine, sine = angle.cos(), angle.sin()
+    return RotaryTable(torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1))
 
 
 def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
@@ -128,7 +134,7 @@ def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
         turned, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
         return torch.cat((rotate(turned, table), rest), dim=-1)
     left, right = x_BNTK.chunk(2, dim=-1)
-    return (x_BNTK * table.cosine + torch.cat((-right, left), dim=-1) * table.sine).to(x_BNTK.dtype)
+    return (x_BNTK * table.cosine + torch.cat((right, left), dim=-1) * table.sine).to(x_BNTK.dtype)
 
 
 def begin_of_document(documents_BT: Tensor) -> Tensor:

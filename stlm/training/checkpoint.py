@@ -2,7 +2,8 @@
 
     checkpoints/step_00000500/
         model/                            config.json, model.safetensors, tokenizer/: all that using the model takes
-        optimizer.safetensors             moments, keyed "exp_avg/NAME"; in several files where they are large
+        optimizer.safetensors             moments, keyed "exp_avg/NAME"; in several files where they are large. Where
+                                          the model is an average of weights: "master/NAME", the weights themselves
         optimizer.safetensors.index.json  which file holds which tensor
         state.json                        step, what was seen, fingerprints
         COMPLETE                          written last: size and sha256 of every other file
@@ -30,10 +31,12 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
 from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model, step_of
+from stlm.training.averaging import AVERAGE
 from stlm.training.engine import State
 
 FORMAT = "stlm-checkpoint-1"
 PART_BYTES = 2 << 30  # of an optimizer file
+MASTER = "master"  # what is trained, where the model is an average of it
 INDEX = "optimizer.safetensors.index.json"
 
 
@@ -50,15 +53,20 @@ def write_checkpoint(
 
     Raises CheckpointError, and leaves nothing behind, where it cannot be written.
     """
-    tensors = {f"{key}/{name}": tensor for key, named in state.moments.items() for name, tensor in named.items()}
-    need = sum(tensor.nbytes for tensor in [*state.parameters.values(), *tensors.values()]) + (1 << 20)
+    model, kept = state.parameters, state.moments
+    if AVERAGE in kept:
+        average = kept[AVERAGE]
+        masters = {name: state.parameters[name] for name in average}
+        model, kept = state.parameters | average, {key: kept[key] for key in kept if key != AVERAGE} | {MASTER: masters}
+    tensors = {f"{key}/{name}": tensor for key, named in kept.items() for name, tensor in named.items()}
+    need = sum(tensor.nbytes for tensor in [*model.values(), *tensors.values()]) + (1 << 20)
     parts = list(_parts(tensors, part_bytes))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if need > shutil.disk_usage(path.parent).free:
             raise CheckpointError(_no_space(path, need))
         with atomic_directory(path) as folder:
-            save_model(folder / "model", config, tokenizer, state.parameters)
+            save_model(folder / "model", config, tokenizer, model)
             index: dict[str, str] = {}
             for number, part in enumerate(parts, start=1):
                 suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
@@ -87,13 +95,18 @@ def check_checkpoint(path: Path) -> str | None:
     return None if written == FORMAT else f"its format is {written!r}, expected {FORMAT!r}"
 
 
-def refuse_other_model(path: Path, config: ModelConfig) -> None:
-    """Raises CheckpointError where a checkpoint holds a model of another config."""
+def refuse_other_model(path: Path, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Raises CheckpointError where a checkpoint holds a model of another config, or of another tokenizer if given."""
     saved = read_model_config(path / "model")
     if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
             f"{path} holds a model that was made with another {', '.join(changed)}; "
             "continue it with its own config, or choose another folder with --run"
+        )
+    if tokenizer is not None and read_progress(path)["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{path} holds a model of another tokenizer than {tokenizer.spec}, which the data has; name data that was "
+            f"prepared with {path / 'model' / 'tokenizer'}, or choose another folder with --run"
         )
 
 
@@ -110,7 +123,11 @@ def read_state(path: Path) -> State:
         for key, tensor in load_file(path / file).items():
             moment, _, name = key.partition("/")
             moments.setdefault(moment, {})[name] = tensor
-    return State(load_file(path / "model" / "model.safetensors"), moments, read_progress(path)["updates"])
+    model = load_file(path / "model" / "model.safetensors")
+    if masters := moments.pop(MASTER, None):
+        moments[AVERAGE] = {name: model[name] for name in masters}
+        model |= masters
+    return State(model, moments, read_progress(path)["updates"])
 
 
 def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:

@@ -18,10 +18,11 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,9 +31,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stlm.config import TrainingConfig
-from stlm.errors import ConfigError, EngineError, StlmError
+from stlm.errors import CheckpointError, ConfigError, EngineError, StlmError
+from stlm.model import recompute_layers
+from stlm.training.averaging import AVERAGE, keep_average
+from stlm.training.compilation import refuse_uncompilable
+from stlm.training.loss_scale import LossScale
+from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
+from stlm.training.shards import shards_of
+from stlm.training.watchdog import BEATS, WATCHDOG, watched
 
 T = TypeVar("T")
 
@@ -83,14 +91,23 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
+    if dist.get_rank() != 0:
+        return _from_rank_zero(None)
+    with WATCHDOG.busy():
+        try:
+            value, failure = function(), None
+        except Exception as error:
+            value, failure = None, error
+    return _from_rank_zero((value, failure))
+
+
+@watched("waiting for rank 0")
+def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
+    """The value that rank 0, which alone knows the outcome, gives to all; or its error, raised everywhere."""
     store = _store()
     key = f"stlm/{next(_turns)}"
-    if dist.get_rank() == 0:
-        value, failure = None, None
-        try:
-            value = function()
-        except Exception as error:
-            failure = error
+    if outcome is not None:
+        value, failure = outcome
         store.set(key, pickle.dumps((value, _told(failure))))  # type: ignore[arg-type]
     else:
         _wait_for(store, key)
@@ -100,7 +117,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     dist.barrier()  # rank 0 keeps the store: it must not leave before the others have read it
     if failure is not None:
         raise failure
-    return value  # type: ignore[return-value]
+    return value
 
 
 def _told(failure: Exception | None) -> Exception | None:
@@ -144,14 +161,26 @@ def gather(value: T) -> list[T]:
     key = f"stlm/{next(_turns)}"
     store.set(f"{key}/{dist.get_rank()}", pickle.dumps(value))  # type: ignore[arg-type]
 
-    def collect() -> list[T]:
-        values = []
-        for rank in range(dist.get_world_size()):
-            _wait_for(store, f"{key}/{rank}")
-            values.append(pickle.loads(store.get(f"{key}/{rank}")))
-        return values
+    if dist.get_rank() != 0:
+        return _from_rank_zero(None)
+    values = []
+    for rank in range(dist.get_world_size()):
+        _wait_for(store, f"{key}/{rank}")
+        values.append(pickle.loads(store.get(f"{key}/{rank}")))
+    return _from_rank_zero((values, None))
 
-    return on_rank_zero(collect)
+
+def watch_for_hangs(folder: Path, timeout_s: float) -> None:
+    """Let no rank wait for the others longer than `timeout_s`; the stacks of a hang go into `folder`.
+
+    torch's own patience, which DeepSpeed leaves at half an hour for some of its groups, ends later in all of them: it
+    would not say where the ranks hang. Every rank calls this, when the engine is made.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2 * timeout_s + 60), group)
+    WATCHDOG.start(folder, dist.get_rank(), timeout_s, _store().clone())  # type: ignore[attr-defined]
 
 
 def _store() -> dist.Store:
@@ -159,15 +188,20 @@ def _store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
+@watched("waiting for another rank")
 def _wait_for(store: dist.Store, key: str) -> None:
-    """Return when the key is set, however long that takes."""
+    """Return when the key is set, however long that takes, while rank 0 works."""
+    beats = 0
     while True:
         try:
-            return store.wait([key], timedelta(minutes=1))
-        except dist.DistStoreError:  # the minute is over
-            continue
+            return store.wait([key], timedelta(seconds=WATCHDOG.tick_s))
+        except dist.DistStoreError:  # the time is over
+            if (heard := store.add(BEATS, 0)) != beats:
+                beats = heard
+                WATCHDOG.renew()
 
 
+@watched("a sum over all ranks")
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Each value summed over all ranks, in float64."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -197,6 +231,9 @@ def _import_deepspeed() -> Any:
 
 
 # ---------------------------------------------------------------------- configuration
+
+
+AUTOCAST = {"fp32": "bfloat16", "bf16": "bfloat16", "fp16": "float16"}  # of fp32: not used, but has to be a name
 
 
 def resolve_deepspeed_config(
@@ -231,7 +268,7 @@ def resolve_deepspeed_config(
             "gradient_accumulation_steps": split.accumulation,
             # Absent would mean 1.0. At stage 0 this file clips by itself: DeepSpeed would not tell the norm.
             "gradient_clipping": training.gradient_clipping if zero.get("stage", 0) else 0.0,
-            "torch_autocast": autocast | {"enabled": precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": autocast | {"enabled": precision != "fp32", "dtype": AUTOCAST[precision]},
         }
     )
 
@@ -254,7 +291,7 @@ class State(NamedTuple):
     """All that training has learned, by parameter name, in fp32 on the CPU."""
 
     parameters: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # "exp_avg" and "exp_avg_sq" → parameter name → tensor
+    moments: dict[str, dict[str, Tensor]]  # what the optimizer keeps, "exp_avg", … → parameter name → tensor
     updates: int  # made so far: Adam's bias correction depends on it
 
 
@@ -277,6 +314,11 @@ class Engine:
         )  # fmt: skip
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
+        if training.activation_checkpointing:
+            recompute_layers(model)
+        self._averages = training.ema_decay is not None
+        if training.ema_decay is not None:
+            keep_average(optimizer, training.ema_decay)
         deepspeed = _import_deepspeed()
         on_rank_zero(lambda: _refuse_wrong_values(self.config))
         with rank_environment(self.ranks):
@@ -284,6 +326,19 @@ class Engine:
         if self.stage == 0 and self.ranks.world_size == 1:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients twice, to add nothing
         self.device: torch.device = self._engine.device
+        shards = shards_of(self._engine.optimizer, self.stage) if self.stage else []
+        if isinstance(optimizer, Muon):
+            optimizer.shards = {shard.flat: shard for shard in shards}
+        # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
+        self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
+        self.loss_scale = LossScale() if precision.name == "fp16" else None
+        self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
+        # DeepSpeed's own scale would clip gradients before it divides them again, and is saved nowhere.
+        owner = self._engine.optimizer if self.stage else self._engine
+        setattr(owner, "torch_autocast_gradscaler" if self.stage else "torch_autocast_z0_gradscaler", None)
+        if training.compile:
+            on_every_rank(lambda: refuse_uncompilable(self.stage))
+            self._engine.compile()
 
     def train(self) -> None:
         self._engine.train()
@@ -293,6 +348,7 @@ class Engine:
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The model's output, computed in the chosen precision."""
+        WATCHDOG.renew()
         return self._engine(*inputs, **named)
 
     def accumulate(self) -> AbstractContextManager[None]:
@@ -307,21 +363,33 @@ class Engine:
         `last` marks the last micro-batch of the step.
         """
         self._engine.set_gradient_accumulation_boundary(last)
+        if self.loss_scale is not None:
+            if self.stage:
+                self._engine.optimizer.override_loss_scale(self.loss_scale.value)
+            else:
+                loss = loss * self.loss_scale.value
         self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, and forget the gradients. Returns the norm of the whole gradient before clipping.
 
-        If the norm is not finite, nothing is updated.
+        If the norm is not finite, nothing is updated; `overflowed` tells whether a loss scale is to blame.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
+        norm = self._update()
+        if self.loss_scale is not None:
+            scale, self.loss_scale = self.loss_scale, self.loss_scale.after(overflow=not math.isfinite(norm))
+            self.overflowed = self.loss_scale.value < scale.value
+        return norm
+
+    def _update(self) -> float:
         if self.stage == 0:
             norm = self._clip()
-            if not math.isfinite(norm):
+            if math.isfinite(norm):
+                self._engine.step()
+            else:
                 self._engine.zero_grad()
-                return norm
-            self._engine.step()
             return norm
         self._engine.set_gradient_accumulation_boundary(True)  # what accumulate() puts back may say otherwise
         self._engine.step()
@@ -330,41 +398,75 @@ class Engine:
     def _clip(self) -> float:
         """The norm of the gradients, which are scaled down to `clipping` where they exceed it."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_div_(gradients, self.loss_scale.value)
         norm = nn.utils.get_total_norm(gradients)
         value = float(norm)
         if 0 < self.clipping < value:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
 
+    @property
+    def native(self) -> Any:
+        """DeepSpeed's own engine, for its own formats."""
+        return self._engine
+
     # ------------------------------------------------------------------ state
 
-    def full_state(self) -> State:
-        """The whole state, copied to rank 0; the other ranks take part and get empty dicts."""
+    @watched("gathering the state")
+    def full_state(self, reused: State | None = None) -> State:
+        """The whole state, copied to rank 0; the other ranks take part and get empty dicts.
+
+        The copies are made in the tensors of `reused`, an earlier state that is of no more use: several times faster
+        than into memory that the system has yet to find.
+        """
         self._link_moments()
         keep = self.ranks.rank == 0
         parameters: dict[str, Tensor] = {}
-        moments: dict[str, dict[str, Tensor]] = {key: {} for key in self._moment_names()}
+        moments: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._parameters.items():
-            for key, target in [(None, parameters), *(moments.items() if parameter.requires_grad else ())]:
+            for key in (None, *self._moment_names(parameter)):
                 tensor = self._gather(parameter, key)
                 if keep:
-                    target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                    target = parameters if key is None else moments.setdefault(key, {})
+                    used = {} if reused is None else reused.parameters if key is None else reused.moments.get(key, {})
+                    room = used.get(name)
+                    target[name] = torch.empty(tensor.shape, dtype=torch.float32) if room is None else room
+                    target[name].copy_(tensor.detach())
         return State(parameters, moments, self._updates())
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole and in fp32, on every rank, one after the other."""
-        for name, parameter in self._parameters.items():
-            yield name, self._gather(parameter, None).detach()
+        """Every parameter by name, whole and in fp32, on every rank, one after the other.
 
+        Where an average of the weights is kept, that: it is what a checkpoint holds as its model.
+        """
+        averages = self._averages and bool(self._entries())
+        if averages:
+            self._link_moments()
+        for name, parameter in self._parameters.items():
+            yield name, self._gather(parameter, AVERAGE if averages and parameter.requires_grad else None).detach()
+
+    @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
-        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts."""
+        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts.
+
+        Where it is weights alone, the optimizer begins anew. Raises CheckpointError where it is that of another one.
+        """
         self._make_optimizer_state(example)
         self._link_moments()
+        moments = state.moments or ({AVERAGE: state.parameters} if self._averages else {})
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._scatter(parameter, None, state.parameters[name])
-                for key, tensors in state.moments.items() if parameter.requires_grad else ():
-                    self._scatter(parameter, key, tensors[name])
+                kept = self._moment_names(parameter)
+                saved = sorted(key for key in moments if name in moments[key] and parameter.requires_grad)
+                if state.moments and kept != saved:
+                    raise CheckpointError(
+                        f"{name}: beside its value the checkpoint has {' and '.join(saved) or 'nothing'} of it, and "
+                        f"this optimizer keeps {' and '.join(kept) or 'nothing'}; use the optimizer that wrote it"
+                    )
+                for key in saved:
+                    self._scatter(parameter, key, moments[key][name])
         for entry in self._entries():
             entry["step"].fill_(state.updates)
 
@@ -386,6 +488,28 @@ class Engine:
             zero = self._engine.optimizer
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, forward reads the average of the weights, where one is kept; nothing may be trained there."""
+        if not self._averages or not self._entries():
+            yield
+            return
+        self._link_moments()
+        trained = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        kept = [parameter.detach().clone() for parameter in trained] if self.stage == 0 else None
+        self._set_weights(trained, (self._gather(parameter, AVERAGE) for parameter in trained))
+        try:
+            yield
+        finally:
+            self._set_weights(trained, kept or (self._gather(parameter, None) for parameter in trained))
+
+    @torch.no_grad()
+    def _set_weights(self, parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
+        """Write what forward reads, and nothing else: not what the optimizer keeps."""
+        for parameter, value in zip(parameters, values, strict=True):
+            with self._whole(parameter):
+                parameter.copy_(value)
 
     def _gather(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         """The fp32 parameter (key None) or one of its moments, whole. What is frozen has no moments."""
@@ -432,11 +556,13 @@ class Engine:
         """The optimizer's own state: of each parameter at stage 0, of this rank's flat parts above."""
         return [entry for entry in self.optimizer.state.values() if entry]
 
-    def _moment_names(self) -> list[str]:
-        return sorted(key for key, value in self._entries()[0].items() if isinstance(value, Tensor) and value.ndim)
+    def _moment_names(self, parameter: nn.Parameter) -> list[str]:
+        """What the optimizer keeps of a parameter; of one that is frozen, nothing."""
+        entry = self.optimizer.state.get(self._held_in.get(parameter, parameter), {})
+        return sorted(key for key, value in entry.items() if isinstance(value, Tensor) and value.ndim)
 
     def _updates(self) -> int:
-        return int(self._entries()[0]["step"])
+        return int(next(iter(self._entries()), {"step": 0})["step"])
 
     def close(self) -> None:
         """Let go of the model. The process group stays for the next engine; `disconnect` ends it."""

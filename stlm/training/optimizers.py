@@ -8,15 +8,21 @@ import torch
 from torch import nn
 
 from stlm.config import TrainingConfig
+from stlm.model.heads import Head
 from stlm.stlm import STLM
+from stlm.training.initial import freeze
+from stlm.training.muon import Muon
 
 
-def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups; a base width makes more.
+def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups; a base width makes more. Or Muon.
 
     Matrices decay; vectors (norm weights) and embeddings do not. A tied parameter is one parameter, and an embedding if
-    either of its uses is one. The learning rate is set at every step, from the schedule.
+    either of its uses is one. Muon orthogonalises the matrices that decay, but for the last, which makes logits. The
+    learning rate is set at every step, from the schedule.
     """
+    if isinstance(model, STLM):
+        freeze(model, training)
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]  # each tied one once
     exempt = {parameter for parameter in parameters if parameter.ndim < 2 or parameter in embeddings}
@@ -31,10 +37,16 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.A
         for scale, members in decayed.items()
     ]
     groups.append({"params": [p for p in parameters if p in exempt], "weight_decay": 0.0, "learning_rate_scale": 1.0})
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        eps=training.epsilon,
-        fused=True,  # one pass over memory; exists on CPU and CUDA
-    )
+    rates: dict[str, Any] = {
+        "lr": training.learning_rate,
+        "betas": (training.beta1, training.beta2),
+        "eps": training.epsilon,
+    }
+    if training.optimizer == "muon":
+        last = {module.output.weight for module in model.modules() if isinstance(module, Head)}
+        inside = [group | {"params": [p for p in group["params"] if p not in last], "orthogonal": True}
+                  for group in groups[:-1]]  # fmt: skip
+        outside = [group | {"params": [p for p in group["params"] if p in last]} for group in groups[:-1]]
+        return Muon([group for group in [*inside, *outside, groups[-1]] if group["params"]], **rates)
+    # fused: one pass over memory; exists on CPU and CUDA
+    return torch.optim.AdamW([group for group in groups if group["params"]], **rates, fused=True)

@@ -8,26 +8,33 @@ from typing import NamedTuple
 
 import torch
 
+from stlm.errors import ConfigError
+
 
 class Precision(NamedTuple):
     """The choice, and the reason as people read it."""
 
-    name: str  # "fp32" or "bf16"
+    name: str  # "fp32", "bf16" or "fp16"
     reason: str
 
 
 def choose_precision(requested: str) -> Precision:
-    """What `training.precision` means on this machine.
+    """What `training.precision` means on this machine. Raises ConfigError for fp16 where only software would do it.
 
     auto: bf16 where the device has instructions for it, else fp32. The decision rests on what the hardware says it can
     do, not on a measurement, so that it is the same at every start on the same machine.
     """
+    if requested == "fp16" and not torch.cuda.is_available() and "avx512_fp16" not in cpu_flags():
+        raise ConfigError(
+            "training.precision: got fp16, but this CPU has no instructions for it (avx512_fp16) and would take many "
+            "times as long as for fp32; expected auto, fp32 or bf16"
+        )
     if requested != "auto":
         return Precision(requested, f"training.precision={requested}")
     if torch.cuda.is_available():
         if torch.cuda.get_device_capability() >= (8, 0):
             return Precision("bf16", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware")
-        return Precision("fp32", f"{torch.cuda.get_device_name()} has no bf16 hardware")
+        return Precision("fp32", f"{torch.cuda.get_device_name()} has no bf16 hardware; fp16 is there to be chosen")
     found = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
     if found:
         return Precision("bf16", f"this CPU multiplies bf16 in hardware ({', '.join(found)})")

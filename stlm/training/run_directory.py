@@ -22,7 +22,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,8 +32,17 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, value_at
 from stlm.errors import CheckpointError, ConfigError, StlmError
-from stlm.stlm import checkpoints_of, step_of
-from stlm.training.checkpoint import check_checkpoint, prune_checkpoints, read_progress, refuse_other_model
+from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
+from stlm.training.checkpoint import (
+    check_checkpoint,
+    checkpoint_path,
+    prune_checkpoints,
+    read_progress,
+    refuse_other_model,
+    write_checkpoint,
+)
+from stlm.training.engine import State
+from stlm.training.limits import used_up
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
@@ -60,11 +69,42 @@ def choose_run_directory(name: str, resume: str, root: Path = Path("runs")) -> P
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has a checkpoint of the last step that its own config asks for."""
+    """Whether a run has a checkpoint of the last step that its own config allows."""
     if not (run_dir / "config.yaml").is_file():
         return False
-    last = load_run_config(run_dir).training.max_steps
-    return any(step_of(path) >= last for path in checkpoints_of(run_dir))
+    training = load_run_config(run_dir).training
+    newest = newest_checkpoint(run_dir)
+    if newest is None:
+        return False
+    try:
+        made = read_progress(newest)
+        return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
+    except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
+        return False
+
+
+def begin_run(
+    config: RunConfig, model: STLM, folder: Path, state: State | None = None, known: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
+    """Fill the folder of a run that continues from `model`: its config, its tokenizer, and a checkpoint.
+
+    That is one of step 0, with the model's weights, unless a `state` comes from elsewhere, and with it what is `known`
+    of its progress. Where nothing is known of the data, it may go on with any that was prepared with the tokenizer.
+    """
+    parameters = {name: parameter.detach().float().cpu() for name, parameter in model.named_parameters()}
+    counts = dict.fromkeys(("step", "ids_seen", "bytes_seen", "sequences_seen"), 0)
+    progress = {
+        **counts,
+        "seed": config.seed,
+        "data_fingerprint": None,
+        "tokenizer_fingerprint": model.tokenizer.fingerprint,
+        "validation_bits_per_byte": None,
+        **(known or {}),
+    }
+    write_text(folder / "config.yaml", dump_run_config(config))
+    model.tokenizer.save(folder / "tokenizer")
+    path = checkpoint_path(folder, progress["step"])
+    write_checkpoint(path, config.model, model.tokenizer, state or State(parameters, {}, 0), progress)
 
 
 class RunDirectory:
@@ -192,7 +232,7 @@ class RunDirectory:
 
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
-        if progress["data_fingerprint"] != fingerprint:
+        if progress["data_fingerprint"] not in (None, fingerprint):  # None: it was converted, not trained here
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
                 f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"

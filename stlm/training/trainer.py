@@ -26,10 +26,11 @@ from stlm.config import RunConfig
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.model import row_keys
 from stlm.objectives import Batch, Prepared, build_objective
-from stlm.stlm import STLM
+from stlm.stlm import STLM, checkpoints_of, step_of
 from stlm.training.agreement import fingerprints, refuse_differences
 from stlm.training.background import Background
 from stlm.training.checkpoint import (
+    check_checkpoint,
     checkpoint_path,
     prune_checkpoints,
     read_progress,
@@ -37,14 +38,19 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks
+from stlm.training.engine import Engine, State, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.initial import begin_from
+from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
+from stlm.training.recovery import Recovery, spoilt_unless_finite
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
+from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
 
@@ -84,6 +90,8 @@ class Trainer:
         self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
+        self.seconds = 0.0  # of training before the newest step, as all ranks have them
+        self.recovery = Recovery(config.training.recovery)
         self.validation_bits_per_byte: float | None = None  # of the newest validation
 
         self.ranks = connect()
@@ -99,6 +107,8 @@ class Trainer:
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
         if start.checkpoint is None:
+            if begun := begin_from(model, config.training):
+                self.monitor.say(begun)
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
@@ -109,13 +119,17 @@ class Trainer:
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            finished = ", which is its last step" if self.step == config.training.max_steps else ""
+            finished = ", which is its last step" if self._is_finished() else ""
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
+        stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
+        self._copied: State | None = None  # for the newest checkpoint, and then the room for the next
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
-        self._last: dict[str, float] = {}  # figures of the newest step
+        self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
+        self._trouble = ""  # what was wrong with the newest step that made none
         self._clock = Clock()
         self._stop = StopRequest()
 
@@ -129,15 +143,18 @@ class Trainer:
         could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
         run directory is released.
         """
-        last = self.config.training.max_steps
+        started = time.monotonic() - self.seconds
+        finished = self._is_finished()
         try:
             if self.step == 0:
                 self._ask()
-            while self.step < last:
+            while not finished:
                 yield self.step + 1
+                finished = self._is_finished()
                 asked = self._stop.reason()
                 flags = [float(asked is not None), float(self._writer.failed)]
-                stop, failed = sum_over_ranks(flags) if self.step < last else (0.0, 0.0)
+                flags.append(time.monotonic() - started if self.ranks.rank == 0 else 0.0)
+                stop, failed, self.seconds = (0.0, 0.0, self.seconds) if finished else sum_over_ranks(flags)
                 if failed:
                     on_rank_zero(self._writer.wait)
                 if stop:
@@ -150,10 +167,12 @@ class Trainer:
         finally:
             self.close()
 
+    @watched("a training step")
     def train_step(self, step: int) -> float:
         """Make update `step`, which is the next. Returns the loss before it, in nats per id over the whole batch.
 
-        Raises NonFinite, without having changed the model, if the loss or the gradient is not finite.
+        Where that or the gradient is not finite, no update is made; see recovery.py for what follows. Raises NonFinite
+        where nothing is left to be done; the model is unchanged then.
         """
         if step != self.step + 1:
             raise ValueError(f"the next step is {self.step + 1}, got {step}")
@@ -180,7 +199,7 @@ class Trainer:
                 output = self._forward(prepared)
                 part = self.objective.sums(output, prepared, self._bytes_per_id)
                 loss = sum(output.auxiliary.values(), part.nats) / ids
-                self.engine.backward(loss, last=prepared is micro_batches[-1])
+                self.engine.backward(spoilt_unless_finite(loss), last=prepared is micro_batches[-1])
                 terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
                 parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
                 parts += [half for name in measures for half in output.measures[name]]
@@ -188,33 +207,49 @@ class Trainer:
         local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
         nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
-        if not math.isfinite(math.fsum((nats, *added))):
-            counted = 2 + len(terms)
-            raise self._non_finite("the loss", step, [math.fsum((row[0], *row[2:counted])) for row in local])
-        learning_rate = learning_rate_at(step, training)
+        learning_rate = learning_rate_at(step, training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
-        if not math.isfinite(gradient_norm):
-            raise self._non_finite("the gradient", step, [gradient_norm] * len(local))
-
-        self.step = step
-        self.seen["ids"] += int(ids)
-        self.seen["bytes"] += int(bytes)
         loss_value = nats / ids
-        self._last = {
-            "loss": loss_value,
-            "bits_per_byte": nats / math.log(2) / bytes if bytes else math.nan,
-            "learning_rate": learning_rate,
-            "gradient_norm": gradient_norm,
-            **{f"{name}_loss": value / ids for name, value in zip(terms, added, strict=True)},
-            **{name: total / count for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)},
-        }
+        whole_loss = math.fsum((nats, *added)) / ids
+        self.step = step
+        overflowed = self.engine.overflowed and math.isfinite(whole_loss)
+        go_back = not overflowed and self.recovery.judge(step, whole_loss, gradient_norm)
+        if math.isfinite(whole_loss) and math.isfinite(gradient_norm):
+            self.seen["ids"] += int(ids)
+            self.seen["bytes"] += int(bytes)
+            self._last = {
+                "loss": loss_value,
+                "bits_per_byte": nats / math.log(2) / bytes if bytes else math.nan,
+                "learning_rate": learning_rate,
+                "gradient_norm": gradient_norm,
+                **{f"{name}_loss": value / ids for name, value in zip(terms, added, strict=True)},
+                **{
+                    name: total / count
+                    for name, total, count in zip(measures, measured[::2], measured[1::2], strict=True)
+                },
+            }
+            if (scale := self.engine.loss_scale) is not None:
+                self._last |= {"loss_scale": scale.value, "overflowed_steps": scale.overflowed_steps}
+        elif overflowed:
+            self._last = {}
+            self.monitor.say(
+                f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
+            )
+        else:
+            counted = 2 + len(terms)
+            self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
         self._clock.add(time.perf_counter() - started, data_seconds, bytes)
+        if go_back:
+            self._roll_back()
         return loss_value
 
     def log(self, step: int, loss: float) -> None:
-        """Record the step that was just made: every `log_every_steps`, and the first and the last one."""
+        """Record the step that was just made: every `log_every_steps`, and the first and the last one.
+
+        One that made no update has told so by itself.
+        """
         training = self.config.training
-        if not self._due(training.log_every_steps) and step != 1:
+        if not self._last or (not self._due(training.log_every_steps) and step != 1):
             return
         record = {
             "step": step,
@@ -226,7 +261,7 @@ class Trainer:
             "bytes_seen": self.seen["bytes"],
             "timing": self._clock.read(),
         }
-        seconds_left = self._clock.left(training.max_steps - step)
+        seconds_left = self._clock.left(round((step + 1) / self._used_up()) - step)
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
@@ -275,33 +310,36 @@ class Trainer:
         nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
         return nats, ids, bytes
 
+    @watched("validation")
     @torch.no_grad()
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
         """(nats, ids, bytes) for each source of the validation text, by its name.
 
         Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
-        gathers weights in each; where the windows run out a group is read again and not counted.
+        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
+        the weights is kept, that is validated: it is what a checkpoint holds as its model.
         """
         windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
         groups = -(-windows // size)
-        self.engine.eval()
         names = self.validation_loader.source_names
         totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self.engine.device)
         turns = range(0, groups, self.ranks.world_size)
-        for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
-            group = turn + self.ranks.rank
-            first = min(group, groups - 1) * size
-            last = min(first + size, windows)
-            batch = self._on_device(self.validation_loader.windows(first, last))
-            prepared = self.objective.prepare(batch, self.config.seed, 0, first)
-            output = self._forward(prepared)
-            if group >= groups:
-                continue
-            sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
-            for source in sources.unique().tolist():  # one, but where a source ends
-                mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
-                sums = self.objective.sums(output, mine, self._bytes_per_id)
-                totals[source] += torch.stack([value.double() for value in sums])
+        self.engine.eval()
+        with self.engine.averaged():
+            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
+                group = turn + self.ranks.rank
+                first = min(group, groups - 1) * size
+                last = min(first + size, windows)
+                batch = self._on_device(self.validation_loader.windows(first, last))
+                prepared = self.objective.prepare(batch, self.config.seed, 0, first)
+                output = self._forward(prepared)
+                if group >= groups:
+                    continue
+                sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
+                for source in sources.unique().tolist():  # one, but where a source ends
+                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
+                    sums = self.objective.sums(output, mine, self._bytes_per_id)
+                    totals[source] += torch.stack([value.double() for value in sums])
         flat = sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
@@ -321,13 +359,17 @@ class Trainer:
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
         path = Path(path)
-        refuse_other_model(path, self.config.model)
+        refuse_other_model(path, self.config.model, self.model.tokenizer)
         context = self.config.model.context_length
         example = torch.zeros(1, context, dtype=torch.long, device=self.engine.device)
         self.engine.load_state(read_state(path), [example])
         progress = read_progress(path)
         self.step = progress["step"]
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
+        self.seconds = progress.get("seconds") or 0.0
+        if self.engine.loss_scale is not None:
+            self.engine.loss_scale = LossScale(**progress.get("loss_scale") or {})
+        self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
 
     def close(self) -> None:
         """Finish what is being written, release the run directory and give the signals back. Twice does nothing."""
@@ -335,6 +377,7 @@ class Trainer:
             self._writer.wait()
         except StlmError as error:  # where it is not the end of the loop that waits, something else is being raised
             self.monitor.say(f"error: {error}")
+        WATCHDOG.stop()
         self._stop.restore()
         self.monitor.close()
         self._run.close()
@@ -353,13 +396,16 @@ class Trainer:
         if self._saved_step == self.step:
             return path
         on_rank_zero(self._writer.wait)  # before another copy of the state is made
-        state = self.engine.full_state()
+        state = self._copied = self.engine.full_state(reused=self._copied)
         progress = {
             "step": self.step,
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
+            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
             "sequences_seen": self.step * self.config.training.batch_size,
             "seed": self.config.seed,  # with the step, all randomness there is
+            "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
+            "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
             "validation_bits_per_byte": self.validation_bits_per_byte if self._validated_step == self.step else None,
@@ -381,22 +427,65 @@ class Trainer:
         on_rank_zero(tell)  # where the disk is full, all ranks learn of it
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.training.max_steps
+        return self.step % every == 0 or self._is_finished()
 
-    def _non_finite(self, what: str, step: int, nats: list[float]) -> NonFinite:
-        """The error to raise, with the rows of the batch that brought it about, as far as they can be told."""
+    def _used_up(self) -> float:
+        return used_up(self.config.training, self.step, self.seen["ids"], self.seen["bytes"], self.seconds)
+
+    def _is_finished(self) -> bool:
+        return self._used_up() > 1
+
+    def _tell_skipped(self, loss: float, nats: list[float]) -> None:
+        """Say which step made no update, and which rows of its batch brought it about, as far as they can be told.
+
+        nats: the loss of each micro-batch of this rank.
+        """
+        self._last = {}
+        what = "gradient" if math.isfinite(loss) else "loss"
         size, total = self.engine.split.micro_batch_size, self.config.training.batch_size
         flags = [0.0] * (total // size)
         for index, value in enumerate(nats):
             flags[self.ranks.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
-        bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag]
+        bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag] or range(len(flags))
         rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
-        text = (
-            f"{what} of step {step} is not finite (rows {rows} of its batch); the model was not changed by it. "
-            f"Last checkpoint: step {self._saved_step}. A lower training.learning_rate or a longer warm-up may help"
-        )
-        self.monitor.say(f"error: {text}")
-        return NonFinite(text)
+        self._trouble = f"the {what} of step {self.step} is not finite (rows {rows} of its batch)"
+        self._tell_recovery(f"{self._trouble}; its update is left out")
+
+    def _roll_back(self) -> None:
+        """Put the weights of an older checkpoint in the place of those that went wrong; the step's number stays.
+
+        Raises NonFinite where there is none, or too many were needed, unless it was but a spike of the loss.
+        """
+        since, step, recovery = self.recovery.since, self.step, self.recovery
+        assert since is not None
+
+        def find() -> Path | None:
+            self._writer.wait()
+            older = (path for path in checkpoints_of(self.run_dir) if step_of(path) < since)
+            return next((path for path in older if check_checkpoint(path) is None), None)
+
+        found = on_rank_zero(find) if recovery.may_roll_back else None
+        if found is not None:
+            self.load_checkpoint(found)
+            recovery.rolled_back(self.step)
+            self.step, self.recovery = step, recovery
+            self._tell_recovery(
+                f"going back to the weights of step {step_of(found)} and on with the data behind step {step} "
+                f"(time {recovery.rollbacks} of at most {self.config.training.recovery.max_rollbacks})"
+            )
+        elif not self._last:
+            text = (
+                f"{self._trouble}; no update was made in {recovery.skipped} steps, and after going back "
+                f"{recovery.rollbacks} times nothing is left to try. Last checkpoint: step {self._saved_step}. Look at "
+                f"the text: python scripts/describe.py {self.run_dir} --step {step}. A lower training.learning_rate or "
+                "a longer warm-up may help"
+            )
+            self.monitor.say(f"error: {text}")
+            raise NonFinite(text)
+
+    def _tell_recovery(self, line: str) -> None:
+        counts = {"skipped": self.recovery.skipped, "rollbacks": self.recovery.rollbacks}
+        self._tell({"step": self.step, "split": "recovery", **counts}, f"warning: {line}")
 
     def _environment(self) -> dict[str, Any]:
         return {

@@ -239,7 +239,7 @@ zzz: 1
         "run.yaml:4: training.tied: unknown key; nearest: model.head.tied",
         "run.yaml:5: training.warmup: unknown key; nearest: training.warmup_steps",
         "run.yaml:6: training.beta2: got 1, expected a number at least 0.0 and below 1.0",
-        "run.yaml:7: training.precision: got the text 'fp33', expected one of auto, fp32, bf16; nearest: fp32",
+        "run.yaml:7: training.precision: got the text 'fp33', expected one of auto, fp32, bf16, fp16; nearest: fp32",
         "run.yaml:9: model.core.kind: got the text 'transfomer', expected one of transformer; nearest: transformer",
         "run.yaml:10: model.head.tied: got the text 'no', expected true or false",
         "run.yaml:11: model.width: got -1, expected an integer at least 2",

@@ -22,13 +22,16 @@ from stlm.config import (
 )
 from stlm.errors import StlmError
 from stlm.evals import COMPRESSORS, compressed_bits_per_byte, score_split
-from stlm.stlm import STLM, Output
+from stlm.model import Output
+from stlm.stlm import STLM
 
 BYTE = build_tokenizer("byte")
 
 
 class Stream:
     """An IdStream made of texts."""
+
+    given = None
 
     def __init__(self, *texts):
         self._documents = [np.append(BYTE.encode(text), np.uint8(BYTE.end_of_text_id)) for text in texts]
@@ -74,6 +77,28 @@ def tiny_model(patched, context=24):
     core = TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=2))
     config = ModelConfig(context_length=context, width=32, embedder=embedder, head=head, core=core)
     return STLM.from_config(config, BYTE, seed=1).eval()
+
+
+class Given:
+    """What stands beside the ids of conversations."""
+
+    def __init__(self, given):
+        self._given = np.array(given, np.uint8)
+
+    def read(self, start, stop):
+        return self._given[start:stop]
+
+
+def test_of_conversations_only_what_counts_is_scored():
+    stream = Stream("aab", "ba")
+    stream.given = Given([1, 1, 0, 0, 0, 1, 1])  # "b" with its end, and "b" without
+    sources = [SourceRange("first", 0, 4), SourceRange("second", 4, 7)]
+    score = score_split(Unigram(), stream, sources=sources)
+    assert score.bits_per_byte == pytest.approx((2 + 3 + 2) / 2)
+    assert (score.ids, score.bytes) == (3, 2)
+    assert score.sources["first"][1:] == (2, 1, 1)
+    assert score.sources["second"][1:] == (1, 1, 1)
+    assert score.bytes_D.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8, None])

@@ -17,7 +17,8 @@ from stlm.config import (
 )
 from stlm.evals import Row, log_likelihoods
 from stlm.evals.likelihood import _encode
-from stlm.stlm import STLM, Output
+from stlm.model import Output
+from stlm.stlm import STLM
 
 BYTE = build_tokenizer("byte")
 
@@ -25,7 +26,7 @@ BYTE = build_tokenizer("byte")
 class Unigram:
     """A model that gives every id the same probability everywhere: those of `probabilities`, and equal ones else."""
 
-    device = "cpu"
+    device = torch.device("cpu")
     embedder = SimpleNamespace(ragged=True)
 
     def __init__(self, probabilities, context=64, tokenizer=BYTE):
@@ -39,8 +40,9 @@ class Unigram:
     def eval(self):
         return self
 
-    def __call__(self, ids_BT):
-        return Output(self.logits_V.expand(*ids_BT.shape, -1), {}, {})
+    def __call__(self, ids_BT, wanted_BT=None):
+        logits_BTV = self.logits_V.expand(*ids_BT.shape, -1)
+        return Output(logits_BTV if wanted_BT is None else logits_BTV[wanted_BT], {}, {})
 
 
 def letters(**probabilities):
@@ -112,7 +114,7 @@ def test_batches_and_shared_beginnings_equal_one_row_at_a_time(patched, monkeypa
                  [Row("Alone in the world", " he is")]]  # fmt: skip
     expected = [[one_by_one(model, row) for row in rows] for rows in questions]
     steps = []
-    monkeypatch.setattr(model, "step", lambda *args, step=model.step: steps.append(len(args[0])) or step(*args))
+    monkeypatch.setattr(model, "step", lambda *args, step=model.step: steps.append(tuple(args[0].shape)) or step(*args))
     for limit in (1, 300, 1 << 14):
         monkeypatch.setattr("stlm.evals.likelihood._IDS_PER_BATCH", limit)
         found = log_likelihoods(model, questions)
@@ -120,6 +122,26 @@ def test_batches_and_shared_beginnings_equal_one_row_at_a_time(patched, monkeypa
             assert [one.log_probability for one in question] == pytest.approx(numbers, abs=1e-4)
     assert found.num_cut == 0
     assert steps, "beginnings were read once"
+
+
+def test_what_questions_and_rows_share_is_read_once(monkeypatch):
+    model, steps = tiny_model(), []
+    monkeypatch.setattr(model, "step", lambda *args, step=model.step: steps.append(tuple(args[0].shape)) or step(*args))
+    shots = "One and one is two. "
+    rows = [[Row(f"{shots}{a}nd {a} is", word) for word in (" far", " few", " no")] for a in "ab"]
+    found = log_likelihoods(model, rows)
+    # The end of text and the shots for all, "and a is " for each question, and all but the last letter of each choice.
+    assert steps == [(1, 21), (2, 9), (6, 2)]
+    for question, likelihoods in zip(rows, found.of, strict=True):
+        expected = [one_by_one(model, row) for row in question]
+        assert [one.log_probability for one in likelihoods] == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_what_is_wanted_becomes_logits(monkeypatch):
+    model, made = tiny_model(), []
+    monkeypatch.setattr(model.head, "predict", lambda x, old=model.head.predict: made.append(len(x)) or old(x))
+    log_likelihoods(model, [[Row("The zebra that you saw", " ran")], [Row("", "é")]])
+    assert made == [6]
 
 
 def test_long_contexts_lose_their_beginnings_alike_and_are_counted():

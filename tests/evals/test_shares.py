@@ -45,7 +45,7 @@ def test_likelihoods(model, monkeypatch, world_size):
     alone = log_likelihoods(model, questions)
     given, found = of_all_ranks(lambda: log_likelihoods(model, questions), world_size)
     assert str(found) == str([alone] * world_size)  # as text: a number that is none equals nothing
-    assert sum(any(value != 0 for value in values) for values in given) == min(world_size, 4)
+    assert sum(any(value != 0 for value in values) for values in given) == min(world_size, 3)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -161,3 +161,11 @@ def test_the_command_says_what_it_did_and_refuses_the_second_time(call, checkpoi
     assert "largest difference of logits: 0.0e+00, on 96 ids of text" in out
     code, out, err = call(*command)
     assert (code, out) == (2, "") and "holds something already" in err
+
+
+def test_the_command_reads_other_forms_and_refuses_what_is_none(call, tmp_path):
+    pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
+    code, out, err = call(tmp_path / "nothing", "--from", "huggingface", "--output", tmp_path / "out")
+    assert (code, out) == (2, "") and "holds no config.json" in err
+    assert not (tmp_path / "out").exists()
+    assert call(tmp_path, "--from", "huggingface", "--to", "safetensors", "--output", tmp_path / "out")[0] == 2

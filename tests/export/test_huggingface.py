@@ -11,8 +11,6 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,
-    BytePatchEmbedderConfig,
-    BytePatchHeadConfig,
     GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
@@ -34,6 +32,7 @@ QWEN3 = replace(CORE, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2, 
 MODELS = {
     "LlamaForCausalLM": ("byte", ByteEmbedderConfig(scaled=False), CORE, LinearHeadConfig(tied=False)),
     "LlamaForCausalLM, subwords": ("hf", TokenEmbedderConfig(scaled=False), CORE, LinearHeadConfig()),
+    "LlamaForCausalLM, merges": ("sentencepiece-bpe", TokenEmbedderConfig(scaled=False), CORE, LinearHeadConfig()),
     "Qwen3ForCausalLM": ("sentencepiece", TokenEmbedderConfig(scaled=False), QWEN3, LinearHeadConfig()),
     "GraniteForCausalLM": (
         "sentencepiece", TokenEmbedderConfig(), replace(CORE, residual=ResidualConfig(scale=0.5)), LinearHeadConfig(),
@@ -72,6 +71,7 @@ def tokenizers(tmp_path_factory):
         "hf": build_tokenizer(f"hf:{folder}"),
         "byte": build_tokenizer("byte"),
         "sentencepiece": train_sentencepiece([sample_text()], 500),
+        "sentencepiece-bpe": train_sentencepiece([sample_text()], 500, "sentencepiece-bpe"),
     }
 
 
@@ -134,25 +134,9 @@ def test_a_setting_in_the_way_is_named(obstacle):
     assert obstacles(OTHERS[obstacle]) == [obstacle]
 
 
-def test_patches_are_refused_with_the_targets_that_work(tokenizers, tmp_path):
-    config = ModelConfig(128, 32, embedder=BytePatchEmbedderConfig(), core=CORE, head=BytePatchHeadConfig())
-    STLM.from_config(config, tokenizers["byte"]).save(tmp_path / "model")
-    with pytest.raises(ConversionError, match=r"model\.embedder\.kind = byte_patch .* to safetensors$"):
-        convert_to("huggingface", tmp_path / "model", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_without_the_library_the_message_says_how_to_get_it(tokenizers, monkeypatch, tmp_path):
     make(tokenizers, "LlamaForCausalLM").save(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConversionError, match=r"pip install -e"):
         convert_to("huggingface", tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_without_the_same_ids_is_refused(tmp_path):
-    tokenizer = train_sentencepiece([sample_text()], 500, "sentencepiece-bpe")
-    config = ModelConfig(128, 32, embedder=TokenEmbedderConfig(), core=CORE)
-    STLM.from_config(config, tokenizer).save(tmp_path / "model")
-    with pytest.raises(ConversionError, match=r"sentencepiece-bpe:500, which .* cannot express with the same ids"):
-        convert_to("huggingface", tmp_path / "model", tmp_path / "out")

@@ -3,13 +3,22 @@
 import pytest
 import torch
 
-from stlm.generation import EarlyExit, Effort, generate_ids, speculate
+from stlm.generation import Draws, EarlyExit, Effort, Sampling, generate_ids, look_up, probabilities, speculate
+from stlm.generation.speculative import follow_up
 
 GENERATOR = torch.Generator().manual_seed(7)
 SHALLOW, DEEP = (
     1.5 * torch.randn(5, 5, generator=GENERATOR) for _ in range(2)
 )  # logits after each id, of 4 and a stop
 STOP = 4
+
+
+class State:
+    def __init__(self, read=()):
+        self.read, self.waiting = list(read), []
+
+    def snapshot(self):
+        return State(self.read)
 
 
 class Table:
@@ -20,37 +29,50 @@ class Table:
     def __init__(self):
         self.said = []
 
-    def begin(self, batch_size):
-        return DEEP[3].expand(batch_size, -1), {"read": [], "waiting": []}
+    def begin(self, batch_size, ids=None):
+        state = State()
+        if ids is not None and ids.numel():
+            return self.step(ids, state)[:, -1], state
+        return DEEP[3].expand(batch_size, -1), state
 
     def step(self, ids, state):
-        assert not state["waiting"], "steps and drafts do not mix"
-        state["read"] += ids[0].tolist()
+        assert not state.waiting, "steps and drafts do not mix"
+        state.read += ids[0].tolist()
         self.said.append(("step", ids.size(1)))
         return DEEP[ids]
 
     def draft(self, ids, state):
-        state["waiting"] += ids[0].tolist()
+        state.waiting += ids[0].tolist()
         return SHALLOW[ids]
 
     def verify(self, state):
-        self.said.append(("verify", len(state["waiting"])))
-        return DEEP[torch.tensor([state["waiting"]])]
+        self.said.append(("verify", len(state.waiting)))
+        return DEEP[torch.tensor([state.waiting])]
 
     def keep(self, state, number):
-        state["read"] += state["waiting"][:number]
-        state["waiting"].clear()
+        state.read += state.waiting[:number]
+        state.waiting.clear()
 
     def deepen(self, state, stage):
-        self.said.append(("deepen", len(state["waiting"])))
-        newest = state["waiting"][-1]
-        state["waiting"].clear()
+        self.said.append(("deepen", len(state.waiting)))
+        newest = state.waiting[-1]
+        state.waiting.clear()
         return DEEP[torch.tensor([[newest]])]
 
 
-def options(**changed):
-    given = {"max_new_ids": 3, "context_length": 100, "stop_id": STOP, "banned_ids": torch.zeros(5, dtype=torch.bool)}
-    return given | {"seed": 0} | changed
+def draws_of(prompt=(), max_new_ids=3, banned=None, **rules):
+    return Draws(Sampling(**rules), prompt, torch.zeros(5, dtype=torch.bool) if banned is None else banned,
+                 max_new_ids, STOP)  # fmt: skip
+
+
+def by_layers(model, prompt, draws, num_drafts, context_length=100, effort=None):
+    return speculate(model, prompt, draws, context_length=context_length, stop_id=STOP, num_drafts=num_drafts,
+                     effort=effort or Effort())  # fmt: skip
+
+
+def by_copying(model, prompt, draws, num_drafts, context_length=100, effort=None):
+    return look_up(model, prompt, draws, context_length=context_length, stop_id=STOP, num_drafts=num_drafts,
+                   effort=effort or Effort())  # fmt: skip
 
 
 def shares(draw, times):
@@ -62,14 +84,19 @@ def shares(draw, times):
     return counts / times
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
-def test_drafts_leave_the_distribution_as_it_is(sampling):
+PROMPT = [0, 1, 2, 3, 0, 1, 0, 2, 2, 3, 3, 1, 0, 0, 3, 2, 1, 1, 3]  # all pairs: whatever is drawn, something follows it
+
+
+@pytest.mark.parametrize("drafting", [by_layers, by_copying])
+@pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
+def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
     """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
-    times = 3000
+    times, effort = 1500, Effort()
     found = shares(
-        lambda seed: speculate(Table(), [], num_drafts=2, effort=Effort(), **options(seed=seed, **sampling)), times
+        lambda seed: drafting(Table(), PROMPT, draws_of(PROMPT, seed=seed, **rules), num_drafts=2, effort=effort), times
     )
-    follow = torch.stack([shares_of(row, **sampling) for row in DEEP])
+    assert effort.accepted > 100 and effort.drafted - effort.accepted > 100
+    follow = probabilities(DEEP, Sampling(**rules))
     expected = torch.zeros(5, 5, 5)
     for a in range(5):
         for b in range(5):
@@ -86,30 +113,43 @@ def test_drafts_leave_the_distribution_as_it_is(sampling):
     chi_square = (times * (found - expected)[possible] ** 2 / expected[possible]).sum().item()
     degrees = int(possible.sum()) - 1
     assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
-    shallow = torch.stack([shares_of(row, **sampling) for row in SHALLOW])
+    shallow = probabilities(SHALLOW, Sampling(**rules))
     assert (shallow - follow).abs().max() > 0.2, "the drafts would show"
 
 
-def shares_of(logits, **sampling):
-    from stlm.generation.sampling import probabilities
-
-    return probabilities(logits[None], **sampling)[0]
-
-
+@pytest.mark.parametrize("drafting", [by_layers, by_copying])
 @pytest.mark.parametrize("num_drafts", [1, 2, 5, 50])
 @pytest.mark.parametrize("context_length", [1, 2, 7, 100])
-def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_length):
-    banned = torch.tensor([False, True, False, False, True])
-    given = options(max_new_ids=40, context_length=context_length, banned_ids=banned, temperature=0)
-    effort = Effort()
-    expected = list(generate_ids(Table(), [0, 1, 2], **given))
-    assert list(speculate(Table(), [0, 1, 2], num_drafts=num_drafts, effort=effort, **given)) == expected
+def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_length, drafting):
+    banned, effort = torch.tensor([False, True, False, False, True]), Effort()
+    rules = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.05}  # or it would soon go round
+
+    def draws():
+        return draws_of([0, 1, 2], max_new_ids=40, banned=banned, **rules)
+
+    expected = list(generate_ids(Table(), [0, 1, 2], draws(), context_length=context_length, stop_id=STOP))
+    assert list(drafting(Table(), [0, 1, 2], draws(), num_drafts, context_length, effort)) == expected
     assert len(expected) == 40 and effort.accepted <= effort.drafted
+
+
+def test_what_is_copied_followed_the_longest_repetition():
+    assert follow_up([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [9, 2, 3, 8]
+    assert follow_up([1, 2, 3, 9, 2, 3], 1) == [9]
+    assert follow_up([1, 2, 3, 4], 4) == [] == follow_up([1, 1, 1], 0)
+
+
+def test_copying_saves_passes():
+    """Of a text that goes round, all drafts are right but those across its end."""
+    model, effort = Table(), Effort()
+    drawn = list(by_copying(model, [0], draws_of([0], max_new_ids=60, temperature=0), 4, effort=effort))
+    passes = sum(name == "step" for name, _ in model.said)
+    assert len(drawn) == 60 or len(set(drawn)) < 5
+    assert passes < 30 and effort.accepted > 30
 
 
 def test_the_effort_is_counted():
     model, effort = Table(), Effort()
-    drawn = list(speculate(model, [0], num_drafts=4, effort=effort, **options(max_new_ids=30, temperature=0)))
+    drawn = list(by_layers(model, [0], draws_of([0], max_new_ids=30, temperature=0), 4, effort=effort))
     rounds = [number for name, number in model.said if name == "verify"]
     assert effort.ids == len(drawn) - 1  # the first comes with the prompt
     assert effort.drafted == sum(rounds) and max(rounds) == 4

@@ -152,6 +152,15 @@ def test_steps_equal_forward(model, pieces):
 
 
 @torch.no_grad()
+def test_only_wanted_logits_are_made(model):
+    ids, wanted = random_ids(), torch.rand(2, CONTEXT, generator=torch.Generator().manual_seed(7)) < 0.4
+    torch.testing.assert_close(model(ids, wanted_BT=wanted).logits, model(ids).logits[wanted], atol=1e-5, rtol=0)
+    ids, wanted = ids[:, 1:], wanted[:, 1:]  # with the start symbol, as many positions as there are
+    few, all_of_them = (model.step(ids, model.begin(2)[1], *some) for some in ((wanted,), ()))
+    torch.testing.assert_close(few, all_of_them[wanted], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_likelihood_equals_brute_force_over_single_bytes(model):
     text = "naïve text"
     ids = [model.tokenizer.end_of_text_id, *text.encode()]

@@ -112,7 +112,7 @@ def test_drafts_are_verified_and_cut_back(model, rounds):
         if model.head.new_cache() is None:  # one that remembers goes by what the first exits said
             torch.testing.assert_close(torch.cat(said, 1)[:, :kept], first[:, here], atol=1e-5, rtol=0)
         read += kept
-        assert state.length == read and state.waiting is None
+        assert state.lengths == [read] and state.waiting is None
     rest = model.step(ids[:, read:-1], state)
     torch.testing.assert_close(rest, whole[:, read + 1 :], atol=1e-5, rtol=0)
 
@@ -155,7 +155,7 @@ def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
     effort = Effort()
     options = {"max_new_ids": 21, "temperature": 0}
     text = bytes_model.generate("ab", exit_threshold=threshold, effort=effort, **options)
-    assert effort.ids == 21 and calls == [2 + 21, 2 + 21, *([2 + deep + (deep > 0)] * 3)]
+    assert effort.ids == 20 and calls == [1 + 20, 1 + 20, *([1 + deep] * 3)]  # the first id comes with the prompt
     assert effort.mean_depth == (2 if deep == 0 else 5)
     assert (text == bytes_model.generate("ab", **options)) == (deep > 0)
 

@@ -225,7 +225,7 @@ def test_steps_equal_forward(model, pieces):
     first, state = model.begin(2)
     steps = [first[:, None], *(model.step(piece, state) for piece in ids[:, :-1].split(pieces, dim=1))]
     torch.testing.assert_close(torch.cat(steps, 1), model(ids).logits, atol=1e-5, rtol=0)
-    assert state.length == CONTEXT - 1
+    assert state.lengths == [CONTEXT - 1] * 2
 
 
 @torch.no_grad()

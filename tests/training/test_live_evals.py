@@ -46,12 +46,12 @@ def told(run_dir):
     return {record["step"]: {name: record[name] for name in TASKS.split(",")} for record in records}
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(("stage", "more"), [(0, []), (2, ["training.ema_decay=0.9"]), (3, [])])
 def test_scores_are_those_of_the_checkpoints_and_losses_those_without(
-    make_trainer, tmp_path, data_dir, settings, stage
+    make_trainer, tmp_path, data_dir, settings, stage, more
 ):
     asked, tasks_dir = settings
-    losses = train(make_trainer(tmp_path / "asked", *asked, stage=stage))
+    losses = train(make_trainer(tmp_path / "asked", *asked, *more, stage=stage))
     scores = told(tmp_path / "asked")
     assert list(scores) == [0, 4, 8, 12]
     before = scores.pop(0)
@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_checkpoints_and_losses_those_without(
     }
     assert scores == expected(tmp_path / "asked", data_dir, tasks_dir)
     assert len({score["blimp"]["truth_probability"] for score in scores.values()}) == 3  # the model of that step
-    assert losses == train(make_trainer(tmp_path / "alone", stage=stage))
+    assert losses == train(make_trainer(tmp_path / "alone", *more, stage=stage))
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def read_metrics(run_dir, split=None):
     """The records of metrics.jsonl without what depends on the clock."""
     records = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        del record["timing"]
+        record.pop("timing", None)
     return [record for record in records if split in (None, record["split"])]
 
 

@@ -1,0 +1,103 @@
+"""Conversations: what a model is given to read, and the answers that it learns.
+
+A turn is written as one character U+0002, the role, a line end, what is said, and one character U+0003:
+
+    ␂user⏎What is 2 + 2?␃␂assistant⏎4␃
+
+Neither character occurs in ordinary text, each is one byte, and a message may hold neither: so no user can speak for
+somebody else. What an assistant says counts in the loss, the U+0003 behind it included, so a model learns where to
+stop; all else is given. While data is prepared, each byte 0xFE in a stored document is where given text ends and an
+answer begins, or the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT, Tokenizer
+
+TURN, END_OF_TURN = "\x02", "\x03"
+ROLES = ("system", "user", "assistant")
+END_OF_STORED_SEGMENT = 0xFE
+
+# The same for programs that know templates of Jinja, as transformers does.
+TEMPLATE = (
+    "{% for message in messages %}{{ '\\x02' + message['role'] + '\\n' + message['content'] + '\\x03' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\x02assistant\\n' }}{% endif %}"
+)
+
+
+def prompt_of(messages: Iterable[Mapping[str, Any]]) -> str:
+    """What a model reads before it answers. ValueError where a message is none."""
+    return "".join(text for message in messages for text in _turn(message)) + f"{TURN}assistant\n"
+
+
+def segments_of(record: Mapping[str, Any]) -> list[str]:
+    """Given text and answers in turn, given text first: of {"messages": [{"role": …, "content": …}, …]}, or of
+    {"prompt": …, "completion": …}, whose texts stand as they are. ValueError where it is neither."""
+    if "messages" in record:
+        messages = record["messages"]
+        if not isinstance(messages, list) or not messages:
+            raise ValueError(f"'messages' is not a list of messages but {_kind(messages)}")
+        pieces: list[tuple[bool, str]] = []
+        for message in messages:
+            head, said = _turn(message)
+            pieces += [(False, head), (message["role"] == "assistant", said)]
+        if not any(counts for counts, _ in pieces):
+            raise ValueError("'messages' holds no message of the role 'assistant', so there is nothing to learn")
+        return ["".join(text for _, text in group) for _, group in groupby(pieces, key=lambda piece: piece[0])]
+    if "prompt" in record and "completion" in record:
+        texts = [record["prompt"], record["completion"]]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"'prompt' and 'completion' are texts, got {_kind(wrong[0])}")
+        if not texts[1]:
+            raise ValueError("'completion' is empty, so there is nothing to learn")
+        return texts
+    keys = ", ".join(map(str, [*record][:10]))
+    raise ValueError(f"expected the key 'messages', or 'prompt' and 'completion'; the keys are: {keys}")
+
+
+def encode_conversations(
+    tokenizer: Tokenizer, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """Ids of stored conversations, the number of ids of each, and which ids are given rather than learned.
+
+    Each segment is encoded by itself, as it is when a model answers a prompt. The end_of_text behind an answer is
+    learned with it.
+    """
+    ends = np.flatnonzero(stored >= END_OF_STORED_SEGMENT)  # UTF-8 has no such bytes
+    last = stored[ends] == END_OF_STORED_DOCUMENT
+    assert last.sum() == len(lengths)
+    ids, counts = tokenizer.encode_documents(
+        np.where(stored == END_OF_STORED_SEGMENT, np.uint8(END_OF_STORED_DOCUMENT), stored),
+        np.diff(ends, prepend=-1),
+    )
+    document = np.cumsum(last) - last
+    first = np.flatnonzero(np.diff(document, prepend=-1))
+    given = np.repeat((np.arange(len(ends)) - first[document]) % 2 == 0, counts)
+    kept = np.ones(len(ids), dtype=np.bool_)
+    kept[np.cumsum(counts)[~last] - 1] = False  # the end_of_text of a segment that ends no document
+    return ids[kept], np.add.reduceat(counts - ~last, first), given[kept]
+
+
+def _turn(message: Any) -> tuple[str, str]:
+    """Its head, and what is said with the end of the turn."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message is not an object with 'role' and 'content' but {_kind(message)}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"the role of a message is {role!r}, expected one of {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise ValueError(f"the content of a message is not a text but {_kind(content)}")
+    if found := next((character for character in (TURN, END_OF_TURN) if character in content), None):
+        raise ValueError(f"a message holds the character U+{ord(found):04X}, which marks where turns begin and end")
+    return f"{TURN}{role}\n", f"{content}{END_OF_TURN}"
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

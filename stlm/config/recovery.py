@@ -1,0 +1,37 @@
+"""What a run does when its numbers go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stlm.config.fields import setting
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """Steps that are skipped, and returns to a checkpoint. A run that nothing happens to is the same with any of it."""
+
+    max_skipped_in_a_row: int = setting(
+        3,
+        "steps in a row that may pass without an update because loss or gradient is not finite; one more leads back to "
+        "the last checkpoint",
+        minimum=0,
+        may_change=True,
+    )
+    max_rollbacks: int = setting(
+        2, "returns to a checkpoint in a run; where none is left, it stops", minimum=0, may_change=True
+    )
+    spike_factor: float | None = setting(
+        None,
+        "a loss above so many times the median of the last spike_window losses counts as a spike (1.5 is much); null: "
+        "none does",
+        above=1.0,
+        may_change=True,
+    )
+    spike_steps: int = setting(
+        10, "steps in a row that a spike lasts before the run goes back to a checkpoint", minimum=1, may_change=True
+    )
+    spike_window: int = setting(
+        100, "losses whose median a spike is measured by; before there are so many, none is one", minimum=1,
+        may_change=True,
+    )  # fmt: skip

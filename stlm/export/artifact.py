@@ -1,0 +1,76 @@
+"""From a checkpoint to one small file: round, write, read back, and say what it has cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.atomic import write_bytes
+from stlm.artifact import decode_artifact, encode_artifact
+from stlm.errors import ConversionError
+from stlm.export.calibration import quantize
+from stlm.export.texts import Texts, batches, bits_per_byte
+from stlm.model.quantization import BITS, is_quantized
+from stlm.stlm import STLM, describe_model, locate_model
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a model in one file came to."""
+
+    output: Path
+    parameters: int
+    bits: int
+    bytes: int  # on disk, tokenizer and config included
+    before: float  # bits per byte of the model that was given
+    after: float
+    texts: Texts
+
+    def __str__(self) -> str:
+        method = "rounded to nearest" if self.texts.calibration is None else "rounded by GPTQ"
+        return (
+            f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes, "
+            f"{8 * self.bytes / self.parameters:.2f} bits a parameter\n"
+            f"matrices in {self.bits} bits, {method}, calibrated on {self.texts.calibrated_on}\n"
+            f"bits per byte: {self.before:.5f} before, {self.after:.5f} after, {self.after - self.before:+.5f}, "
+            f"on {self.texts.judged_on}"
+        )
+
+
+def convert_to_artifact(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    bits: int,
+    calibration: str | os.PathLike[str] | None = None,
+) -> Packed:
+    """Write the model of a run, checkpoint or model directory into one new file. `calibration`: see `Texts.of`.
+
+    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, or what
+    is read back is not what was written; then nothing is written.
+    """
+    path = Path(output)
+    if bits not in BITS:
+        raise ConversionError(f"--bits: got {bits}, expected one of {', '.join(map(str, BITS))}")
+    if path.exists() or path.is_symlink():
+        raise ConversionError(f"--output: {path} is there already, expected the name of a new file")
+    directory = locate_model(source)
+    model = STLM.load(directory)
+    texts = Texts.of(model, directory, calibration)
+    before = bits_per_byte(model, texts.judged)
+    read = () if texts.calibration is None else ((ids, documents) for ids, _, documents in batches(texts.calibration))
+    matrices = quantize(model, bits, read)
+    vectors = {name: vector.detach().clone() for name, vector in model.named_parameters() if not is_quantized(vector)}
+    data = encode_artifact(
+        describe_model(model.config, model.tokenizer), model.tokenizer, {**vectors, **matrices}, bits
+    )
+    expected = {**vectors, **{name: matrix.value() for name, matrix in matrices.items()}}
+    found = decode_artifact(data, path).tensors
+    if wrong := [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]:
+        raise ConversionError(f"{path}: {wrong[0]} would not be read back as it is; nothing was written")
+    model.load_tensors(found, path)
+    after = bits_per_byte(model, texts.judged)
+    write_bytes(path, data)
+    return Packed(path, model.num_parameters(), bits, len(data), before, after, texts)

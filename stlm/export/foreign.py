@@ -1,0 +1,203 @@
+"""Architectures of transformers as settings of this project, and where their weights go: the way back of `families`.
+
+A field of their config is either read here, or of no consequence for what the model computes, or it has to have the
+value that it has by default: what is not known cannot be passed over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from stlm.config import (
+    GELUConfig,
+    GroupedQueryConfig,
+    LayerNormConfig,
+    LearnedPositionsConfig,
+    LinearHeadConfig,
+    ModelConfig,
+    ResidualConfig,
+    RMSNormConfig,
+    RoPEConfig,
+    SwiGLUConfig,
+    TokenEmbedderConfig,
+    TransformerCoreConfig,
+)
+from stlm.errors import ConversionError
+from stlm.export.families import name_there
+from stlm.stlm import STLM
+
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "granite")
+
+# Of training, of generating, of telling: nothing that the logits depend on.
+_INERT = """
+    _name_or_path architectures attention_dropout attn_pdrop auto_map bos_token_id chunk_size_feed_forward dtype
+    embd_pdrop eos_token_id id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers model_type
+    n_ctx output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    resid_pdrop return_dict sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params torch_dtype transformers_version use_cache
+"""
+_READ = """
+    activation_function attention_bias attention_multiplier embedding_multiplier head_dim hidden_size intermediate_size
+    layer_norm_epsilon layer_types max_position_embeddings mlp_bias n_embd n_head n_inner n_layer n_positions
+    num_attention_heads num_hidden_layers num_key_value_heads residual_multiplier rms_norm_eps rope_parameters
+    tie_word_embeddings vocab_size
+"""
+_KNOWN = frozenset((_INERT + _READ).split())
+_GELU = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}  # by way of tanh?
+
+
+def express(there: Any, where: str) -> ModelConfig:
+    """The settings of a model whose transformers config is `there`, with a token embedder.
+
+    Raises ConversionError, naming the keys in the way.
+    """
+    if there.model_type not in FAMILIES:
+        raise ConversionError(
+            f"{where}: model_type: got {there.model_type!r}, which has no counterpart here, expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    if found := list(_obstacles(there)):
+        raise ConversionError(f"{where}: stlm cannot express {' and '.join(found)} of a {there.model_type} model")
+    config = _gpt2(there) if there.model_type == "gpt2" else _llama(there)
+    for conflict in config.check():
+        raise ConversionError(f"{where}: stlm cannot express this model: model.{conflict.key}: {conflict.message}")
+    return config
+
+
+def _obstacles(there: Any) -> Iterator[str]:
+    """The fields that stand in the way, each as "key = value"."""
+    given, usual = there.to_dict(), type(there)().to_dict()
+    for key, value in given.items():
+        if key not in _KNOWN and value != usual.get(key):
+            yield f"{key} = {value}"
+    rope = given.get("rope_parameters") or {}
+    for key, value in rope.items():
+        if key != "rope_theta" and (key, value) not in (("rope_type", "default"), ("partial_rotary_factor", 1.0)):
+            yield f"rope_parameters.{key} = {value}"
+    for kind in sorted(set(given.get("layer_types") or ()) - {"full_attention"}):
+        yield f"layer_types = {kind}"
+    if there.model_type == "gpt2" and there.activation_function not in _GELU:
+        yield f"activation_function = {there.activation_function}"
+    if there.model_type == "granite":
+        if not math.isclose(there.attention_multiplier, _head_width(there) ** -0.5, rel_tol=1e-6):
+            yield f"attention_multiplier = {there.attention_multiplier:g}"
+        if not _is_root(there) and there.embedding_multiplier != 1:
+            yield f"embedding_multiplier = {there.embedding_multiplier:g}"
+
+
+def _head_width(there: Any) -> int:
+    return getattr(there, "head_dim", None) or there.hidden_size // there.num_attention_heads
+
+
+def _is_root(there: Any) -> bool:
+    """Whether vectors are read times the root of the width, as this project does."""
+    return math.isclose(getattr(there, "embedding_multiplier", 1.0), there.hidden_size**0.5, rel_tol=1e-6)
+
+
+def _llama(there: Any) -> ModelConfig:
+    """Llama and what differs from it by a norm, a bias or a factor."""
+    heads, kv_heads, head_width = there.num_attention_heads, there.num_key_value_heads, _head_width(there)
+    all_biased = getattr(there, "attention_bias", False)
+    attention = GroupedQueryConfig(
+        num_heads=heads,
+        num_kv_heads=None if kv_heads == heads else kv_heads,
+        head_width=None if head_width * heads == there.hidden_size else head_width,
+        bias="qkv" if there.model_type == "qwen2" else "all" if all_biased else "none",
+        qk_norm=there.model_type == "qwen3",
+    )
+    core = TransformerCoreConfig(
+        num_layers=there.num_hidden_layers,
+        attention=attention,
+        feed_forward=SwiGLUConfig(there.intermediate_size, bias=getattr(there, "mlp_bias", False)),
+        norm=RMSNormConfig(there.rms_norm_eps),
+        positions=RoPEConfig(float(there.rope_parameters["rope_theta"])),
+        residual=ResidualConfig(scale=float(getattr(there, "residual_multiplier", 1.0))),
+    )
+    return ModelConfig(
+        context_length=there.max_position_embeddings,
+        width=there.hidden_size,
+        embedder=TokenEmbedderConfig(scaled=_is_root(there)),
+        core=core,
+        head=LinearHeadConfig(tied=there.tie_word_embeddings),
+    )
+
+
+def _gpt2(there: Any) -> ModelConfig:
+    """GPT-2 (Radford et al. 2019): LayerNorm, learned positions, gelu, and biases everywhere."""
+    gelu = GELUConfig(there.n_inner or 4 * there.n_embd, bias=True, approximate=_GELU[there.activation_function])
+    core = TransformerCoreConfig(
+        num_layers=there.n_layer,
+        attention=GroupedQueryConfig(num_heads=there.n_head, bias="all"),
+        feed_forward=gelu,
+        norm=LayerNormConfig(there.layer_norm_epsilon),
+        positions=LearnedPositionsConfig(),
+    )
+    return ModelConfig(
+        context_length=there.n_positions,
+        width=there.n_embd,
+        embedder=TokenEmbedderConfig(scaled=False),
+        core=core,
+        head=LinearHeadConfig(tied=there.tie_word_embeddings),
+    )
+
+
+def take(weights: Mapping[str, Tensor], model: STLM, family: str, where: str) -> dict[str, Tensor]:
+    """The tensors of `model`, by the names of its parameters, out of those of transformers.
+
+    Raises ConversionError where some are left over.
+    """
+    weights = dict(weights)
+    if model.config.head.tied:
+        weights.pop("lm_head.weight", None)
+    rename = _gpt2_tensor if family == "gpt2" else _llama_tensor
+    found, used = {}, set()
+    for name, parameter in model.named_parameters():
+        there, tensor = rename(weights, name, parameter)
+        found[name] = tensor
+        used.add(there)
+    if left := sorted(set(weights) - used):
+        raise ConversionError(f"{where}: weights without a counterpart here: {', '.join(left[:3])}")
+    return found
+
+
+def _llama_tensor(weights: Mapping[str, Tensor], name: str, parameter: Tensor) -> tuple[str, Tensor]:
+    there = name_there(name)
+    return there, weights[there]
+
+
+_GPT2_BLOCK = {
+    "attention_norm": "ln_1",
+    "attention.query": "attn.c_attn",
+    "attention.key": "attn.c_attn",
+    "attention.value": "attn.c_attn",
+    "attention.output": "attn.c_proj",
+    "feed_forward_norm": "ln_2",
+    "feed_forward.up": "mlp.c_fc",
+    "feed_forward.down": "mlp.c_proj",
+}
+_GPT2_OUTSIDE = {
+    "embedder.table": "transformer.wte",
+    "core.stack.positions.table": "transformer.wpe",
+    "core.norm": "transformer.ln_f",
+    "head.output": "lm_head",
+}
+_THIRDS = ("query", "key", "value")  # side by side in one matrix
+
+
+def _gpt2_tensor(weights: Mapping[str, Tensor], name: str, parameter: Tensor) -> tuple[str, Tensor]:
+    """GPT-2 has its matrices transposed, [in, out]."""
+    place, _, kind = name.rpartition(".")
+    if place in _GPT2_OUTSIDE:
+        there = f"{_GPT2_OUTSIDE[place]}.{kind}"
+        return there, weights[there]
+    number, _, part = place.removeprefix("core.stack.blocks.").partition(".")
+    there = f"transformer.h.{number}.{_GPT2_BLOCK[part]}.{kind}"
+    tensor = weights[there]
+    last = part.rpartition(".")[2]
+    if last in _THIRDS:
+        tensor = tensor.chunk(3, dim=-1)[_THIRDS.index(last)]
+    return there, tensor.T if tensor.dim() == 2 else tensor

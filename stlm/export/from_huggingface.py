@@ -1,0 +1,133 @@
+"""A model of transformers as one of this project: its config, its tokenizer, its weights to the last bit.
+
+No code of the folder is run, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
+from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
+from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
+from stlm.errors import ConversionError, StlmError
+from stlm.export.comparison import Logits
+from stlm.export.fast_tokenizer import definition_of
+from stlm.export.foreign import express, take
+from stlm.export.huggingface import library, logits_of
+from stlm.stlm import STLM
+
+
+def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
+    """The model of a folder, and the logits that transformers gives for it; see `Source`.
+
+    Raises ConversionError, naming the key in the way, where it is no model that STLM can express, and DataError where
+    its tokenizer is none that gives back every text.
+    """
+    transformers = library()
+    place = directory / "config.json"
+    if not place.is_file():
+        raise ConversionError(f"{directory}: holds no config.json; expected a folder that save_pretrained has written")
+    try:
+        ours = json.loads(place.read_bytes()).get("model_type") == "stlm"
+        there = _our_classes()[0].from_pretrained(directory) if ours else _config(transformers, directory)
+    except (StlmError, DataError):
+        raise
+    except Exception as error:  # whatever is wrong with the file: the library raises nothing more special
+        raise ConversionError(f"{place}: transformers cannot read it: {_first_line(error)}") from None
+    config = there.settings() if ours else express(there, str(place))
+    tokenizer = read_tokenizer(directory, there.vocab_size)
+    if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not ours:
+        config = replace(config, embedder=ByteEmbedderConfig(scaled=config.embedder.scaled))
+    loaded = _load(_our_classes()[1] if ours else transformers.AutoModelForCausalLM, directory)
+    model = STLM(config, tokenizer)
+    weights = loaded.network.state_dict() if ours else loaded.state_dict()
+    if not ours:
+        weights = take(weights, model, there.model_type, str(directory))
+    model.load_tensors({name: weights[name] for name, _ in model.named_parameters()}, source=directory)
+    return model.eval(), logits_of(loaded, tokenizer)
+
+
+def _config(transformers: Any, directory: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+
+
+def _our_classes() -> tuple[Any, Any]:
+    """Config and model of what this project exports with code: as they are here, whatever code the folder has."""
+    from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
+
+    return StlmConfig, StlmForCausalLM
+
+
+def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder: where this project wrote the folder the one it had, else one of the library.
+
+    Raises DataError where there is none that gives back every text, or it has more than `vocab_size` ids.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = directory if (directory / "tokenizer.json").is_file() else _converted(directory, Path(scratch))
+        definition = json.loads(tokenizer_file(str(place)).read_bytes())
+        for number, known in enumerate(_known(directory)):
+            empty = Path(scratch, str(number))
+            empty.mkdir()
+            if _vocabulary(definition_of(known, empty)) == _vocabulary(definition):
+                return known
+        return adopt_huggingface(str(place), f"hf:{directory}", vocab_size)
+
+
+def _known(directory: Path) -> list[Tokenizer]:
+    """Tokenizers of this project that a folder may have been written with."""
+    file = directory / MODEL_FILE
+    kinds = ALGORITHMS if file.is_file() else ()
+    return [ByteTokenizer(), *(SentencePieceTokenizer(file.read_bytes(), kind) for kind in kinds)]
+
+
+def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two definitions the same mapping: the model's table, and the symbols beside it."""
+    added = [(token["id"], token["content"]) for token in definition.get("added_tokens") or ()]
+    return *(definition["model"].get(key) for key in ("type", "vocab", "merges")), sorted(added)
+
+
+def _converted(directory: Path, scratch: Path) -> Path:
+    """A folder with tokenizer.json, where `directory` has its tokenizer in an older form."""
+    try:
+        library().AutoTokenizer.from_pretrained(directory, local_files_only=True).save_pretrained(scratch / "fast")
+    except Exception as error:  # the library raises nothing more special
+        raise DataError(
+            f"{directory}: holds no tokenizer.json, and no other tokenizer that transformers can read "
+            f"({_first_line(error)}); copy the tokenizer's files beside the model"
+        ) from None
+    if not (scratch / "fast" / "tokenizer.json").is_file():
+        raise DataError(f"{directory}: holds no tokenizer.json, and none can be made of its tokenizer")
+    return scratch / "fast"
+
+
+def _load(kind: Any, directory: Path) -> Any:
+    """The model as transformers has it, in fp32, with every weight from the folder."""
+    try:
+        loaded, told = kind.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:  # whatever is wrong with the files: the library raises nothing more special
+        raise ConversionError(
+            f"{directory}: transformers cannot load its weights: {_first_line(error)}; is the folder complete?"
+        ) from None
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if names := sorted(map(str, told.get(what) or ())):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ConversionError(
+                f"{directory}: its weights are not those of its config.json: {what.replace('_', ' ')} {shown}"
+            )
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,123 @@
+"""From a checkpoint to a folder with one file for llama.cpp: write, let it run, and compare."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipeline.atomic import atomic_directory
+from data_pipeline.tokenizers import Tokenizer
+from data_pipeline.tokenizers.base import SPACE
+from stlm.errors import ConversionError
+from stlm.export.comparison import TOLERANCE, sample_ids, sample_text
+from stlm.export.conversion import vacant
+from stlm.export.families import obstacles
+from stlm.export.gguf_tokenizer import is_unigram
+from stlm.export.gguf_writer import read_tensors, write_gguf
+from stlm.export.llama_cpp import LlamaCpp, installed
+from stlm.export.origin import Origin
+from stlm.stlm import STLM, locate_model
+
+FILE = "model.gguf"
+PLACES = 8  # of the text at which all log-probabilities are compared
+TOLERANCES = {"f32": TOLERANCE, "f16": 0.05, "q8_0": 0.5}  # the latter two round weights, and q8_0 what they multiply
+
+
+@dataclass(frozen=True)
+class WrittenGGUF:
+    """What a conversion for llama.cpp came to."""
+
+    output: Path
+    parameters: int
+    bytes: int
+    difference: float | None  # the largest between log-probabilities; None: llama.cpp was not there to run the file
+    remark: str  # what llama.cpp does otherwise with texts; or nothing
+
+    def __str__(self) -> str:
+        proof = (
+            "xllamacpp is not installed to run it: its tensors were read back and are the same to the last bit"
+            if self.difference is None
+            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places"
+        )
+        lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", proof, self.remark]
+        return "\n".join(line for line in lines if line)
+
+
+def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[str], type: str = "f32") -> WrittenGGUF:
+    """Write the model of a run, checkpoint or model directory into a new folder, as model.gguf.
+
+    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, the
+    format cannot express the model, or llama.cpp makes something else of it; then nothing is written.
+    """
+    if type not in TOLERANCES:
+        raise ConversionError(f"--type: got {type!r}, expected one of {', '.join(TOLERANCES)}")
+    output = vacant(output)
+    directory = locate_model(source)
+    model = STLM.load(directory)
+    if found := obstacles(model.config):
+        raise ConversionError(
+            f"{directory}: gguf cannot express {' and '.join(found)}, for which llama.cpp has no architecture; this "
+            "model can be converted to safetensors or artifact"
+        )
+    with atomic_directory(output) as folder:
+        path = folder / FILE
+        arrays = write_gguf(model, Origin.of(directory), path, type)
+        if installed():
+            difference = _compare(model, LlamaCpp(path, model.config.context_length), TOLERANCES[type])
+        else:
+            difference = None
+            there = read_tensors(path)
+            for name, array in arrays.items():
+                if name not in there or not np.array_equal(array, there[name]):
+                    raise ConversionError(f"{path}: {name} is not what was written; nothing was written")
+        size = path.stat().st_size
+    return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _remark(model.tokenizer))
+
+
+@torch.no_grad()
+def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
+    """The largest difference of log-probabilities. ConversionError where it is too large, or ids are other ones."""
+    tokenizer = model.tokenizer
+    text = _readable(tokenizer, sample_text())
+    expected, got = [tokenizer.start_id, *tokenizer.encode(text).tolist()], other.encode(text)
+    if got != expected:
+        place = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
+        raise ConversionError(
+            f"data.tokenizer: llama.cpp has other ids than {tokenizer.spec}: id {place} of a text is "
+            f"{got[place : place + 5]}, expected {expected[place : place + 5]}; nothing was written"
+        )
+    ids_T = sample_ids(model)[0]
+    expected_TV = model.eval()(ids_T[None]).logits[0].log_softmax(-1)
+    plain_id = next(id for id in range(tokenizer.vocab_size) if tokenizer.decode_bytes([id]).isalnum())
+    difference = 0.0
+    for place in np.unique(np.linspace(0, len(ids_T) - 2, PLACES).astype(int)).tolist():
+        prompt = [tokenizer.start_id, *ids_T[:place].tolist()]
+        found_V = other.log_probabilities(prompt, plain_id, tokenizer.vocab_size)
+        difference = max(difference, (found_V - expected_TV[place]).abs().nan_to_num(torch.inf).max().item())
+    if difference > tolerance:
+        raise ConversionError(
+            f"llama.cpp does not compute the same model: log-probabilities differ by up to {difference:.2e}, expected "
+            f"at most {tolerance:.0e}; nothing was written"
+        )
+    return difference
+
+
+def _readable(tokenizer: Tokenizer, text: str) -> str:
+    """The text without the characters that llama.cpp would not read as they are: see `_remark`."""
+    if not is_unigram(tokenizer):
+        return text
+    pieces = {tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size)}
+    return "".join(character for character in text if character.encode() in pieces and character != SPACE)
+
+
+def _remark(tokenizer: Tokenizer) -> str:
+    if not is_unigram(tokenizer):
+        return ""
+    return (
+        "llama.cpp reads a character beyond ASCII that the vocabulary lacks as one unknown id, where STLM reads its "
+        "bytes; all other texts have the same ids"
+    )

@@ -1,0 +1,130 @@
+"""A file that llama.cpp runs: architecture, weights and tokenizer in GGUF.
+
+Its architectures llama, qwen3 and granite are those of transformers (see `families`). Weights keep their values; rows
+of queries and keys change their order in two of them, because llama.cpp turns neighbouring entries of a head where
+transformers, and STLM, turn an entry of the first half with one of the second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.tokenizers import Tokenizer
+from stlm.errors import ConversionError
+from stlm.export.families import describe, name_there
+from stlm.export.gguf_tokenizer import Vocabulary, vocabulary_of
+from stlm.export.origin import Origin
+from stlm.stlm import STLM
+
+_BLOCK = 32  # entries of a row that share a step in q8_0
+_NEIGHBOURS = ("llama", "granite")  # architectures that turn neighbouring entries
+_SOURCES = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+
+
+def library() -> Any:
+    """The gguf library. Raises ConversionError where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise ConversionError('gguf: it is not installed; pip install -e ".[export]" -c constraints.txt') from None
+    return gguf
+
+
+def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, NDArray[Any]]:
+    """Write one file; `type`: of the matrices, f32, f16 or q8_0; vectors are fp32. Returns what `read_tensors` finds.
+
+    Raises ConversionError where the tokenizer cannot be expressed, or rows are no whole blocks.
+    """
+    gguf = library()
+    fields = describe(model.config)
+    writer = gguf.GGUFWriter(path, fields["model_type"])
+    _add_settings(writer, fields, model, origin)
+    writer.add_file_type(gguf.LlamaFileType[{"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}[type]])
+    _add_tokenizer(writer, gguf, model.tokenizer, vocabulary_of(model.tokenizer))
+    written = {}
+    for name, array in tensors_of(model, fields).items():
+        kind = gguf.GGMLQuantizationType[(type if array.ndim > 1 else "f32").upper()]
+        if kind.name == "Q8_0" and array.shape[-1] % _BLOCK:
+            raise ConversionError(
+                f"--type: got q8_0, whose blocks are of {_BLOCK} entries, but the rows of {name} have "
+                f"{array.shape[-1]}; expected f32 or f16"
+            )
+        written[name] = gguf.quantize(array, kind)
+        writer.add_tensor(name, written[name], raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return written
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a file by name, as they lie in it."""
+    return {tensor.name: tensor.data for tensor in library().GGUFReader(path).tensors}
+
+
+def tensors_of(model: STLM, fields: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """The parameters under the names of llama.cpp, in fp32; what is tied, once."""
+    gguf = library()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[fields["model_type"].upper()], fields["num_hidden_layers"])
+    found = {}
+    for name, parameter in model.named_parameters():
+        there = name_there(name)
+        array = parameter.detach().float().cpu().numpy()
+        heads = fields.get(_SOURCES.get(there.split(".")[-2], ""))
+        if heads and fields["model_type"] in _NEIGHBOURS:
+            array = _halves_to_neighbours(array, heads)
+        found[names.get_name(there, try_suffixes=(".weight",))] = np.ascontiguousarray(array)
+    return found
+
+
+def _halves_to_neighbours(rows: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
+    """Rows of each head in the order 0, K/2, 1, K/2 + 1, …"""
+    return rows.reshape(num_heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _add_settings(writer: Any, fields: dict[str, Any], model: STLM, origin: Origin) -> None:
+    writer.add_name(f"stlm {model.num_parameters():,} parameters")
+    writer.add_description("" if origin.step is None else f"trained for {origin.step:,} steps")
+    writer.add_vocab_size(model.tokenizer.vocab_size)
+    writer.add_context_length(fields["max_position_embeddings"])
+    writer.add_embedding_length(fields["hidden_size"])
+    writer.add_feed_forward_length(fields["intermediate_size"])
+    writer.add_block_count(fields["num_hidden_layers"])
+    writer.add_head_count(fields["num_attention_heads"])
+    writer.add_head_count_kv(fields["num_key_value_heads"])
+    writer.add_key_length(fields["head_dim"])
+    writer.add_value_length(fields["head_dim"])
+    writer.add_rope_dimension_count(fields["head_dim"])
+    writer.add_rope_freq_base(fields["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
+    if fields["model_type"] == "granite":
+        writer.add_embedding_scale(fields["embedding_multiplier"])
+        writer.add_residual_scale(fields["residual_multiplier"])
+        writer.add_attention_scale(fields["attention_multiplier"])
+        writer.add_logit_scale(fields["logits_scaling"])
+
+
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.pieces)
+    writer.add_token_types([gguf.TokenType[kind] for kind in vocabulary.kinds])
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges is not None:
+        writer.add_token_merges(vocabulary.merges)
+    writer.add_bos_token_id(tokenizer.start_id)
+    writer.add_eos_token_id(tokenizer.end_of_text_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_mask_token_id(tokenizer.mask_id)
+    if vocabulary.unknown is not None:
+        writer.add_unk_token_id(vocabulary.unknown)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_remove_extra_whitespaces(False)

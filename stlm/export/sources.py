@@ -1,0 +1,21 @@
+"""What a model can be read from besides this project's own checkpoints, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm.export.comparison import Logits
+from stlm.export.from_huggingface import read_huggingface
+from stlm.stlm import STLM
+
+
+@dataclass(frozen=True)
+class Source:
+    """One form of a model on disk."""
+
+    read: Callable[[Path], tuple[STLM, Logits]]  # the model of a folder, and the logits of what lies there
+
+
+SOURCES = {"huggingface": Source(read_huggingface)}

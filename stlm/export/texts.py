@@ -1,0 +1,139 @@
+"""Texts of a model: what its numbers are rounded for, and what it is judged on before and after."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import DataError
+from data_pipeline.loading import open_data, train_loader, validation_loader
+from data_pipeline.preparation import default_data_dir
+from data_pipeline.windows import Windows
+from stlm.config import load_run_config
+from stlm.errors import ConversionError
+from stlm.export.comparison import sample_text
+from stlm.stlm import STLM
+
+CALIBRATION_IDS = 1 << 16
+JUDGED_IDS = 1 << 17
+_ROWS = 8  # of a forward pass
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Windows of the model's context, [n, T]."""
+
+    calibration: Windows | None
+    calibrated_on: str  # for people
+    judged: Windows
+    judged_on: str
+
+    @classmethod
+    def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> Texts:
+        """Training and validation windows of the run that the model directory `source` lies in.
+
+        A text file `calibration` takes the place of the training windows, and where there is no run its last tenth is
+        what is judged. With neither, a text that every Python carries is judged, and nothing is calibrated. Raises
+        ConversionError where the file is no text, or the data of the run are not there.
+        """
+        text = None if calibration is None else _read(Path(calibration))
+        run_dir = Path(os.path.normpath(source.resolve() / "../../.."))
+        if (run_dir / "config.yaml").is_file():
+            trained, validated = _of_run(model, run_dir)
+            if text is None:
+                return cls(trained, f"training data, {_size(model, trained)}", validated, "validation data")
+            windows = _spread(_windows_of(model, text), CALIBRATION_IDS)
+            return cls(windows, f"{calibration}, {_size(model, windows)}", validated, "validation data")
+        if text is None:
+            return cls(None, "nothing", _windows_of(model, sample_text()), "documentation that Python carries")
+        cut = len(text) * 9 // 10
+        windows = _spread(_windows_of(model, text[:cut]), CALIBRATION_IDS)
+        judged = _spread(_windows_of(model, text[cut:]), JUDGED_IDS)
+        return cls(windows, f"{calibration}, {_size(model, windows)}", judged, "its last tenth")
+
+
+def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """(ids, loss mask, document ids or None), each [B, T]."""
+    for first in range(0, len(windows.ids), _ROWS):
+        rows = slice(first, first + _ROWS)
+        documents = None if windows.document_ids is None else torch.from_numpy(windows.document_ids[rows])
+        yield torch.from_numpy(windows.ids[rows]), torch.from_numpy(windows.loss_mask[rows]), documents
+
+
+@torch.no_grad()
+def bits_per_byte(model: STLM, windows: Windows) -> float:
+    """As validation in training counts: each window by itself, in fp32."""
+    bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).long()
+    nats, num_bytes = 0.0, 0
+    for ids_BT, mask_BT, documents_BT in batches(windows):
+        logits_BTV = model(ids_BT, documents_BT).logits.float()
+        nats_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
+        nats += nats_BT[mask_BT].double().sum().item()
+        num_bytes += int(bytes_per_id[ids_BT[mask_BT]].sum())
+    return nats / math.log(2) / num_bytes
+
+
+def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
+    config = load_run_config(run_dir)
+    named = config.data
+    if named.dir is None and not named.mixture:
+        named = replace(named, dir=str(default_data_dir(model.tokenizer.spec)))
+    try:
+        data = open_data(named)
+    except DataError as error:
+        raise ConversionError(
+            f"{error}; these are the data of the run, and what its numbers are rounded for: go to the folder that it "
+            "was started in, or copy the model out of its run and name a text by --calibration"
+        ) from None
+    length = model.config.context_length
+    number = max(1, CALIBRATION_IDS // length)
+    validation = validation_loader(data, named, length)
+    places = np.unique(np.linspace(0, validation.num_windows - 1, max(1, JUDGED_IDS // length)).astype(int)).tolist()
+    judged = _joined([validation.windows(place, place + 1) for place in places])
+    return train_loader(data, named, length, number, config.seed).rows(0, 0, number), judged
+
+
+def _windows_of(model: STLM, text: str) -> Windows:
+    """A text as one document, in windows; what does not fill the last one is padded."""
+    tokenizer, length = model.tokenizer, model.config.context_length
+    ids = np.array([tokenizer.end_of_text_id, *tokenizer.encode(text).tolist()], dtype=np.int64)
+    padding = -len(ids) % length
+    rows = np.pad(ids, (0, padding), constant_values=tokenizer.pad_id).reshape(-1, length)
+    mask = np.pad(np.ones(len(ids), np.bool_), (0, padding)).reshape(-1, length)
+    return Windows(rows, mask)
+
+
+def _spread(windows: Windows, num_ids: int) -> Windows:
+    """At most so many ids, from the whole text."""
+    number, length = windows.ids.shape
+    places = np.unique(np.linspace(0, number - 1, max(1, num_ids // length)).astype(int))
+    return Windows(windows.ids[places], windows.loss_mask[places])
+
+
+def _joined(parts: list[Windows]) -> Windows:
+    documents = [part.document_ids for part in parts if part.document_ids is not None]
+    ids, mask = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+    return Windows(ids, mask, np.concatenate(documents) if documents else None)
+
+
+def _size(model: STLM, windows: Windows) -> str:
+    return f"{int(model.tokenizer.bytes_per_id[windows.ids[windows.loss_mask]].sum()):,} bytes"
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(
+            f"--calibration: {path} cannot be read ({error}); expected a text file in UTF-8"
+        ) from None
+    if len(text) < 1000:
+        raise ConversionError(f"--calibration: {path} has {len(text):,} characters, expected at least 1,000")
+    return text

@@ -1,0 +1,72 @@
+"""Matrices as small integers: the entries of a row share steps, group by group.
+
+Shape letters: R rows, C columns, G groups of a row. A tensor of more than two dimensions is the rows of its last one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BITS = (8, 6, 4)
+RATIOS = 255  # a step is stored as one of so many parts of the tensor's largest step
+
+GROUP = 128  # columns that share a step, and what a row's last group has left; docs/LOG.md has the others
+
+
+class Quantized(NamedTuple):
+    """A tensor as integers: entry = level x step of its group."""
+
+    levels: Tensor  # int8, the tensor's own shape: at most `largest_level(bits)` in size
+    ratios: Tensor  # uint8 [R, G]: the steps, as parts of the largest one
+    unit: float  # the largest step over RATIOS, a number of 32 bits
+
+    def value(self) -> Tensor:
+        """The tensor in fp32. The same to the last bit on every machine: two products of 32-bit numbers."""
+        steps_RC = spread(steps_of(self.ratios, self.unit), self.levels.size(-1))
+        return (self.levels.flatten(0, -2).float() * steps_RC).view(self.levels.shape)
+
+
+def is_quantized(parameter: Tensor) -> bool:
+    """Matrices are, and tables; vectors, such as the scales of norms, are few and stay as they are."""
+    return parameter.ndim > 1
+
+
+def largest_level(bits: int) -> int:
+    """Levels are symmetric about zero: 127, 31, 7."""
+    return 2 ** (bits - 1) - 1
+
+
+def choose_steps(weight_RC: Tensor, bits: int) -> tuple[Tensor, float]:
+    """(ratios_RG, unit) by which each group's largest entry gets the largest level, or is rounded up to it."""
+    padded_RC = torch.nn.functional.pad(weight_RC.detach().float().abs(), (0, -weight_RC.size(1) % GROUP))
+    steps_RG = padded_RC.unflatten(1, (-1, GROUP)).amax(2) / largest_level(bits)
+    unit = max((steps_RG.amax() / RATIOS).item(), torch.finfo(torch.float32).tiny)
+    return (steps_RG / unit).ceil().clamp(1, RATIOS).to(torch.uint8), unit
+
+
+def steps_of(ratios_RG: Tensor, unit: float) -> Tensor:
+    """The steps [R, G] in fp32."""
+    return ratios_RG.float() * torch.tensor(unit, dtype=torch.float32, device=ratios_RG.device)
+
+
+def spread(steps_RG: Tensor, columns: int) -> Tensor:
+    """The step of each column: [R, G] → [R, C]."""
+    return steps_RG.repeat_interleave(GROUP, 1)[:, :columns]
+
+
+def nearest_levels(weight_RC: Tensor, steps_RC: Tensor, bits: int) -> Tensor:
+    """The integers nearest to weight / step, as floats."""
+    top = largest_level(bits)
+    return (weight_RC / steps_RC).round().clamp(-top, top)
+
+
+def round_to_nearest(weight: Tensor, bits: int) -> Quantized:
+    """A tensor whose entries are each rounded by themselves."""
+    weight_RC = weight.detach().float().flatten(0, -2)
+    ratios_RG, unit = choose_steps(weight_RC, bits)
+    steps_RC = spread(steps_of(ratios_RG, unit), weight_RC.size(1))
+    levels_RC = nearest_levels(weight_RC, steps_RC, bits).to(torch.int8)
+    return Quantized(levels_RC.view(weight.shape), ratios_RG, unit)

@@ -1,0 +1,36 @@
+"""What torch.compile needs of a machine and of a run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from stlm.errors import ConfigError, EngineError
+
+
+def refuse_uncompilable(stage: int) -> None:
+    """Raises ConfigError or EngineError where `training.compile` could not do what it is for."""
+    if stage == 3:
+        raise ConfigError(
+            "training.compile: got true with ZeRO stage 3, which fetches weights between all modules, so that no two "
+            "of them become one program; training.compile=false would work, or another --ds_config"
+        )
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise EngineError(
+            "training.compile: got true, but TORCHDYNAMO_DISABLE=1 in the environment turns it off; unset it, or use "
+            "training.compile=false"
+        )
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a while to import
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # of inductor's own
+        raise EngineError(
+            f"training.compile: got true, but there is no C++ compiler ({' '.join(str(error).split())}); install g++, "
+            "name one in CXX, or use training.compile=false"
+        ) from None
+    from torch.utils._triton import has_triton
+
+    if torch.cuda.is_available() and not has_triton():
+        raise EngineError("training.compile: got true, which needs triton on a GPU; or use training.compile=false")

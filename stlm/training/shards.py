@@ -1,0 +1,70 @@
+"""Where ZeRO keeps what belongs to a parameter: the flat tensors that it hands to the optimizer in place of parameters.
+
+At stages 1 and 2 the parameters of a group stand one behind the other in one tensor, of which each rank holds an equal
+part, wherever that cuts. At stage 3 each parameter is cut into equal parts, and each rank holds its parts of a group
+one behind the other. Stage 0 has none: there each parameter is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Shard(NamedTuple):
+    """One rank's part of some parameters, as the optimizer sees it."""
+
+    flat: Tensor
+    parameters: list[nn.Parameter]  # of which it holds parts
+    places: list[tuple[int, int]]  # where each begins, and how much of it a rank holds (stage 3) or all ranks do
+    shapes: list[torch.Size]
+    cut_each: bool  # stage 3
+
+    def join(self, flat: Tensor) -> list[Tensor]:
+        """The whole tensors, gathered from all ranks, that `flat`, laid out as this shard, is a part of."""
+        whole_WN = flat.new_empty(dist.get_world_size(), flat.numel())
+        dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
+        return [
+            (
+                whole_WN[:, start : start + size].reshape(-1)
+                if self.cut_each
+                else whole_WN.view(-1)[start : start + size]
+            )[: shape.numel()].view(shape)
+            for (start, size), shape in zip(self.places, self.shapes, strict=True)
+        ]
+
+    def own_part(self, tensors: Sequence[Tensor]) -> Tensor:
+        """What `join` gathers, reversed: this rank's part, flat, of whole tensors that every rank has."""
+        ranks = dist.get_world_size()
+        whole_WN = torch.zeros(ranks, self.flat.numel(), dtype=self.flat.dtype, device=tensors[0].device)
+        for (start, size), tensor in zip(self.places, tensors, strict=True):
+            if self.cut_each:
+                padded = nn.functional.pad(tensor.reshape(-1), (0, ranks * size - tensor.numel()))
+                whole_WN[:, start : start + size] = padded.view(ranks, size)
+            else:
+                whole_WN.view(-1)[start : start + size] = tensor.reshape(-1)
+        return whole_WN[dist.get_rank()]
+
+
+def shards_of(zero: Any, stage: int) -> list[Shard]:
+    """The shards that DeepSpeed's ZeRO optimizer of stage 1, 2 or 3 holds on this rank."""
+    shards = []
+    if stage < 3:
+        for number, parameters in enumerate(zero.round_robin_bit16_groups):
+            starts = zero.round_robin_bit16_offsets[number]
+            places = [(start, parameter.numel()) for start, parameter in zip(starts, parameters, strict=True)]
+            shapes = [parameter.shape for parameter in parameters]
+            shards.append(Shard(zero.single_partition_of_fp32_groups[number], parameters, places, shapes, False))
+        return shards
+    for number, parameters in enumerate(zero.fp16_groups):
+        places, start = [], 0
+        for parameter in parameters:
+            places.append((start, parameter.partition_numel()))
+            start += parameter.partition_numel()
+        shapes = [parameter.ds_shape for parameter in parameters]
+        shards.append(Shard(zero.fp32_partitioned_groups_flat[number], parameters, places, shapes, True))
+    return shards

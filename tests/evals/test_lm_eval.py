@@ -1,0 +1,93 @@
+"""The harness on a tiny model and local files: its numbers are the project's own, item by item."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_likelihood import tiny_model
+
+from stlm.errors import StlmError
+from stlm.evals import Loaded
+
+pytestmark = pytest.mark.slow  # importing the harness takes seconds
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+{rest}
+"""
+CHOICES = 'doc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"'
+ROLLING = 'doc_to_text: ""\ndoc_to_target: "{{context}}"\nmetric_list: [{metric: bits_per_byte}]'
+GENERATE = 'doc_to_text: "{{context}}"\ndoc_to_target: "x"\ngeneration_kwargs: {until: ["e", "zz"], max_gen_toks: 12}'
+ITEMS = [{"id": str(n), "context": "The zebra that you saw" * (1 + n % 3), "choices": [f"ran {n}", "é", "jumped far"],
+          "answer": n % 3} for n in range(6)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The model, the folder of the items, and what the harness says of them."""
+    folder = tmp_path_factory.mktemp("harness")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            patch.setenv(name, "1")
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        import stlm.evals.lm_eval  # noqa: F401 (registers the model)
+
+        (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+        for name, kind, rest in [("choose", "multiple_choice", CHOICES), ("roll", "loglikelihood_rolling", ROLLING),
+                                 ("write", "generate_until", GENERATE)]:  # fmt: skip
+            task = TASK.format(name=name, file=folder / "hellaswag.jsonl", kind=kind, rest=rest)
+            (folder / f"{name}.yaml").write_text(task)
+        model = tiny_model()
+        model.save(folder / "model")
+        found = lm_eval.simple_evaluate(
+            model="stlm", model_args=f"checkpoint={folder / 'model'}", tasks=["choose", "roll", "write"],
+            task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0,
+        )  # fmt: skip
+    return model, folder, found
+
+
+def test_choices_are_the_projects_own_to_the_item(judged):
+    model, folder, found = judged
+    scored, values = Loaded.read("hellaswag", folder, 0).score(model)
+    assert found["results"]["choose"]["acc,none"] == values["accuracy"]["value"]
+    theirs = {sample["doc"]["id"]: [answer[0] for answer in sample["filtered_resps"]] for sample in
+              found["samples"]["choose"]}  # fmt: skip
+    for one in scored:
+        assert theirs[one.item.id] == pytest.approx(one.log_probabilities, abs=1e-4)
+    assert values["contexts_cut"] == 4, "contexts longer than the model are among them"
+
+
+def test_texts_of_any_length(judged):
+    model, _, found = judged
+    texts = [item["context"] for item in ITEMS]
+    bits = -sum(map(model.log_likelihood, texts)) / math.log(2)
+    assert found["results"]["roll"]["bits_per_byte,none"] == pytest.approx(bits / sum(map(len, texts)), rel=1e-5)
+
+
+def test_what_is_written_ends_where_it_is_told_to(judged):
+    model, _, found = judged
+    for sample in found["samples"]["write"]:
+        whole = model.generate(sample["doc"]["context"], temperature=0.0, max_new_ids=12)
+        assert sample["resps"][0][0] == whole.split("e")[0]
+
+
+def test_settings_it_does_not_know(judged):
+    from stlm.evals.lm_eval import HarnessModel
+
+    _, folder, _ = judged
+    with pytest.raises(StlmError, match="got 'dtype'"):
+        HarnessModel(str(folder / "model"), dtype="float16")
+    with pytest.raises(StlmError, match="precision=half"):
+        HarnessModel(str(folder / "model"), precision="half")
+    with pytest.raises(StlmError, match="got 'num_beams'"):
+        HarnessModel(str(folder / "model"))._generated("a", {"num_beams": 2})
+    assert HarnessModel(str(folder / "model"), precision="bf16", batch_size=1)._scored([]) == []
+    assert not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,113 @@
+"""Rows that are decoded together: each is the text that it would be alone, whatever stands beside it."""
+
+import pytest
+import torch
+
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import ModelConfig, from_dict
+from stlm.generation import Batch, Sampling
+from stlm.stlm import STLM
+
+LOCAL = {"kind": "byte_patch", "width": 16, "window": 5}
+CORE = {"num_layers": 2, "attention": {"num_heads": 4, "num_kv_heads": 2}}
+MODELS = {
+    "bytes": {"embedder": {"kind": "byte", "ngrams": {"table_size": 20}}, "core": CORE},
+    "windows": {"core": {"num_layers": 3, "attention": {"num_heads": 2, "window": 6, "full_every": 3}}},
+    "learned positions": {"core": {**CORE, "positions": {"kind": "learned"}}},
+    "linear biases, capped": {
+        "core": {"num_layers": 2, "attention": {"num_heads": 2, "logit_cap": 5.0}, "positions": {"kind": "alibi"}}
+    },
+    "fixed patches": {
+        "embedder": {**LOCAL, "patching": {"kind": "fixed", "patch_size": 4}},
+        "head": {"kind": "byte_patch", "window": 6},
+        "core": CORE,
+    },
+    "patches of words, learned positions": {
+        "embedder": {**LOCAL, "patching": {"kind": "space", "patch_length": 3.0, "span": 4}},
+        "head": {"kind": "byte_patch", "window": 6},
+        "core": {**CORE, "positions": {"kind": "learned"}},
+    },
+}
+PROMPTS = ["A text of some length,", "", "another", "a b c d", "Ünïcode", "far longer than the context is: " * 3]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    config = from_dict(ModelConfig, {"context_length": 32, "width": 32, **MODELS[request.param]})
+    model = STLM.from_config(config, build_tokenizer("byte"), seed=2).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter *= 3  # untrained, it would say the same whatever it has read
+    return model
+
+
+@torch.no_grad()
+def test_joined_rows_read_on_as_each_would_alone(model):
+    ids = torch.randint(32, 127, (3, 31), generator=torch.Generator().manual_seed(1))
+    whole = model(ids).logits
+    states = [model.begin(1, ids[[row], :read])[1] for row, read in enumerate((7, 1, 16))]
+    zero = torch.tensor([0])
+    state = model.join([(state, zero) for state in states])
+    said = [model.step(torch.stack([ids[0, 7 + n], ids[1, 1 + n], ids[2, 16 + n]])[:, None], state) for n in range(5)]
+    for row, read in enumerate((7, 1, 16)):
+        together = torch.cat(said, 1)[row]
+        torch.testing.assert_close(together, whole[row, read + 1 : read + 6], atol=1e-5, rtol=0)
+    # One leaves, one comes again, and what is read at once is read by all.
+    state = model.join([(state, torch.tensor([1, 0])), (states[2], zero)])
+    assert state.lengths == [6, 12, 16]
+    said = model.step(torch.stack([ids[1, 6:14], ids[0, 12:20], ids[2, 16:24]]), state)
+    for place, (row, read) in enumerate(((1, 6), (0, 12), (2, 16))):
+        torch.testing.assert_close(said[place], whole[row, read + 1 : read + 9], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rules", [{"temperature": 0}, {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.1}])
+def test_each_row_is_the_text_alone(model, rules):
+    """Beyond the context too, where rows begin anew at different times."""
+    together = model.generate_batch(PROMPTS, max_new_ids=40, seed=5, **rules)
+    alone = [model.generate(prompt, max_new_ids=40, **{"seed": 5 + row, **rules}) for row, prompt in enumerate(PROMPTS)]
+    assert together == alone
+    assert len(set(together)) == len(PROMPTS)
+
+
+def test_rows_join_and_leave_at_any_step(model):
+    """A batch to which a row comes at every second step, each with rules of its own, and which the third one leaves."""
+    rules = [Sampling(temperature=n % 3 / 2, seed=n) for n in range(len(PROMPTS))]
+    expected = [model.generate(prompt, max_new_ids=12, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
+    batch, drawn, rows = Batch(model, 32), {}, []
+    for n in range(40):
+        if n % 2 == 0 and n // 2 < len(PROMPTS):
+            row = model.row(PROMPTS[n // 2], rules[n // 2], 12)
+            batch.add([row])
+            rows.append(row)
+        if n == 7:
+            batch.remove(rows[2])
+        for row in batch.step():
+            drawn.setdefault(row, []).append(row.newest)
+            if row.draws.left == 0:
+                batch.remove(row)
+    assert len(batch) == 0 and len(drawn[rows[2]]) == 3
+    for row, text in zip(rows, expected, strict=True):
+        assert row is rows[2] or model.tokenizer.decode(drawn[row]) == text
+
+
+def test_samples_of_one_prompt_differ_and_stop_where_told(model):
+    texts = model.generate_batch(["a"] * 4, max_new_ids=30, seed=1)
+    assert len(set(texts)) == 4
+    stop = texts[0][5:7]
+    assert model.generate_batch(["a"] * 4, max_new_ids=30, seed=1, stop=[stop])[0] == texts[0].split(stop)[0]
+    assert model.generate_batch([], max_new_ids=3) == [] and model.generate_batch(["a"], max_new_ids=0) == [""]
+
+
+def test_constrained_text_holds_no_replacement_character(model):
+    free = model.generate_batch(["a"] * 4, max_new_ids=25)
+    assert any("\ufffd" in text for text in free)
+    texts = model.generate_batch(["a"] * 4, max_new_ids=25, valid_utf8=True)
+    assert not any("\ufffd" in text for text in texts) and any(not text.isascii() for text in texts)
+    assert texts[0] == model.generate("a", max_new_ids=25, valid_utf8=True)
+
+
+def test_copied_drafts_change_no_text(model):
+    text = "one two three, one two three, one"
+    plain = model.generate(text, max_new_ids=40, temperature=0)
+    assert model.generate(text, max_new_ids=40, temperature=0, speculative="ngram") == plain

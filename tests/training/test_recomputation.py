@@ -1,0 +1,52 @@
+"""Activation checkpointing: less is kept for the gradient, and every figure of a run stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_run import read_metrics, train
+
+RECOMPUTE = "training.activation_checkpointing=true"
+MODELS = {
+    "plain": (),
+    "mixture": (
+        "model.core={kind: transformer, num_layers: 3, layer_dropout: 0.5, "
+        "attention: {num_heads: 2, value_residual: true}, feed_forward: {kind: moe}, sharing: {modules: {block: all}}}",
+    ),
+    "byte_patch": ("model.embedder={kind: byte_patch}", "model.head={kind: byte_patch}"),
+}
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_changes(make_trainer, tmp_path, model, stage):
+    """Losses with what layers add to them, norms, measures and weights, to the bit."""
+    states = []
+    for name, setting in (("kept", ()), ("recomputed", (RECOMPUTE,))):
+        trainer = make_trainer(tmp_path / name, *MODELS[model], *setting, "training.max_steps=3", stage=stage)
+        train(trainer)
+        states.append(trainer.engine.full_state())
+    assert read_metrics(tmp_path / "recomputed") == read_metrics(tmp_path / "kept")
+    for name, tensor in states[0].parameters.items():
+        assert torch.equal(tensor, states[1].parameters[name])
+
+
+def test_less_is_kept_for_the_gradient(make_trainer, tmp_path):
+    """Of each layer what goes into it: bytes kept outside layers, and far less than what layers keep otherwise."""
+
+    def bytes_kept(name, *settings):
+        trainer = make_trainer(tmp_path / name, "model.core.num_layers=6", *settings)
+        kept: dict[int, int] = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        ids = torch.zeros(8, 32, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = trainer.engine.forward(ids)
+        weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
+        del output
+        return sum(kept.values()) - weights
+
+    assert bytes_kept("recomputed", RECOMPUTE) < bytes_kept("kept") / 4
