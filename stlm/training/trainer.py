@@ -38,7 +38,7 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
+from stlm.training.engine import Engine, State, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.initial import begin_from
@@ -119,6 +119,7 @@ class Trainer:
         stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
         watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
+        self._copied: State | None = None  # for the newest checkpoint, and then the room for the next
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
@@ -370,7 +371,7 @@ class Trainer:
         if self._saved_step == self.step:
             return path
         on_rank_zero(self._writer.wait)  # before another copy of the state is made
-        state = self.engine.full_state()
+        state = self._copied = self.engine.full_state(reused=self._copied)
         progress = {
             "step": self.step,
             "ids_seen": self.seen["ids"],
