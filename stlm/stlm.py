@@ -35,6 +35,7 @@ from stlm.generation import (
     Sampling,
     TextStream,
     ValidText,
+    beam_search,
     generate_ids,
     look_up,
     nats_per_id,
@@ -148,6 +149,20 @@ class STLM(Network):
                     pieces[row].append(streams[row].close())
                     batch.remove(row)
         return ["".join(pieces[row]) for row in rows]
+
+    def likeliest(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
+        """Continuations found by beam search, the likeliest first, each with the logarithm of its probability."""
+        self.eval()
+        found = beam_search(
+            self,
+            [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()],
+            num_beams=num_beams,
+            max_new_ids=max_new_ids,
+            context_length=self.config.context_length,
+            stop_id=self.tokenizer.end_of_text_id,
+            banned_V=self._drawable[0],
+        )
+        return [(self.tokenizer.decode(text.ids), text.log_probability) for text in found]
 
     def row(self, prompt: str, sampling: Sampling, max_new_ids: int) -> Row:
         """A text to be continued in a `Batch`, as `generate_batch` and a server do. DataError where a prompt holds a

@@ -40,7 +40,8 @@ def headline(values: Mapping[str, Any]) -> str:
     """A task in one number: its accuracy in percent, or its bits per byte."""
     if "accuracy" in values:
         return _percent(values["accuracy"]["value"])
-    return f"{values['bits_per_byte']:.4f}"
+    found = (values[name] for name in ("bits_per_byte", "calibration_error", "distinct_2") if name in values)
+    return f"{next(found):.4f}"
 
 
 def groups_text(name: str, values: Mapping[str, Any]) -> str:
