@@ -56,15 +56,15 @@ NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
 TASKS = (*OF_DATA, "minimal_pairs", *CHOICE_TASKS)
 
 
-def load_tasks(names: str, options: Options) -> dict[str, Task]:
-    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked.
+def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, Task]:
+    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked. `key`: where the list stands.
 
     StlmError where a name is unknown, DataError where items are missing or break their schema: before any is scored.
     """
-    chosen = dict.fromkeys(names.split(","))
+    chosen = dict.fromkeys(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in TASKS]:
         hints = [f"{name!r}{_meant(name)}" for name in unknown]
-        raise StlmError(f"--tasks: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
+        raise StlmError(f"{key}: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
     return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
