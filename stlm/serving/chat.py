@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.errors import CheckpointError
 
 PLAIN = """\
@@ -23,7 +25,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self.stop = PLAIN_STOP if source is None else ()
+        self.stop: tuple[str, ...] = PLAIN_STOP if source is None else (END_OF_TURN,)
         try:
             self._template = ImmutableSandboxedEnvironment().from_string(PLAIN if source is None else source)
         except TemplateError as error:
