@@ -131,7 +131,7 @@ def main() -> int:
     from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
 
-    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle()
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
     if args.score is not None:
         score(model, args.score, args.per_line)

@@ -40,10 +40,10 @@ def main() -> int:
 
     import torch
 
-    from stlm.stlm import STLM, locate_model
+    from stlm.stlm import STLM
 
-    template = ChatTemplate.of(Path(locate_model(args.model)))
     model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    template = ChatTemplate(model.tokenizer.chat_template)
     scheduler = Scheduler(model, max_rows=args.max_batch, max_waiting=args.max_waiting)
     name = args.name or Path(args.model).resolve().name
     app = build_app(scheduler, name, Limits(max_tokens=args.max_tokens), template)

@@ -10,6 +10,7 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
+from stlm.model.layout import column_major
 from stlm.model.moe import MoE
 from stlm.model.network import Network, Output
 from stlm.model.paper import PaperEmbedder, PaperHead
@@ -40,6 +41,7 @@ __all__ = [
     "Patches",
     "Vocabulary",
     "account",
+    "column_major",
     "count_parameters",
     "initialize",
     "joined",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.conversations import END_OF_TURN
@@ -19,10 +18,10 @@ PLAIN_STOP = ("\nUser:", "\nSystem:")  # what a model writes that goes on with t
 
 
 class ChatTemplate:
-    """A jinja template, run in a sandbox; where a model has none, each message is a line behind its role's name."""
+    """A Jinja template, run in a sandbox; where a model has none, each message is a line behind its role's name."""
 
     def __init__(self, source: str | None = None) -> None:
-        """CheckpointError where `source` is no template."""
+        """source: the `chat_template` of the model's tokenizer. CheckpointError where it is no template."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -30,13 +29,9 @@ class ChatTemplate:
         try:
             self._template = ImmutableSandboxedEnvironment().from_string(PLAIN if source is None else source)
         except TemplateError as error:
-            raise CheckpointError(f"{TEMPLATE_FILE}: not a template ({error}); mend or remove it") from None
-
-    @classmethod
-    def of(cls, model_directory: Path) -> ChatTemplate:
-        """That of a model directory: tokenizer/chat_template.jinja, or the plain one."""
-        path = model_directory / "tokenizer" / TEMPLATE_FILE
-        return cls(path.read_text(encoding="utf-8") if path.is_file() else None)
+            raise CheckpointError(
+                f"tokenizer/chat_template.jinja: not a template ({error}); mend or remove it"
+            ) from None
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
         """What the model continues with the assistant's answer. ValueError where the template refuses."""

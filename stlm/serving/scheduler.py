@@ -44,7 +44,7 @@ class Scheduler:
     """
 
     def __init__(self, model: STLM, *, max_rows: int, max_waiting: int) -> None:
-        self.model = model.eval()
+        self.model = model.settle()
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()

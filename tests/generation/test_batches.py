@@ -107,6 +107,21 @@ def test_constrained_text_holds_no_replacement_character(model):
     assert texts[0] == model.generate("a", max_new_ids=25, valid_utf8=True)
 
 
+@torch.no_grad()
+def test_a_settled_model_is_the_same_but_for_rounding(model, tmp_path):
+    ids = torch.randint(32, 127, (2, 31), generator=torch.Generator().manual_seed(1))
+    before, text = model(ids).logits, model.generate("ab", max_new_ids=20, seed=2)
+    model.save(tmp_path / "before")
+    settled = STLM.load(tmp_path / "before").settle()
+    assert not settled.core.stack.blocks[0].attention.query.weight.is_contiguous()
+    assert settled.num_parameters() == model.num_parameters()
+    torch.testing.assert_close(settled(ids).logits, before, atol=1e-5, rtol=0)
+    assert settled.generate("ab", max_new_ids=20, seed=2) == text
+    settled.save(tmp_path / "after")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after")]
+    assert files[0] == files[1]
+
+
 def test_copied_drafts_change_no_text(model):
     text = "one two three, one two three, one"
     plain = model.generate(text, max_new_ids=40, temperature=0)

@@ -201,10 +201,8 @@ def test_every_field_is_checked(asked, message):
     assert refused.value.body["error"]["param"] is not None
 
 
-def test_a_template_beside_the_tokenizer_is_used(tmp_path):
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
-    template = ChatTemplate.of(tmp_path)
+def test_the_template_of_a_tokenizer_is_used():
+    template = ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     asked = parse_body(b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}')
     assert read_request(asked, True, Limits(), template).prompts == ["<a>"]
     hostile = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}")
