@@ -37,7 +37,7 @@ STEPS_BETWEEN = 100  # checkpoints, for the shares
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="50m-byte-patch", help="preset or file (default: 50m-byte-patch)")
-    parser.add_argument("--batch-size", type=int, default=4, help="sequences per step (default: 4)")
+    parser.add_argument("--batch-size", type=int, default=1, help="sequences per step (default: 1)")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 2, 3], help="ZeRO stages (default: 0 2 3)")
     parser.add_argument("--rounds", type=int, default=3, help="checkpoints of each stage (default: 3)")
     options = parser.parse_args()
