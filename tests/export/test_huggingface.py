@@ -11,8 +11,6 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,
-    BytePatchEmbedderConfig,
-    BytePatchHeadConfig,
     GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
@@ -134,14 +132,6 @@ OTHERS = {
 def test_a_setting_in_the_way_is_named(obstacle):
     assert obstacles(PLAIN) == []
     assert obstacles(OTHERS[obstacle]) == [obstacle]
-
-
-def test_patches_are_refused_with_the_targets_that_work(tokenizers, tmp_path):
-    config = ModelConfig(128, 32, embedder=BytePatchEmbedderConfig(), core=CORE, head=BytePatchHeadConfig())
-    STLM.from_config(config, tokenizers["byte"]).save(tmp_path / "model")
-    with pytest.raises(ConversionError, match=r"model\.embedder\.kind = byte_patch .* to safetensors$"):
-        convert_to("huggingface", tmp_path / "model", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_library_the_message_says_how_to_get_it(tokenizers, monkeypatch, tmp_path):
