@@ -101,6 +101,7 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
         "stride": 8,
         "documents_apart": False,
         "compressors": compressors,
+        "precision": "fp32",
     }
     assert (written["step"], written["parameters"]) == (7, model.num_parameters())
     assert written["data_fingerprint"] == written["trained_on"] == data.fingerprint
