@@ -28,14 +28,11 @@ class Shard(NamedTuple):
         """The whole tensors, gathered from all ranks, that `flat`, laid out as this shard, is a part of."""
         whole_WN = flat.new_empty(dist.get_world_size(), flat.numel())
         dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
-        return [
-            (
-                whole_WN[:, start : start + size].reshape(-1)
-                if self.cut_each
-                else whole_WN.view(-1)[start : start + size]
-            )[: shape.numel()].view(shape)
-            for (start, size), shape in zip(self.places, self.shapes, strict=True)
-        ]
+        whole = []
+        for (start, size), shape in zip(self.places, self.shapes, strict=True):
+            part = whole_WN[:, start : start + size] if self.cut_each else whole_WN.view(-1)[start : start + size]
+            whole.append(part.reshape(-1)[: shape.numel()].view(shape))  # without what fills up the last rank's part
+        return whole
 
     def own_part(self, tensors: Sequence[Tensor]) -> Tensor:
         """What `join` gathers, reversed: this rank's part, flat, of whole tensors that every rank has."""
