@@ -30,7 +30,7 @@ OWNED = {
 OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  # every key in them, but those of STATED
 
 # What may say a precision, which then has to be the run config's, or is the one that its `auto` stands for.
-STATED = {
+STATED: dict[str, dict[Any, str | None]] = {
     "bf16.enabled": {True: "bf16"},
     "fp16.enabled": {True: "fp16"},
     "torch_autocast.enabled": {True: None},  # in the precision of its dtype, or of the run config
@@ -151,9 +151,8 @@ def _check(node: Node, path: str, problems: list[Problem]) -> None:
         if known is not None and key not in known:
             problems.append(Problem(child.place, f"{dotted}: {_unknown(key, path, known)}"))
         elif dotted in STATED:
-            if child.value != AUTO and not any(
-                child.value is value or child.value == value for value in STATED[dotted]
-            ):
+            allowed = [AUTO, *STATED[dotted]]
+            if not any(type(child.value) is type(value) and child.value == value for value in allowed):
                 expected = " or ".join(describe(value) for value in STATED[dotted])
                 problems.append(
                     Problem(

@@ -39,8 +39,8 @@ def choose_precision(requested: str, deepspeed_config: Mapping[str, Any] | None 
         requested, reason = name, f"{key} of the DeepSpeed config"
     if requested == "fp16" and not torch.cuda.is_available() and "avx512_fp16" not in cpu_flags():
         raise ConfigError(
-            f"{reason.partition('=')[0]}: got fp16, but this CPU has no instructions for it (avx512_fp16) and would take many "
-            "times as long as for fp32; expected auto, fp32 or bf16"
+            f"{reason.partition('=')[0]}: got fp16, but this CPU has no instructions for it (avx512_fp16) and would "
+            "take many times as long as for fp32; expected auto, fp32 or bf16"
         )
     if requested != "auto":
         return Precision(requested, reason)
