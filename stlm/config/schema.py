@@ -10,6 +10,7 @@ from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
+from stlm.config.limits import LimitsConfig
 from stlm.config.recovery import RecoveryConfig
 
 
@@ -125,6 +126,7 @@ class TrainingConfig:
         above=0.0,
         may_change=True,
     )
+    limits: LimitsConfig = field(default=LimitsConfig(), metadata={"help": "other ends than max_steps"})
     recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
 
     def check(self) -> Iterator[Conflict]:

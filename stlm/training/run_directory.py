@@ -32,7 +32,7 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, value_at
 from stlm.errors import CheckpointError, ConfigError, StlmError
-from stlm.stlm import STLM, checkpoints_of, step_of
+from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
 from stlm.training.checkpoint import (
     check_checkpoint,
     checkpoint_path,
@@ -42,6 +42,7 @@ from stlm.training.checkpoint import (
     write_checkpoint,
 )
 from stlm.training.engine import State
+from stlm.training.limits import used_up
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
@@ -68,11 +69,15 @@ def choose_run_directory(name: str, resume: str, root: Path = Path("runs")) -> P
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has a checkpoint of the last step that its own config asks for."""
+    """Whether a run has a checkpoint of the last step that its own config allows."""
     if not (run_dir / "config.yaml").is_file():
         return False
-    last = load_run_config(run_dir).training.max_steps
-    return any(step_of(path) >= last for path in checkpoints_of(run_dir))
+    training = load_run_config(run_dir).training
+    newest = newest_checkpoint(run_dir)
+    if newest is None:
+        return False
+    made = read_progress(newest)
+    return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
 
 
 def begin_run(config: RunConfig, model: STLM, folder: Path) -> None:

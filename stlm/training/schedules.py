@@ -13,8 +13,11 @@ import math
 from stlm.config import TrainingConfig
 
 
-def learning_rate_at(step: int, training: TrainingConfig) -> float:
+def learning_rate_at(step: int, training: TrainingConfig, done: float = 0.0) -> float:
     """The learning rate of update `step`, 1 … max_steps.
+
+    `done` is the fraction of the run that ends with this step, where a limit makes that more than step / max_steps: the
+    schedule is then as far as that, but for the warm-up, which goes by steps.
 
     Linear warm-up over `warmup_steps`, then
     - cosine: half a cosine down to the end (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts);
@@ -23,6 +26,11 @@ def learning_rate_at(step: int, training: TrainingConfig) -> float:
     """
     if step < 1:
         raise ValueError(f"steps are numbered from 1, got {step}")
+    further = min(done, 1.0) * training.max_steps
+    return _rate(step, training) if further <= step else min(_rate(step, training), _rate(further, training))
+
+
+def _rate(step: float, training: TrainingConfig) -> float:
     peak = training.learning_rate
     if step < training.warmup_steps:
         return peak * step / training.warmup_steps
@@ -36,7 +44,7 @@ def learning_rate_at(step: int, training: TrainingConfig) -> float:
     return peak
 
 
-def _fraction(step: int, start: int, end: int) -> float:
+def _fraction(step: float, start: int, end: int) -> float:
     """How far `step` is on the way from start (0) to end (1), kept within."""
     if step >= end:
         return 1.0

@@ -41,6 +41,7 @@ from stlm.training.checkpoint import (
 from stlm.training.engine import Engine, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
@@ -82,6 +83,7 @@ class Trainer:
         self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
+        self.seconds = 0.0  # of training before the newest step, as all ranks have them
         self.recovery = Recovery(config.training.recovery)
         self.validation_bits_per_byte: float | None = None  # of the newest validation
 
@@ -108,7 +110,7 @@ class Trainer:
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            finished = ", which is its last step" if self.step == config.training.max_steps else ""
+            finished = ", which is its last step" if self._is_finished() else ""
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
         stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
@@ -131,13 +133,16 @@ class Trainer:
         could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
         run directory is released.
         """
-        last = self.config.training.max_steps
+        started = time.monotonic() - self.seconds
+        finished = self._is_finished()
         try:
-            while self.step < last:
+            while not finished:
                 yield self.step + 1
+                finished = self._is_finished()
                 asked = self._stop.reason()
                 flags = [float(asked is not None), float(self._writer.failed)]
-                stop, failed = sum_over_ranks(flags) if self.step < last else (0.0, 0.0)
+                flags.append(time.monotonic() - started if self.ranks.rank == 0 else 0.0)
+                stop, failed, self.seconds = (0.0, 0.0, self.seconds) if finished else sum_over_ranks(flags)
                 if failed:
                     on_rank_zero(self._writer.wait)
                 if stop:
@@ -190,7 +195,7 @@ class Trainer:
         local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
         nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
-        learning_rate = learning_rate_at(step, training)
+        learning_rate = learning_rate_at(step, training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
         loss_value = nats / ids
         whole_loss = math.fsum((nats, *added)) / ids
@@ -244,7 +249,7 @@ class Trainer:
             "bytes_seen": self.seen["bytes"],
             "timing": self._clock.read(),
         }
-        seconds_left = self._clock.left(training.max_steps - step)
+        seconds_left = self._clock.left(round((step + 1) / self._used_up()) - step)
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
@@ -332,6 +337,7 @@ class Trainer:
         progress = read_progress(path)
         self.step = progress["step"]
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
+        self.seconds = progress.get("seconds") or 0.0
         if self.engine.loss_scale is not None:
             self.engine.loss_scale = LossScale(**progress.get("loss_scale") or {})
         self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
@@ -366,6 +372,7 @@ class Trainer:
             "step": self.step,
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
+            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
             "sequences_seen": self.step * self.config.training.batch_size,
             "seed": self.config.seed,  # with the step, all randomness there is
             "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
@@ -391,7 +398,13 @@ class Trainer:
         on_rank_zero(tell)  # where the disk is full, all ranks learn of it
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.training.max_steps
+        return self.step % every == 0 or self._is_finished()
+
+    def _used_up(self) -> float:
+        return used_up(self.config.training, self.step, self.seen["ids"], self.seen["bytes"], self.seconds)
+
+    def _is_finished(self) -> bool:
+        return self._used_up() > 1
 
     def _tell_skipped(self, loss: float, nats: list[float]) -> None:
         """Say which step made no update, and which rows of its batch brought it about, as far as they can be told.
