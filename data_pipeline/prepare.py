@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES
+from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered, gather
@@ -87,6 +88,8 @@ def _prepare(
     if not (tokenizer_dir / TOKENIZER_FILE).exists():
         given = config.tokenizer_from
         tokenizer = make_tokenizer(config.tokenizer, gathered) if given is None else find_tokenizer(given)
+        if config.conversations:
+            tokenizer.chat_template = TEMPLATE
         tokenizer.save(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
 

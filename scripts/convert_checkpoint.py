@@ -4,21 +4,31 @@
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
 python scripts/convert_checkpoint.py runs/quickstart --to artifact --bits 6 --output quickstart.stlm
 python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
+
+With --to deepspeed it is started as training is, with as many ranks as the checkpoint is to be for:
+deepspeed --num_accelerators 2 scripts/convert_checkpoint.py runs/quickstart --to deepspeed --output exported
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from _command import run
 
 TARGETS = {
     "safetensors": "the model directory alone, as STLM reads it",
     "huggingface": "a folder that transformers loads",
+    "deepspeed": "a checkpoint that DeepSpeed's load_checkpoint continues from, on as many ranks as there are now",
+    "universal": "one for any number of ranks, with DeepSpeed's checkpoint.load_universal",
     "gguf": "a folder with model.gguf, which llama.cpp runs",
     "artifact": "one small file, with matrices in few bits, that everything here reads like a model",
 }
-SOURCES = {"huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote"}
+SOURCES = {
+    "huggingface": "a folder of transformers: GPT-2, Llama, Qwen3 and the like, and what --to huggingface wrote",
+    "deepspeed": "a checkpoint that DeepSpeed wrote, native or universal, with its moments",
+}
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs/zero2.json"
 
 
 def main() -> int:
@@ -43,11 +53,22 @@ def main() -> int:
         "--calibration", metavar="TEXTFILE", help="text to round the matrices for (default: training data of the run)"
     )
     parser.add_argument("--type", choices=("f32", "f16", "q8_0"), help="with --to gguf: of the matrices (default: f32)")
+    native = parser.add_argument_group("with deepspeed and universal")
+    native.add_argument("--ds_config", metavar="FILE", help="to: its ZeRO stage (default: ds_configs/zero2.json)")
+    native.add_argument("--bf16", action="store_true", help="to: for an engine that has a bf16 block")
+    native.add_argument("--config", metavar="PRESET|FILE", help="from: what model it is, unless it was written here")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     args = parser.parse_args()
     if args.to != "artifact" and (args.bits or args.calibration):
         parser.error("--bits and --calibration go with --to artifact")
     if args.to != "gguf" and args.type:
         parser.error("--type goes with --to gguf")
+    if args.to not in ("deepspeed", "universal") and (args.ds_config or args.bf16):
+        parser.error("--ds_config and --bf16 go with --to deepspeed or universal")
+    if args.source != "deepspeed" and args.config:
+        parser.error("--config goes with --from deepspeed")
+    if "deepspeed" in (args.to, args.source) or args.to == "universal":
+        return convert_deepspeed(args)
 
     # Only now, so that --help and misspelt options answer at once.
     from stlm.export import convert_from, convert_to, convert_to_artifact, convert_to_gguf
@@ -64,6 +85,27 @@ def main() -> int:
     from stlm.training.run_directory import begin_run
 
     print(convert_from(args.source, args.model, args.output, begin_run))
+    return 0
+
+
+def convert_deepspeed(args: argparse.Namespace) -> int:
+    """To or from the checkpoints that DeepSpeed continues from, on every rank."""
+    from stlm.config import load_deepspeed_config
+    from stlm.export.conversion import vacant
+    from stlm.training.deepspeed_formats import import_deepspeed, write_deepspeed
+    from stlm.training.engine import connect, disconnect, on_rank_zero
+
+    if args.source:
+        print(import_deepspeed(Path(args.model), vacant(args.output), args.config))
+        return 0
+    ranks = connect()
+    output = on_rank_zero(lambda: vacant(args.output))
+    told = write_deepspeed(
+        args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
+    )
+    if ranks.rank == 0:
+        print(told)
+    disconnect()
     return 0
 
 

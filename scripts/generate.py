@@ -1,24 +1,38 @@
 #!/usr/bin/env python
-"""Text from a trained model.
+"""Text from a trained model, or how likely it finds a text.
 
 python scripts/generate.py runs/quickstart --prompt "The module"
+python scripts/generate.py runs/quickstart --score FILE
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _command import run
+
+from stlm.errors import StlmError
+
+if TYPE_CHECKING:
+    from stlm.stlm import STLM
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Continue a prompt. Without --prompt, every line that is typed or piped in is one.",
+        description="Continue a prompt. Without --prompt, every line that is piped in is one; at a terminal, lines and "
+        "answers are one conversation. Of a prompt longer than the model's context, the end is read.",
     )
     parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
     parser.add_argument("--prompt", metavar="TEXT", help="what the text begins with; may be empty")
+    parser.add_argument(
+        "--chat", action="store_true", help="what is typed is what a user says; the model answers as an assistant"
+    )
     parser.add_argument(
         "--max-ids", type=at_least(0), default=256, metavar="N", help="longest continuation in ids (default: 256)"
     )
@@ -37,8 +51,53 @@ def main() -> int:
         help="draw from the fewest ids that hold this share of the probability",
     )
     parser.add_argument(
+        "--min-p", type=number(0.0, 1.0), metavar="P", help="only ids P times as likely as the likeliest"
+    )
+    parser.add_argument(
+        "--typical-p", type=number(0.0, 1.0), metavar="P", help="only ids of about the expected surprise, of this share"
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=number(0.01, 100.0),
+        default=1.0,
+        metavar="X",
+        help="divide the logits of ids that prompt or text hold already (default: 1, which changes nothing)",
+    )
+    parser.add_argument(
+        "--frequency-penalty",
+        type=number(-100.0, 100.0),
+        default=0.0,
+        metavar="X",
+        help="take X from an id's logit for each time that the text holds it (default: 0)",
+    )
+    parser.add_argument(
+        "--presence-penalty",
+        type=number(-100.0, 100.0),
+        default=0.0,
+        metavar="X",
+        help="take X from an id's logit once, if the text holds it (default: 0)",
+    )
+    parser.add_argument("--valid-utf8", action="store_true", help="draw only bytes that make whole characters")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the text before this; may be given repeatedly"
+    )
+    parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="the same seed draws the same text (default: 0)"
     )
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
+        "--samples", type=at_least(1), default=1, metavar="N", help="texts for each prompt, seeds in a row (default: 1)"
+    )
+    several.add_argument(
+        "--beams",
+        type=at_least(1),
+        metavar="N",
+        help="the likeliest text that a search with N beams finds; draws nothing",
+    )
+    parser.add_argument(
+        "--score", metavar="FILE", help="write no text, but how likely FILE (- is the standard input) is: bits per byte"
+    )
+    parser.add_argument("--per-line", action="store_true", help="with --score: of each line as a text of its own, too")
     faster = parser.add_mutually_exclusive_group()
     faster.add_argument(
         "--exit-threshold",
@@ -48,9 +107,9 @@ def main() -> int:
     )
     faster.add_argument(
         "--speculative",
-        choices=("self",),
-        help="self, of a model with exits: draft ids with the first layers, verify them with the rest: the text stays "
-        "what it is at temperature 0, and as likely as it is otherwise",
+        choices=("self", "ngram"),
+        help="draft ids and verify them in one pass: the text stays what it is at temperature 0, and as likely "
+        "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before",
     )
     parser.add_argument(
         "--drafts",
@@ -60,32 +119,129 @@ def main() -> int:
         help="ids drafted at a time, with --speculative (default: 4)",
     )
     args = parser.parse_args()
+    if args.per_line and args.score is None:
+        parser.error("--per-line: goes with --score FILE")
+    if args.chat and args.score is not None:
+        parser.error("--score: scores the file as it stands; leave out --chat")
+    if args.chat and args.beams is not None:
+        parser.error("--beams: its texts end with the document, not with a turn; leave out --chat")
 
     import torch  # only now: --help and misspelt options answer at once
 
-    from stlm.generation import Effort
+    from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
 
     model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
-    for number_of_prompt, prompt in enumerate(prompts(args.prompt)):
-        effort = Effort()
-        pieces = model.generate_stream(
-            prompt,
-            max_new_ids=args.max_ids,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            seed=args.seed + number_of_prompt,
-            exit_threshold=args.exit_threshold,
-            speculative=args.speculative,
-            num_drafts=args.drafts,
-            effort=effort,
-        )
-        show(prompt, pieces)
+    if args.score is not None:
+        score(model, args.score, args.per_line)
+        return 0
+    rules = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
+    said_so_far = Conversation(model, args.chat)
+    stop = [*args.stop, *said_so_far.stop]
+    talking = args.prompt is None and sys.stdin.isatty()
+    for number_of_prompt, line in enumerate(prompts(args.prompt)):
+        if talking and line == NEW:
+            said_so_far.forget()
+            continue
+        prompt = said_so_far.prompt(line)
+        shown = "" if args.chat else line
+        warn_of_length(model, prompt)
+        seed, effort = args.seed + number_of_prompt * args.samples, Effort()
+        if args.beams is not None:
+            (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
+            said = show(shown, iter([text]))
+            print(f"log-probability {log_probability:.4f}", file=sys.stderr)
+        elif args.samples > 1:
+            for text in model.generate_batch(
+                [prompt] * args.samples,
+                max_new_ids=args.max_ids,
+                stop=stop,
+                sampling=replace(rules, seed=seed),
+            ):
+                said = show(shown, iter([text]))
+        else:
+            pieces = model.generate_stream(
+                prompt,
+                max_new_ids=args.max_ids,
+                stop=stop,
+                sampling=replace(rules, seed=seed),
+                exit_threshold=args.exit_threshold,
+                speculative=args.speculative,
+                num_drafts=args.drafts,
+                effort=effort,
+            )
+            said = show(shown, pieces)
+        if talking:
+            said_so_far.add(line, said)
         if effort.ids:
             print(effort, file=sys.stderr)
     return 0
+
+
+NEW = "/new"
+
+
+class Conversation:
+    """What was said, as the model reads it: one text, or with `chat` turns in the template that it has learned."""
+
+    def __init__(self, model: STLM, chat: bool) -> None:
+        self._text = ""
+        self._turns: list[dict[str, str]] = []
+        self._template = None
+        if chat:
+            from stlm.serving.chat import ChatTemplate
+
+            self._template = ChatTemplate(model.tokenizer.chat_template)
+            if model.tokenizer.chat_template is None:
+                print("the model was trained on no conversations; it is asked in plain lines", file=sys.stderr)
+        self.stop = self._template.stop if self._template else ()
+
+    def prompt(self, line: str) -> str:
+        """What the model continues."""
+        if self._template is None:
+            return self._text + line
+        return self._template.prompt([*self._turns, {"role": "user", "content": line}])
+
+    def add(self, line: str, said: str) -> None:
+        """Remember what was said, and the answer."""
+        self._text += f"{line}{said}\n"
+        self._turns += [{"role": "user", "content": line}, {"role": "assistant", "content": said}]
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._text, self._turns = "", []
+
+
+def score(model: STLM, name: str, per_line: bool) -> None:
+    """How likely a file is, as a document of its own, its end not included."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8")
+    except FileNotFoundError:
+        raise StlmError(f"--score: there is no file {name}") from None
+    except UnicodeDecodeError as error:
+        raise StlmError(f"--score: {name} is not UTF-8 at byte {error.start}; convert it first") from None
+    if not text:
+        raise StlmError(f"--score: {name} is empty, expected a text")
+    if per_line:
+        for line in filter(None, text.splitlines()):
+            print(f"{bits_per_byte(model, line)[1]:.4f}\t{line}")
+    nats, bits = bits_per_byte(model, text)
+    print(f"log-likelihood {-nats:.4f} nats, {len(data)} bytes, {bits:.4f} bits per byte")
+
+
+def bits_per_byte(model: STLM, text: str) -> tuple[float, float]:
+    """Nats of a text, and bits for each of its bytes."""
+    nats = -model.log_likelihood(text)
+    return nats, nats / math.log(2) / len(text.encode())
+
+
+def warn_of_length(model: STLM, prompt: str) -> None:
+    """Say so where a prompt is too long to be read whole."""
+    length, most = len(model.tokenizer.encode(prompt)), model.config.context_length - 1
+    if length > most:
+        print(f"the prompt has {length} ids; the model reads the last {most}", file=sys.stderr)
 
 
 def prompts(given: str | None) -> Iterator[str]:
@@ -93,7 +249,9 @@ def prompts(given: str | None) -> Iterator[str]:
     if given is not None:
         yield given
     elif sys.stdin.isatty():
-        print("Type the beginning of a text and press Enter; Ctrl-D ends.", file=sys.stderr)
+        import readline  # noqa: F401 (what was typed before comes back with the arrow keys)
+
+        print(f"Type a text and press Enter; {NEW} forgets what was said, Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
                 yield input("› ")
@@ -106,13 +264,15 @@ def prompts(given: str | None) -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def show(prompt: str, pieces: Iterator[str]) -> None:
-    """The prompt and what follows it, as it comes, on lines of its own."""
-    first = next(pieces, "")  # if the model cannot read the prompt, this says so, and nothing is shown
-    print(prompt + first, end="", flush=True)
+def show(prompt: str, pieces: Iterator[str]) -> str:
+    """The prompt and what follows it, as it comes, on lines of its own. Returns what follows."""
+    said = next(pieces, "")  # if the model cannot read the prompt, this says so, and nothing is shown
+    print(prompt + said, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
+        said += piece
     print(flush=True)
+    return said
 
 
 def at_least(minimum: int):

@@ -46,14 +46,15 @@ def main() -> int:
 
 def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
     from data_pipeline.loading import open_data
+    from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero
+    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero, sum_over_ranks
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.run_directory import choose_run_directory
     from stlm.training.trainer import Trainer
 
-    connect()
+    ranks = connect()
     if arguments.data:
         config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
     on_rank_zero(lambda: check_data(config))
@@ -61,11 +62,13 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
 
     data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
+    share = Share(ranks.rank, ranks.world_size, sum_over_ranks)
+    tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     optimizer = build_optimizer(model, config.training)
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
-        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,
+        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume, evaluate=tasks,
     )  # fmt: skip
     for step in trainer.steps():
         loss = trainer.train_step(step)
@@ -98,7 +101,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ds_config", metavar="FILE", help="DeepSpeed configuration in JSON (default: ZeRO stage 0)")
     parser.add_argument(
-        "--config", metavar="PRESET|FILE", default="quickstart", help="preset, YAML file or run (default: quickstart)"
+        "--config",
+        metavar="PRESET|FILE",
+        help="preset, YAML file or run (default: the run of training.init_from where that is set, else quickstart)",
     )
     parser.add_argument(
         "--data", metavar="DIR", help="prepared data (default: data.dir of the config, else the default corpus)"
@@ -115,7 +120,22 @@ def parse_arguments() -> argparse.Namespace:
         help="override settings, for example training.max_steps=200",
     )  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.config is None:
+        arguments.config = begun_from(arguments.set) or "quickstart"
+        if arguments.config != "quickstart" and arguments.run is None:
+            parser.error(f"--run: expected a name for what becomes of {arguments.config}, for example runs/tuned")
+    return arguments
+
+
+def begun_from(overrides: list[str]) -> str | None:
+    """The run that holds the model of training.init_from, where it is set; its settings fit that model."""
+    for override in reversed(overrides):
+        key, _, value = override.partition("=")
+        if key.strip() == "training.init_from":
+            places = [Path(value), *Path(os.path.abspath(value)).parents]
+            return next((str(place) for place in places[:4] if (place / "config.yaml").is_file()), None)
+    return None
 
 
 def leave(code: Any) -> None:

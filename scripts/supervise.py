@@ -3,9 +3,10 @@
     python scripts/supervise.py -- deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --run runs/long
     python scripts/supervise.py --ranks 4 --min-ranks 2 -- deepspeed --num_accelerators {ranks} scripts/pretrain.py …
 
-It is not started again when it ends with 0 (done) or 2 (a mistake of the user, which it would only repeat), nor when
-the supervisor itself is asked to stop: SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on, and the exit code is what the
-command then ends with. Before each start, whatever the last one left running is ended. Name the run with --run.
+It is not started again when it ends with 0 (done), 2 (a mistake of the user, which it would only repeat) or what
+--final names, nor when the supervisor itself is asked to stop: SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on, and
+the exit code is what the command then ends with. Before each start, whatever the last one left running is ended. Name
+the run with --run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def main() -> int:
         help="each restart uses half the ranks, down to N of them (default: always --ranks)",
     )  # fmt: skip
     parser.add_argument(
+        "--final", type=int, action="append", default=[], metavar="CODE",
+        help="another exit code that is an end, such as 3 where ranks are stopped by others than the supervisor",
+    )  # fmt: skip
+    parser.add_argument(
         "--grace", type=float, default=30.0, metavar="S",
         help="seconds that what a command left running has to end, before it is killed (default: 30)",
     )  # fmt: skip
@@ -55,10 +60,11 @@ def main() -> int:
     fewest = options.ranks if options.min_ranks is None else options.min_ranks
     if placed and not 1 <= fewest <= options.ranks:
         parser.error(f"--min-ranks: got {fewest}, expected 1 to {options.ranks}")
-    return supervise(command, options.max_restarts, options.ranks or 1, fewest or 1, options.grace)
+    final = {DONE, MISTAKE, *options.final}
+    return supervise(command, options.max_restarts, options.ranks or 1, fewest or 1, options.grace, final)
 
 
-def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, grace_s: float) -> int:
+def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, grace_s: float, final: set[int]) -> int:
     """Run the command until it is done. Returns the exit code of its last run; one ended by a signal counts as 1."""
     asked = Asked(grace_s)
     restarts = 0
@@ -66,7 +72,7 @@ def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, gr
         words = [word.replace("{ranks}", str(ranks)) for word in command]
         say(f"start {restarts + 1} of at most {max_restarts + 1}: {shlex.join(words)}")
         code = asked.run(words)
-        if code in (DONE, MISTAKE) or asked.came():
+        if code in final or asked.came():
             return code if code >= 0 else FAILED
         if restarts == max_restarts:
             say(f"ended with {describe(code)}; no restart is left")

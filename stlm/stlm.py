@@ -14,18 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.artifact import read_artifact
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import (
     Batch,
@@ -36,69 +35,25 @@ from stlm.generation import (
     Sampling,
     TextStream,
     ValidText,
+    beam_search,
     generate_ids,
     look_up,
     nats_per_id,
     speculate,
 )
-from stlm.model import (
-    CORES,
-    EMBEDDERS,
-    HEADS,
-    Context,
-    DecodingState,
-    Vocabulary,
-    count_parameters,
-    exits,
-    initialize,
-    joined,
-    learning_rate_scales,
-    other_ties,
-    tie,
-    transfer,
-)
+from stlm.model import Network, Vocabulary, initialize, other_ties
 from stlm.model.cache import ROLL_BACK
+from stlm.model.lora import merged_parameters
 
 FORMAT = "stlm-model-1"
 
 
-class Output(NamedTuple):
-    """What a forward pass returns."""
-
-    logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
-    auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
-    measures: dict[str, Tensor]  # what they measure, by name: see Context
-    exits: exits.ExitLogits | None = None  # in the training of a model with exits
-
-
-class STLM(nn.Module):
-    """A language model over ids, with exact likelihoods.
-
-    `forward(ids_BT)` gives, at every position t, the logits of ids[:, t] given the ids before it. The one shift that
-    makes this so stands in `forward`: the parts read the start symbol and then ids[:, :-1].
-    """
+class STLM(Network):
+    """A network with its tokenizer: a language model over text, with exact likelihoods."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, vocabulary_of(tokenizer), tokenizer.start_id)
         self.tokenizer = tokenizer
-        vocabulary = vocabulary_of(tokenizer)
-        self.embedder = EMBEDDERS[config.embedder.kind](config.embedder, config, vocabulary)
-        self.core = CORES[config.core.kind](config.core, config)
-        self.head = HEADS[config.head.kind](config.head, config, vocabulary)
-        if config.head.tied:
-            tie(self.head, self.embedder)
-        if config.base_width is not None:
-            transfer(self, self._at_base_width())
-
-    def learning_rate_scales(self) -> dict[Tensor, float]:
-        """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
-        return {} if self.config.base_width is None else learning_rate_scales(self, self._at_base_width())
-
-    def _at_base_width(self) -> STLM:
-        """The same model at its base width: shapes alone."""
-        with torch.device("meta"):
-            return STLM(self.config.at_base_width(), self.tokenizer)
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:
@@ -106,122 +61,6 @@ class STLM(nn.Module):
         model = cls(config, tokenizer)
         initialize(model, seed)
         return model
-
-    # ------------------------------------------------------------------ ids in, logits out
-
-    def forward(
-        self,
-        ids_BT: Tensor,
-        document_ids_BT: Tensor | None = None,
-        row_keys_B: Tensor | None = None,
-        wanted_BT: Tensor | None = None,
-    ) -> Output:
-        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
-
-        With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
-        before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
-        document begins, so it does not matter where in the window it stands; with patches, up to its distance from
-        where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
-        each row as its key says. With `wanted_BT`, only the logits where it is True are made: [number of them, V].
-        """
-        states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
-        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
-        return self._read(self._shifted(ids_BT), Context(documents_BT, None, row_keys_B, states, wanted=wanted_BT))
-
-    def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
-        """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
-        inputs_BT, context = self._shifted(ids_BT), Context(exits=[])
-        x_BPD, patches = self.embedder(inputs_BT, context)
-        y_BPD = self.core(x_BPD, context)
-        finished = [*(self.core.finish(exit_BPD) for exit_BPD in context.exits or ()), y_BPD]
-        return [self.head(y_BPD, inputs_BT, patches, Context()) for y_BPD in finished]
-
-    def _shifted(self, ids_BT: Tensor) -> Tensor:
-        start_B1 = ids_BT.new_full((ids_BT.size(0), 1), self.tokenizer.start_id)
-        return torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
-
-    def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, DecodingState]:
-        """A new state for `step`, which has read `ids_BN` where they are given, and the logits [B, V] of what follows.
-
-        All is read in one pass, and only the last position's logits are made.
-        """
-        patches, ragged = self.embedder.patches, self.embedder.ragged
-        apart = ragged and batch_size > 1
-        core_cache: Any = [self.core.new_cache() for _ in range(batch_size)] if apart else self.core.new_cache()
-        caches = self.embedder.new_cache(), core_cache, self.head.new_cache()
-        state = DecodingState(*caches, [0] * batch_size, patches=patches, ragged=ragged, apart=apart)
-        inputs_BT = torch.full((batch_size, 1), self.tokenizer.start_id, device=self.device)
-        if ids_BN is not None:
-            inputs_BT = torch.cat((inputs_BT, ids_BN.to(self.device)), dim=1)
-            state.read(ids_BN.size(1))
-        wanted_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
-        wanted_BT[:, -1] = True
-        return self._read(inputs_BT, Context(wanted=wanted_BT), state).logits, state
-
-    def step(self, ids_BN: Tensor, state: DecodingState, wanted_BN: Tensor | None = None) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5).
-
-        With `wanted_BN`, only the logits where it is True are made: [number of them, V].
-        """
-        state.read(ids_BN.size(1))
-        return self._read(ids_BN.to(self.device), Context(wanted=wanted_BN), state).logits
-
-    def join(self, parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
-        """The given rows of each of several states as one batch. They need not have read as many ids: what `step` gives
-        for a row depends on no other."""
-        return joined(parts)
-
-    # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Numbers of layers behind which the head may read: the exits, and last of all the whole core."""
-        return self.core.depths
-
-    def draft(self, ids_B1: Tensor, state: DecodingState) -> Tensor:
-        """Read one more id through the first exit's layers only: its logits [B, 1, V] of the id that follows."""
-        state.read(1)
-        return exits.draft(self, ids_B1.to(self.device), state)
-
-    def deepen(self, state: DecodingState, stage: int) -> Tensor:
-        """Bring the id just drafted on to exit `stage` (1, 2, … in turn): that exit's logits [B, 1, V]."""
-        return exits.deepen(self, state, stage)
-
-    def verify(self, state: DecodingState) -> Tensor:
-        """Bring all drafted ids through the rest of the layers: logits [B, N, V], equal to those of `step`."""
-        return exits.verify(self, state)
-
-    def keep(self, state: DecodingState, number: int) -> None:
-        """Keep the first `number` of the ids just verified, and forget the others."""
-        state.read(number - len(state.waiting.ids))
-        exits.keep(self, state, number)
-
-    def _read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
-        """embedder → core → head: from the first position on, or after what the state remembers."""
-        context.length = inputs_BT.size(1)
-        caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
-        embedder_cache, core_cache, head_cache = caches
-        x_BPD, patches = self.embedder(inputs_BT, context, embedder_cache)
-        core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
-        if patches is None or state is None or not state.apart:
-            y_BPD = self.core(x_BPD, core_context, core_cache)
-        else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
-            assert patches.counts is not None
-            rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
-            y_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
-        logits_BTV = self.head(y_BPD, inputs_BT, patches, context, head_cache)
-        output = Output(logits_BTV, context.auxiliary, context.measures)
-        if context.exits is None or context.row_keys is None:
-            return output
-        chosen_B = exits.choose(context.row_keys, len(context.exits))
-        y_BPD = self.core.finish(exits.states_of(context.exits, chosen_B))
-        exit_BTV = self.head(y_BPD, inputs_BT, patches, Context(context.documents))
-        return output._replace(exits=exits.ExitLogits(exit_BTV, chosen_B, self.core.exit_weights))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embedder.table.weight.device
 
     # ------------------------------------------------------------------ text in, text out
 
@@ -311,6 +150,20 @@ class STLM(nn.Module):
                     batch.remove(row)
         return ["".join(pieces[row]) for row in rows]
 
+    def likeliest(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
+        """Continuations found by beam search, the likeliest first, each with the logarithm of its probability."""
+        self.eval()
+        found = beam_search(
+            self,
+            [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()],
+            num_beams=num_beams,
+            max_new_ids=max_new_ids,
+            context_length=self.config.context_length,
+            stop_id=self.tokenizer.end_of_text_id,
+            banned_V=self._drawable[0],
+        )
+        return [(self.tokenizer.decode(text.ids), text.log_probability) for text in found]
+
     def row(self, prompt: str, sampling: Sampling, max_new_ids: int) -> Row:
         """A text to be continued in a `Batch`, as `generate_batch` and a server do. DataError where a prompt holds a
         lone surrogate."""
@@ -366,9 +219,11 @@ class STLM(nn.Module):
         nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
         return -nats.double().sum().item()
 
-    def num_parameters(self) -> int:
-        """Unique parameters, embedding included; tied ones are counted once."""
-        return count_parameters(self)
+    def merged(self) -> STLM:
+        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
+        model.load_tensors(merged_parameters(self), source="the merged model")
+        return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ disk
 

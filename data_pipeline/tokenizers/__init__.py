@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.base import TOKENIZER_FILE, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE, TOKENIZER_FILE, Tokenizer
 from data_pipeline.tokenizers.byte import ByteTokenizer
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer, build_huggingface
 from data_pipeline.tokenizers.sentencepiece import (
@@ -123,4 +123,6 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
             f"the tokenizer in {directory} is not the one that was saved: fingerprint {tokenizer.fingerprint[:12]}…, "
             f"expected {str(description.get('fingerprint'))[:12]}…; its files were changed or damaged"
         )
+    template = Path(directory) / TEMPLATE_FILE
+    tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
     return tokenizer

@@ -21,6 +21,7 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"  # named as transformers names it
 END_OF_STORED_DOCUMENT = 0xFF
 SPACE = "\u2581"  # how sentencepiece and its heirs write a space
 
@@ -48,6 +49,7 @@ class Tokenizer(Protocol):
     mask_id: int
     bytes_per_id: NDArray[np.int32]  # [V], the bytes of text that each id stands for; 0 for special ids
     fingerprint: str  # sha256 in hex of all that defines the mapping between text and ids
+    chat_template: str | None  # of Jinja: how a model that reads these ids has learned to read conversations
 
     def encode(self, text: str) -> NDArray[Any]:
         """The ids of `text`, without special ids.
@@ -132,4 +134,6 @@ def save_description(tokenizer: Tokenizer, kind: str, directory: str | os.PathLi
         "mask_id": tokenizer.mask_id,
         "fingerprint": tokenizer.fingerprint,
     }
+    if tokenizer.chat_template is not None:
+        write_text(Path(directory) / TEMPLATE_FILE, tokenizer.chat_template)
     write_text(Path(directory) / TOKENIZER_FILE, json.dumps(description, indent=2) + "\n")

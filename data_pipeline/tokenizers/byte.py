@@ -25,6 +25,7 @@ from data_pipeline.tokenizers.base import (
 class ByteTokenizer:
     """256 ids, no training, lossless on every text."""
 
+    chat_template: str | None = None
     spec = "byte"
     vocab_size = 256
     dtype: np.dtype[Any] = np.dtype(np.uint8)

@@ -59,6 +59,8 @@ _PROBES = [
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library that loses nothing. Its ids are those of its file."""
 
+    chat_template: str | None = None
+
     def __init__(self, definition: bytes, special_ids: dict[str, int], spec: str) -> None:
         """definition: the tokenizer.json that `build_huggingface` made. special_ids: start, end_of_text, pad, mask."""
         library = _library(definition, spec)

@@ -48,6 +48,7 @@ _SENTENCE = 4096  # characters handed to the trainer at a time
 class SentencePieceTokenizer:
     """A trained sentencepiece model of exactly `vocab_size` ids, bytes and specials included."""
 
+    chat_template: str | None = None
     start_id = _START
     end_of_text_id = _END_OF_TEXT
     pad_id = _PAD

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# From text to scored models as Slurm jobs, each waiting for the one before: preprocess, then pretrain and evaluate for
-# each seed. Prints the commands that it runs.
+# From text to scored and exported models as Slurm jobs, each waiting for the one before: preprocess, then pretrain, and
+# then evaluate and export, for each seed. Prints the commands that it runs.
 #
 #     bash scripts/slurm/pipeline.sh [--name NAME] [--input PATH|HF_ID]... [--tokenizer SPEC] [--config PRESET|FILE]
-#                                    [--ds_config FILE] [--seeds 1-3] [--dry-run] [-- options of sbatch for pretrain]
+#                                    [--ds_config FILE] [--seeds 1-3] [--to FORMAT]... [--dry-run]
+#                                    [-- options of sbatch for pretrain]
 #
 # The data is made in data/NAME, the runs are runs/NAME-seed-1 …; --dry-run submits nothing. Defaults: NAME is that of
-# the config, the quickstart preset on the default corpus, ZeRO 0, seed 1. For example, 2 nodes of 8 GPUs:
+# the config, the quickstart preset on the default corpus, ZeRO 0, seed 1, safetensors. For example, 2 nodes of 8 GPUs:
 #
 #     bash scripts/slurm/pipeline.sh --input texts/ --config mine.yaml --seeds 1-3 \
 #         -- --nodes=2 --ntasks-per-node=8 --gpus-per-node=8
@@ -15,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 die() { echo "error: $*" >&2; exit 2; }
 
-name="" config=quickstart seeds=1 dry_run="" prepare=() train=() nodes=()
+name="" config=quickstart seeds=1 dry_run="" prepare=() train=() nodes=() formats=()
 while [ $# -gt 0 ]; do
     case $1 in
         --help|-h) sed -n '2,/^set/{/^# \{0,1\}/s///p}' scripts/slurm/pipeline.sh; exit ;;
@@ -27,6 +28,7 @@ while [ $# -gt 0 ]; do
         --name) name=$2 ;;
         --config) config=$2 ;;
         --seeds) seeds=$2 ;;
+        --to) formats+=("$2") ;;
         --input|--tokenizer) prepare+=("$1" "$2") ;;
         --ds_config) train+=("$1" "$2") ;;
         *) die "unknown option $1; options of sbatch stand behind --" ;;
@@ -34,6 +36,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [[ $seeds =~ ^[0-9][0-9,-]*$ ]] || die "--seeds: got '$seeds', expected numbers as 1-3 or 1,5,7"
+[ ${#formats[@]} -gt 0 ] || formats=(safetensors)
 [ -n "$name" ] || { name=${config##*/}; name=${name%.*}; }
 [ -n "$dry_run" ] || command -v sbatch >/dev/null || die "no sbatch on this machine; --dry-run shows what would be run"
 
@@ -53,5 +56,10 @@ submit PREPROCESS sbatch --parsable scripts/slurm/preprocess.sbatch --output "da
 submit PRETRAIN sbatch --parsable --dependency="afterok:$JOB" --kill-on-invalid-dep=yes --array="$seeds" \
     ${nodes[@]+"${nodes[@]}"} scripts/slurm/pretrain.sbatch "runs/$name" \
     --config "$config" --data "data/$name" ${train[@]+"${train[@]}"}
-submit EVALUATE sbatch --parsable --dependency="aftercorr:$JOB" --kill-on-invalid-dep=yes --array="$seeds" \
+trained=$JOB
+submit EVALUATE sbatch --parsable --dependency="aftercorr:$trained" --kill-on-invalid-dep=yes --array="$seeds" \
     scripts/slurm/evaluate.sbatch "runs/$name"
+for format in "${formats[@]}"; do
+    submit EXPORT sbatch --parsable --dependency="aftercorr:$trained" --kill-on-invalid-dep=yes --array="$seeds" \
+        scripts/slurm/export.sbatch "runs/$name" "$format"
+done

@@ -12,10 +12,12 @@ from stlm.config.embedders import (
     PaperEmbedderConfig,
     TokenEmbedderConfig,
 )
+from stlm.config.evals import EvalsConfig
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.loops import LoopsConfig
+from stlm.config.lora import LoRAConfig
 from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.normalization import LayerNormConfig, NormConfig, RMSNormConfig
 from stlm.config.patching import (
@@ -35,6 +37,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "TrainingConfig",
+    "EvalsConfig",
     "EmbedderConfig",
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "TransformerCoreConfig",
     "SharingConfig",
     "LoopsConfig",
+    "LoRAConfig",
     "ExitsConfig",
     "AttentionConfig",
     "GroupedQueryConfig",

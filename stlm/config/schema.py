@@ -8,10 +8,14 @@ from dataclasses import dataclass, field, replace
 from data_pipeline.config import DataConfig
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
+from stlm.config.evals import EvalsConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
 from stlm.config.limits import LimitsConfig
+from stlm.config.lora import LoRAConfig
 from stlm.config.recovery import RecoveryConfig
+
+PARTS = ("embedder", "core", "head")  # of a model
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class ModelConfig:
     embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
     head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
+    lora: LoRAConfig = field(default=LoRAConfig(), metadata={"help": "corrections that learn instead of the weights"})
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between the parts, keys as seen from here."""
         for part in (self.embedder, self.core, self.head):
             yield from part.check(self)
+        yield from self.lora.check(self)
         if self.base_width is None:
             return
         for conflict in self.at_base_width().check():
@@ -56,6 +62,11 @@ class TrainingConfig:
     """How a model is trained. The number of ranks is no part of it: it may change at every resume."""
 
     objective: str = setting("next_token", "what is predicted", choices=("next_token",))
+    init_from: str | None = setting(
+        None, "run, checkpoint or model whose weights the run begins with; null: initial values", may_change=True
+    )
+    init_parts: str = setting("embedder,core,head", "parts of the model that begin so", may_change=True)
+    frozen_parts: str = setting("", "parts of the model that do not learn: some of embedder,core,head; empty: none")
     max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
     batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1)
     micro_batch_size: int | None = setting(
@@ -131,6 +142,12 @@ class TrainingConfig:
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between these settings."""
+        for key, allowed in (("init_parts", 3), ("frozen_parts", 2)):
+            parts = [part for part in getattr(self, key).split(",") if part or key == "init_parts"]
+            if len(set(parts)) < len(parts) or not set(parts) <= set(PARTS) or len(parts) > allowed:
+                number = "some" if allowed == 3 else "one or two"
+                expected = f"expected {number} of {','.join(PARTS)}; core would work"
+                yield Conflict(key, f"got {getattr(self, key)!r}, {expected}")
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             yield Conflict(
                 "micro_batch_size",
@@ -171,11 +188,13 @@ class RunConfig:
     data: DataConfig = field(default=DataConfig(), metadata={"help": "what is read"})
     model: ModelConfig = field(default=ModelConfig(), metadata={"help": "what is trained"})
     training: TrainingConfig = field(default=TrainingConfig(), metadata={"help": "how it is trained"})
+    evals: EvalsConfig = field(default=EvalsConfig(), metadata={"help": "what it is asked meanwhile"})
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between and within the sections."""
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
+        yield from (conflict.under("evals") for conflict in self.evals.check())
         if self.training.optimizer == "muon" and self.model.base_width is not None:
             yield Conflict(
                 "training.optimizer",

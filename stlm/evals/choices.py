@@ -14,11 +14,13 @@ import numpy as np
 
 from data_pipeline.atomic import sha256_file
 from stlm.errors import StlmError
+from stlm.evals.hub import hub_records
 from stlm.evals.items import (
     BLANK,
     Item,
     Parse,
     blank_item,
+    checked_items,
     choice_item,
     minimal_pair,
     read_items,
@@ -26,7 +28,7 @@ from stlm.evals.items import (
     task_file,
 )
 from stlm.evals.likelihood import Likelihood, Row, log_likelihoods
-from stlm.evals.measures import Measures, estimates, measures_of
+from stlm.evals.measures import Measures, calibration_error, estimates, measures_of
 from stlm.stlm import STLM
 
 QUESTION = "Question: {context}\nAnswer:"
@@ -92,7 +94,13 @@ class Loaded:
     task: ChoiceTask
     items: list[Item]
     shots: list[Item]
-    file_sha256: str | None  # None where items are made rather than read
+    file_sha256: str | None  # None where items are made or fetched
+
+    @classmethod
+    def fetch(cls, name: str) -> Loaded:
+        """From the Hugging Face hub, without shots. DataError where there is something wrong."""
+        task = CHOICE_TASKS[name]
+        return cls(name, task, checked_items(hub_records(name), task.parse, f"{name} on the hub"), [], None)
 
     @classmethod
     def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> Loaded:
@@ -170,7 +178,16 @@ def summary(scored: Sequence[ScoredItem]) -> dict[str, Any]:
     for kind in kinds:
         names = sorted({one.item.groups[kind] for one in scored if kind in one.item.groups})
         groups[kind] = {name: _estimated(one for one in scored if one.item.groups.get(kind) == name) for name in names}
-    return {**_estimated(scored), "groups": groups}
+    return {**_estimated(scored), "calibration_error": _miscalibration(scored), "groups": groups}
+
+
+def _miscalibration(scored: Sequence[ScoredItem]) -> float | None:
+    """Of the probability given to the choice that is found most probable; None where there is no choice."""
+    if len(scored[0].item.choices) < 2:
+        return None
+    log_probabilities = [np.array(one.log_probabilities) for one in scored]
+    surest = [float(1 / np.exp(nats - nats.max()).sum()) for nats in log_probabilities]
+    return calibration_error(surest, [one.measures.accuracy for one in scored])
 
 
 def _estimated(scored: Iterable[ScoredItem]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
     wanted = f"{name}.jsonl"
     endings = f"or {wanted}{f', {wanted}'.join(COMPRESSED)}"
     if tasks_dir is None:
-        raise DataError(f"{name}: its items are in no folder; expected --tasks-dir DIR with DIR/{wanted} ({endings})")
+        raise DataError(
+            f"{name}: its items are in no folder; expected --tasks-dir DIR with DIR/{wanted} ({endings}); "
+            "in training, evals.tasks_dir=DIR"
+        )
     found = [path for suffix in ("", *COMPRESSED) if (path := Path(tasks_dir, wanted + suffix)).is_file()]
     if not found:
         raise DataError(f"{name}: no items; put them into {Path(tasks_dir, wanted)} ({endings}), see docs/evals.md")
@@ -50,19 +53,24 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
 
 def read_items(path: Path, parse: Parse) -> list[Item]:
     """All items of a file. DataError with file:line and field where one breaks the schema, or where there is none."""
+    return checked_items(((f"{path}:{number}", line) for number, line in _lines(path)), parse, str(path))
+
+
+def checked_items(records: Iterable[tuple[str, bytes | dict[str, Any]]], parse: Parse, source: str) -> list[Item]:
+    """The same of records, as objects or as JSON, each with its place; `source` is where they all are."""
     items: list[Item] = []
-    lines_of_ids: dict[str, int] = {}
-    for number, line in _lines(path):
+    places: dict[str, str] = {}
+    for place, record in records:
         try:
-            item = parse(_object(line))
-            if item.id in lines_of_ids:
-                raise DataError(f"id: got {item.id!r} again, as in line {lines_of_ids[item.id]}; expected a new one")
+            item = parse(_object(record) if isinstance(record, bytes) else record)
+            if item.id in places:
+                raise DataError(f"id: got {item.id!r} again, as in {places[item.id]}; expected a new one")
         except DataError as error:
-            raise DataError(f"{path}:{number}: {error}") from None
-        lines_of_ids[item.id] = number
+            raise DataError(f"{place}: {error}") from None
+        places[item.id] = place
         items.append(item)
     if not items:
-        raise DataError(f"{path}: holds no items")
+        raise DataError(f"{source}: holds no items")
     return items
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.tokenizers import Tokenizer
+from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
-_IDS_PER_BATCH = 1 << 10  # on a CPU: few enough for their vectors and logits to stay in its caches
+_IDS_PER_BATCH = 1 << 11  # on a CPU: few enough for their vectors and logits to stay in its caches
 _IDS_PER_BATCH_ON_GPU = 1 << 15
 _HELD_PER_READ = 8  # ids that a batch may hold keys and values of, for each one that it reads
-_BATCHES_PER_GROUP = 4  # of questions whose beginnings are about equally long
+_IDS_OF_A_BATCH = 256  # what a batch of its own costs: fewer ids than that may be read in vain to save one
 _WORTH_SHARING = 0.2  # of the ids of a batch: saving fewer does not pay for reading it in parts
 
 
@@ -62,6 +63,11 @@ class _Encoded(NamedTuple):
     def longest(self) -> int:
         return max(map(len, self.ids))
 
+    @property
+    def num_needed(self) -> int:
+        """Ids to be read if what the rows have in common is read once."""
+        return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.shared
+
 
 @torch.no_grad()
 def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str = "") -> Likelihoods:
@@ -80,20 +86,19 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
             question = _cut(question, context_length)
             num_cut += 1
         encoded.append(question)
-    found: list[list[Likelihood]] = [[] for _ in questions]
+    share = current_share()
+    found = [[Likelihood(0.0, 0.0)] * len(rows) for rows in questions]
     short = [question for question in encoded if question.longest <= context_length]
-    with tqdm(total=len(encoded), desc=label, unit="item", delay=2) as progress:
-        for question in encoded:
-            if question.longest > context_length:
-                found[question.place] = [
-                    _in_windows(model, torch.from_numpy(ids), context_length) for ids in question.ids
-                ]
-                progress.update(1)
-        limit = _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU
-        for batch in _batches(short, limit):
-            for question, likelihoods in zip(batch, _score(model, batch), strict=True):
-                found[question.place] = likelihoods
-            progress.update(len(batch))
+    pieces = [[question] for question in encoded if question.longest > context_length]
+    pieces += _batches(short, _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU)
+    with tqdm(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
+        for number, piece in enumerate(pieces):
+            if share.has(number):
+                for question, likelihoods in zip(piece, _score(model, piece), strict=True):
+                    found[question.place] = likelihoods
+            progress.update(len(piece))
+    numbers = iter(share.add([number for rows in found for likelihood in rows for number in likelihood]))
+    found = [[Likelihood(next(numbers), next(numbers)) for _ in rows] for rows in found]
     return Likelihoods(found, num_cut)
 
 
@@ -130,16 +135,18 @@ def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encode
 
     A batch reads about `limit` ids: the beginning of each question once, and the rest of each row.
     """
-    for group in _groups(questions, _BATCHES_PER_GROUP * limit):
+    for group in _groups(questions, limit):
         batch: list[_Encoded] = []
-        rows = longest = shared = 0
+        rows = longest = shared = needed = 0
         for question in sorted(group, key=lambda q: q.longest - q.shared, reverse=True):
             rows, longest = rows + len(question.ids), max(longest, question.longest)
             shared = min(shared, question.shared) if batch else question.shared
+            needed += question.num_needed
             read = (len(batch) + 1) * shared + rows * (longest - shared)
-            if batch and (read > limit or rows * longest > _HELD_PER_READ * limit):
+            if batch and (read > limit or read - needed > _IDS_OF_A_BATCH or rows * longest > _HELD_PER_READ * limit):
                 yield batch
                 batch, rows, longest, shared = [], len(question.ids), question.longest, question.shared
+                needed = question.num_needed
             batch.append(question)
         yield batch
 
@@ -153,12 +160,15 @@ def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encode
             yield group
             group, num_ids = [], 0
         group.append(question)
-        num_ids += sum(map(len, question.ids))
+        num_ids += question.num_needed
     if group:
         yield group
 
 
 def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
+    context_length = model.config.context_length
+    if batch[0].longest > context_length:  # such a question is alone
+        return [[_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
     rows = [ids for question in batch for ids in question.ids]
     starts_R = np.array([start for question in batch for start in question.starts])
     lengths_R = np.array([len(ids) for ids in rows])

@@ -65,6 +65,15 @@ def estimates(totals_NM: NDArray[np.float64], units_N: NDArray[np.float64] | Non
     return [Estimate(*map(float, row)) for row in zip(value_M, low_M, high_M, strict=True)]
 
 
+def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 15) -> float:
+    """By how much confidence and the share of what is correct differ, in bins of equal width, weighted by what is in
+    each: 0 is perfect, 1 the worst (expected calibration error, Guo et al. 2017, arXiv 1706.04599, section 2)."""
+    confidence_N, correct_N = np.asarray(confidence, float), np.asarray(correct, float)
+    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
+    gap_B = np.bincount(bin_N, confidence_N - correct_N, bins)
+    return float(np.abs(gap_B).sum() / len(confidence_N))
+
+
 def _resampled(totals_NM: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums over as many items, drawn with replacement, again and again: [resamples, M]."""
     generator = np.random.default_rng(0)

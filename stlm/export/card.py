@@ -6,13 +6,16 @@ from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
 
-def model_card(model: STLM, origin: Origin, architecture: str) -> str:
-    """README.md of the folder, in Markdown; what is not known of the model is left out."""
+def model_card(model: STLM, origin: Origin, architecture: str, native: bool) -> str:
+    """README.md of the folder, in Markdown; what is not known of the model is left out.
+
+    architecture: the class. native: whether transformers has it.
+    """
     config, tokenizer = model.config, model.tokenizer
     table = sum(parameter.numel() for parameter in model.embedder.parameters())
     rows = {
         "architecture": architecture,
-        "parameters": f"{model.num_parameters():,}, of which {table:,} are the table of ids",
+        "parameters": f"{model.num_parameters():,}, of which {table:,} read the ids",
         "context": f"{config.context_length:,} ids",
         "tokenizer": f"{tokenizer.spec}, {tokenizer.vocab_size:,} ids, sha256 {tokenizer.fingerprint}",
         "trained for": None if origin.step is None else f"{origin.step:,} steps",
@@ -21,7 +24,8 @@ def model_card(model: STLM, origin: Origin, architecture: str) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     command = f"\nTrained by:\n\n```bash\n{origin.command}\n```\n" if origin.command else ""
-    return CARD.format(table="\n".join(lines), command=command)
+    trust = "" if native else ", trust_remote_code=True"
+    return CARD.format(table="\n".join(lines), command=command, trust=trust, note="" if native else NOTE)
 
 
 CARD = """---
@@ -39,10 +43,14 @@ pipeline_tag: text-generation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
 ids = tokenizer("The file", return_tensors="pt")["input_ids"]
 print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0], skip_special_tokens=True))
 ```
 
 The tokenizer puts two symbols before a text: where a sequence begins, and where a document does.
+{note}"""
+
+NOTE = """
+The code of the model lies beside it and needs torch and transformers alone: `trust_remote_code=True` runs it.
 """

@@ -47,16 +47,17 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
     output = vacant(output)
     directory = locate_model(source)
     model = STLM.load(directory)
-    if found := TARGETS[target].obstacles(model.config):
-        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(model.config)]
+    whole = model if model.config.lora.rank is None else model.merged()
+    if found := TARGETS[target].obstacles(whole.config):
+        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(whole.config)]
         raise ConversionError(
             f"{directory}: {target} cannot express {' and '.join(found)}; this model can be converted to "
             f"{' or '.join(fitting)}"
         )
     with atomic_directory(output) as folder:
-        written = TARGETS[target].write(model, Origin.of(directory), folder)
+        written = TARGETS[target].write(whole, Origin.of(directory), folder)
         difference, num_ids = compare(model, written)
-    return Converted(output, model.num_parameters(), size_of(output), difference, num_ids)
+    return Converted(output, whole.num_parameters(), size_of(output), difference, num_ids)
 
 
 def convert_from(

@@ -15,10 +15,11 @@ import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
-from stlm.config import ByteEmbedderConfig, value_at
-from stlm.errors import ConversionError
+from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
+from stlm.errors import ConversionError, StlmError
 from stlm.export.comparison import Logits
 from stlm.export.fast_tokenizer import definition_of
 from stlm.export.foreign import express, take
@@ -33,22 +34,40 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
     its tokenizer is none that gives back every text.
     """
     transformers = library()
-    if not (directory / "config.json").is_file():
+    place = directory / "config.json"
+    if not place.is_file():
         raise ConversionError(f"{directory}: holds no config.json; expected a folder that save_pretrained has written")
     try:
-        there = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        ours = json.loads(place.read_bytes()).get("model_type") == "stlm"
+        there = _our_classes()[0].from_pretrained(directory) if ours else _config(transformers, directory)
+    except (StlmError, DataError):
+        raise
     except Exception as error:  # whatever is wrong with the file: the library raises nothing more special
-        raise ConversionError(
-            f"{directory / 'config.json'}: transformers cannot read it: {_first_line(error)}"
-        ) from None
-    config = express(there, str(directory / "config.json"))
+        raise ConversionError(f"{place}: transformers cannot read it: {_first_line(error)}") from None
+    config = there.settings() if ours else express(there, str(place))
     tokenizer = read_tokenizer(directory, there.vocab_size)
-    if isinstance(tokenizer, ByteTokenizer):
-        config = replace(config, embedder=ByteEmbedderConfig(scaled=value_at(config, "embedder.scaled")))
-    loaded = _load(transformers, directory)
+    template = directory / TEMPLATE_FILE
+    tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
+    if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not ours:
+        config = replace(config, embedder=ByteEmbedderConfig(scaled=config.embedder.scaled))
+    loaded = _load(_our_classes()[1] if ours else transformers.AutoModelForCausalLM, directory)
     model = STLM(config, tokenizer)
-    model.load_tensors(take(loaded.state_dict(), model, there.model_type, str(directory)), source=directory)
+    weights = loaded.network.state_dict() if ours else loaded.state_dict()
+    if not ours:
+        weights = take(weights, model, there.model_type, str(directory))
+    model.load_tensors({name: weights[name] for name, _ in model.named_parameters()}, source=directory)
     return model.eval(), logits_of(loaded, tokenizer)
+
+
+def _config(transformers: Any, directory: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+
+
+def _our_classes() -> tuple[Any, Any]:
+    """Config and model of what this project exports with code: as they are here, whatever code the folder has."""
+    from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
+
+    return StlmConfig, StlmForCausalLM
 
 
 def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
@@ -94,10 +113,10 @@ def _converted(directory: Path, scratch: Path) -> Path:
     return scratch / "fast"
 
 
-def _load(transformers: Any, directory: Path) -> Any:
+def _load(kind: Any, directory: Path) -> Any:
     """The model as transformers has it, in fp32, with every weight from the folder."""
     try:
-        loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded, told = kind.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
     except Exception as error:  # whatever is wrong with the files: the library raises nothing more special

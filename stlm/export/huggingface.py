@@ -1,8 +1,10 @@
-"""A folder that transformers loads, with its own classes: config, weights, tokenizer, and a card for people."""
+"""A folder that transformers loads: config, weights, tokenizer, a card for people, and the code where it has none."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,24 @@ import torch
 from torch import Tensor
 
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
+from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
 from stlm.export.comparison import Logits, sample_text
-from stlm.export.families import describe, name_there
+from stlm.export.families import describe, name_there, obstacles
 from stlm.export.fast_tokenizer import definition_of, special_names
 from stlm.export.origin import Origin
+from stlm.export.remote.files import NAME, remote_files
 from stlm.stlm import STLM
 
 
 def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """Fill a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`."""
+    """Fill a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`.
+
+    The class is one that transformers has, where one of them is the same network; else it is this project's own, which
+    travels with the model.
+    """
     transformers = library()
     tokenizer = model.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
@@ -29,14 +38,15 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     symbols = {
         "bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id,
     }  # fmt: skip
-    fields = {**describe(model.config), "vocab_size": tokenizer.vocab_size, **symbols}
-    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    there = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    there.load_state_dict({name_there(name): tensor for name, tensor in model.state_dict().items()})
+    native = not obstacles(model.config)
+    there = _of_theirs(model, symbols) if native else _of_ours(model, symbols)
     textless = (tokenizer.bytes_per_id == 0).nonzero()[0].tolist()
     never = [id for id in textless if id != tokenizer.end_of_text_id]
     there.generation_config = transformers.GenerationConfig(**symbols, suppress_tokens=never)
     there.save_pretrained(folder)
+    if not native:
+        for name, source in remote_files().items():
+            (folder / name).write_text(source, encoding="utf-8")
 
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
@@ -52,10 +62,51 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a text that spells out a symbol is a text
     }
+    if tokenizer.chat_template is not None:
+        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__, native), encoding="utf-8")
     _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder))
-    return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+    if native:
+        return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+    return logits_of(_with_its_code(transformers, folder), tokenizer)
+
+
+def _of_theirs(model: STLM, symbols: dict[str, int]) -> Any:
+    """The model as an object of one of their classes."""
+    transformers = library()
+    fields = {**describe(model.config), "vocab_size": model.tokenizer.vocab_size, **symbols}
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    there = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    there.load_state_dict({name_there(name): tensor for name, tensor in model.state_dict().items()})
+    return there
+
+
+def _of_ours(model: STLM, symbols: dict[str, int]) -> Any:
+    """The model as an object of the classes that travel with it."""
+    from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
+
+    tokenizer = model.tokenizer
+    reads_bytes = isinstance(model.config.embedder, PaperEmbedderConfig)
+    config = StlmConfig(
+        to_dict(model.config),
+        tokenizer.vocab_size,
+        tokenizer.start_id,
+        [spelling.hex() for spelling in model.vocabulary.spellings] if reads_bytes else None,
+        auto_map={"AutoConfig": f"{NAME}.StlmConfig", "AutoModelForCausalLM": f"{NAME}.StlmForCausalLM"},
+        **symbols,
+    )
+    there = StlmForCausalLM(config)
+    there.network.load_state_dict(model.state_dict())
+    return there
+
+
+def _with_its_code(transformers: Any, folder: Path) -> Any:
+    """The model as people will load it. The copy that transformers makes of the code goes with the folder's name, which
+    is not the one that it will have, so it is deleted."""
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    shutil.rmtree(Path(inspect.getfile(type(loaded))).parents[1], ignore_errors=True)
+    return loaded
 
 
 def library() -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
-from stlm.export.families import obstacles
 from stlm.export.huggingface import write_huggingface
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
@@ -31,5 +30,5 @@ def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
 
 TARGETS = {
     "safetensors": Target(lambda config: [], write_model_directory),
-    "huggingface": Target(obstacles, write_huggingface),
+    "huggingface": Target(lambda config: [], write_huggingface),
 }

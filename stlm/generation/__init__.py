@@ -1,5 +1,6 @@
 """Drawing text from a model and scoring text with it. Never imports STLM: it works on what has `begin` and `step`."""
 
+from stlm.generation.beam import Hypothesis, beam_search
 from stlm.generation.decoding import Batch, Row, Steppable, generate_ids
 from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
@@ -15,11 +16,13 @@ __all__ = [
     "Draws",
     "EarlyExit",
     "Effort",
+    "Hypothesis",
     "Row",
     "Sampling",
     "Steppable",
     "TextStream",
     "ValidText",
+    "beam_search",
     "generate_ids",
     "look_up",
     "nats_per_id",

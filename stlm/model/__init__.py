@@ -11,6 +11,7 @@ from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.moe import MoE
+from stlm.model.network import Network, Output
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.recomputation import recompute_layers
@@ -32,6 +33,8 @@ __all__ = [
     "EntropyPatching",
     "Head",
     "MoE",
+    "Network",
+    "Output",
     "PaperEmbedder",
     "PaperHead",
     "Patches",

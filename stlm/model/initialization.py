@@ -36,6 +36,7 @@ from stlm.model.entropy import EntropyPatching
 from stlm.model.experts import ExpertLinear
 from stlm.model.learned_patching import LearnedPatching
 from stlm.model.loops import LoopEmbeddings
+from stlm.model.lora import Correction
 from stlm.model.ngrams import NgramEmbedding
 from stlm.model.normalization import Norm
 from stlm.model.paper import SlotStack
@@ -89,6 +90,8 @@ def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
             deviations[module.weight] = 0.0
         elif isinstance(module, CorrectedLinear | CorrectedExperts):
             deviations[module.lora_b.weight] = 0.0
+        elif isinstance(module, Correction):
+            deviations[module.b.weight] = 0.0
         elif isinstance(module, EntropyPatching):
             deviations[module.threshold] = 0.0
     return deviations

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from stlm.stlm import Output
+from stlm.model import Output
 
 
 class Batch(NamedTuple):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stlm.model import Output
 from stlm.model.exits import ExitLogits
 from stlm.objectives.base import Batch, Prepared, Sums
-from stlm.stlm import Output
 
 
 class NextToken:

@@ -406,11 +406,20 @@ class Engine:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
 
+    @property
+    def native(self) -> Any:
+        """DeepSpeed's own engine, for its own formats."""
+        return self._engine
+
     # ------------------------------------------------------------------ state
 
     @watched("gathering the state")
-    def full_state(self) -> State:
-        """The whole state, copied to rank 0; the other ranks take part and get empty dicts."""
+    def full_state(self, reused: State | None = None) -> State:
+        """The whole state, copied to rank 0; the other ranks take part and get empty dicts.
+
+        The copies are made in the tensors of `reused`, an earlier state that is of no more use: several times faster
+        than into memory that the system has yet to find.
+        """
         self._link_moments()
         keep = self.ranks.rank == 0
         parameters: dict[str, Tensor] = {}
@@ -420,8 +429,22 @@ class Engine:
                 tensor = self._gather(parameter, key)
                 if keep:
                     target = parameters if key is None else moments.setdefault(key, {})
-                    target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                    used = {} if reused is None else reused.parameters if key is None else reused.moments.get(key, {})
+                    room = used.get(name)
+                    target[name] = torch.empty(tensor.shape, dtype=torch.float32) if room is None else room
+                    target[name].copy_(tensor.detach())
         return State(parameters, moments, self._updates())
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, whole and in fp32, on every rank, one after the other.
+
+        Where an average of the weights is kept, that: it is what a checkpoint holds as its model.
+        """
+        averages = self._averages and bool(self._entries())
+        if averages:
+            self._link_moments()
+        for name, parameter in self._parameters.items():
+            yield name, self._gather(parameter, AVERAGE if averages and parameter.requires_grad else None).detach()
 
     @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:

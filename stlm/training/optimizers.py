@@ -10,6 +10,7 @@ from torch import nn
 from stlm.config import TrainingConfig
 from stlm.model.heads import Head
 from stlm.stlm import STLM
+from stlm.training.initial import freeze
 from stlm.training.muon import Muon
 
 
@@ -20,6 +21,8 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
     either of its uses is one. Muon orthogonalises the matrices that decay, but for the last, which makes logits. The
     learning rate is set at every step, from the schedule.
     """
+    if isinstance(model, STLM):
+        freeze(model, training)
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]  # each tied one once
     exempt = {parameter for parameter in parameters if parameter.ndim < 2 or parameter in embeddings}

@@ -22,7 +22,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,14 +76,20 @@ def is_finished(run_dir: Path) -> bool:
     newest = newest_checkpoint(run_dir)
     if newest is None:
         return False
-    made = read_progress(newest)
-    return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
+    try:
+        made = read_progress(newest)
+        return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
+    except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
+        return False
 
 
-def begin_run(config: RunConfig, model: STLM, folder: Path) -> None:
-    """Fill the folder of a run that continues from `model`: its config, its tokenizer, and a checkpoint of step 0.
+def begin_run(
+    config: RunConfig, model: STLM, folder: Path, state: State | None = None, known: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
+    """Fill the folder of a run that continues from `model`: its config, its tokenizer, and a checkpoint.
 
-    Nothing is known of the data, so it may go on with any that was prepared with the tokenizer.
+    That is one of step 0, with the model's weights, unless a `state` comes from elsewhere, and with it what is `known`
+    of its progress. Where nothing is known of the data, it may go on with any that was prepared with the tokenizer.
     """
     parameters = {name: parameter.detach().float().cpu() for name, parameter in model.named_parameters()}
     counts = dict.fromkeys(("step", "ids_seen", "bytes_seen", "sequences_seen"), 0)
@@ -93,10 +99,12 @@ def begin_run(config: RunConfig, model: STLM, folder: Path) -> None:
         "data_fingerprint": None,
         "tokenizer_fingerprint": model.tokenizer.fingerprint,
         "validation_bits_per_byte": None,
+        **(known or {}),
     }
     write_text(folder / "config.yaml", dump_run_config(config))
     model.tokenizer.save(folder / "tokenizer")
-    write_checkpoint(checkpoint_path(folder, 0), config.model, model.tokenizer, State(parameters, {}, 0), progress)
+    path = checkpoint_path(folder, progress["step"])
+    write_checkpoint(path, config.model, model.tokenizer, state or State(parameters, {}, 0), progress)
 
 
 class RunDirectory:

@@ -16,7 +16,7 @@ from data_pipeline.plans import write_plan
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
-from data_pipeline.tokenizers import ByteTokenizer, train_sentencepiece
+from data_pipeline.tokenizers import ByteTokenizer, load_tokenizer, train_sentencepiece
 from data_pipeline.verifying import verify
 from data_pipeline.workers import Workers
 
@@ -128,6 +128,15 @@ def test_windows_count_the_answers_alone(prepared: PreparedData, packing: str) -
     validation = prepared.split("validation")
     expected = b"".join(bytes(one).split(b"\x02assistant\n")[1] for one in validation.documents())
     assert bytes(windows.ids[windows.loss_mask].astype(np.uint8)) == expected
+
+
+def test_the_tokenizer_says_how_conversations_are_read(prepared: PreparedData, tmp_path: Path) -> None:
+    assert prepared.tokenizer.chat_template == TEMPLATE
+    prepared.tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").chat_template == TEMPLATE
+    ByteTokenizer().save(tmp_path / "plain")
+    assert load_tokenizer(tmp_path / "plain").chat_template is None
+    assert prepared.tokenizer.fingerprint == ByteTokenizer().fingerprint  # ids are the same
 
 
 def test_what_is_given_is_part_of_the_data(prepared: PreparedData, tmp_path: Path) -> None:

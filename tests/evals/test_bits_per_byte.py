@@ -22,7 +22,8 @@ from stlm.config import (
 )
 from stlm.errors import StlmError
 from stlm.evals import COMPRESSORS, compressed_bits_per_byte, score_split
-from stlm.stlm import STLM, Output
+from stlm.model import Output
+from stlm.stlm import STLM
 
 BYTE = build_tokenizer("byte")
 

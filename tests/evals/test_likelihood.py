@@ -17,7 +17,8 @@ from stlm.config import (
 )
 from stlm.evals import Row, log_likelihoods
 from stlm.evals.likelihood import _encode
-from stlm.stlm import STLM, Output
+from stlm.model import Output
+from stlm.stlm import STLM
 
 BYTE = build_tokenizer("byte")
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stlm.evals.measures import credit, estimates, measures_of
+from stlm.evals.measures import calibration_error, credit, estimates, measures_of
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_a_ratio_weighs_items_by_their_units_and_one_item_has_no_interval():
     assert found.value == 7 / 4
     assert (found.low, found.high) == (1.0, 2.0)  # either of the two alone
     assert estimates(np.array([[6.0]]), np.array([3.0])) == [(2.0, None, None)]
+
+
+def test_calibration_by_hand():
+    # Two bins of two: 0.9 and 0.7 are sure, one of them right; 0.2 and 0.4 are not, none right.
+    found = calibration_error([0.9, 0.7, 0.2, 0.4], [1, 0, 0, 0], bins=2)
+    assert found == pytest.approx(0.5 * abs(0.8 - 0.5) + 0.5 * abs(0.3 - 0))
+    assert calibration_error([1.0, 1.0], [1, 0]) == 0.5
+    assert calibration_error([0.5, 0.5], [1, 0]) == 0

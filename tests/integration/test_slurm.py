@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,42 @@ def test_a_job_that_is_preempted_twice_finishes_with_the_curve_of_one_that_was_n
     assert read_metrics(run) == uninterrupted
 
 
+def test_a_rank_that_is_killed_is_started_again_within_the_job(slurm, project, pretrain, uninterrupted):
+    """On one rank, where that is allowed: the curve is the same within rounding."""
+    run = project / "runs/accident"
+    slurm.environment["STLM_MIN_RANKS"] = "1"
+    try:
+        job, output = pretrain("runs/accident", "--set", "training.save_every_steps=20")
+    finally:
+        del slurm.environment["STLM_MIN_RANKS"]
+    wait_for_step(run, 30, slurm.daemons.check)
+    rank = next(pid for pid in pids_with("scripts/pretrain.py --run runs/accident") if environment_of(pid) == "1")
+    os.kill(rank, signal.SIGKILL)
+    done = slurm.wait_for(job, "COMPLETED", "FAILED")
+    printed = output.read_text()
+    assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "0"), printed
+    assert "supervise: ended with " in printed and "1 rank, started by Slurm" in printed
+    found = read_metrics(run)
+    assert [record["loss"] for record in found] == pytest.approx([r["loss"] for r in uninterrupted], abs=1e-4)
+
+
+def pids_with(words: str) -> list[int]:
+    """Processes of Python that have these words in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if words in line and line.split()[0].endswith("python"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def environment_of(pid: int) -> str:
+    """Which task of its step a process is; empty if none."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    return next((word.partition("=")[2] for word in variables if word.startswith("SLURM_PROCID=")), "")
+
+
 def test_a_mistake_ends_a_job_with_2(slurm, project, pretrain):
     """It is told once and does not come back, though it is asked to."""
     job, output = pretrain("runs/mistake", "--set", "training.batch_size=9")
@@ -103,12 +142,17 @@ def test_from_text_to_the_scores_of_two_seeds(slurm, project):
     shown = subprocess.run([*command, "--dry-run"], cwd=project, capture_output=True, text=True, check=True).stdout
     assert slurm.run("squeue", "-h") == ""
     ran = subprocess.run(command, cwd=project, env=slurm.environment, capture_output=True, text=True, check=True).stdout
-    preprocess, pretrain, evaluate = (line.split()[1] for line in ran.splitlines() if line.startswith("  job "))
+    preprocess, pretrain, evaluate, export = (line.split()[1] for line in ran.splitlines() if line.startswith("  job "))
+    jobs = {"PREPROCESS": preprocess, "PRETRAIN": pretrain}
     commands = [line for line in ran.splitlines() if not line.startswith("  job ")]
-    assert commands == shown.replace("PREPROCESS", preprocess).replace("PRETRAIN", pretrain).splitlines()
+    for word, job in jobs.items():
+        shown = shown.replace(word, job)
+    assert commands == shown.splitlines()
 
-    slurm.wait_for(evaluate, "COMPLETED", "FAILED", "CANCELLED")
+    for job in (evaluate, export):
+        slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
     wait_until(lambda: slurm.run("squeue", "-h") == "", "end of all jobs", slurm.daemons)
     for seed in (1, 2):
         results = json.loads((project / f"runs/seeds-seed-{seed}/evaluation.json").read_text())
         assert 0 < results["results"]["bits_per_byte"]["bits_per_byte"] < 8
+        assert (project / f"runs/seeds-seed-{seed}/safetensors/model.safetensors").is_file()

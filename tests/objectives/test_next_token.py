@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from stlm.model import Output
 from stlm.model.exits import ExitLogits
 from stlm.objectives import Batch, build_objective
-from stlm.stlm import Output
 
 BYTES_PER_ID = torch.tensor([1, 2, 3, 0])  # the last one ends a text
 

@@ -33,7 +33,11 @@ def run(tmp_path_factory):
     (checkpoint / "state.json").write_text(json.dumps({"step": 2, "bytes_seen": 256}))
     (checkpoint / "COMPLETE").write_text('{"files": {}}')
     (folder / "run" / "config.yaml").write_text(dump_run_config(config))
-    (folder / "run" / "metrics.jsonl").write_text('{"step": 2, "split": "train", "bits_per_byte": 7.5}\n')
+    records = [
+        {"step": 2, "split": "train", "bits_per_byte": 7.5},
+        {"step": 2, "split": "recovery", "skipped": 3, "rollbacks": 1},
+    ]
+    (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder / "run"
 
 
@@ -59,6 +63,7 @@ def test_a_run_in_json_and_in_words(run, describe):
     assert facts["run"]["step"] == 2 and facts["run"]["checkpoints"] == [2]
     text = describe(run, "--ranks", "1")
     assert "step 2 of 9, 256 bytes read; checkpoints of steps 2" in text
+    assert "steps without an update: 3; returns to a checkpoint: 1" in text
     assert "train: 7.5000 bits per byte at step 2" in text and "ZeRO 3" in text
 
 

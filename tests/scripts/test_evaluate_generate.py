@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.conversations import TEMPLATE, prompt_of
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
@@ -100,6 +102,7 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
         "stride": 8,
         "documents_apart": False,
         "compressors": compressors,
+        "precision": "fp32",
     }
     assert (written["step"], written["parameters"]) == (7, model.num_parameters())
     assert written["data_fingerprint"] == written["trained_on"] == data.fingerprint
@@ -243,12 +246,23 @@ def test_generate_shows_the_prompt_and_what_follows(folder, call):
 
 
 def test_generate_passes_every_option_on(folder, call):
-    options = ("--max-ids", "20", "--temperature", "0.5", "--top-k", "9", "--top-p", "0.7")
+    given = {"temperature": 1.5, "top_k": 99, "top_p": 0.8, "min_p": 0.3, "typical_p": 0.9, "repetition_penalty": 3.0,
+             "frequency_penalty": 0.4, "presence_penalty": 9.0}  # fmt: skip
+    options = ["--max-ids", "30"]
+    for name, value in given.items():
+        options += [f"--{name.replace('_', '-')}", str(value)]
     _, out, _ = call("generate.py", folder / "run", "--prompt", "", *options)
-    assert out == continuation(folder, "", max_new_ids=20, temperature=0.5, top_k=9, top_p=0.7) + "\n"
-    for option in ("--temperature", "--top-k", "--top-p", "--max-ids"):
+    assert out == continuation(folder, "", max_new_ids=30, **given) + "\n"
+    for option in ("--temperature", "--top-p", "--typical-p", "--repetition-penalty", "--max-ids"):
         without = [word for index, word in enumerate(options) if options[index - index % 2] != option]
         assert call("generate.py", folder / "run", "--prompt", "", *without)[1] != out, option
+
+    arguments = ("--prompt", "", "--max-ids", "30", "--temperature", "0", "--presence-penalty", "9")
+    _, out, _ = call("generate.py", folder / "run", *arguments)
+    plain = {"max_new_ids": 30, "temperature": 0}
+    assert (
+        out == continuation(folder, "", **plain, presence_penalty=9) + "\n" != continuation(folder, "", **plain) + "\n"
+    )
 
 
 def test_generate_reads_a_prompt_from_each_line(folder, call):
@@ -272,6 +286,55 @@ def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
     assert (code, out) == (0, plain) and re.search(r"of 4 layers run for each: .* drafts accepted", err)
     code, _, err = call("generate.py", *arguments, "--exit-threshold", "0.0001")
     assert code == 0 and "19 ids, 1.00 of 4 layers run for each: 75% saved" in err
+
+
+def test_generate_several_texts_the_likeliest_one_and_up_to_a_stop(folder, call):
+    model = STLM.load(folder / "run")
+    code, out, _ = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--samples", "3")
+    texts = [continuation(folder, "Li", max_new_ids=9, seed=seed) for seed in range(3)]
+    assert code == 0 and out == "".join(f"Li{text}\n" for text in texts)
+    text, log_probability = model.likeliest("Li", num_beams=3, max_new_ids=9)[0]
+    code, out, err = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--beams", "3")
+    assert (code, out, err) == (0, f"Li{text}\n", f"log-probability {log_probability:.4f}\n")
+    stop = texts[0][3:5]
+    code, out, _ = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--stop", stop)
+    assert out == f"Li{texts[0].split(stop)[0]}\n"
+    long = "a long prompt, " * 9
+    _, _, err = call("generate.py", folder / "run", "--prompt", long, "--max-ids", "1", "--valid-utf8")
+    assert err == "the prompt has 135 ids; the model reads the last 31\n"
+
+
+def test_generate_answers_in_a_chat(folder, call, tmp_path):
+    model = STLM.load(folder / "run")
+    messages = [{"role": "user", "content": "Line"}]
+    code, out, err = call("generate.py", folder / "run", "--chat", "--prompt", "Line", "--max-ids", "9")
+    assert (code, out) == (0, continuation(folder, "User: Line\nAssistant:", max_new_ids=9) + "\n")
+    assert "trained on no conversations" in err
+
+    model.tokenizer.chat_template = TEMPLATE
+    model.save(tmp_path / "model")
+    whole = model.generate(prompt_of(messages), max_new_ids=9, temperature=0.8)
+    code, out, err = call("generate.py", tmp_path / "model", "--chat", "--prompt", "Line", "--max-ids", "9")
+    assert (code, out, err) == (0, whole.partition("\x03")[0] + "\n", "")
+    code, _, err = call("generate.py", tmp_path / "model", "--chat", "--beams", "2", "--prompt", "Line")
+    assert code == 2 and "leave out --chat" in err
+
+
+def test_generate_scores_a_file(folder, call, tmp_path):
+    model, text = STLM.load(folder / "run"), "Line 1\n\nLéne\n"
+    (tmp_path / "text").write_text(text)
+    nats = -model.log_likelihood(text)
+    total = (
+        f"log-likelihood {-nats:.4f} nats, {len(text.encode())} bytes, {nats / math.log(2) / 14:.4f} bits per byte\n"
+    )
+    assert call("generate.py", folder / "run", "--score", tmp_path / "text") == (0, total, "")
+    _, out, _ = call("generate.py", folder / "run", "--score", tmp_path / "text", "--per-line")
+    bits = [-model.log_likelihood(line) / math.log(2) / len(line.encode()) for line in ("Line 1", "Léne")]
+    assert out == f"{bits[0]:.4f}\tLine 1\n{bits[1]:.4f}\tLéne\n{total}"
+    (tmp_path / "text").write_bytes(b"ab\xff")
+    for name, message in (("text", "is not UTF-8 at byte 2"), ("none", "there is no file")):
+        code, _, err = call("generate.py", folder / "run", "--score", tmp_path / name)
+        assert code == 2 and message in err and "Traceback" not in err
 
 
 def test_generate_refuses(folder, call):
@@ -299,13 +362,15 @@ def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
         stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
         env=environment | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    os.write(ours, b"Line\nWord\n\x04")  # Ctrl-D
+    os.write(ours, b"Line\nWord\n/new\nWord\n\x04")  # Ctrl-D
     out, err = process.communicate(timeout=120)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0, err
-    for seed, prompt in enumerate(["Line", "Word"]):
-        assert prompt + continuation(folder, prompt, max_new_ids=30, seed=seed) in out.decode("utf-8")
+    first = continuation(folder, "Line", max_new_ids=30, seed=0)
+    second = continuation(folder, f"Line{first}\nWord", max_new_ids=30, seed=1)
+    third = continuation(folder, "Word", max_new_ids=30, seed=3)
+    assert out.decode("utf-8").replace("› ", "") == f"Line{first}\nWord{second}\nWord{third}\n"
 
 
 def test_generate_into_a_closed_pipe_ends_quietly(folder):

@@ -53,6 +53,11 @@ def test_which_endings_are_accidents(tmp_path, endings, number, code):
         assert "ended with SIGKILL" in told
 
 
+def test_other_endings_may_be_final(tmp_path):
+    supervise(tmp_path, "--final", "3", "--", sys.executable, "-c", COMMAND, "1 3 0", expect=3)
+    assert len(starts(tmp_path)) == 2
+
+
 def test_each_restart_may_use_half_the_ranks(tmp_path):
     command = (sys.executable, "-c", COMMAND, "1 1 1 0", "--ranks={ranks}")
     supervise(tmp_path, "--ranks", "4", "--min-ranks", "2", "--", *command, expect=0)

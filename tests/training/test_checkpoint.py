@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import resource
 import shutil
+import subprocess
 import threading
 
 import pytest
@@ -344,3 +346,32 @@ def test_names_of_runs(tmp_path, finished, stopped):
     shutil.copytree(stopped, runs / "tiny-2")
     assert choose_run_directory("tiny", "auto", runs) == runs / "tiny-2"
     assert choose_run_directory("tiny", "must", runs) == runs / "tiny-2"
+
+
+def test_clocks_that_disagree(make_trainer, finished, tmp_path):
+    """Which checkpoint is the newest, and which are kept, is a matter of steps: nodes may have clocks of their own."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    first, last = (run_dir / f"checkpoints/step_{step:08d}" for step in (6, 12))
+    for age, path in enumerate((first, last)):  # the older one seems to be written in a future year
+        for file in [path, *path.rglob("*")]:
+            os.utime(file, (4e9 - 2e9 * age,) * 2)
+    assert newest_checkpoint(run_dir) == last
+    assert checkpoints_of(run_dir) == [last, first]
+    keep = ("training.keep_last=1", "training.keep_best=false", "training.max_steps=12")
+    assert list(make_trainer(run_dir, *keep, resume="must").steps()) == []
+    assert checkpoints_of(run_dir) == [last]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which root alone may")
+def test_a_read_only_run_directory(make_trainer, stopped):
+    """It is told before the first step, and nothing of the run has changed."""
+    before = {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()}
+    subprocess.run(["mount", "--bind", stopped, stopped], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", stopped], check=True)
+        with pytest.raises(CheckpointError, match=r"cannot use .*run as a run directory: Read-only file system"):
+            make_trainer(stopped)
+    finally:
+        subprocess.run(["umount", stopped], check=True)
+    assert {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()} == before

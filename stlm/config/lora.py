@@ -1,0 +1,41 @@
+"""Low-rank corrections of a whole model that is frozen: what fine-tuning learns instead of all weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stlm.config.fields import Conflict, setting
+
+if TYPE_CHECKING:
+    from stlm.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (alpha / rank) B A x for each matrix W of the core's attentions
+    and feed-forwards; A and B are all that learns."""
+
+    rank: int | None = setting(None, "rows of A and columns of B; null: none, all weights learn", minimum=1)
+    alpha: float | None = setting(None, "what corrections are multiplied by, times rank; null: the rank", above=0.0)
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        assert self.rank is not None
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+        """Conflicts within, and with the width."""
+        if self.rank is None and self.alpha is not None:
+            yield Conflict(
+                "lora.alpha",
+                f"got {self.alpha:g}, which has no effect without model.lora.rank; null would work, or "
+                "model.lora.rank=8 beside it",
+                ("lora.rank",),
+            )
+        if self.rank is not None and self.rank > model.width:
+            yield Conflict(
+                "lora.rank", f"got {self.rank}, expected at most model.width = {model.width}; 8 would work", ("width",)
+            )

@@ -1,0 +1,51 @@
+"""The files that a model takes with it: `modeling_stlm` and all that it imports of this project, made flat.
+
+transformers copies the modules beside a model that are imported as `from .NAME import …`, from one folder and not from
+those below it. So the module `stlm.model.core` becomes the file stlm_model_core.py, and what imports it says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = "stlm.export.remote.modeling_stlm"
+NAME = "modeling_stlm"  # of its file
+_IMPORT = re.compile(r"^(\s*)from ((?:stlm|data_pipeline)(?:\.\w+)*) import ", re.MULTILINE)
+
+
+def remote_files() -> dict[str, str]:
+    """Source by name of file, "modeling_stlm.py" among them; nothing in them imports this project."""
+    files: dict[str, str] = {}
+    waiting = [ROOT]
+    while waiting:
+        module = waiting.pop()
+        if flat(module) in files:
+            continue
+        source = _source(module)
+        files[flat(module)] = _flattened(source, module)
+        waiting += [found[2] for found in _IMPORT.finditer(source)]
+    return {f"{name}.py": source for name, source in sorted(files.items())}
+
+
+def flat(module: str) -> str:
+    """What a module is called beside the model."""
+    return NAME if module == ROOT else module.replace(".", "_")
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, f"no module {module}"
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def _flattened(source: str, module: str) -> str:
+    flattened = _IMPORT.sub(lambda found: f"{found[1]}from .{flat(found[2])} import ", source)
+    for node in ast.walk(ast.parse(flattened)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        for name in names:
+            assert name.split(".")[0] not in ("stlm", "data_pipeline"), f"{module} imports {name} in another way"
+    return f"# {module} of the project stlm, as it was when this model was exported.\n{flattened}"

@@ -1,0 +1,68 @@
+"""Low-rank corrections of a frozen model (LoRA: Hu et al. 2021, arXiv 2106.09685), and what they come to when merged.
+
+A matrix keeps its module and its name, so that a model with corrections takes over the weights of one without. Layers
+that share a matrix share its correction, so that it can be merged wherever it can be learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stlm.config import LoRAConfig
+from stlm.model.sharing import CorrectedLinear
+
+NAME = "lora"  # of the correction, below the matrix that it belongs to
+
+
+class Correction(nn.Module):
+    """scale * B A x: A [rank, inputs], B [outputs, rank]. B begins at zero, so that it begins as nothing."""
+
+    def __init__(self, linear: nn.Linear, config: LoRAConfig) -> None:
+        super().__init__()
+        assert config.rank is not None
+        self.a = nn.Linear(linear.in_features, config.rank, bias=False)
+        self.b = nn.Linear(config.rank, linear.out_features, bias=False)
+        self.scale = config.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.b(self.a(x))
+
+    def matrix(self) -> Tensor:
+        """What is added to the matrix when they are merged: [outputs, inputs]."""
+        return self.scale * (self.b.weight @ self.a.weight)
+
+
+def correct(model: nn.Module, core: nn.Module, config: LoRAConfig) -> None:
+    """Freeze a model, and give each matrix of the core's attentions and feed-forwards a correction that learns."""
+    model.requires_grad_(False)
+    corrections: dict[Tensor, Correction] = {}
+    own = [one for one in core.modules() if isinstance(one, CorrectedLinear)]  # where layers that share a matrix differ
+    left_out = {linear for one in own for linear in (one.lora_a, one.lora_b)}
+    for name, linear in list(core.named_modules()):
+        if linear in left_out:
+            continue
+        if isinstance(linear, nn.Linear) and any(f".{part}." in name for part in ("attention", "feed_forward")):
+            correction = corrections.get(linear.weight)
+            if correction is None:
+                correction = corrections[linear.weight] = Correction(linear, config)
+            linear.add_module(NAME, correction)
+            linear.register_forward_hook(_add)
+
+
+def _add(linear: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output + linear.get_submodule(NAME)(inputs[0])
+
+
+@torch.no_grad()
+def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters, by name, of the model without corrections that computes the same."""
+    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name in [name for name in parameters if name.endswith(f".{NAME}.a.weight")]:
+        path = name.removesuffix(f".{NAME}.a.weight")
+        correction = model.get_submodule(f"{path}.{NAME}")
+        assert isinstance(correction, Correction)
+        parameters[f"{path}.weight"] += correction.matrix()
+    return {name: tensor for name, tensor in parameters.items() if f".{NAME}." not in name}

@@ -1,0 +1,210 @@
+"""Reading checkpoints that DeepSpeed wrote, native and universal, of any ZeRO stage and number of ranks.
+
+Without an engine, and without running code that a file may hold: only tensors, plain values and four harmless classes
+of DeepSpeed's are let in.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stlm.config import TrainingConfig
+from stlm.errors import ConversionError
+from stlm.stlm import STLM
+from stlm.training.engine import State
+from stlm.training.optimizers import build_optimizer
+
+Values = dict[str, dict[str, Tensor]]  # "weights" or a moment → parameter name → tensor
+
+
+def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple[State, int, dict[str, Any]]:
+    """State, steps, and what was saved beside, of a native or universal checkpoint of a `model` trained by DeepSpeed.
+
+    `folder` is the one that `save_checkpoint` was given, or one of the checkpoints in it. Raises ConversionError where
+    it is neither, incomplete, unsafe, or of another model.
+    """
+    folder = _newest(folder)
+    files = sorted(folder.glob("*model_states.pt"))
+    if not files:
+        raise ConversionError(f"{folder} is no checkpoint of DeepSpeed: it has no *model_states.pt")
+    if any("mp_rank_00" not in file.name for file in files):
+        raise ConversionError(f"{folder} was cut by tensor or pipeline parallelism, which cannot be read here")
+    by_rank = [_load(file) for file in sorted(files, key=_rank)]
+    common = by_rank[0]
+    values: Values
+    if (folder / "zero").is_dir():
+        values, updates = _universal(folder / "zero")
+    elif common["optimizer"] is not None:
+        values, updates = _whole(common, _orders(model, training))
+    else:
+        optimizer_files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank)
+        if len(optimizer_files) != common["dp_world_size"]:
+            raise ConversionError(
+                f"{folder} has the optimizer files of {len(optimizer_files)} ranks, expected {common['dp_world_size']}"
+            )
+        values, updates = _sharded([_load(file)["optimizer_state_dict"] for file in optimizer_files], common)
+    frozen: dict[str, Tensor] = {}
+    for name, shape in (common.get("frozen_param_shapes") or {}).items():
+        parts = [rank["frozen_param_fragments"][name].flatten() for rank in by_rank]
+        frozen[name] = torch.cat(parts)[: shape.numel()].view(shape)
+    values["weights"] = common["module"] | frozen | values.get("weights", {})
+    named = {key: _fitted(tensors, model) for key, tensors in values.items()}
+    parameters = named.pop("weights")
+    for name, parameter in model.named_parameters():
+        found = list(parameters[name].shape) if name in parameters else "missing"
+        if found != list(parameter.shape):
+            raise ConversionError(
+                f"{folder} is another model than the config describes: {name} is {found}, expected "
+                f"{list(parameter.shape)}"
+            )
+    return State(parameters, named, updates), int(common["global_steps"]), common.get("stlm") or {}
+
+
+def _newest(folder: Path) -> Path:
+    """The checkpoint that `latest` or `latest_universal` names, where the folder has one."""
+    for name in ("latest", "latest_universal"):
+        if (folder / name).is_file():
+            return folder / (folder / name).read_text(encoding="utf-8").strip()
+    return folder
+
+
+def _rank(file: Path) -> int:
+    found = re.search(r"pp_rank_(\d+)_", file.name)
+    return int(found[1]) if found else 0
+
+
+def _load(path: Path) -> Any:
+    """What torch.save wrote, without running code from it."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    try:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise ConversionError(
+            f"{path} holds {found[1] if found else 'something'}, which is no tensor and could run code; it is not read"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ConversionError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _universal(folder: Path) -> tuple[Values, int]:
+    values: Values = defaultdict(dict)
+    updates = 0
+    for file in sorted(folder.glob("*/*.pt")):
+        if file.stem == "step":
+            updates = int(_load(file))
+        else:
+            value = _load(file)
+            value = value["param"] if isinstance(value, dict) else value  # stage 3: as it is, and flat
+            values["weights" if file.stem == "fp32" else file.stem][file.parent.name] = value
+    if "optimizer_state_dict" in (shared := _load(folder / "optimizer_state.pt")):  # stage 3 has the step there
+        updates = int(shared["optimizer_state_dict"]["state"][0]["step"])
+    return values, updates
+
+
+def _sharded(by_rank: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> tuple[Values, int]:
+    """Stages 1 to 3: each parameter's pieces, put together in the order of ranks."""
+    pieces: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    updates = 0
+    for saved in by_rank:
+        if "fp32_flat_groups" in saved:
+            groups, base = saved["fp32_flat_groups"], saved["optimizer_state_dict"]["state"]
+            places = [list(_parts(shapes, len(by_rank))) for shapes in common["param_shapes"]]
+        else:
+            groups, base = saved["single_partition_of_fp32_groups"], saved["base_optimizer_state"]
+            base = base["state"] if isinstance(base, dict) else base
+            mappings = saved["param_slice_mappings"]
+            places = [[(name, at.start, at.numel) for name, at in group.items()] for group in mappings]
+        for number, flat in enumerate(groups):
+            updates = int(base[number].get("step", updates))
+            moments = {key: value for key, value in base[number].items() if torch.is_tensor(value) and value.ndim}
+            for key, tensor in {"weights": flat, **moments}.items():
+                for name, start, size in places[number]:
+                    pieces[key][name].append(tensor[start : start + size])
+    shapes = {name: shape for group in common["param_shapes"] for name, shape in group.items()}
+    whole = {
+        key: {name: torch.cat(parts)[: shapes[name].numel()].view(shapes[name]) for name, parts in named.items()}
+        for key, named in pieces.items()
+    }
+    return whole, updates
+
+
+def _parts(shapes: Mapping[str, torch.Size], ranks: int) -> Iterator[tuple[str, int, int]]:
+    """Stage 3: where the parts of a group's parameters stand in a rank's flat tensor."""
+    start = 0
+    for name, shape in shapes.items():
+        size = -(-shape.numel() // ranks)
+        yield name, start, size
+        start += size
+
+
+def _orders(model: STLM, training: TrainingConfig) -> list[list[list[str]]]:
+    """How optimizers are likely to have grouped the parameters: stage 0 numbers them instead of naming them."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names = {parameter: name for name, parameter in named}
+    ours = [[names[p] for p in group["params"]] for group in build_optimizer(model, training).param_groups]
+    matrices, vectors = ([name for name, p in named if (p.ndim > 1) == wanted] for wanted in (True, False))
+    return [ours, [[name for name, _ in named]], [matrices, vectors]]
+
+
+def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]]) -> tuple[Values, int]:
+    """Stage 0: the state of torch's own optimizer, and with a bf16 or fp16 block the weights in fp32."""
+    saved = common["optimizer"]
+    inner = saved.get("optimizer_state_dict", saved)
+    state = [entry for _, entry in sorted(inner["state"].items())]
+    updates = int(state[0]["step"]) if state else 0
+    module, keys = common["module"], [key for key in (state[0] if state else {}) if key != "step"]
+    for groups in orders:
+        order = [name for group in groups for name in group]
+        if any(name not in module for name in order):
+            continue
+        shapes = [module[name].shape for name in order]
+        if "fp32_groups_flat" in saved:  # a group is one tensor
+            sizes = [sum(module[name].numel() for name in group) for group in groups]
+            if [flat.numel() for flat in saved["fp32_groups_flat"]] != sizes:
+                continue
+            flats = {"weights": saved["fp32_groups_flat"], **{key: [entry[key] for entry in state] for key in keys}}
+            numels = [shape.numel() for shape in shapes]
+            tensors = {key: torch.cat([part.flatten() for part in parts]).split(numels) for key, parts in flats.items()}
+        else:
+            tensors = {key: [entry[key] for entry in state] for key in keys}
+            if [len(group["params"]) for group in inner["param_groups"]] != list(map(len, groups)):
+                continue
+            if any([part.shape for part in parts] != shapes for parts in tensors.values()):
+                continue
+            if "fp32_groups" in saved:
+                tensors["weights"] = [part for group in saved["fp32_groups"] for part in group]
+        values = {
+            key: {name: part.view(shape) for name, part, shape in zip(order, parts, shapes, strict=True)}
+            for key, parts in tensors.items()
+        }
+        return values, updates
+    raise ConversionError(
+        "the optimizer's groups are none that is known: ours, all parameters in one, or matrices and vectors; "
+        "save at ZeRO stage 1, where parameters have names"
+    )
+
+
+def _fitted(tensors: Mapping[str, Tensor], model: STLM) -> dict[str, Tensor]:
+    """Those that are the model's own, in fp32, without the prefix that a module around it gave their names."""
+    parameters = dict(model.named_parameters())
+    first = next(iter(parameters))
+    prefix = next((name.removesuffix(first) for name in tensors if name.endswith(first)), "")
+    found = {name: tensors[prefix + name].float() for name in parameters if prefix + name in tensors}
+    return {
+        name: tensor.view(parameters[name].shape) if tensor.ndim == 1 and tensor.numel() == parameters[name].numel()
+        else tensor
+        for name, tensor in found.items()
+    }  # fmt: skip

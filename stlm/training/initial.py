@@ -1,0 +1,61 @@
+"""Where a run begins, if not from initial values: at the weights of another model, whole or in parts."""
+
+from __future__ import annotations
+
+import torch
+
+from stlm.config import TrainingConfig, changed_keys, value_at
+from stlm.errors import ConfigError
+from stlm.model.lora import NAME as LORA
+from stlm.stlm import STLM
+
+KEY = "training.init_from"
+
+
+@torch.no_grad()
+def begin_from(model: STLM, training: TrainingConfig) -> str | None:
+    """Take over the weights that `training.init_from` names. Returns what people should know; None where it names none.
+
+    Corrections (LoRA) that the model there lacks begin as nothing; those that this one lacks are merged. Raises
+    ConfigError where the parts do not fit, CheckpointError where there is no model.
+    """
+    if training.init_from is None:
+        return None
+    found = STLM.load(training.init_from)
+    if found.config.lora.rank is not None and found.config.lora != model.config.lora:
+        found = found.merged()
+    parts = training.init_parts.split(",")
+    if {"embedder", "head"} & set(parts) and found.tokenizer.fingerprint != model.tokenizer.fingerprint:
+        raise ConfigError(
+            f"{KEY}: the tokenizer of {training.init_from} is {found.tokenizer.spec} "
+            f"({found.tokenizer.fingerprint[:12]}), and that of the data is {model.tokenizer.spec} "
+            f"({model.tokenizer.fingerprint[:12]}); prepare the data with "
+            f"scripts/preprocess.py --tokenizer-from {training.init_from}, or take over the core alone: "
+            "training.init_parts=core"
+        )
+    for part in parts:
+        source = dict(found.get_submodule(part).named_parameters(remove_duplicate=False))
+        target = dict(model.get_submodule(part).named_parameters(remove_duplicate=False))
+        wanted = {name: p for name, p in target.items() if name in source or f".{LORA}." not in name}
+        shapes = {name: p.shape for name, p in wanted.items()}
+        if shapes != {name: p.shape for name, p in source.items()}:
+            raise ConfigError(_does_not_fit(part, model, found, training.init_from))
+        for name, parameter in wanted.items():
+            parameter.copy_(source[name])
+    taken = "all weights" if len(parts) == 3 else f"the weights of {' and '.join(parts)}"
+    return f"{taken} begin as those of {training.init_from}"
+
+
+def freeze(model: STLM, training: TrainingConfig) -> None:
+    """Let the parts that `training.frozen_parts` names learn nothing."""
+    for part in filter(None, training.frozen_parts.split(",")):
+        model.get_submodule(part).requires_grad_(False)
+
+
+def _does_not_fit(part: str, model: STLM, found: STLM, path: str) -> str:
+    keys = [key for key in changed_keys(found.config, model.config) if key.partition(".")[0] in (part, "width")]
+    differing = [f"{key} = {value_at(found.config, key)} there, {value_at(model.config, key)} here" for key in keys[:4]]
+    return (
+        f"{KEY}: the {part} of {path} does not fit into this model: model.{'; model.'.join(differing) or part}; "
+        f"--config {path} takes the settings of its run"
+    )
