@@ -57,14 +57,21 @@ def main() -> int:
 
 def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Everything that follows from the config, and from the tokenizer where there is one."""
-    from stlm.model import account, optimizer_bytes
+    from stlm.model import account, optimizer_bytes, recompute_layers
     from stlm.stlm import STLM
     from stlm.training.ranks import BatchSplit
 
     tokenizer, mean = tokenizer_of(config, Path(args.source))
     bytes_per_id = args.bytes_per_id or mean or BYTES_PER_ID
     rows = BatchSplit.of(config.training, args.ranks).micro_batch_size
-    measure = account(lambda: STLM(config.model, tokenizer), tokenizer.vocab_size, config.model.context_length, rows)
+
+    def make() -> STLM:
+        model = STLM(config.model, tokenizer)
+        if config.training.activation_checkpointing:
+            recompute_layers(model)
+        return model
+
+    measure = account(make, tokenizer.vocab_size, config.model.context_length, rows)
     states = {stage: optimizer_bytes(measure, stage, args.ranks) for stage in range(4)}
     kinds = [config.model.embedder.kind, config.model.core.kind, config.model.head.kind]
     return {

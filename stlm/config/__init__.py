@@ -4,7 +4,7 @@ from data_pipeline.config import DataConfig
 from stlm.config.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.build import from_dict, to_dict, value_at
 from stlm.config.cores import CoreConfig, ResidualConfig, TransformerCoreConfig
-from stlm.config.deepspeed import load_deepspeed_config
+from stlm.config.deepspeed import load_deepspeed_config, stated_precision
 from stlm.config.embedders import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
@@ -80,6 +80,7 @@ __all__ = [
     "dump_run_config",
     "preset_names",
     "changed_keys",
+    "stated_precision",
     "to_dict",
     "from_dict",
     "value_at",

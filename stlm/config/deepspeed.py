@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ OWNED = {
     "gradient_clipping": "training.gradient_clipping",
     "optimizer": "training.optimizer, training.learning_rate, …",
     "scheduler": "training.schedule, training.warmup_steps, …",
-    "torch_autocast.enabled": "training.precision",
-    "torch_autocast.dtype": "training.precision",
 }
-OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  # every key in them
+OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  # every key in them, but those of STATED
+
+# What may say a precision, which then has to be the run config's, or is the one that its `auto` stands for.
+STATED: dict[str, dict[Any, str | None]] = {
+    "bf16.enabled": {True: "bf16"},
+    "fp16.enabled": {True: "fp16"},
+    "torch_autocast.enabled": {True: None},  # in the precision of its dtype, or of the run config
+    "torch_autocast.dtype": {"bfloat16": "bf16", "float16": "fp16"},
+}
 
 # What must be so because the optimizer is this project's own.
 FIXED = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
@@ -87,7 +94,7 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     """The DeepSpeed config of a JSON file, checked, its "auto" values left for the engine to fill.
 
     Raises ConfigError with all problems at once: unknown or repeated keys, keys that the run config owns, "auto" where
-    nobody would fill it.
+    nobody would fill it, two precisions.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,8 +118,29 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     tree = read_tree(text.replace("\t", " "), os.fspath(path), problems)
     if tree is not None:
         _check(tree, "", problems)
+        stated = _stated(config)
+        if len(set(stated.values())) > 1:
+            says = " and ".join(f"{key} ({name})" for key, name in stated.items())
+            problems.append(Problem(tree.place, f"got {says}, expected one precision; leave out one section"))
     raise_problems(problems)
     return config
+
+
+def stated_precision(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The precision that a DeepSpeed config says, and the key that says it; None if it leaves that to the run."""
+    return next(((name, key) for key, name in _stated(config).items()), None)
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> precision."""
+    found = {}
+    for key, meanings in STATED.items():
+        section, name = key.split(".")
+        content = config.get(section)
+        value = content.get(name) if isinstance(content, dict) else None
+        if isinstance(value, bool | str) and (meaning := meanings.get(value)) is not None:
+            found[key] = meaning
+    return found
 
 
 def _check(node: Node, path: str, problems: list[Problem]) -> None:
@@ -122,6 +150,17 @@ def _check(node: Node, path: str, problems: list[Problem]) -> None:
         dotted = f"{path}.{key}" if path else key
         if known is not None and key not in known:
             problems.append(Problem(child.place, f"{dotted}: {_unknown(key, path, known)}"))
+        elif dotted in STATED:
+            allowed = [AUTO, *STATED[dotted]]
+            if not any(type(child.value) is type(value) and child.value == value for value in allowed):
+                expected = " or ".join(describe(value) for value in STATED[dotted])
+                problems.append(
+                    Problem(
+                        child.place,
+                        f'{dotted}: got {_shown(child.value)}, expected {expected}, "auto" or no such key: '
+                        "the run config decides it with training.precision",
+                    )
+                )
         elif owner := OWNED.get(dotted) or OWNED_SECTIONS.get(path):
             if child.value != AUTO:
                 expected = f'expected "auto" or no such key: the run config decides it with {owner}'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from stlm.config import stated_precision
 from stlm.errors import ConfigError
 
 
@@ -18,19 +20,30 @@ class Precision(NamedTuple):
     reason: str
 
 
-def choose_precision(requested: str) -> Precision:
-    """What `training.precision` means on this machine. Raises ConfigError for fp16 where only software would do it.
+def choose_precision(requested: str, deepspeed_config: Mapping[str, Any] | None = None) -> Precision:
+    """What `training.precision` means on this machine, with a DeepSpeed config that may state it as well.
+
+    Raises ConfigError where the two contradict each other, and for fp16 where only software would do it.
 
     auto: bf16 where the device has instructions for it, else fp32. The decision rests on what the hardware says it can
     do, not on a measurement, so that it is the same at every start on the same machine.
     """
+    reason = f"training.precision={requested}"
+    if (stated := stated_precision(deepspeed_config or {})) is not None:
+        name, key = stated
+        if requested not in ("auto", name):
+            raise ConfigError(
+                f"training.precision: got {requested}, but {key} of the DeepSpeed config says {name}; expected auto or "
+                f'{name}, or "auto" there'
+            )
+        requested, reason = name, f"{key} of the DeepSpeed config"
     if requested == "fp16" and not torch.cuda.is_available() and "avx512_fp16" not in cpu_flags():
         raise ConfigError(
-            "training.precision: got fp16, but this CPU has no instructions for it (avx512_fp16) and would take many "
-            "times as long as for fp32; expected auto, fp32 or bf16"
+            f"{reason.partition('=')[0]}: got fp16, but this CPU has no instructions for it (avx512_fp16) and would "
+            "take many times as long as for fp32; expected auto, fp32 or bf16"
         )
     if requested != "auto":
-        return Precision(requested, f"training.precision={requested}")
+        return Precision(requested, reason)
     if torch.cuda.is_available():
         if torch.cuda.get_device_capability() >= (8, 0):
             return Precision("bf16", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware")

@@ -101,7 +101,7 @@ class Trainer:
         refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
         start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
         on_every_rank(self._run.check_shared)
-        precision = on_rank_zero(lambda: choose_precision(config.training.precision))
+        precision = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config))
         self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
         self.monitor = Monitor(self.run_dir)
         on_rank_zero(lambda: self.monitor.open(self.step + 1))

@@ -77,10 +77,8 @@ def test_misspelt_keys_are_named_with_the_nearest(problems):
         ('{"gradient_clipping": 1.0}', "gradient_clipping: got 1.0", "training.gradient_clipping"),
         ('{"optimizer": {"type": "AdamW"}}', "optimizer: got an object", "training.optimizer"),
         ('{"scheduler": {"type": "WarmupLR"}}', "scheduler: got an object", "training.schedule"),
-        ('{"bf16": {"enabled": true}}', "bf16.enabled: got true", "training.precision"),
-        ('{"fp16": {"enabled": false}}', "fp16.enabled: got false", "training.precision"),
+        ('{"fp16": {"loss_scale": 128}}', "fp16.loss_scale: got 128", "training.precision"),
         ('{"bf16": {"check_grad_overflow": false}}', "bf16.check_grad_overflow: got false", "training.precision"),
-        ('{"torch_autocast": {"enabled": true}}', "torch_autocast.enabled: got true", "training.precision"),
     ],
 )
 def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, tmp_path):
@@ -117,6 +115,18 @@ def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, t
         ('{"zero_optimization": {"stage": "auto"}}', "ds.json:1: zero_optimization.stage: got the text 'auto', expect"),
         ('{"steps_per_print": 1,}', "ds.json:1: not readable as JSON: "),
         ('{"steps_per_print": NaN}', "ds.json: not readable as JSON: NaN is no JSON number"),
+        (
+            '{"bf16": {"enabled": false}}',
+            'ds.json:1: bf16.enabled: got false, expected true, "auto" or no such key: the run config decides it with',
+        ),
+        (
+            '{"torch_autocast": {"dtype": "float32"}}',
+            "ds.json:1: torch_autocast.dtype: got the text 'float32', expected the text 'bfloat16' or the text 'float",
+        ),
+        (
+            '{"bf16": {"enabled": true}, "torch_autocast": {"enabled": true, "dtype": "float16"}}',
+            "ds.json:1: got bf16.enabled (bf16) and torch_autocast.dtype (fp16), expected one precision",
+        ),
         ("[1]", "ds.json: got a list, expected an object"),
         ("", "ds.json:1: not readable as JSON: "),
     ],

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from tiny_run import read_metrics, train
+from tiny_run import ROOT, read_metrics, train
 
+from stlm.config import load_deepspeed_config
 from stlm.errors import ConfigError
 from stlm.training import precision
 from stlm.training.loss_scale import LossScale
@@ -93,3 +94,18 @@ def test_the_scale_is_resumed(make_trainer, tmp_path, with_fp16, monkeypatch):
     train(trainer)
     assert read_metrics(tmp_path / "halves") == read_metrics(tmp_path / "whole")
     assert 9 < trainer.engine.loss_scale.overflowed_steps < 14
+
+
+def test_a_deepspeed_config_may_state_the_precision(make_trainer, tmp_path):
+    """It is then what auto means, and has to agree with everything else."""
+    configs = {name: load_deepspeed_config(ROOT / f"ds_configs/{name}.json") for name in ("bf16", "torch_autocast")}
+    losses = {}
+    for name, config in configs.items():
+        trainer = make_trainer(tmp_path / name, "training.precision=auto", deepspeed_config=config)
+        assert trainer.engine.precision.name == "bf16"
+        assert trainer.engine.config["torch_autocast"]["enabled"] and "bf16" not in trainer.engine.config
+        losses[name] = [trainer.train_step(step) for step in range(1, 7)]
+    assert losses["torch_autocast"] == pytest.approx(losses["bf16"], abs=1e-2)
+    assert losses["torch_autocast"] != losses["bf16"]  # gradients were rounded on their way
+    with pytest.raises(ConfigError, match=r"precision: got fp32, but bf16.enabled of the DeepSpeed config says bf16"):
+        make_trainer(tmp_path / "other", deepspeed_config=configs["bf16"])

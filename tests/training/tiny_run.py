@@ -37,7 +37,7 @@ training:
 """
 
 
-def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="auto"):
+def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None):
     """What scripts/pretrain.py builds, in this process, on one rank."""
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
@@ -45,7 +45,8 @@ def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="a
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     return Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),
-        run_dir=run_dir, deepspeed_config={"zero_optimization": {"stage": stage}}, resume=resume, evaluate=tasks,
+        run_dir=run_dir, deepspeed_config=deepspeed_config or {"zero_optimization": {"stage": stage}}, resume=resume,
+        evaluate=tasks,
     )  # fmt: skip
 
 
