@@ -24,6 +24,8 @@ from stlm.evals.report import groups_text
 from stlm.evals.robustness import measure_robustness
 from stlm.evals.subject import Subject
 from stlm.evals.table import table
+from stlm.evals.text_quality import measure_text, write_texts
+from stlm.stlm import STLM
 
 
 class Options(NamedTuple):
@@ -34,6 +36,7 @@ class Options(NamedTuple):
     stride: int | None = None
     precision: str = "fp32"
     hub: bool = False  # items from there rather than from tasks_dir
+    reference: str | None = None  # run, checkpoint or model that judges text
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TaskResult:
 Task = Callable[[Subject], TaskResult]
 
 _ROBUST_PAIRS = 340
-OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration")
+OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
 NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
 TASKS = (*OF_DATA, "minimal_pairs", *CHOICE_TASKS)
 
@@ -94,6 +97,8 @@ def _load(name: str, options: Options) -> Task:
     if name == "robustness":
         pairs = Loaded.read("blimp", options.tasks_dir, 0).items if options.tasks_dir else minimal_pairs()
         return lambda subject: robustness(subject, pairs)
+    if name == "text_quality":
+        return _text_quality(options.reference)
     if name == "extrapolation":
         return lambda subject: TaskResult(*bits_by_position(subject.model, _validation(subject)))
     if name == "calibration":
@@ -113,6 +118,25 @@ def _load(name: str, options: Options) -> Task:
         return TaskResult(groups_text(name, values), values, items)
 
     return score
+
+
+def _text_quality(reference: str | None) -> Task:
+    """The text that the model writes, beside what it was trained on."""
+    try:
+        import pydivsufsort  # noqa: F401
+        import pyphen  # noqa: F401
+        import sacrebleu  # noqa: F401
+    except ImportError as error:
+        raise StlmError(f"text_quality: {error}; pip install 'stlm[evals]'") from None
+    judge = STLM.load(reference) if reference else None
+
+    def measure(subject: Subject) -> TaskResult:
+        assert subject.data is not None
+        trained_on = subject.data.split("train").documents()
+        documents = (subject.model.tokenizer.decode(ids) for ids in trained_on)
+        return TaskResult(*measure_text(write_texts(subject.model), documents, judge))
+
+    return measure
 
 
 def _validation(subject: Subject) -> IdStream:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
@@ -61,6 +62,8 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a text that spells out a symbol is a text
     }
+    if tokenizer.chat_template is not None:
+        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(model, origin, type(there).__name__, native), encoding="utf-8")
     _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder))
