@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from pathlib import Path
+from typing import Any
 
 from _command import run
 
@@ -56,7 +59,8 @@ def main() -> int:
     tasks = load_tasks(
         args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub, args.reference)
     )
-    judged, pages, items = [], [], []
+    judged: list[dict[str, Any]] = []
+    pages, items = [], []
     for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:
         subject = Subject.open(path, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
         print(f"\n{subject}" if judged else subject)
@@ -77,7 +81,9 @@ def main() -> int:
     if args.output and args.output.endswith(".md"):
         write_text(args.output, "\n".join(pages))
     elif args.output:
-        found = {"checkpoints": judged} if args.all_checkpoints else judged[0]
+        found: dict[str, Any] = {"checkpoints": judged} if args.all_checkpoints else judged[0]
+        if args.items:
+            found["items_file"] = os.path.relpath(args.items, Path(args.output).parent)
         write_text(args.output, json.dumps(found, indent=2) + "\n")
     if args.items:
         write_text(args.items, "".join(items))

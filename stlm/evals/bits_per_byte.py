@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.reader import IdStream, SourceRange
+from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates
 from stlm.evals.shares import current_share
@@ -68,6 +70,35 @@ class SplitScore:
             if part.bytes:
                 found[name] = _interval(self.nats_D[mine], self.bytes_D[mine])
         return found
+
+
+class ScoredDocument(NamedTuple):
+    """What one document cost."""
+
+    id: str
+    nats: float
+    bytes: int
+
+    def values(self) -> dict[str, Any]:
+        """The same for a JSON file."""
+        return self._asdict()
+
+
+def scored_documents(score: SplitScore) -> list[ScoredDocument]:
+    """The documents of the split, in their order."""
+    return [
+        ScoredDocument(f"document-{number}", float(nats), int(size))
+        for number, (nats, size) in enumerate(zip(score.nats_D, score.bytes_D, strict=True))
+    ]
+
+
+def text_fingerprint(stream: IdStream, tokenizer: Tokenizer) -> str:
+    """sha256 of the text and where its documents end: the same for every tokenizer."""
+    digest = hashlib.sha256()
+    for ids in stream.documents():
+        text = tokenizer.decode_bytes(ids)
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()
 
 
 def _interval(nats_D: NDArray[np.float64], bytes_D: NDArray[np.float64]) -> Estimate:

@@ -83,6 +83,7 @@ class ScoredItem(NamedTuple):
             "answer": self.item.answer,
             "log_probabilities": self.log_probabilities,
             **self.measures._asdict(),
+            **({} if self.item.passage is None else {"passage": self.item.passage}),
         }
 
 

@@ -173,5 +173,5 @@ def score_corruptions(model: STLM, items: Sequence[Item]) -> tuple[list[ScoredIt
 def _pairs(task: ChoiceTask, item: Item, likelihoods: Sequence[Likelihood]) -> Iterator[ScoredItem]:
     for place, name in enumerate(CORRUPTIONS, 1):
         choices = item.choices[0], item.choices[place]
-        pair = Item(f"{item.id}-{name}", item.context, choices, 0, {"corruption": name})
+        pair = Item(f"{item.id}-{name}", item.context, choices, 0, {"corruption": name}, item.id)
         yield scored_item(task, pair, (likelihoods[0], likelihoods[place]))

@@ -29,6 +29,7 @@ class Item:
     choices: tuple[str, ...]
     answer: int  # of the truth in `choices`
     groups: dict[str, str] = field(default_factory=dict)  # what it belongs to, such as {"phenomenon": "binding"}
+    passage: str | None = None  # what it was made from, where others were too: they are not independent
 
 
 Parse = Callable[[dict[str, Any]], Item]

@@ -12,7 +12,7 @@ import torch
 from data_pipeline.reader import IdStream
 from stlm.config.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.bits_per_byte import SplitScore, score_split
+from stlm.evals.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
 from stlm.evals.corruptions import corruption_items, score_corruptions
@@ -45,7 +45,7 @@ class TaskResult:
 
     text: str  # what does not fit into one line of the overview
     values: dict[str, Any]  # goes into JSON
-    items: Sequence[ScoredItem] = field(default=())
+    items: Sequence[ScoredItem | ScoredDocument] = field(default=())
 
 
 Task = Callable[[Subject], TaskResult]
@@ -195,11 +195,12 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
         "stride": score.stride,
         "documents_apart": documents_apart,
         "compressors": compressors,
+        "sha256": text_fingerprint(stream, data.tokenizer),
     }
     if len(score.sources) > 1:
         part_text, values["sources"] = _by_source(score)
         text += f"\n\n{part_text}"
-    return TaskResult(text, values)
+    return TaskResult(text, values, scored_documents(score))
 
 
 def _by_source(score: SplitScore) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ from stlm.config import (
     dump_run_config,
 )
 from stlm.evals import compressed_bits_per_byte, score_split
+from stlm.evals.bits_per_byte import text_fingerprint
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,7 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
         "stride": 8,
         "documents_apart": False,
         "compressors": compressors,
+        "sha256": text_fingerprint(stream, data.tokenizer),
         "precision": "fp32",
     }
     assert (written["step"], written["parameters"]) == (7, model.num_parameters())
@@ -124,6 +126,20 @@ def test_evaluate_keeps_documents_apart_where_the_run_did(folder, call, tmp_path
     stream = PreparedData.open(data).split("validation")
     assert found == pytest.approx(score_split(STLM.load(run), stream, documents_apart=True).bits_per_byte)
     assert found != pytest.approx(score_split(STLM.load(run), stream).bits_per_byte)
+
+
+def test_compare_runs_and_results(folder, call, tmp_path):
+    """A model against itself, once from its run and once from the files that evaluate.py wrote: no difference."""
+    files = tmp_path / "out.json", tmp_path / "items.jsonl"
+    call("evaluate.py", folder / "run", "--output", files[0], "--items", files[1])
+    code, out, _ = call("compare.py", folder / "run", files[0], "--tasks", "bits_per_byte",
+                        "--output", tmp_path / "page.html")  # fmt: skip
+    assert code == 0 and re.search(r"bits_per_byte .* \+0\.0000 .* bootstrap +1 +1$", out, re.MULTILINE)
+    assert "bits_per_byte" in (tmp_path / "page.html").read_text()
+    other = tmp_path / "other.json"
+    call("evaluate.py", folder / "run", "--data", folder / "other", "--output", other, "--items", files[1])
+    code, _, err = call("compare.py", folder / "run", other, "--tasks", "bits_per_byte")
+    assert code == 2 and re.search("bits_per_byte: .*run was asked other items than .*other.json", err)
 
 
 def test_evaluate_on_other_data_says_so(folder, call):

@@ -1,0 +1,234 @@
+"""Which of several models is better, item by item: paired tests on the same items, corrected for their number.
+
+Accuracies, where every item counts 0, 1 or a share of a tie, are compared by McNemar's exact test (McNemar 1947): of
+the items on which two models differ, how many did each win? Everything else is compared by the paired bootstrap (Efron
+and Tibshirani 1993, section 16): bits per byte over documents, the rest over items, and over passages where several
+items are made from one. All p-values of a comparison are corrected together (Holm 1979).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stlm.errors import StlmError
+from stlm.evals.measures import Estimate, estimates
+from stlm.evals.table import table
+
+SIGNIFICANT = 0.05
+_RESAMPLES = 10_000
+_DRAWS_AT_A_TIME = 1 << 22
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one model got on the items of one task."""
+
+    measure: str  # "bits_per_byte", where less is better, or a measure of choices
+    sha256: str  # of what was scored
+    ids: tuple[str, ...]
+    totals_N: NDArray[np.float64]  # bits of each document, or what each item counts
+    units_N: NDArray[np.float64]  # bytes of each document, or 1
+    clusters_N: NDArray[np.int64]  # items of the same number are not independent
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], items: Iterable[Mapping[str, Any]], measure: str) -> Sample | None:
+        """From a task's result and its items as they are written; None where it has none of these measures."""
+        items = list(items)
+        if items and "nats" in items[0]:
+            bits, size = np.array([(item["nats"] / math.log(2), item["bytes"]) for item in items], dtype=float).T
+            names = [item["id"] for item in items]
+            return cls("bits_per_byte", values["sha256"], tuple(names), bits, size, np.arange(len(items)))
+        if not items or measure not in items[0]:
+            return None
+        _, clusters = np.unique([item.get("passage", item["id"]) for item in items], return_inverse=True)
+        totals = np.array([item[measure] for item in items], dtype=float)
+        return cls(
+            measure, values["sha256"], tuple(item["id"] for item in items), totals, np.ones(len(items)), clusters
+        )
+
+    @property
+    def independent(self) -> bool:
+        return len(np.unique(self.clusters_N)) == len(self.ids)
+
+    def estimate(self) -> Estimate:
+        """The mean with its bootstrap interval."""
+        totals, units = (_by_cluster(values, self.clusters_N) for values in (self.totals_N, self.units_N))
+        return estimates(totals[:, None], units)[0]
+
+
+class Difference(NamedTuple):
+    """Of the first of two models to the second."""
+
+    value: float
+    low: float  # 95 % of resamplings
+    high: float
+    p: float
+    test: str
+
+
+class Pair(NamedTuple):
+    """Two models on one task."""
+
+    task: str
+    first: str
+    second: str
+    difference: Difference
+    corrected_p: float
+
+
+def difference(first: Sample, second: Sample) -> Difference:
+    """The paired test that fits the measure. StlmError where the two are not of the same items."""
+    delta_N = first.totals_N - second.totals_N
+    delta_C, units_C = (_by_cluster(values, first.clusters_N) for values in (delta_N, first.units_N))
+    drawn_R = _resampled(delta_C, units_C)
+    low, high = np.quantile(drawn_R, [0.025, 0.975])
+    value = float(delta_C.sum() / units_C.sum())
+    if first.measure.startswith("accuracy") and first.independent:
+        return Difference(value, float(low), float(high), mcnemar(delta_N), "McNemar")
+    tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
+    p = min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1))
+    return Difference(value, float(low), float(high), p, "bootstrap")
+
+
+def mcnemar(delta_N: NDArray[np.float64]) -> float:
+    """The exact two-sided p-value of so many items won and lost, where winning each is as probable as losing it."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError as error:
+        raise StlmError(f"comparing needs scipy ({error}): pip install '.[evals]'") from error
+    won, lost = int((delta_N > 0).sum()), int((delta_N < 0).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number, in the same order (Holm 1979)."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def _by_cluster(values_N: NDArray[np.float64], clusters_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.bincount(clusters_N, values_N).astype(np.float64)
+
+
+def _resampled(delta_C: NDArray[np.float64], units_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean difference of as many clusters drawn with replacement, again and again, from one fixed seed."""
+    generator, number = np.random.default_rng(0), len(delta_C)
+    size, parts = max(1, _DRAWS_AT_A_TIME // number), []
+    for start in range(0, _RESAMPLES, size):
+        drawn = generator.integers(number, size=(min(size, _RESAMPLES - start), number))
+        parts.append(delta_C[drawn].sum(1) / np.maximum(units_C[drawn].sum(1), 1e-9))
+    return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------------- several models
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All models on all tasks, and each two of them against each other."""
+
+    samples: dict[str, dict[str, Sample]]  # task → model → what it got
+    pairs: list[Pair]
+
+    def best(self, task: str) -> str | None:
+        """The model that is significantly better than every other one; None if no one is."""
+        sign = -1 if next(iter(self.samples[task].values())).measure == "bits_per_byte" else 1
+        for name in self.samples[task]:
+            mine = [pair for pair in self.pairs if pair.task == task and name in (pair.first, pair.second)]
+            ahead = [sign * pair.difference.value * (1 if pair.first == name else -1) > 0 for pair in mine]
+            if all(ahead) and all(pair.corrected_p < SIGNIFICANT for pair in mine):
+                return name
+        return None
+
+
+def compare(samples: Mapping[str, Mapping[str, Sample]]) -> Comparison:
+    """Compare models, each given as task → what it got there, on the tasks that all of them have.
+
+    StlmError where they have none in common, or where a task was not the same one for all.
+    """
+    names = list(samples)
+    tasks = [task for task in samples[names[0]] if all(task in samples[name] for name in names)]
+    if not tasks:
+        held = "; ".join(f"{name}: {', '.join(samples[name]) or 'none'}" for name in names)
+        raise StlmError(f"the models have no task with items in common ({held}); name some by --tasks")
+    by_task = {task: {name: samples[name][task] for name in names} for task in tasks}
+    for task, of in by_task.items():
+        for name in names[1:]:
+            _refuse_others(task, names[0], of[names[0]], name, of[name])
+    found = [(task, *two, difference(by_task[task][two[0]], by_task[task][two[1]]))
+             for task in tasks for two in combinations(names, 2)]  # fmt: skip
+    corrected = holm([one[-1].p for one in found])
+    return Comparison(by_task, [Pair(*one, p) for one, p in zip(found, corrected, strict=True)])
+
+
+def _refuse_others(task: str, first: str, mine: Sample, second: str, other: Sample) -> None:
+    if mine.sha256 != other.sha256:
+        raise StlmError(
+            f"{task}: {first} was asked other items than {second} (sha256 {mine.sha256[:12]} and {other.sha256[:12]}); "
+            "evaluate both on the same items, or compare them by other tasks: --tasks"
+        )
+    if mine.ids != other.ids:
+        odd = next(iter(set(mine.ids) ^ set(other.ids)), "the order")
+        raise StlmError(f"{task}: the items of {first} and {second} differ in {odd!r}; write both files anew")
+
+
+def read_samples(path: Path, measure: str) -> dict[str, Sample]:
+    """From what `evaluate.py --output FILE.json --items ITEMS.jsonl` wrote. StlmError where the items are not there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        results, name = found["results"], found["items_file"]
+        lines = [json.loads(line) for line in (path.parent / name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StlmError(
+            f"{path}: cannot be compared ({error!r}); expected a run, or what "
+            "`python scripts/evaluate.py RUN --output FILE.json --items ITEMS.jsonl` wrote"
+        ) from None
+    items: dict[str, list[dict[str, Any]]] = {task: [] for task in results}
+    for line in lines:
+        items.setdefault(line["task"], []).append(line)
+    sampled = {task: Sample.of(values, items[task], measure) for task, values in results.items()}
+    return {task: sample for task, sample in sampled.items() if sample is not None}
+
+
+# ---------------------------------------------------------------------- for people
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A table of scores, * where a model is better than all others, and one of differences."""
+    names = list(next(iter(comparison.samples.values())))
+    rows = []
+    for task, of in comparison.samples.items():
+        best = comparison.best(task)
+        cells = [_scored(sample) + ("*" if name == best else " ") for name, sample in of.items()]
+        rows.append([task, next(iter(of.values())).measure, f"{len(next(iter(of.values())).ids):,}", *cells])
+    scores = table(rows, ["task", "measure", "items", *names], "llr" + "r" * len(names))
+    differences = [
+        [pair.task, f"{pair.first} - {pair.second}", *map(_signed, pair.difference[:3]), pair.difference.test,
+         f"{pair.difference.p:.2g}", f"{pair.corrected_p:.2g}"] for pair in comparison.pairs
+    ]  # fmt: skip
+    header = ["task", "models", "difference", "95 % from", "to", "test", "p", "p (Holm)"]
+    note = f"*: better than every other model at p < {SIGNIFICANT}, corrected for {len(comparison.pairs)} tests (Holm)"
+    return f"{scores}\n{note}\n\n{table(differences, header, 'llrrrlrr')}"
+
+
+def _scored(sample: Sample) -> str:
+    value, low, high = sample.estimate()
+    if low is None or high is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
