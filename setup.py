@@ -30,7 +30,14 @@ EXTRAS = {
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
     "export": ["transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
-    "evals": ["lm-eval>=0.4.9", "scikit-learn>=1.6", "scipy>=1.14", "pydivsufsort>=0.0.18", "textstat>=0.7.10"],
+    "evals": [
+        "lm-eval>=0.4.9",
+        "scikit-learn>=1.6",
+        "scipy>=1.14",
+        "pydivsufsort>=0.0.18",
+        "pyphen>=0.14",
+        "sacrebleu>=2.4",
+    ],
     "watch": ["wandb>=0.20"],  # training.wandb
     "dev": [
         "resiliparse>=1.0",
@@ -53,7 +60,8 @@ EXTRAS = {
         "scikit-learn>=1.6",
         "scipy>=1.14",
         "pydivsufsort>=0.0.18",
-        "textstat>=0.7.10",
+        "pyphen>=0.14",
+        "sacrebleu>=2.4",
         "wandb>=0.20",
         "pytest>=8",
         "pytest-xdist>=3.6",

@@ -61,7 +61,8 @@ def theirs(model: STLM, folder: Path) -> Callable[[int], Score]:
         def score(pairs: Sequence[Sequence[Row]]) -> list[list[float]]:
             harness.batch_size_per_gpu = size
             sentences = [row.continuation for pair in pairs for row in pair]
-            requests = [(("", text), front, harness.tok_encode(text)) for text in sentences]
+            encode = harness.tokenizer.encode
+            requests = [(("", text), front, encode(text, add_special_tokens=False)) for text in sentences]
             found = [nats for nats, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]
             return [found[start : start + 2] for start in range(0, len(found), 2)]
 

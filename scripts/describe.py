@@ -208,7 +208,8 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
                 f"steps without an update: {record['skipped']:,}; returns to a checkpoint: {record['rollbacks']:,}"
             )
             continue
-        lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
+        if "bits_per_byte" in record:
+            lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
     return ["\n".join(lines)]
 
 

@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="examples in front, from NAME.shots.jsonl")
     parser.add_argument("--all-checkpoints", action="store_true", help="each one of a run: the curve of its training")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: those of the run)")
+    parser.add_argument("--reference", metavar="RUN", help="text_quality: another model, which judges the text")
     parser.add_argument(
         "--stride", type=int, metavar="IDS", help="ids from one window to the next (default: half of the context)"
     )
@@ -52,7 +53,9 @@ def main() -> int:
         overview_text,
     )
 
-    tasks = load_tasks(args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub))
+    tasks = load_tasks(
+        args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub, args.reference)
+    )
     judged, pages, items = [], [], []
     for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:
         subject = Subject.open(path, args.data, with_data=not NEED_DATA.isdisjoint(tasks))

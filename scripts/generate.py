@@ -31,6 +31,9 @@ def main() -> int:
     parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
     parser.add_argument("--prompt", metavar="TEXT", help="what the text begins with; may be empty")
     parser.add_argument(
+        "--chat", action="store_true", help="what is typed is what a user says; the model answers as an assistant"
+    )
+    parser.add_argument(
         "--max-ids", type=at_least(0), default=256, metavar="N", help="longest continuation in ids (default: 256)"
     )
     parser.add_argument(
@@ -118,6 +121,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.per_line and args.score is None:
         parser.error("--per-line: goes with --score FILE")
+    if args.chat and args.score is not None:
+        parser.error("--score: scores the file as it stands; leave out --chat")
+    if args.chat and args.beams is not None:
+        parser.error("--beams: its texts end with the document, not with a turn; leave out --chat")
 
     import torch  # only now: --help and misspelt options answer at once
 
@@ -130,47 +137,80 @@ def main() -> int:
         score(model, args.score, args.per_line)
         return 0
     rules = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
-    conversation = ""
+    said_so_far = Conversation(model, args.chat)
+    stop = [*args.stop, *said_so_far.stop]
     talking = args.prompt is None and sys.stdin.isatty()
     for number_of_prompt, line in enumerate(prompts(args.prompt)):
         if talking and line == NEW:
-            conversation = ""
+            said_so_far.forget()
             continue
-        prompt = conversation + line
+        prompt = said_so_far.prompt(line)
+        shown = "" if args.chat else line
         warn_of_length(model, prompt)
         seed, effort = args.seed + number_of_prompt * args.samples, Effort()
         if args.beams is not None:
             (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
-            said = show(line, iter([text]))
+            said = show(shown, iter([text]))
             print(f"log-probability {log_probability:.4f}", file=sys.stderr)
         elif args.samples > 1:
             for text in model.generate_batch(
                 [prompt] * args.samples,
                 max_new_ids=args.max_ids,
-                stop=args.stop,
+                stop=stop,
                 sampling=replace(rules, seed=seed),
             ):
-                said = show(line, iter([text]))
+                said = show(shown, iter([text]))
         else:
             pieces = model.generate_stream(
                 prompt,
                 max_new_ids=args.max_ids,
-                stop=args.stop,
+                stop=stop,
                 sampling=replace(rules, seed=seed),
                 exit_threshold=args.exit_threshold,
                 speculative=args.speculative,
                 num_drafts=args.drafts,
                 effort=effort,
             )
-            said = show(line, pieces)
+            said = show(shown, pieces)
         if talking:
-            conversation = f"{prompt}{said}\n"
+            said_so_far.add(line, said)
         if effort.ids:
             print(effort, file=sys.stderr)
     return 0
 
 
 NEW = "/new"
+
+
+class Conversation:
+    """What was said, as the model reads it: one text, or with `chat` turns in the template that it has learned."""
+
+    def __init__(self, model: STLM, chat: bool) -> None:
+        self._text = ""
+        self._turns: list[dict[str, str]] = []
+        self._template = None
+        if chat:
+            from stlm.serving.chat import ChatTemplate
+
+            self._template = ChatTemplate(model.tokenizer.chat_template)
+            if model.tokenizer.chat_template is None:
+                print("the model was trained on no conversations; it is asked in plain lines", file=sys.stderr)
+        self.stop = self._template.stop if self._template else ()
+
+    def prompt(self, line: str) -> str:
+        """What the model continues."""
+        if self._template is None:
+            return self._text + line
+        return self._template.prompt([*self._turns, {"role": "user", "content": line}])
+
+    def add(self, line: str, said: str) -> None:
+        """Remember what was said, and the answer."""
+        self._text += f"{line}{said}\n"
+        self._turns += [{"role": "user", "content": line}, {"role": "assistant", "content": said}]
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._text, self._turns = "", []
 
 
 def score(model: STLM, name: str, per_line: bool) -> None:

@@ -46,14 +46,15 @@ def main() -> int:
 
 def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
     from data_pipeline.loading import open_data
+    from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero
+    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero, sum_over_ranks
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.run_directory import choose_run_directory
     from stlm.training.trainer import Trainer
 
-    connect()
+    ranks = connect()
     if arguments.data:
         config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
     on_rank_zero(lambda: check_data(config))
@@ -61,11 +62,13 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
 
     data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
+    share = Share(ranks.rank, ranks.world_size, sum_over_ranks)
+    tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     optimizer = build_optimizer(model, config.training)
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
-        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,
+        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume, evaluate=tasks,
     )  # fmt: skip
     for step in trainer.steps():
         loss = trainer.train_step(step)

@@ -12,6 +12,7 @@ from stlm.config.embedders import (
     PaperEmbedderConfig,
     TokenEmbedderConfig,
 )
+from stlm.config.evals import EvalsConfig
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
@@ -36,6 +37,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "TrainingConfig",
+    "EvalsConfig",
     "EmbedderConfig",
     "TokenEmbedderConfig",
     "ByteEmbedderConfig",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from data_pipeline.config import DataConfig
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
+from stlm.config.evals import EvalsConfig
 from stlm.config.fields import Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
 from stlm.config.limits import LimitsConfig
@@ -187,11 +188,13 @@ class RunConfig:
     data: DataConfig = field(default=DataConfig(), metadata={"help": "what is read"})
     model: ModelConfig = field(default=ModelConfig(), metadata={"help": "what is trained"})
     training: TrainingConfig = field(default=TrainingConfig(), metadata={"help": "how it is trained"})
+    evals: EvalsConfig = field(default=EvalsConfig(), metadata={"help": "what it is asked meanwhile"})
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between and within the sections."""
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
+        yield from (conflict.under("evals") for conflict in self.evals.check())
         if self.training.optimizer == "muon" and self.model.base_width is not None:
             yield Conflict(
                 "training.optimizer",

@@ -5,7 +5,9 @@ from stlm.evals.bits_per_byte import SplitScore, score_split
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
+from stlm.evals.live import LiveTasks
 from stlm.evals.report import curve_text, markdown, overview_text
+from stlm.evals.shares import Share, shared
 from stlm.evals.subject import Subject, complete_checkpoints
 from stlm.evals.table import table
 from stlm.evals.tasks import NEED_DATA, TASKS, Options, TaskResult, load_tasks
@@ -18,6 +20,9 @@ __all__ = [
     "Options",
     "TaskResult",
     "load_tasks",
+    "LiveTasks",
+    "Share",
+    "shared",
     "CHOICE_TASKS",
     "ChoiceTask",
     "Loaded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from data_pipeline.reader import IdStream, SourceRange
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates
+from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -99,7 +101,10 @@ def score_split(
     of_source = {source.name: SourceScore(0.0, 0, 0, 0) for source in sources}
     given, num_given = stream.given, 0
     documents, nats_D, bytes_D = 0, np.zeros(stream.num_documents), np.zeros(stream.num_documents)
-    with tqdm(total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2) as progress:
+    share = current_share()
+    with tqdm(
+        total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2, disable=share.rank > 0
+    ) as progress:
         for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):
             bytes_of_ids, counted = bytes_per_id[ids], torch.ones(len(ids), dtype=torch.bool)
             if given is not None:
@@ -124,14 +129,20 @@ def score_split(
                 )
             place += len(ids)
             progress.update(len(ids))
+    nats, *rest = share.add([nats, *nats_D, *(source.nats for source in of_source.values())])
+    nats_D, sums = np.array(rest[: len(nats_D)]), rest[len(nats_D) :]
+    of_source = {name: one._replace(nats=sum) for (name, one), sum in zip(of_source.items(), sums, strict=True)}
     return SplitScore(nats, len(stream) - num_given, num_bytes, context, stride, of_source, nats_D, bytes_D)
 
 
 def _segments(
     model: STLM, stream: IdStream, context: int, stride: int, documents_apart: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, their nats) piece by piece. Each segment begins where a window of the whole stream begins, and the ids that
-    it shares with the segment before it serve as context only: the pieces are what one pass over all would give."""
+    """(ids, their nats) piece by piece, with zeros for what other ranks score.
+
+    Each segment begins where a window of the whole stream begins, and the ids that it shares with the segment before it
+    serve as context only: the pieces are what one pass over all would give.
+    """
 
     def logits_of(ids_BT: Tensor) -> Tensor:
         documents_BT = _documents(ids_BT, model.tokenizer.end_of_text_id).to(model.device) if documents_apart else None
@@ -139,20 +150,17 @@ def _segments(
 
     batch_size = max(1, min(16, _LOGITS_PER_BATCH // (context * model.tokenizer.vocab_size)))
     overlap = context - stride
-    scored = 0
+    scored, share, pieces = 0, current_share(), itertools.count()
     while scored < len(stream):
         start = max(0, scored - overlap)
         stop = min(start + (_WINDOWS_PER_SEGMENT - 1) * stride + context, len(stream))
         ids = torch.from_numpy(stream.read(start, stop)).long()
-        pieces = nats_per_id(
-            logits_of,
-            ids,
-            context_length=context,
-            stride=stride,
-            batch_size=batch_size,
-        )
         new = slice(scored - start, None)
-        yield ids[new], torch.cat(list(pieces))[new]
+        if share.has(next(pieces)):
+            nats = nats_per_id(logits_of, ids, context_length=context, stride=stride, batch_size=batch_size)
+            yield ids[new], torch.cat(list(nats))[new]
+        else:
+            yield ids[new], torch.zeros(len(ids[new]))
         scored = stop
 
 

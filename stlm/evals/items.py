@@ -39,7 +39,10 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
     wanted = f"{name}.jsonl"
     endings = f"or {wanted}{f', {wanted}'.join(COMPRESSED)}"
     if tasks_dir is None:
-        raise DataError(f"{name}: its items are in no folder; expected --tasks-dir DIR with DIR/{wanted} ({endings})")
+        raise DataError(
+            f"{name}: its items are in no folder; expected --tasks-dir DIR with DIR/{wanted} ({endings}); "
+            "in training, evals.tasks_dir=DIR"
+        )
     found = [path for suffix in ("", *COMPRESSED) if (path := Path(tasks_dir, wanted + suffix)).is_file()]
     if not found:
         raise DataError(f"{name}: no items; put them into {Path(tasks_dir, wanted)} ({endings}), see docs/evals.md")

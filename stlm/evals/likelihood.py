@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.tokenizers import Tokenizer
+from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -85,20 +86,19 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
             question = _cut(question, context_length)
             num_cut += 1
         encoded.append(question)
-    found: list[list[Likelihood]] = [[] for _ in questions]
+    share = current_share()
+    found = [[Likelihood(0.0, 0.0)] * len(rows) for rows in questions]
     short = [question for question in encoded if question.longest <= context_length]
-    with tqdm(total=len(encoded), desc=label, unit="item", delay=2) as progress:
-        for question in encoded:
-            if question.longest > context_length:
-                found[question.place] = [
-                    _in_windows(model, torch.from_numpy(ids), context_length) for ids in question.ids
-                ]
-                progress.update(1)
-        limit = _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU
-        for batch in _batches(short, limit):
-            for question, likelihoods in zip(batch, _score(model, batch), strict=True):
-                found[question.place] = likelihoods
-            progress.update(len(batch))
+    pieces = [[question] for question in encoded if question.longest > context_length]
+    pieces += _batches(short, _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU)
+    with tqdm(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
+        for number, piece in enumerate(pieces):
+            if share.has(number):
+                for question, likelihoods in zip(piece, _score(model, piece), strict=True):
+                    found[question.place] = likelihoods
+            progress.update(len(piece))
+    numbers = iter(share.add([number for rows in found for likelihood in rows for number in likelihood]))
+    found = [[Likelihood(next(numbers), next(numbers)) for _ in rows] for rows in found]
     return Likelihoods(found, num_cut)
 
 
@@ -166,6 +166,9 @@ def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encode
 
 
 def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
+    context_length = model.config.context_length
+    if batch[0].longest > context_length:  # such a question is alone
+        return [[_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
     rows = [ids for question in batch for ids in question.ids]
     starts_R = np.array([start for question in batch for start in question.starts])
     lengths_R = np.array([len(ids) for ids in rows])

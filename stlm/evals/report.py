@@ -32,14 +32,16 @@ def overview_text(results: Mapping[str, Mapping[str, Any]]) -> str:
 def curve_text(judged: Sequence[Mapping[str, Any]]) -> str:
     """One line for each checkpoint: bits per byte, and the accuracy of each task in percent."""
     names = list(judged[0]["results"])
-    rows = [[f"{one['step']:,}", *(_headline(one["results"][name]) for name in names)] for one in judged]
+    rows = [[f"{one['step']:,}", *(headline(one["results"][name]) for name in names)] for one in judged]
     return table(rows, ["step", *names], "r" * (1 + len(names)))
 
 
-def _headline(values: Mapping[str, Any]) -> str:
+def headline(values: Mapping[str, Any]) -> str:
+    """A task in one number: its accuracy in percent, or its bits per byte."""
     if "accuracy" in values:
         return _percent(values["accuracy"]["value"])
-    return f"{values['bits_per_byte']:.4f}"
+    found = (values[name] for name in ("bits_per_byte", "calibration_error", "distinct_2") if name in values)
+    return f"{next(found):.4f}"
 
 
 def groups_text(name: str, values: Mapping[str, Any]) -> str:

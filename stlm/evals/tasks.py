@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
+from data_pipeline.reader import IdStream
 from stlm.config.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import SplitScore, score_split
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
 from stlm.evals.corruptions import corruption_items, score_corruptions
-from stlm.evals.items import minimal_pair
+from stlm.evals.extrapolation import bits_by_position, next_id_calibration
+from stlm.evals.items import Item, minimal_pair
 from stlm.evals.measures import Estimate
 from stlm.evals.minimal_pairs import minimal_pairs
 from stlm.evals.report import groups_text
+from stlm.evals.robustness import measure_robustness
 from stlm.evals.subject import Subject
 from stlm.evals.table import table
+from stlm.evals.text_quality import measure_text, write_texts
+from stlm.stlm import STLM
 
 
 class Options(NamedTuple):
@@ -31,6 +36,7 @@ class Options(NamedTuple):
     stride: int | None = None
     precision: str = "fp32"
     hub: bool = False  # items from there rather than from tasks_dir
+    reference: str | None = None  # run, checkpoint or model that judges text
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,21 @@ class TaskResult:
 
 Task = Callable[[Subject], TaskResult]
 
-NEED_DATA = frozenset({"bits_per_byte", "corruptions"})  # prepared data, not items of their own
-TASKS = ("bits_per_byte", "corruptions", "minimal_pairs", *CHOICE_TASKS)
+_ROBUST_PAIRS = 340
+OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
+NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
+TASKS = (*OF_DATA, "minimal_pairs", *CHOICE_TASKS)
 
 
-def load_tasks(names: str, options: Options) -> dict[str, Task]:
-    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked.
+def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, Task]:
+    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked. `key`: where the list stands.
 
     StlmError where a name is unknown, DataError where items are missing or break their schema: before any is scored.
     """
-    chosen = dict.fromkeys(names.split(","))
+    chosen = dict.fromkeys(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in TASKS]:
         hints = [f"{name!r}{_meant(name)}" for name in unknown]
-        raise StlmError(f"--tasks: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
+        raise StlmError(f"{key}: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
     return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
@@ -86,6 +94,15 @@ def _load(name: str, options: Options) -> Task:
         return lambda subject: bits_per_byte(subject, options.stride)
     if name == "corruptions":
         return corruptions
+    if name == "robustness":
+        pairs = Loaded.read("blimp", options.tasks_dir, 0).items if options.tasks_dir else minimal_pairs()
+        return lambda subject: robustness(subject, pairs)
+    if name == "text_quality":
+        return _text_quality(options.reference)
+    if name == "extrapolation":
+        return lambda subject: TaskResult(*bits_by_position(subject.model, _validation(subject)))
+    if name == "calibration":
+        return lambda subject: TaskResult(*next_id_calibration(subject.model, _validation(subject)))
     if name == "minimal_pairs":
         loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
     elif options.hub:
@@ -103,11 +120,43 @@ def _load(name: str, options: Options) -> Task:
     return score
 
 
+def _text_quality(reference: str | None) -> Task:
+    """The text that the model writes, beside what it was trained on."""
+    try:
+        import pydivsufsort  # noqa: F401
+        import pyphen  # noqa: F401
+        import sacrebleu  # noqa: F401
+    except ImportError as error:
+        raise StlmError(f"text_quality: {error}; pip install 'stlm[evals]'") from None
+    judge = STLM.load(reference) if reference else None
+
+    def measure(subject: Subject) -> TaskResult:
+        assert subject.data is not None
+        trained_on = subject.data.split("train").documents()
+        documents = (subject.model.tokenizer.decode(ids) for ids in trained_on)
+        return TaskResult(*measure_text(write_texts(subject.model), documents, judge))
+
+    return measure
+
+
+def _validation(subject: Subject) -> IdStream:
+    assert subject.data is not None
+    return subject.data.split("validation")
+
+
+def _documents(subject: Subject) -> Iterator[str]:
+    return (subject.model.tokenizer.decode(ids) for ids in _validation(subject).documents())
+
+
+def robustness(subject: Subject, pairs: Sequence[Item]) -> TaskResult:
+    """What typos and the like cost: on passages of the validation text, and on some of `pairs`, spread evenly."""
+    some = pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)]
+    return TaskResult(*measure_robustness(subject.model, _documents(subject), some))
+
+
 def corruptions(subject: Subject) -> TaskResult:
     """How often the model prefers how the validation text goes on to corruptions of it."""
-    assert subject.data is not None
-    documents = (subject.data.tokenizer.decode(ids) for ids in subject.data.split("validation").documents())
-    pairs, values = score_corruptions(subject.model, corruption_items(documents))
+    pairs, values = score_corruptions(subject.model, corruption_items(_documents(subject)))
     return TaskResult(groups_text("corruptions", values), values, pairs)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
@@ -45,6 +46,8 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
         raise ConversionError(f"{place}: transformers cannot read it: {_first_line(error)}") from None
     config = there.settings() if ours else express(there, str(place))
     tokenizer = read_tokenizer(directory, there.vocab_size)
+    template = directory / TEMPLATE_FILE
+    tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
     if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not ours:
         config = replace(config, embedder=ByteEmbedderConfig(scaled=config.embedder.scaled))
     loaded = _load(_our_classes()[1] if ours else transformers.AutoModelForCausalLM, directory)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
@@ -72,6 +73,8 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a text that spells out a symbol is a text
     }
+    if tokenizer.chat_template is not None:
+        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.errors import CheckpointError
-
-TEMPLATE_FILE = "chat_template.jinja"  # in the tokenizer's folder of a model, as transformers has it
 
 PLAIN = """\
 {%- for message in messages -%}
@@ -26,7 +26,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self.stop = PLAIN_STOP if source is None else ()
+        self.stop: tuple[str, ...] = PLAIN_STOP if source is None else (END_OF_TURN,)
         try:
             self._template = ImmutableSandboxedEnvironment().from_string(PLAIN if source is None else source)
         except TemplateError as error:

@@ -435,6 +435,17 @@ class Engine:
                     target[name].copy_(tensor.detach())
         return State(parameters, moments, self._updates())
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, whole and in fp32, on every rank, one after the other.
+
+        Where an average of the weights is kept, that: it is what a checkpoint holds as its model.
+        """
+        averages = self._averages and bool(self._entries())
+        if averages:
+            self._link_moments()
+        for name, parameter in self._parameters.items():
+            yield name, self._gather(parameter, AVERAGE if averages and parameter.requires_grad else None).detach()
+
     @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
         """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts.

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -31,9 +32,12 @@ class Monitor:
         self._printing = True
 
     def open(self, first_step: int) -> None:
-        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away."""
+        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away.
+
+        A run that begins anew is asked its tasks anew before the first step, too.
+        """
         path = self._run_dir / "metrics.jsonl"
-        cut_metrics(path, first_step - 1)
+        cut_metrics(path, first_step - 1 if first_step > 1 else -1)
         with writing(path):
             self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
             self._log = open(self._run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
@@ -60,13 +64,9 @@ class Monitor:
         with writing(self._run_dir / "metrics.jsonl"):
             self._metrics.write(json.dumps(record) + "\n")
             self._metrics.flush()
-        for key, value in record.items():
-            if key in ("step", "split"):
-                continue
-            prefix = f"{record['split']}/" if key == "timing" else f"{record['split']}/{key}"
-            with writing(self._run_dir / "tensorboard"):
-                for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    self._tensorboard().add_scalar(f"{prefix}{name}", number, record["step"])
+        with writing(self._run_dir / "tensorboard"):
+            for name, number in scalars(record).items():
+                self._tensorboard().add_scalar(name, number, record["step"])
 
     def close(self) -> None:
         """A second call does nothing."""
@@ -116,6 +116,19 @@ class Clock:
         if self._steps < 2:
             return math.nan
         return steps * (time.perf_counter() - self._started) / (self._steps - 1)
+
+
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record under the names that plots have: "train/loss", "evals/corruptions/accuracy"."""
+
+    def walk(path: str, value: Any) -> Iterator[tuple[str, float]]:
+        if isinstance(value, Mapping):
+            for key, part in value.items():
+                yield from walk(path if key == "timing" else f"{path}/{key}", part)
+        else:
+            yield path, value
+
+    return dict(walk(record["split"], {key: value for key, value in record.items() if key not in ("step", "split")}))
 
 
 def cut_metrics(path: Path, last_step: int) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,17 @@ from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
 
+# What is asked of the model beside its training: (step, weights by name) → figures for the record, a line for people.
+Evaluate = Callable[[int, Iterable[tuple[str, torch.Tensor]]], tuple[dict[str, Any], str]]
+
 
 class Trainer:
     """Trains one model into one run directory, from its newest checkpoint on.
 
     Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" continues what the directory holds,
-    "must" refuses to begin anew, "never" refuses to continue. Raises ConfigError or CheckpointError where that is not
-    possible.
+    "must" refuses to begin anew, "never" refuses to continue. `evaluate` is called by all ranks every
+    `evals.every_steps`, with weights that belong to the engine and are there to be copied. Raises ConfigError or
+    CheckpointError where the run cannot begin or go on as asked.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Trainer:
         run_dir: str | os.PathLike[str],
         deepspeed_config: Mapping[str, Any] | None = None,
         resume: str = "auto",
+        evaluate: Evaluate | None = None,
     ) -> None:
         if resume not in RESUME:
             raise ConfigError(f"resume: got {resume!r}, expected one of {', '.join(RESUME)}")
@@ -81,6 +86,7 @@ class Trainer:
         self.model = model
         self.train_loader = train_loader
         self.validation_loader = validation_loader
+        self._evaluate = evaluate
         self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
@@ -140,6 +146,8 @@ class Trainer:
         started = time.monotonic() - self.seconds
         finished = self._is_finished()
         try:
+            if self.step == 0:
+                self._ask()
             while not finished:
                 yield self.step + 1
                 finished = self._is_finished()
@@ -257,7 +265,11 @@ class Trainer:
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
-        """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it was done."""
+        """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it was done.
+
+        What else is asked of the model every `evals.every_steps` is asked here too.
+        """
+        self._ask()
         if not self._due(self.config.training.eval_every_steps):
             return None
         started = time.perf_counter()
@@ -330,6 +342,19 @@ class Trainer:
                     totals[source] += torch.stack([value.double() for value in sums])
         flat = sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
+
+    def _ask(self) -> None:
+        """Let `evaluate` ask its tasks: every `evals.every_steps`, before the first step and behind the last."""
+        every = self.config.evals.every_steps
+        if self._evaluate is None or every is None or not self._due(every):
+            return
+        started = time.perf_counter()
+        figures, text = self._evaluate(self.step, self.engine.weights())
+        seconds = time.perf_counter() - started
+        self._tell(
+            {"step": self.step, "split": "evals", **figures, "timing": {"seconds": seconds}},
+            f"step {self.step}/{self.config.training.max_steps}  {text}  (in {readable_time(seconds)})",
+        )
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""

@@ -244,7 +244,7 @@ zzz: 1
         "run.yaml:10: model.head.tied: got the text 'no', expected true or false",
         "run.yaml:11: model.width: got -1, expected an integer at least 2",
         "run.yaml:12: max_steps: unknown key; nearest: training.max_steps",
-        "run.yaml:13: zzz: unknown key; expected one of seed, data, model, training",
+        "run.yaml:13: zzz: unknown key; expected one of seed, data, model, training, evals",
         "--set data.tokenizer=3: data.tokenizer: got 3, expected text",
     ]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data_pipeline.conversations import TEMPLATE, prompt_of
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,
@@ -22,6 +23,7 @@ from stlm.errors import ConversionError
 from stlm.export import convert_to
 from stlm.export.comparison import sample_text
 from stlm.export.families import obstacles
+from stlm.export.from_huggingface import read_huggingface
 from stlm.stlm import STLM
 
 pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
@@ -140,3 +142,17 @@ def test_without_the_library_the_message_says_how_to_get_it(tokenizers, monkeypa
     with pytest.raises(ConversionError, match=r"pip install -e"):
         convert_to("huggingface", tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_chat_template_travels_both_ways(tokenizers, tmp_path):
+    import transformers
+
+    model = make({"byte": build_tokenizer("byte")}, "LlamaForCausalLM")
+    model.tokenizer.chat_template = TEMPLATE
+    model.save(tmp_path / "model")
+    convert_to("huggingface", tmp_path / "model", tmp_path / "out")
+    messages = [{"role": "user", "content": "Hi {{ there }}"}]
+    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert there.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == prompt_of(messages)
+    back, _ = read_huggingface(tmp_path / "out")
+    assert back.tokenizer.chat_template == TEMPLATE

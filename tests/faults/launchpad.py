@@ -6,6 +6,7 @@ real launcher had started them, and its death is noticed like the death of one. 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2] if (Path(__file__).parents[2] / "stlm").is_dir() else Path(os.environ["STLM_ROOT"])
 FAULTS = ROOT / "tests" / "faults"
+# What a rank imports, and what its libraries import only when they are used.
+IMPORTED = (
+    "pretrain", "data_pipeline.loading", "stlm.stlm", "stlm.training.trainer", "stlm.training.optimizers",
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch.utils.tensorboard",
+    "deepspeed.runtime.zero.muon.original_muon",  # which compiles something, and so imports torch's compiler: 2 s
+)  # fmt: skip
 STOPPED = "stopped"  # in the place of the exit code of a rank that has to be killed because it stands still
 
 
@@ -107,13 +114,8 @@ def is_running(pid: int) -> bool:
 def serve() -> None:
     """Import everything, then fork a launcher for each line that comes."""
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(FAULTS)]
-    import deepspeed.runtime.zero.stage3  # noqa: F401
-    import pretrain  # noqa: F401
-    import torch._dynamo
-    import torch.utils.tensorboard  # noqa: F401
-
-    import stlm.training.trainer  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # launchers vanish by themselves
     print("ready", flush=True)
     for line in sys.stdin:

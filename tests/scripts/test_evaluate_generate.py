@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.conversations import TEMPLATE, prompt_of
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
@@ -101,6 +102,7 @@ def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
         "stride": 8,
         "documents_apart": False,
         "compressors": compressors,
+        "precision": "fp32",
     }
     assert (written["step"], written["parameters"]) == (7, model.num_parameters())
     assert written["data_fingerprint"] == written["trained_on"] == data.fingerprint
@@ -300,6 +302,22 @@ def test_generate_several_texts_the_likeliest_one_and_up_to_a_stop(folder, call)
     long = "a long prompt, " * 9
     _, _, err = call("generate.py", folder / "run", "--prompt", long, "--max-ids", "1", "--valid-utf8")
     assert err == "the prompt has 135 ids; the model reads the last 31\n"
+
+
+def test_generate_answers_in_a_chat(folder, call, tmp_path):
+    model = STLM.load(folder / "run")
+    messages = [{"role": "user", "content": "Line"}]
+    code, out, err = call("generate.py", folder / "run", "--chat", "--prompt", "Line", "--max-ids", "9")
+    assert (code, out) == (0, continuation(folder, "User: Line\nAssistant:", max_new_ids=9) + "\n")
+    assert "trained on no conversations" in err
+
+    model.tokenizer.chat_template = TEMPLATE
+    model.save(tmp_path / "model")
+    whole = model.generate(prompt_of(messages), max_new_ids=9, temperature=0.8)
+    code, out, err = call("generate.py", tmp_path / "model", "--chat", "--prompt", "Line", "--max-ids", "9")
+    assert (code, out, err) == (0, whole.partition("\x03")[0] + "\n", "")
+    code, _, err = call("generate.py", tmp_path / "model", "--chat", "--beams", "2", "--prompt", "Line")
+    assert code == 2 and "leave out --chat" in err
 
 
 def test_generate_scores_a_file(folder, call, tmp_path):

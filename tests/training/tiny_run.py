@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_pipeline.reader import PreparedData
 from stlm.config import load_run_config
+from stlm.evals import LiveTasks, Share
 from stlm.stlm import STLM
 from stlm.training import Trainer, build_loaders, build_optimizer
 from stlm.training.ranks import free_port
@@ -40,10 +41,11 @@ def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="a
     """What scripts/pretrain.py builds, in this process, on one rank."""
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
+    tasks = LiveTasks(config, data, Share()) if config.evals.every_steps else None
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     return Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),
-        run_dir=run_dir, deepspeed_config={"zero_optimization": {"stage": stage}}, resume=resume,
+        run_dir=run_dir, deepspeed_config={"zero_optimization": {"stage": stage}}, resume=resume, evaluate=tasks,
     )  # fmt: skip
 
 

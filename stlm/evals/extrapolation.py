@@ -1,0 +1,92 @@
+"""What a model makes of windows longer than it was trained on, and how sure it is of the next id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from data_pipeline.reader import IdStream
+from stlm.errors import ConfigError, StlmError
+from stlm.evals.measures import calibration_error
+from stlm.evals.table import table
+from stlm.stlm import STLM
+
+_LONGEST = 4  # times the context
+_WINDOWS = 16
+_BINS = 15
+
+
+@torch.no_grad()
+def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]]:
+    """Bits per byte of ids by their distance from where the window begins, up to four times the context.
+
+    Windows follow each other and are read in one pass each, so an id at place t has exactly t before it. Positions that
+    are learned end with the context; the curve ends with them.
+    """
+    context = model.config.context_length
+    length = _LONGEST * context
+    try:
+        model(torch.zeros(1, length, dtype=torch.long, device=model.device))
+    except ConfigError:  # positions end
+        length = context
+    bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id)
+    nats_T, bytes_T, windows = torch.zeros(length, dtype=torch.double), torch.zeros(length, dtype=torch.double), 0
+    for ids_1T in _windows(stream, length):
+        logits_TV = model(ids_1T.to(model.device)).logits[0].float()
+        nats_T += cross_entropy(logits_TV, ids_1T[0].to(model.device), reduction="none").double().cpu()
+        bytes_T += bytes_per_id[ids_1T[0]]
+        windows += 1
+    if not windows:
+        raise StlmError(
+            f"extrapolation: the validation text has {len(stream):,} ids, expected {length:,} or more; name other "
+            "prepared data by --data"
+        )
+    edges = sorted({0, *(length >> shift for shift in range(6))})
+    rows, curve = [], []
+    for start, stop in pairwise(edges):
+        bits = (nats_T[start:stop].sum() / math.log(2) / bytes_T[start:stop].sum()).item()
+        curve.append({"start": start, "stop": stop, "bits_per_byte": bits})
+        rows.append([f"{start:,} to {stop:,}", f"{bits:.4f}", "beyond the context" if start >= context else ""])
+    inside = slice(0, context)
+    values = {
+        "bits_per_byte": (nats_T[inside].sum() / math.log(2) / bytes_T[inside].sum()).item(),
+        "context_length": context, "longest": length, "windows": windows, "curve": curve,
+    }  # fmt: skip
+    return table(rows, ["ids before it", "bits per byte", ""], "rrl"), values
+
+
+@torch.no_grad()
+def next_id_calibration(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]]:
+    """How sure the model is of the id that it finds most probable, beside how often that is the next one."""
+    confidences, rights = [], []
+    for ids_1T in _windows(stream, min(model.config.context_length, len(stream))):
+        probability_T, best_T = model(ids_1T.to(model.device)).logits[0].float().softmax(-1).max(-1)
+        confidences.append(probability_T.cpu().numpy())
+        rights.append((best_T.cpu() == ids_1T[0]).numpy())
+    confidence_N, right_N = np.concatenate(confidences), np.concatenate(rights).astype(float)
+    bin_N = np.minimum((confidence_N * _BINS).astype(int), _BINS - 1)
+    rows, bins = [], []
+    for place in range(_BINS):
+        if (mine := bin_N == place).any():
+            sure, right, ids = float(confidence_N[mine].mean()), float(right_N[mine].mean()), int(mine.sum())
+            bins.append({"confidence": sure, "accuracy": right, "ids": ids})
+            rows.append([f"{100 * sure:.1f}", f"{100 * right:.1f}", f"{ids:,}"])
+    error = calibration_error(confidence_N.tolist(), right_N.tolist(), _BINS)
+    text = table(rows, ["sure, %", "right, %", "ids"], "rrr")
+    text += f"\n\nexpected calibration error {100 * error:.2f} %; "
+    text += f"the most probable id is the next one in {100 * right_N.mean():.1f} %"
+    values = {"calibration_error": error, "top_1": float(right_N.mean()), "ids": len(right_N), "bins": bins}
+    return text, values
+
+
+def _windows(stream: IdStream, length: int) -> Iterator[Tensor]:
+    """Up to `_WINDOWS` of them [1, length], one after the other, from the beginning of the stream."""
+    for start in range(0, min(len(stream) - length + 1, _WINDOWS * length), length):
+        yield torch.from_numpy(stream.read(start, start + length)).long()[None]

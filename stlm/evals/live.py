@@ -1,0 +1,73 @@
+"""Tasks asked of a model while it is trained, and what of their results goes into its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.loading import Data
+from stlm.config import RunConfig
+from stlm.evals.report import headline
+from stlm.evals.shares import Share, shared
+from stlm.evals.subject import Subject
+from stlm.evals.tasks import Options, load_tasks
+from stlm.stlm import STLM
+
+
+class LiveTasks:
+    """The tasks of a run's section `evals`, each rank scoring its share of the items.
+
+    Called with a step and the weights by name, whole and in fp32, it gives the figures and a line about them. They are
+    those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a model of its own, which
+    is read in fp32, so that nothing of the model in training is touched. The copy stays between calls.
+
+    StlmError or DataError, at once, where a name is unknown or items are missing or break their schema.
+    """
+
+    def __init__(self, config: RunConfig, data: Data, share: Share) -> None:
+        self._tasks = load_tasks(config.evals.tasks, Options(config.evals.tasks_dir), "evals.tasks")
+        self._config = config
+        self._data = data
+        self._share = share
+        self._model: STLM | None = None
+
+    def __call__(self, step: int, weights: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Any], str]:
+        model = self._copy(weights)
+        apart = self._config.data.packing != "stream"
+        subject = Subject(Path(), model, self._data, apart, {"step": step})
+        with shared(self._share):
+            results = {name: task(subject).values for name, task in self._tasks.items()}
+        line = "  ".join(f"{name} {headline(values)}" for name, values in results.items())
+        return {name: figures(values) for name, values in results.items()}, line
+
+    @torch.no_grad()
+    def _copy(self, weights: Iterable[tuple[str, Tensor]]) -> STLM:
+        for name, tensor in weights:
+            if self._model is None:
+                self._model = STLM(self._config.model, self._data.tokenizer).to(tensor.device).eval()
+            self._model.get_parameter(name).copy_(tensor)
+        assert self._model is not None, "a model without weights"
+        return self._model
+
+
+def figures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a task's result. Of an estimate its bounds too: accuracy, accuracy_low, accuracy_high; of groups
+    the accuracy of each, by kind and name; of parts such as sources their bits per byte."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and {"value", "low", "high"} == value.keys():
+            bounds = {f"{key}_{bound}": value[bound] for bound in ("low", "high") if value[bound] is not None}
+            found |= {key: value["value"], **bounds}
+        elif key == "groups":
+            found |= {
+                kind: {name: part["accuracy"]["value"] for name, part in of.items()} for kind, of in value.items()
+            }
+        elif key == "sources":
+            found[key] = {name: part["bits_per_byte"] for name, part in value.items()}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[key] = value
+    return found

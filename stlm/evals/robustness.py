@@ -1,0 +1,96 @@
+"""Text that is not as it was in training: what typos, case, spacing and strange letters cost a model."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from stlm.errors import StlmError
+from stlm.evals.choices import ChoiceTask, rows_of, scored_item
+from stlm.evals.corruptions import passages_of
+from stlm.evals.items import Item, minimal_pair
+from stlm.evals.likelihood import Row, log_likelihoods
+from stlm.evals.table import table
+from stlm.stlm import STLM
+
+NUM_PASSAGES = 50
+_TYPO_RATE = 0.05  # of the letters
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_CYRILLIC = str.maketrans(_LETTERS + _LETTERS.upper(), (cyrillic := "абцдефгхийклмнопярстувшъыз") + cyrillic.upper())
+_FULL_WIDTH = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1)}
+
+
+def _typos(text: str, rng: random.Random) -> str:
+    """Letters that change places with the next one, are left out, come twice, or are others."""
+    found, place = [], 0
+    while place < len(text):
+        letter, following = text[place], text[place + 1 : place + 2]
+        place += 1
+        if letter.isalpha() and rng.random() < _TYPO_RATE:
+            wrong = rng.choice((following + letter, "", letter * 2, rng.choice(_LETTERS)))
+            place += wrong == following + letter and bool(following)
+            letter = wrong
+        found.append(letter)
+    return "".join(found)
+
+
+PERTURBATIONS: dict[str, Callable[[str, random.Random], str]] = {
+    "clean": lambda text, rng: text,
+    "typos": _typos,
+    "upper_case": lambda text, rng: text.upper(),
+    "lower_case": lambda text, rng: text.lower(),
+    "double_spaces": lambda text, rng: text.replace(" ", "  "),
+    "no_spaces": lambda text, rng: text.replace(" ", ""),
+    "cyrillic": lambda text, rng: text.translate(_CYRILLIC),
+    "full_width": lambda text, rng: text.translate(_FULL_WIDTH),
+}
+
+
+def perturbed(name: str, text: str, seed: int = 0) -> str:
+    """The same every time, and with the same seed the same draws."""
+    return PERTURBATIONS[name](text, random.Random(seed))
+
+
+def measure_robustness(model: STLM, documents: Iterable[str], pairs: Sequence[Item]) -> tuple[str, dict[str, Any]]:
+    """A table and its values: of each perturbation, bits per byte and per character of text, and accuracy on `pairs`.
+
+    Both sentences of a pair are perturbed by the same draws. StlmError if the documents hold no passage.
+    """
+    texts = []
+    for passage in passages_of(documents):
+        texts.append(f"{passage.context} {passage.continuation}")
+        if len(texts) == NUM_PASSAGES:
+            break
+    if not texts:
+        raise StlmError(
+            "robustness: the validation text has no passages to perturb; name other prepared data by --data"
+        )
+    values = {name: _of_one(model, name, texts, pairs) for name in PERTURBATIONS}
+    rows = [[name, f"{found['bits_per_byte']:.3f}", f"{found['bits_per_character']:.3f}",
+             f"{found['bits_per_character'] / values['clean']['bits_per_character']:.2f}",
+             f"{100 * found['pairs']:.1f}", f"{100 * (found['pairs'] - values['clean']['pairs']):+.1f}"]
+            for name, found in values.items()]  # fmt: skip
+    header = ["text", "bits per byte", "per character", "times clean", "pairs", "to clean"]
+    return table(rows, header, "lrrrrr"), {
+        "bits_per_byte": values["clean"]["bits_per_byte"], "passages": len(texts), "items": len(pairs),
+        "perturbations": values,
+    }  # fmt: skip
+
+
+def _of_one(model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item]) -> dict[str, float]:
+    changed = [perturbed(name, text, number) for number, text in enumerate(texts)]
+    found = log_likelihoods(model, [[Row("", text)] for text in changed], name)
+    bits = -sum(rows[0].log_probability for rows in found.of) / math.log(2)
+
+    task = ChoiceTask(minimal_pair)
+    items = [Item(pair.id, "", tuple(perturbed(name, text, number) for text in pair.choices), pair.answer)
+             for number, pair in enumerate(pairs)]  # fmt: skip
+    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name).of
+    right = sum(scored_item(task, item, rows).measures.accuracy for item, rows in zip(items, judged, strict=True))
+    return {
+        "bits_per_byte": bits / sum(len(text.encode()) for text in changed),
+        "bits_per_character": bits / sum(map(len, texts)),  # of the clean text: what is said stays the same
+        "pairs": right / len(items),
+    }

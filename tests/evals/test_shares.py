@@ -1,0 +1,67 @@
+"""What ranks share adds up, digit for digit, to what one of them would find alone."""
+
+import pytest
+import torch
+
+import stlm.evals.bits_per_byte
+import stlm.evals.likelihood
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
+from data_pipeline.reader import PreparedData
+from data_pipeline.tokenizers import build_tokenizer
+from stlm.config import GroupedQueryConfig, ModelConfig, TransformerCoreConfig
+from stlm.evals import Row, Share, log_likelihoods, score_split, shared
+from stlm.stlm import STLM
+
+CONFIG = ModelConfig(
+    context_length=32, width=32, core=TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=2))
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return STLM.from_config(CONFIG, build_tokenizer("byte"), seed=1).eval()
+
+
+def of_all_ranks(score, world_size):
+    """What each rank puts into the sum, and what it finds once it gets the sum of all."""
+    given = []
+    for rank in range(world_size):
+        with shared(Share(rank, world_size, lambda values: given.append(list(values)) or given[-1])):
+            score()
+    total = [sum(values) for values in zip(*given, strict=True)]
+    found = []
+    for rank in range(world_size):
+        with shared(Share(rank, world_size, lambda values: total)):
+            found.append(score())
+    return given, found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_likelihoods(model, monkeypatch, world_size):
+    monkeypatch.setattr(stlm.evals.likelihood, "_IDS_PER_BATCH", 64)  # several batches
+    texts = ["a cat", "two cats sat", "none " * 12, "and so it goes on"]  # the third one is longer than the model
+    questions = [[Row("Say: ", f"{text}{end}") for end in (".", "!!")] for text in texts]
+    alone = log_likelihoods(model, questions)
+    given, found = of_all_ranks(lambda: log_likelihoods(model, questions), world_size)
+    assert str(found) == str([alone] * world_size)  # as text: a number that is none equals nothing
+    assert sum(any(value != 0 for value in values) for values in given) == min(world_size, 3)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_bits_per_byte(model, monkeypatch, tmp_path, world_size):
+    monkeypatch.setattr(stlm.evals.bits_per_byte, "_WINDOWS_PER_SEGMENT", 2)
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Text {n} of {n % 7} words." for n in range(99)))
+    output = tmp_path / "data"
+    prepare(PrepareConfig((str(tmp_path / "text.txt"),), output=str(output), workers=1, validation_fraction=0.3))
+    data = PreparedData.open(output)
+    stream, sources = data.split("validation"), data.sources("validation")
+    alone = score_split(model, stream, sources=sources)
+    given, found = of_all_ranks(lambda: score_split(model, stream, sources=sources), world_size)
+    for score in found:
+        assert score.nats == pytest.approx(alone.nats, rel=1e-12)
+        assert torch.equal(torch.from_numpy(score.bytes_D), torch.from_numpy(alone.bytes_D))
+        assert score.nats_D == pytest.approx(alone.nats_D, rel=1e-12)
+        assert [part.nats for part in score.sources.values()] == pytest.approx([alone.nats], rel=1e-12)
+        assert (score.bytes, score.ids) == (alone.bytes, alone.ids)
+    assert all(0.2 * alone.nats < values[0] < 0.8 * alone.nats for values in given)
