@@ -148,8 +148,7 @@ def attend(
     (benchmarks/attention.py), but for a single query.
     """
     alone = q_BNTK.size(2) == 1
-    many = not torch.compiler.is_exporting() and k_BMSK.size(2) > SHORT  # a graph has one way for all lengths
-    if cap is None and (alone or q_BNTK.device.type != "cpu" or many):
+    if cap is None and (alone or q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
         if slopes_N is not None:
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
             mask = bias_NTS.masked_fill(~mask, -torch.inf)
