@@ -28,7 +28,7 @@ EXTRAS = {
     "html": ["resiliparse>=1.0"],  # text out of pages of HTML
     "clean": ["py3langid>=0.4", "rensa>=0.5,<0.6"],  # languages and near-duplicates; another rensa signs otherwise
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
-    "export": ["transformers>=5.23", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5"],  # --to huggingface, gguf, onnx
+    "export": ["transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
     "evals": [
         "lm-eval>=0.4.9",

@@ -19,6 +19,7 @@ from _command import run
 TARGETS = {
     "safetensors": "the model directory alone, as STLM reads it",
     "huggingface": "a folder that transformers loads",
+    "onnx": "a folder with model.onnx, which ONNX Runtime runs",
     "deepspeed": "a checkpoint that DeepSpeed's load_checkpoint continues from, on as many ranks as there are now",
     "universal": "one for any number of ranks, with DeepSpeed's checkpoint.load_universal",
     "gguf": "a folder with model.gguf, which llama.cpp runs",

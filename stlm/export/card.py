@@ -42,7 +42,7 @@ pipeline_tag: text-generation
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
 model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
 ids = tokenizer("The file", return_tensors="pt")["input_ids"]
 print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0], skip_special_tokens=True))

@@ -60,7 +60,7 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
 
 
 def _config(transformers: Any, directory: Path) -> Any:
-    return transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    return transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def _our_classes() -> tuple[Any, Any]:
@@ -102,7 +102,9 @@ def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:
 def _converted(directory: Path, scratch: Path) -> Path:
     """A folder with tokenizer.json, where `directory` has its tokenizer in an older form."""
     try:
-        library().AutoTokenizer.from_pretrained(directory, local_files_only=True).save_pretrained(scratch / "fast")
+        library().AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        ).save_pretrained(scratch / "fast")
     except Exception as error:  # the library raises nothing more special
         raise DataError(
             f"{directory}: holds no tokenizer.json, and no other tokenizer that transformers can read "
@@ -117,7 +119,7 @@ def _load(kind: Any, directory: Path) -> Any:
     """The model as transformers has it, in fp32, with every weight from the folder."""
     try:
         loaded, told = kind.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever is wrong with the files: the library raises nothing more special
         raise ConversionError(

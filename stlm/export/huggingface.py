@@ -33,8 +33,6 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     """
     transformers = library()
     tokenizer = model.tokenizer
-    with tempfile.TemporaryDirectory() as scratch:
-        definition = definition_of(tokenizer, Path(scratch))
     symbols = {
         "bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id,
     }  # fmt: skip
@@ -48,6 +46,19 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
         for name, source in remote_files().items():
             (folder / name).write_text(source, encoding="utf-8")
 
+    write_tokenizer(model, folder)
+    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__, native), encoding="utf-8")
+    _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not native))
+    if native:
+        return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+    return logits_of(_with_its_code(transformers, folder), tokenizer)
+
+
+def write_tokenizer(model: STLM, folder: Path) -> None:
+    """The tokenizer's files, for AutoTokenizer and for the `tokenizers` library."""
+    tokenizer = model.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        definition = definition_of(tokenizer, Path(scratch))
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
         tokenizer.save_model(folder)
@@ -65,11 +76,6 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     if tokenizer.chat_template is not None:
         (folder / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__, native), encoding="utf-8")
-    _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder))
-    if native:
-        return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
-    return logits_of(_with_its_code(transformers, folder), tokenizer)
 
 
 def _of_theirs(model: STLM, symbols: dict[str, int]) -> Any:
@@ -117,6 +123,8 @@ def library() -> Any:
         raise ConversionError(
             'huggingface: transformers is not installed; pip install -e ".[export]" -c constraints.txt'
         ) from None
+    transformers.logging.set_verbosity_error()  # what goes wrong is told by the errors of a conversion
+    transformers.logging.disable_progress_bar()
     return transformers
 
 
@@ -139,7 +147,11 @@ def logits_of(there: Any, tokenizer: Tokenizer) -> Logits:
     there.eval()
 
     def logits(ids_BT: Tensor) -> Tensor:
-        start_B1 = torch.full_like(ids_BT[:, :1], tokenizer.start_id)
-        return there(input_ids=torch.cat((start_B1, ids_BT[:, :-1]), dim=1)).logits
+        return there(input_ids=shifted(ids_BT, tokenizer)).logits
 
     return logits
+
+
+def shifted(ids_BT: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """What is read where these ids are predicted: the start symbol, and then all but the last."""
+    return torch.cat((torch.full_like(ids_BT[:, :1], tokenizer.start_id), ids_BT[:, :-1]), dim=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
 from stlm.export.huggingface import write_huggingface
+from stlm.export.onnx import onnx_obstacles, write_onnx
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
@@ -31,4 +32,5 @@ def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
 TARGETS = {
     "safetensors": Target(lambda config: [], write_model_directory),
     "huggingface": Target(lambda config: [], write_huggingface),
+    "onnx": Target(onnx_obstacles, write_onnx),
 }

@@ -210,6 +210,22 @@ def test_more_ids_than_the_model_has_are_refused(make, tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["llama", "telepathy"])
+def test_code_beside_a_model_is_neither_run_nor_asked_about(kind, make, monkeypatch, tmp_path):
+    """Where transformers has no class of that type, it would ask whether the code shall be run."""
+    make("llama")
+    (tmp_path / "there" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    edit(tmp_path / "there", model_type=kind, auto_map={"AutoConfig": "evil.Config"})
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    if kind == "llama":
+        assert read(tmp_path).difference <= 1e-5
+    else:
+        with pytest.raises(ConversionError, match="cannot read it"):
+            read(tmp_path)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
 def test_another_model_is_noticed(make, monkeypatch, tmp_path):
     """What decides is the logits: queries and keys changed for one another leave all shapes as they were."""
     from stlm.export import foreign

@@ -1,0 +1,106 @@
+"""A folder with model.onnx, which ONNX Runtime and its like run: ids in, logits of the next out, on batches of any size
+and texts of any length up to the context."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig, value_at
+from stlm.errors import ConversionError
+from stlm.export.comparison import Logits
+from stlm.export.huggingface import shifted, write_tokenizer
+from stlm.export.origin import Origin
+from stlm.model import Context
+from stlm.stlm import STLM
+
+FILE = "model.onnx"
+
+
+class Reader(nn.Module):
+    """The graph: ids [B, T], the start symbol first → logits [B, T, V] of the id that follows each."""
+
+    def __init__(self, model: STLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.read(input_ids, Context()).logits
+
+
+def onnx_obstacles(config: ModelConfig) -> list[str]:
+    """What no fixed graph can express: where a shape, or which weights are read, depends on the ids or on their number.
+
+    That is so of patches and of experts; and of windows, which are cut into as many blocks as a text needs.
+    """
+    found = []
+    if not isinstance(config.embedder, TokenEmbedderConfig | ByteEmbedderConfig):
+        found.append("embedder.kind")
+    if value_at(config, "core.feed_forward.kind") == "moe":
+        found.append("core.feed_forward.kind")
+    if value_at(config, "core.attention.window") is not None:
+        found.append("core.attention.window")
+    return [f"model.{key} = {value_at(config, key)}" for key in found]
+
+
+def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
+    """Fill a folder with the graph and the tokenizer's files; see `Target`."""
+    runtime = _library()
+    length = model.config.context_length
+    if length < 3:
+        raise ConversionError(f"model.context_length: got {length}, expected at least 3 for --to onnx")
+    dimensions = {
+        0: torch.export.Dim("batch", min=1, max=1 << 16),
+        1: torch.export.Dim("length", min=2, max=length),
+    }
+    example = torch.full((2, length // 2 + 1), model.tokenizer.end_of_text_id)
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(
+                Reader(model).eval(), (example,), dynamo=True, verbose=False, optimize=True,
+                input_names=["input_ids"], output_names=["logits"], dynamic_shapes={"input_ids": dimensions},
+            )  # fmt: skip
+            program.save(folder / FILE)
+    except Exception as error:  # the exporter raises nothing more special
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"onnx: torch cannot export this model ({reason}); nothing was written") from None
+    write_tokenizer(model, folder)
+    session = runtime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+    def logits(ids_BT: Tensor) -> Tensor:
+        (found,) = session.run(None, {"input_ids": shifted(ids_BT, model.tokenizer).numpy()})
+        return torch.from_numpy(found)
+
+    return logits
+
+
+def _library() -> Any:
+    try:
+        import onnx  # noqa: F401 (torch needs both)
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConversionError(
+            f'onnx: {error.name} is not installed; pip install -e ".[export]" -c constraints.txt'
+        ) from None
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without what the exporter says of its own parts."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
