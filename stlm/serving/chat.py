@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.conversations import END_OF_TURN
-from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.errors import CheckpointError
 
 PLAIN = """\
