@@ -10,8 +10,9 @@ from torch import nn
 def column_major(model: nn.Module) -> None:
     """Lay out all linear maps by columns, as products with a single vector on a CPU read them fastest.
 
-    One position at a time, the matrices are all that is read, and by rows they take about twice as long
-    (benchmarks/generation.py). Values, names and ties stay. For models in use: training has its own layouts.
+    One position at a time, reading the matrices is most of the work; a step of 10m-token then takes 8 to 13 % less on a
+    CPU, of one text, and nothing less of sixteen on two threads. Values, names and ties stay. For models in use:
+    training has its own layouts.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
