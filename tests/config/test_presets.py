@@ -18,6 +18,8 @@ TABLE = 50_257  # vectors of GPT-2
 class Vocabulary:
     """As much of a tokenizer as a model's shape depends on."""
 
+    start_id = 1
+
     def __init__(self, spec):
         self.vocab_size = parse_spec(spec)[1]
         self.bytes_per_id = np.full(self.vocab_size, 4)
