@@ -38,7 +38,6 @@ EXTRAS = {
         "pyphen>=0.14",
         "sacrebleu>=2.4",
     ],
-    "watch": ["wandb>=0.20"],  # training.wandb
     "dev": [
         "resiliparse>=1.0",
         "py3langid>=0.4",
@@ -62,7 +61,6 @@ EXTRAS = {
         "pydivsufsort>=0.0.18",
         "pyphen>=0.14",
         "sacrebleu>=2.4",
-        "wandb>=0.20",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",

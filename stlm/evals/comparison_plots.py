@@ -73,8 +73,8 @@ def _figure(comparison: Comparison, curves: Mapping[str, Curve]) -> Any:
     if curves:
         over_bytes, over_time = axes.pop(0), axes.pop(0)
         for name, curve in curves.items():
-            over_bytes.plot(curve.megabytes, curve.bits_per_byte, label=name)
-            over_time.plot(curve.minutes, curve.bits_per_byte, label=name)
+            over_bytes.plot(curve.megabytes, curve.bits_per_byte, label=_short(name))
+            over_time.plot(curve.minutes, curve.bits_per_byte, label=_short(name))
         over_bytes.set(xlabel="MB read", ylabel="bits per byte in training")
         over_time.set(xlabel="minutes of steps")
         over_bytes.legend(frameon=False)
@@ -83,7 +83,13 @@ def _figure(comparison: Comparison, curves: Mapping[str, Curve]) -> Any:
             value, low, high = sample.estimate()
             spread = [[value - (value if low is None else low)], [(value if high is None else high) - value]]
             plot.errorbar([place], [value], yerr=spread, fmt="*" if comparison.best(task) == name else "o", capsize=3)
-        plot.set_xticks(range(len(comparison.samples[task])), list(comparison.samples[task]), rotation=20)
+        names = [_short(name) for name in comparison.samples[task]]
+        plot.set_xticks(range(len(names)), names, rotation=20)
         plot.set(title=task, ylabel=next(iter(comparison.samples[task].values())).measure)
         plot.margins(x=0.3)
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a long path, which tells runs apart and leaves room for the plot."""
+    return name if len(name) <= 24 else f"…{name[-23:]}"

@@ -15,7 +15,8 @@ from stlm.errors import StlmError
 from stlm.evals.extrapolation import bits_by_position, next_id_calibration
 from stlm.evals.items import Item
 from stlm.evals.robustness import PERTURBATIONS, measure_robustness, perturbed
-from stlm.stlm import STLM, Output
+from stlm.model import Output
+from stlm.stlm import STLM
 
 TEXT = "The quick brown fox jumps over the lazy dog again. " * 20
 

@@ -172,7 +172,8 @@ def test_a_run_goes_on_with_its_own_settings(make_trainer, stopped):
     assert "training.learning_rate: was 0.003, now 0.001" in message
     assert "model.width: was 32, now 64" in message
     assert "training.max_steps: was" not in message
-    assert "May change: data.dir, data.mixture, data.verify, training.max_steps, training.micro_batch_size" in message
+    assert "May change: data.dir, data.mixture, data.verify, training." in message
+    assert "training.max_steps, training.micro_batch_size" in message
     with pytest.raises(ConfigError, match="already at step 6"):
         make_trainer(stopped, "training.max_steps=5")
     trainer = make_trainer(stopped, "training.keep_last=1", "training.micro_batch_size=4")
