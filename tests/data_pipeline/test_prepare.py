@@ -25,6 +25,7 @@ from data_pipeline.preparation import PrepareConfig, default_data_dir
 from data_pipeline.prepare import ensure_default_data, find_prepared
 from data_pipeline.reader import PreparedData
 from data_pipeline.summary import summary
+from data_pipeline.work_folder import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = re.findall(
@@ -244,6 +245,38 @@ def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
         prepare.prepare(PrepareConfig(inputs, output=str(output)))
     holder.communicate("")
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
+
+
+def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from data_pipeline.work_folder import locked\n"
+        "with locked(Path(sys.argv[1]), wait=False):\n"
+        "    if os.fork() == 0: print('copied', flush=True)\n"
+        "    sys.stdin.read(); os._exit(0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "copied\n"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with locked(tmp_path, wait=False):
+        pass
+    process.communicate("")
+
+
+def test_workers_begin_as_copies_of_a_process_without_threads_only():
+    code = (
+        "import threading; from data_pipeline import prepare, workers\n"
+        "with workers._Bar(total=1): print(workers._may_fork())\n"
+        "thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()\n"
+        "print(workers._may_fork())"
+    )
+    for imports, expected in (("", ["True", "False"]), ("import pyarrow; ", ["False", "False"])):
+        result = subprocess.run(
+            [sys.executable, "-c", imports + code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.split() == expected
 
 
 def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs, tmp_path):
