@@ -3,6 +3,7 @@
 model = STLM.load("runs/quickstart")
 print(model.generate("The file is"))
 print(model.log_likelihood("The file is closed."))
+print(model.embed(["The file is closed.", "It is open."]).shape)
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
@@ -46,6 +50,9 @@ from stlm.model.cache import ROLL_BACK
 from stlm.model.lora import merged_parameters
 
 FORMAT = "stlm-model-1"
+
+_IDS_PER_BATCH = 1 << 11  # that are read for their vectors, on a CPU: few enough to stay in its caches
+_IDS_PER_BATCH_ON_GPU = 1 << 15
 
 
 class STLM(Network):
@@ -226,6 +233,21 @@ class STLM(Network):
         nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
         return -nats.double().sum().item()
 
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """A vector for each text, [texts, width]: the mean of the core's states over it (see `embed_ids`).
+
+        It does not depend on the other texts. Of a text of more than `longest_text` ids the beginning is read.
+        """
+        self.eval()
+        ids_of = [self.tokenizer.encode(text)[: self.longest_text].astype(np.int64) for text in texts]
+        vectors_ND = np.empty((len(ids_of), self.config.width), np.float32)
+        for places in batches_by_length([len(ids) for ids in ids_of], self.device):
+            rows = pad_sequence([torch.from_numpy(ids_of[place]) for place in places], batch_first=True)
+            lengths = torch.tensor([len(ids_of[place]) for place in places])
+            vectors_ND[places] = self.embed_ids(rows.to(self.device), lengths.to(self.device)).cpu().numpy()
+        return vectors_ND
+
     def merged(self) -> STLM:
         """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
         model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
@@ -279,6 +301,16 @@ class STLM(Network):
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """The places of texts of so many ids, as batches of about as long ones, the longest first."""
+    limit = _IDS_PER_BATCH if device.type == "cpu" else _IDS_PER_BATCH_ON_GPU
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    while order:
+        count = max(1, limit // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling:

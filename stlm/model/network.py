@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,6 +22,7 @@ from stlm.model.embedders import EMBEDDERS
 from stlm.model.exits import ExitLogits, choose, deepen, draft, keep, states_of, verify
 from stlm.model.heads import HEADS, tie
 from stlm.model.lora import correct
+from stlm.model.pooling import mean_over_text, starts_of
 from stlm.model.vocabulary import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer
 
@@ -177,6 +179,36 @@ class Network(nn.Module):
         y_BPD = self.core.finish(states_of(context.exits, chosen_B))
         exit_BTV = self.head(y_BPD, inputs_BT, patches, Context(context.documents))
         return output._replace(exits=ExitLogits(exit_BTV, chosen_B, self.core.exit_weights))
+
+    # What follows reads a text for what it is about, not for what follows it.
+
+    @property
+    def longest_text(self) -> int:
+        """Ids of a text that `embed_ids` can read: the context, less the start symbol and what ends the last patch."""
+        return self.config.context_length - 1 - self._reach
+
+    @property
+    def _reach(self) -> int:
+        """Positions behind a text by which a patch of a fixed rule, or of words, has begun that reads its end."""
+        context, embedder = self.config.context_length, self.config.embedder
+        return -(-context // embedder.positions_of(context)) if embedder.patched else 0
+
+    def embed_ids(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """A vector for each text: ids [B, T], of which the first `lengths` of each row are text → fp32 [B, D].
+
+        It is the mean of what the core gives out, behind its last norm, at the positions that read the text; of a patch
+        model, at the patches that do. What stands in the other places of a row, and in other rows, has no influence:
+        behind each text the next document begins.
+        """
+        assert ids_BT.size(1) <= self.longest_text
+        behind_BT = torch.arange(ids_BT.size(1), device=ids_BT.device) >= lengths_B[:, None]
+        inputs_BT = F.pad(ids_BT.masked_fill(behind_BT, self.start_id), (1, self._reach), value=self.start_id)
+        context = Context()
+        context.length = inputs_BT.size(1)
+        x_BPD, patches = self.embedder(inputs_BT, context)
+        core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
+        y_BPD = self.core(x_BPD, core_context)
+        return mean_over_text(y_BPD, starts_of(patches, y_BPD.size(1), inputs_BT), lengths_B, self._reach)
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -35,11 +35,13 @@ from stlm.errors import CheckpointError, ConfigError, EngineError, StlmError
 from stlm.model import recompute_layers
 from stlm.training.averaging import AVERAGE, keep_average
 from stlm.training.compilation import refuse_uncompilable
+from stlm.training.gradient_norms import GradientNorms
 from stlm.training.loss_scale import LossScale
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
 from stlm.training.shards import shards_of
+from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import BEATS, WATCHDOG, watched
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ def connect() -> Ranks:
             f"the ranks cannot meet at {ranks.address}:{ranks.port}: {str(error).splitlines()[0]}; "
             "if another run has that port, choose another: deepspeed --master_port, torchrun --master_port, MASTER_PORT"
         ) from error
+    _time_collectives()
     _connected = ranks
     return ranks
 
@@ -208,8 +211,55 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    with STOPWATCH.phase("communication"):
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+
+def of_every_rank(values: Sequence[float]) -> list[list[float]]:
+    """The values of each rank, in the order of the ranks, on all of them."""
+    ranks = connect()
+    flat = [0.0] * (ranks.world_size * len(values))
+    flat[ranks.rank * len(values) : (ranks.rank + 1) * len(values)] = values
+    flat = sum_over_ranks(flat)
+    return [flat[start : start + len(values)] for start in range(0, len(flat), len(values))]
+
+
+# What DeepSpeed calls of its way to the other ranks.
+COLLECTIVES = (
+    "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_reduce", "all_reduce_coalesced",
+    "all_to_all", "all_to_all_single", "barrier", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor",
+)  # fmt: skip
+
+
+def _time_collectives() -> None:
+    """Let the stopwatch see what DeepSpeed sends: all of it goes through one object, whose calls are wrapped here."""
+    backend = sys.modules["deepspeed.comm.comm"].cdb
+    for name in COLLECTIVES:
+        setattr(backend, name, _timed(getattr(backend, name)))
+
+
+def _timed(collective: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        with STOPWATCH.phase("communication"):
+            work = collective(*arguments, **options)
+        return work if work is None else _TimedWork(work)
+
+    return call
+
+
+class _TimedWork:
+    """What a collective that goes on beside the step hands out: waiting for it is communication."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def wait(self, *arguments: Any) -> Any:
+        with STOPWATCH.phase("communication"):
+            return self._work.wait(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 def _cores() -> int:
@@ -331,6 +381,10 @@ class Engine:
             optimizer.shards = {shard.flat: shard for shard in shards}
         # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
         self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
+        self._norms = GradientNorms(model, shards, self.ranks.rank)
+        self._clipped_by = 1.0  # what the newest gradient was divided by
+        if self.stage:  # DeepSpeed puts the gradients of its flat tensors in their place just before the update
+            optimizer.register_step_pre_hook(self._note_gradients)
         self.loss_scale = LossScale() if precision.name == "fp16" else None
         self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
         # DeepSpeed's own scale would clip gradients before it divides them again, and is saved nowhere.
@@ -351,11 +405,17 @@ class Engine:
         WATCHDOG.renew()
         return self._engine(*inputs, **named)
 
-    def accumulate(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
         """All backwards of one step belong inside; ranks communicate when it ends, and not before."""
-        if self.stage > 0 and self.split.accumulation > 1:
-            return self._engine.coalesce_grad_reduction()
-        return nullcontext()
+        if self.stage == 0 or self.split.accumulation == 1:
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.coalesce_grad_reduction())
+            yield
+            with STOPWATCH.phase("backward"):
+                stack.close()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of `loss`, which is already divided by the count of the whole step, over all ranks.
@@ -368,7 +428,8 @@ class Engine:
                 self._engine.optimizer.override_loss_scale(self.loss_scale.value)
             else:
                 loss = loss * self.loss_scale.value
-        self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        with STOPWATCH.phase("backward"):
+            self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, and forget the gradients. Returns the norm of the whole gradient before clipping.
@@ -377,7 +438,11 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
-        norm = self._update()
+        self._norms.forget()
+        with STOPWATCH.phase("optimizer"):
+            norm = self._update()
+        clips = 0 < self.clipping < norm + 1e-6 and self.stage > 0
+        self._clipped_by = (norm + 1e-6) / self.clipping if clips else 1.0
         if self.loss_scale is not None:
             scale, self.loss_scale = self.loss_scale, self.loss_scale.after(overflow=not math.isfinite(norm))
             self.overflowed = self.loss_scale.value < scale.value
@@ -400,11 +465,22 @@ class Engine:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = torch.linalg.vector_norm(self._norms.note(self._parameters.values()))
         value = float(norm)
         if 0 < self.clipping < value:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
+
+    def _note_gradients(self, optimizer: Optimizer, *_: Any) -> None:
+        self._norms.note(tensor for group in optimizer.param_groups for tensor in group["params"])
+
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of the newest update's gradient by part of the model, before clipping, without any loss scale."""
+        squares = self._norms.squares()
+        if self.stage:
+            squares = sum_over_ranks(squares)
+        norms = [math.sqrt(square) * self._clipped_by for square in squares]
+        return dict(zip(self._norms.parts, norms, strict=True))
 
     @property
     def native(self) -> Any:

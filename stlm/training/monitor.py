@@ -19,9 +19,9 @@ from data_pipeline.atomic import write_text, writing
 class Monitor:
     """Writes what a run tells into its directory; rank 0 opens it, and unopened it is silent.
 
-    metrics.jsonl has a line for each record, floats with all their digits. What depends on the clock stands under
-    "timing"; the rest is the same whenever and however often the run was interrupted. Methods raise DataError where the
-    disk is full.
+    metrics.jsonl has a line for each record, floats with all their digits. What depends on the clock or the machine
+    stands under "timing"; the rest is the same whenever and however often the run was interrupted. Methods raise
+    DataError where the disk is full.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -85,39 +85,6 @@ class Monitor:
         return self._writer
 
 
-class Clock:
-    """Rates since the last reading, and an estimate of the time that is left."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-        self._started = time.perf_counter()
-        self._seconds = self._data_seconds = self._bytes = 0.0
-
-    def add(self, seconds: float, data_seconds: float, bytes: float) -> None:
-        """Count one step."""
-        self._steps += 1
-        if self._steps == 1:  # the first step takes longer than others: the estimate begins after it
-            self._started = time.perf_counter()
-        self._seconds += seconds
-        self._data_seconds += data_seconds
-        self._bytes += bytes
-
-    def read(self) -> dict[str, float]:
-        """Figures of the steps since the last reading; time for validation and checkpoints is not in them."""
-        figures = {
-            "bytes_per_second": self._bytes / self._seconds,
-            "data_fraction": self._data_seconds / self._seconds,
-        }
-        self._seconds = self._data_seconds = self._bytes = 0.0
-        return figures
-
-    def left(self, steps: int) -> float:
-        """Seconds that so many steps will take, with the validations and checkpoints that come between them."""
-        if self._steps < 2:
-            return math.nan
-        return steps * (time.perf_counter() - self._started) / (self._steps - 1)
-
-
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record under the names that plots have: "train/loss", "evals/corruptions/accuracy"."""
 
@@ -149,9 +116,10 @@ def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -
     """One readable line of a training record."""
     step = f"{record['step']:{len(str(max_steps))}d}/{max_steps}"
     timing = record["timing"]
+    mfu = f"mfu {timing['mfu']:.1%}  " if "mfu" in timing else ""
     return (
         f"step {step}  {record['bits_per_byte']:.4f} bits/byte  lr {record['learning_rate']:.2e}  "
-        f"grad {record['gradient_norm']:.3f}  {timing['bytes_per_second'] / 1e3:.1f} kB/s  "
+        f"grad {record['gradient_norm']:.3f}  {timing['bytes_per_second'] / 1e3:.1f} kB/s  {mfu}"
         f"{readable_time(seconds_left)} left"
     )
 

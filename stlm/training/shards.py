@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stlm.training.stopwatch import STOPWATCH
+
 
 class Shard(NamedTuple):
     """One rank's part of some parameters, as the optimizer sees it."""
@@ -27,7 +29,8 @@ class Shard(NamedTuple):
     def join(self, flat: Tensor) -> list[Tensor]:
         """The whole tensors, gathered from all ranks, that `flat`, laid out as this shard, is a part of."""
         whole_WN = flat.new_empty(dist.get_world_size(), flat.numel())
-        dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
+        with STOPWATCH.phase("communication"):
+            dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
         whole = []
         for (start, size), shape in zip(self.places, self.shapes, strict=True):
             part = whole_WN[:, start : start + size] if self.cut_each else whole_WN.view(-1)[start : start + size]

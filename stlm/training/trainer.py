@@ -41,16 +41,18 @@ from stlm.training.checkpoint import (
 from stlm.training.engine import Engine, State, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
+from stlm.training.gauges import Gauges
 from stlm.training.initial import begin_from
 from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.loss_scale import LossScale
-from stlm.training.monitor import Clock, Monitor, progress_line, readable_time
+from stlm.training.monitor import Monitor, progress_line, readable_time
 from stlm.training.precision import choose_precision
 from stlm.training.quantization import check_stage, rounded
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
+from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
@@ -119,6 +121,9 @@ class Trainer:
         check_stage(config.training, self.engine.stage)
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(self.engine.device)
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
+        learns_whole = all(parameter.requires_grad for parameter in model.parameters())
+        self._gauges = Gauges(self.engine.device, precision.name, learns_whole)
+        self.monitor.say(self._gauges.told)
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
             finished = ", which is its last step" if self._is_finished() else ""
@@ -132,7 +137,6 @@ class Trainer:
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
         self._trouble = ""  # what was wrong with the newest step that made none
-        self._clock = Clock()
         self._stop = StopRequest()
 
     # ------------------------------------------------------------------ the loop
@@ -178,38 +182,22 @@ class Trainer:
         """
         if step != self.step + 1:
             raise ValueError(f"the next step is {self.step + 1}, got {step}")
-        training, split = self.config.training, self.engine.split
-        started = time.perf_counter()
-        first = self.ranks.rank * split.rows
-        batch = self.train_loader.rows(step, first, first + split.rows)
-        data_seconds = time.perf_counter() - started
+        with self._gauges.step():
+            loss, go_back = self._update(step)
+        if go_back:
+            self._roll_back()
+        return loss
 
-        micro_batches = []
-        for offset in range(0, split.rows, split.micro_batch_size):
-            rows = slice(offset, offset + split.micro_batch_size)
-            micro_batch = self._on_device(batch, rows)
-            prepared = self.objective.prepare(micro_batch, self.config.seed, step, first + offset)
-            numbers = range(first + offset, first + offset + split.micro_batch_size)
-            keys = row_keys(self.config.seed, step, numbers).to(self.engine.device)
-            micro_batches.append(prepared._replace(row_keys=keys))
-        (ids,) = sum_over_ranks([float(sum(prepared.loss_mask.sum() for prepared in micro_batches))])
-
-        self.engine.train()
-        sums = []
-        with rounded(self.model, training, self._used_up()), self.engine.accumulate():
-            for prepared in micro_batches:
-                output = self._forward(prepared)
-                part = self.objective.sums(output, prepared, self._bytes_per_id)
-                loss = sum(output.auxiliary.values(), part.nats) / ids
-                self.engine.backward(spoilt_unless_finite(loss), last=prepared is micro_batches[-1])
-                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
-                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
-                parts += [half for name in measures for half in output.measures[name]]
-                sums.append(torch.stack([value.detach().double() for value in parts]))
-        local = torch.stack(sums).tolist()  # [micro-batches, 2 + terms + 2 measures]
+    def _update(self, step: int) -> tuple[float, bool]:
+        """The step itself. Returns its loss, and whether the run has to go back to a checkpoint."""
+        with STOPWATCH.phase("data"):
+            micro_batches = self._read(step)
+            predicted = float(sum(prepared.loss_mask.sum() for prepared in micro_batches))
+        (ids,) = sum_over_ranks([predicted])
+        terms, measures, local = self._gradient(micro_batches, ids)
         nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
-        learning_rate = learning_rate_at(step, training, self._used_up())
+        learning_rate = learning_rate_at(step, self.config.training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
         loss_value = nats / ids
         whole_loss = math.fsum((nats, *added)) / ids
@@ -240,10 +228,44 @@ class Trainer:
         else:
             counted = 2 + len(terms)
             self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
-        self._clock.add(time.perf_counter() - started, data_seconds, bytes)
-        if go_back:
-            self._roll_back()
-        return loss_value
+        self._gauges.add(bytes)
+        return loss_value, go_back
+
+    def _read(self, step: int) -> list[Prepared]:
+        """This rank's micro-batches of a step."""
+        split = self.engine.split
+        first = self.ranks.rank * split.rows
+        batch = self.train_loader.rows(step, first, first + split.rows)
+        micro_batches = []
+        for offset in range(0, split.rows, split.micro_batch_size):
+            rows = slice(offset, offset + split.micro_batch_size)
+            micro_batch = self._on_device(batch, rows)
+            prepared = self.objective.prepare(micro_batch, self.config.seed, step, first + offset)
+            numbers = range(first + offset, first + offset + split.micro_batch_size)
+            keys = row_keys(self.config.seed, step, numbers).to(self.engine.device)
+            micro_batches.append(prepared._replace(row_keys=keys))
+        return micro_batches
+
+    def _gradient(self, micro_batches: list[Prepared], ids: float) -> tuple[list[str], list[str], list[list[float]]]:
+        """Compute the gradient of a step in which all ranks together predict `ids` ids.
+
+        Returns the names of the model's own terms of the loss and of its measures, and for each micro-batch: nats,
+        bytes, the terms, and a sum and a count of each measure.
+        """
+        self.engine.train()
+        sums = []
+        with rounded(self.model, self.config.training, self._used_up()), self.engine.accumulate():
+            for prepared in micro_batches:
+                with STOPWATCH.phase("forward"):
+                    output = self._counted_forward(prepared)
+                    part = self.objective.sums(output, prepared, self._bytes_per_id)
+                    loss = spoilt_unless_finite(sum(output.auxiliary.values(), part.nats) / ids)
+                self.engine.backward(loss, last=prepared is micro_batches[-1])
+                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
+                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                parts += [half for name in measures for half in output.measures[name]]
+                sums.append(torch.stack([value.detach().double() for value in parts]))
+        return terms, measures, torch.stack(sums).tolist()
 
     def log(self, step: int, loss: float) -> None:
         """Record the step that was just made: every `log_every_steps`, and the first and the last one.
@@ -257,13 +279,14 @@ class Trainer:
             "step": step,
             "split": "train",
             **self._last,
+            "gradient_norm_of": self.engine.gradient_norms(),
             "loss": loss,
             "epoch": self.train_loader.epoch(step),
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
-            "timing": self._clock.read(),
+            "timing": self._gauges.read(),
         }
-        seconds_left = self._clock.left(round((step + 1) / self._used_up()) - step)
+        seconds_left = self._gauges.left(round((step + 1) / self._used_up()) - step)
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
@@ -388,10 +411,15 @@ class Trainer:
         return batch.map(lambda tensor: tensor[rows].to(self.engine.device))
 
     def _forward(self, prepared: Prepared) -> Any:
-        given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
-        return self.engine.forward(
-            prepared.inputs, **{name: value for name, value in given.items() if value is not None}
-        )
+        return self.engine.forward(prepared.inputs, **_given(prepared))
+
+    def _counted_forward(self, prepared: Prepared) -> Any:
+        if self.config.training.compile and not self._gauges.has_counted:
+            with torch.no_grad(), self._gauges.counting():  # one compiled program has no products to be counted
+                self.model.forward(prepared.inputs, **_given(prepared))
+            return self._forward(prepared)
+        with self._gauges.counting():
+            return self._forward(prepared)
 
     def _save(self) -> Path:
         path = checkpoint_path(self.run_dir, self.step)
@@ -498,3 +526,9 @@ class Trainer:
             "precision": self.engine.precision._asdict(),
             "deepspeed_config": self.engine.config,
         }
+
+
+def _given(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """What the model's forward takes beside ids, where there is such."""
+    given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
+    return {name: value for name, value in given.items() if value is not None}

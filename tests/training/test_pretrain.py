@@ -36,9 +36,12 @@ def test_what_is_printed(uninterrupted):
     lines = output.splitlines()
     assert lines[0] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
     number = r"\d+\.\d+"
-    line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  \? left"
-    assert re.fullmatch(line, lines[1])
-    assert re.fullmatch(rf"step 10/60  validation {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)", lines[11])
+    peak = r"peak: [\d.]+ [GT]FLOP/s of 1 rank, measured on products of \d+ × \d+ in fp32 \(1 thread\)"
+    assert re.fullmatch(peak, lines[1])
+    line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  mfu {number}%  \? left"
+    assert re.fullmatch(line, lines[2])
+    assert max(map(len, lines[2:12])) < 100
+    assert re.fullmatch(rf"step 10/60  validation {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)", lines[12])
     assert lines[-3:] == [
         f"The run is in {run_dir}. What now:",
         f"  python scripts/evaluate.py {run_dir}",

@@ -1,0 +1,135 @@
+"""What is read beside the losses of a run: how fast it is, where the time goes, and what it takes of the machine.
+
+All of it stands under "timing" in a record. Every figure is of all ranks together.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stlm.training.engine import of_every_rank
+from stlm.training.stopwatch import PHASES, STOPWATCH
+from stlm.training.utilization import PASSES, count_flops, measure_peak, readable_flops
+
+
+class Gauges:
+    """Measures steps on `device`, which computes in `precision`, and first what it can do. Every rank makes one.
+
+    `learns_whole`: no weight is frozen. Where one is, nobody knows what a gradient costs, and there is no MFU.
+    """
+
+    def __init__(self, device: torch.device, precision: str, learns_whole: bool) -> None:
+        self._device = device
+        self._learns_whole = learns_whole
+        self._peak = measure_peak(device, precision)
+        self._forward_flops: float | None = None  # of one micro-batch; not counted yet
+        self._forwards = self._steps = self._all_steps = 0
+        self._bytes = 0.0
+        self._started = time.perf_counter()
+        STOPWATCH.use(device)
+        peaks = [peak for (peak,) in of_every_rank([self._peak.flops])]
+        ranks = f"{len(peaks)} ranks together" if len(peaks) > 1 else "1 rank"
+        threads = torch.get_num_threads()
+        on = "GPU" if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+        self.told = (
+            f"peak: {readable_flops(math.fsum(peaks))} of {ranks}, measured on products of {self._peak.size} × "
+            f"{self._peak.size} in {precision} ({on}{' each' * (len(peaks) > 1)})"
+            + ("" if learns_whole else "; no MFU, for parts of the model are frozen")
+        )
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside is a step."""
+        with STOPWATCH.step():
+            yield
+        self._steps += 1
+        self._all_steps += 1
+        if self._all_steps == 1:  # it takes longer than others: the estimate begins after it
+            self._started = time.perf_counter()
+
+    @property
+    def has_counted(self) -> bool:
+        """Whether the FLOPs of a forward pass are known."""
+        return self._forward_flops is not None
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Inside is the forward pass of one micro-batch; the FLOPs of the first one are counted."""
+        self._forwards += 1
+        if self.has_counted:
+            yield
+            return
+        with count_flops() as counter:
+            yield
+        self._forward_flops = float(counter.get_total_flops())
+
+    def add(self, bytes: float) -> None:
+        """Note what a step has read, on all ranks."""
+        self._bytes += bytes
+
+    def read(self) -> dict[str, Any]:
+        """Figures of the steps since the last reading; what lies between them is not in them. Called by all ranks."""
+        phases = STOPWATCH.read()
+        flops = PASSES * (self._forward_flops or 0.0) * self._forwards
+        own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device)]
+        everyone = [dict(zip((*PHASES, *EXTRA), values, strict=True)) for values in of_every_rank(own)]
+        figures = self._figures(everyone)
+        self._forwards = self._steps = 0
+        self._bytes = 0.0
+        return figures
+
+    def _figures(self, everyone: list[dict[str, float]]) -> dict[str, Any]:
+        seconds = [math.fsum(rank[phase] for phase in PHASES) for rank in everyone]
+        mean = math.fsum(seconds) / len(everyone)
+        per_step = len(everyone) * self._steps
+        figures: dict[str, Any] = {
+            "bytes_per_second": self._bytes / mean,
+            "seconds_per_step": mean / self._steps,
+            "phases": {phase: math.fsum(rank[phase] for rank in everyone) / per_step for phase in PHASES},
+        }
+        if self._learns_whole:
+            possible = math.fsum(rank["peak"] * taken for rank, taken in zip(everyone, seconds, strict=True))
+            flops = math.fsum(rank["flops"] for rank in everyone)
+            figures |= {"flops_per_second": flops / mean, "mfu": flops / possible}
+        if len(everyone) > 1:
+            busy = [taken - rank["communication"] for rank, taken in zip(everyone, seconds, strict=True)]
+            slowest = busy.index(max(busy))
+            figures["slowest_rank"] = {"rank": slowest, "seconds_per_step": busy[slowest] / self._steps}
+        figures["memory_bytes"] = int(max(rank["memory"] for rank in everyone))
+        if self._device.type == "cuda":
+            figures["cuda_memory_bytes"] = int(max(rank["cuda_memory"] for rank in everyone))
+        return figures
+
+    def left(self, steps: int) -> float:
+        """Seconds that so many steps will take, with the validations and checkpoints that come between them."""
+        if self._all_steps < 2:
+            return math.nan
+        return steps * (time.perf_counter() - self._started) / (self._all_steps - 1)
+
+
+EXTRA = ("flops", "peak", "memory", "cuda_memory")  # what a rank tells beside its phases
+
+
+def peak_memory(device: torch.device) -> tuple[float, float]:
+    """The most bytes that this process has held so far: of the machine's memory, and of the GPU's in tensors."""
+    cuda = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return float(_peak_resident()), float(cuda)
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage tells is at first that of the process which started this one
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
