@@ -45,7 +45,7 @@ from stlm.generation import (
     nats_per_id,
     speculate,
 )
-from stlm.model import Network, Vocabulary, column_major, initialize, other_ties
+from stlm.model import Network, Vocabulary, initialize, other_ties, pack
 from stlm.model.cache import ROLL_BACK
 from stlm.model.lora import merged_parameters
 
@@ -212,11 +212,11 @@ class STLM(Network):
             )
 
     def settle(self) -> STLM:
-        """Make ready for writing text, and return the model: its weights are laid out as a CPU decodes with them
-        fastest. Logits stay the same within rounding."""
-        if self.device.type == "cpu":
-            column_major(self)
-        return self.eval()
+        """Make ready for writing text, and return the model: its layers run in the form that decodes fastest, which
+        takes a second copy of their matrices, until it is trained, moved or given other weights. Logits stay the same
+        within rounding."""
+        pack(self.eval())
+        return self
 
     @torch.no_grad()
     def log_likelihood(self, text: str) -> float:

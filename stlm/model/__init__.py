@@ -1,6 +1,7 @@
 """The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
+from stlm.model.blocks import pack
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState, joined
 from stlm.model.context import Context
@@ -10,7 +11,6 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
-from stlm.model.layout import column_major
 from stlm.model.moe import MoE
 from stlm.model.network import Network, Output
 from stlm.model.paper import PaperEmbedder, PaperHead
@@ -41,13 +41,13 @@ __all__ = [
     "Patches",
     "Vocabulary",
     "account",
-    "column_major",
     "count_parameters",
     "initialize",
     "joined",
     "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",
+    "pack",
     "recompute_layers",
     "row_keys",
     "tie",
