@@ -1,7 +1,6 @@
 """The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
-from stlm.model.blocks import pack
 from stlm.model.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.cache import DecodingState, joined
 from stlm.model.context import Context
@@ -13,6 +12,7 @@ from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
 from stlm.model.moe import MoE
 from stlm.model.network import Network, Output
+from stlm.model.packing import PRECISIONS, pack, unpack
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.recomputation import recompute_layers
@@ -24,6 +24,7 @@ __all__ = [
     "CORES",
     "EMBEDDERS",
     "HEADS",
+    "PRECISIONS",
     "BytePatchEmbedder",
     "BytePatchHead",
     "Account",
@@ -52,4 +53,5 @@ __all__ = [
     "row_keys",
     "tie",
     "transfer",
+    "unpack",
 ]

@@ -5,7 +5,7 @@ Shape letters: B batch, T positions, D width.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from stlm.model.experts import ExpertLinear
 from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
-from stlm.model.packing import PackedBlock, Products
+from stlm.model.packing import Packable, PackedBlock, Products
 from stlm.model.positions import POSITIONS, Placement
 from stlm.model.recomputation import Layers
 from stlm.model.residual import BranchScale
@@ -51,7 +51,7 @@ class Block(nn.Module):
         return y_BTD + self.feed_forward_scale(z_BTD)
 
 
-class TransformerStack(Layers):
+class TransformerStack(Layers, Packable):
     """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
 
     `num_positions`: how many there may be, which only learned positions need to know.
@@ -66,25 +66,9 @@ class TransformerStack(Layers):
         positions = config.positions
         self.positions = POSITIONS[positions.kind](positions, config.attention, width, num_positions)
         self.dropout = LayerDropout(config.layer_dropout, self.depth)
-        self._packed: list[PackedBlock] | None = None
 
-    def pack(self) -> None:
-        """Run the blocks in the form that decodes fastest from now on, until the model is trained or moved."""
-        products = Products()
-        self._packed = [PackedBlock(cast(Block, block), products) for block in self.blocks]
-
-    def unpack(self) -> None:
-        """Run the blocks as they are, whose weights may change."""
-        self._packed = None
-
-    def train(self, mode: bool = True) -> TransformerStack:
-        if mode:
-            self.unpack()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **options: Any) -> TransformerStack:
-        self.unpack()
-        return super()._apply(*args, **options)
+    def pack(self, products: Products) -> None:
+        self.packed = [PackedBlock(cast(Block, block), products) for block in self.blocks]
 
     def new_cache(self) -> list[KeyValueCache]:
         """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
@@ -123,7 +107,7 @@ class TransformerStack(Layers):
         if run.start == 0:
             x_BTD = self.positions.enter(x_BTD, first, context.documents)
         placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)
-        blocks = self.blocks if self._packed is None else self._packed
+        blocks = self.packed or self.blocks
         for place in run:
             layer, number = self.order[place]
             if number is not None and self.loop_embeddings is not None:
@@ -150,17 +134,3 @@ class LayerDropout(nn.Module):
             return y_BTD
         skipped_B = uniform(context.row_keys, 1 + layer) < self.rates[layer]  # draw 0 chooses an exit
         return torch.where(skipped_B[:, None, None], x_BTD, y_BTD)
-
-
-@torch.no_grad()
-def pack(model: nn.Module) -> None:
-    """Run all stacks of a model in the form that decodes fastest, and read its other matrices by columns.
-
-    For models in use. Values, names and ties stay; a second copy of the matrices of all blocks takes memory. For one
-    text, a CPU reads a matrix fastest by columns.
-    """
-    for module in model.modules():
-        if isinstance(module, TransformerStack):
-            module.pack()
-        elif isinstance(module, nn.Linear):
-            module.weight.data = module.weight.data.t().contiguous().t()

@@ -53,7 +53,7 @@ class SwiGLU(FeedForward):
 
 
 class PlainFeedForward(FeedForward):
-    """down(activation(up(x))) (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+    """down(inner(up(x))), where inner is an activation (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
 
     def __init__(self, config: PlainFeedForwardConfig, width: int) -> None:
         super().__init__()
