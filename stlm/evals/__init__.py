@@ -1,11 +1,15 @@
-"""How good a saved model is: bits per byte of text beside what compressors reach, and which of several texts it finds
-more probable."""
+"""How good a saved model is: bits per byte of text beside what compressors reach, which of several texts it finds
+more probable, and what can be learned on top of it."""
 
 from stlm.evals.bits_per_byte import SplitScore, score_split
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
+from stlm.evals.glue import GLUE_TASKS, GlueData, load_glue
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
 from stlm.evals.live import LiveTasks
+from stlm.evals.methods import METHODS
+from stlm.evals.probe_report import probe_markdown, probe_text
+from stlm.evals.probing import Method, ProbeOptions, probe
 from stlm.evals.report import curve_text, markdown, overview_text
 from stlm.evals.shares import Share, shared
 from stlm.evals.subject import Subject, complete_checkpoints
@@ -31,6 +35,15 @@ __all__ = [
     "Likelihood",
     "Likelihoods",
     "log_likelihoods",
+    "GLUE_TASKS",
+    "GlueData",
+    "load_glue",
+    "METHODS",
+    "Method",
+    "ProbeOptions",
+    "probe",
+    "probe_text",
+    "probe_markdown",
     "SplitScore",
     "score_split",
     "COMPRESSORS",

@@ -95,11 +95,16 @@ HUB_TASKS: dict[str, HubTask] = {
 
 def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record in the schema) of every item. DataError where the task is not there or cannot be had."""
-    import datasets
-
     if name not in HUB_TASKS:
         raise DataError(f"{name}: not fetched from the hub; expected --tasks-dir DIR, or one of {', '.join(HUB_TASKS)}")
-    repository, configuration, split, convert = HUB_TASKS[name]
+    return records_of(name, HUB_TASKS[name])
+
+
+def records_of(name: str, task: HubTask) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of what has no name of its own. `name`: what messages say."""
+    import datasets
+
+    repository, configuration, split, convert = task
     try:
         every = datasets.get_dataset_config_names(repository) if configuration == "*" else [configuration]
         parts = [(part, datasets.load_dataset(repository, part, split=split)) for part in every]

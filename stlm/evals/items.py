@@ -8,11 +8,12 @@ text}. Other fields may be there and are not read. docs/evals.md shows one of ea
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED, open_input
@@ -35,6 +36,16 @@ class Item:
 Parse = Callable[[dict[str, Any]], Item]
 
 
+class Named(Protocol):
+    """What a line of a file is read as."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Read = TypeVar("Read", bound=Named)
+
+
 def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
     """The file NAME.jsonl of a folder, compressed or not. DataError says where to put it if it is not there."""
     wanted = f"{name}.jsonl"
@@ -52,14 +63,16 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
     return found[0]
 
 
-def read_items(path: Path, parse: Parse) -> list[Item]:
+def read_items(path: Path, parse: Callable[[dict[str, Any]], Read]) -> list[Read]:
     """All items of a file. DataError with file:line and field where one breaks the schema, or where there is none."""
     return checked_items(((f"{path}:{number}", line) for number, line in _lines(path)), parse, str(path))
 
 
-def checked_items(records: Iterable[tuple[str, bytes | dict[str, Any]]], parse: Parse, source: str) -> list[Item]:
+def checked_items(
+    records: Iterable[tuple[str, bytes | dict[str, Any]]], parse: Callable[[dict[str, Any]], Read], source: str
+) -> list[Read]:
     """The same of records, as objects or as JSON, each with its place; `source` is where they all are."""
-    items: list[Item] = []
+    items: list[Read] = []
     places: dict[str, str] = {}
     for place, record in records:
         try:
@@ -102,10 +115,10 @@ def blank_item(record: dict[str, Any]) -> Item:
 
 def minimal_pair(record: dict[str, Any]) -> Item:
     """A sentence that is right beside one that is wrong."""
-    good, bad = _text(record, "sentence_good"), _text(record, "sentence_bad")
-    paradigm, phenomenon = _text(record, "UID"), _text(record, "linguistics_term")
+    good, bad = text_of(record, "sentence_good"), text_of(record, "sentence_bad")
+    paradigm, phenomenon = text_of(record, "UID"), text_of(record, "linguistics_term")
     groups = {"phenomenon": phenomenon, "paradigm": paradigm}
-    return Item(f"{paradigm}-{_text(record, 'pairID')}", "", (good, bad), 0, groups)
+    return Item(f"{paradigm}-{text_of(record, 'pairID')}", "", (good, bad), 0, groups)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -127,28 +140,39 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _item(record: dict[str, Any]) -> Item:
-    choices = _required(record, "choices")
+    choices = required(record, "choices")
     if not isinstance(choices, list):
         raise DataError(f"choices: expected a list of texts, got {choices!r}")
     for index, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice.strip():
             raise DataError(f"choices[{index}]: expected a text that is not empty, got {choice!r}")
-    answer = _required(record, "answer")
+    answer = required(record, "answer")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(f"answer: got {answer!r}, expected 0 to {len(choices) - 1}, the index of the true choice")
-    groups = {"subject": _text(record, "subject")} if "subject" in record else {}
+    groups = {"subject": text_of(record, "subject")} if "subject" in record else {}
     texts = tuple(choice.strip() for choice in choices)
-    return Item(_text(record, "id"), _text(record, "context").strip(), texts, answer, groups)
+    return Item(text_of(record, "id"), text_of(record, "context").strip(), texts, answer, groups)
 
 
-def _text(record: dict[str, Any], name: str) -> str:
-    value = _required(record, name)
+def text_of(record: dict[str, Any], name: str) -> str:
+    """A field that is text, and not empty. DataError names it."""
+    value = required(record, name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name}: expected a text that is not empty, got {value!r}")
     return value
 
 
-def _required(record: dict[str, Any], name: str) -> Any:
+def number_of(record: dict[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A field that is a number within limits. DataError names it."""
+    value = required(record, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+        limits = "" if math.isinf(low) else f" from {low:g} to {high:g}"
+        raise DataError(f"{name}: got {value!r}, expected a number{limits}")
+    return float(value)
+
+
+def required(record: dict[str, Any], name: str) -> Any:
+    """A field that has to be there. DataError says which ones are."""
     if name not in record:
         raise DataError(f"{name}: missing; the fields are: {', '.join(map(str, list(record)[:10]))}")
     return record[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,17 @@ def estimates(totals_NM: NDArray[np.float64], units_N: NDArray[np.float64] | Non
     tail = (1 - _CONFIDENCE) / 2
     low_M, high_M = np.quantile(resampled_RM[:, :-1] / resampled_RM[:, -1:], [tail, 1 - tail], axis=0)
     return [Estimate(*map(float, row)) for row in zip(value_M, low_M, high_M, strict=True)]
+
+
+def statistic_estimate(statistic: Callable[[NDArray[np.int64]], float], number: int) -> Estimate:
+    """The same of what is no mean, such as a correlation: `statistic` of the items at the places that it is given."""
+    value = statistic(np.arange(number))
+    if number < 2:
+        return Estimate(value, None, None)
+    generator = np.random.default_rng(0)
+    drawn_R = [statistic(generator.integers(number, size=number)) for _ in range(_RESAMPLES)]
+    tail = (1 - _CONFIDENCE) / 2
+    return Estimate(value, *map(float, np.quantile(drawn_R, [tail, 1 - tail])))
 
 
 def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 15) -> float:

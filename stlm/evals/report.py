@@ -37,9 +37,11 @@ def curve_text(judged: Sequence[Mapping[str, Any]]) -> str:
 
 
 def headline(values: Mapping[str, Any]) -> str:
-    """A task in one number: its accuracy in percent, or its bits per byte."""
-    if "accuracy" in values:
-        return _percent(values["accuracy"]["value"])
+    """A task in one number: its accuracy in percent, its correlation or mean reciprocal rank times 100, or its bits per
+    byte."""
+    for name in ("accuracy", "spearman", "mrr"):
+        if name in values:
+            return _percent(values[name]["value"])
     found = (values[name] for name in ("bits_per_byte", "calibration_error", "distinct_2") if name in values)
     return f"{next(found):.4f}"
 
@@ -56,17 +58,27 @@ def groups_text(name: str, values: Mapping[str, Any]) -> str:
 
 def markdown(subject: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
     """All of it as a page of Markdown."""
-    parts = ["# Evaluation", _list({name: value for name, value in subject.items() if value is not None})]
+    parts = ["# Evaluation", markdown_list({name: value for name, value in subject.items() if value is not None})]
     header, *rows = overview_rows(results)
     if rows:
-        parts += [_markdown_table([header, *rows]), NOTES]
+        parts += [markdown_table([header, *rows]), NOTES]
     for name, values in results.items():
         parts.append(f"## {name}")
-        parts.append(_list({key: value for key, value in values.items() if isinstance(value, str | int | float)}))
+        plain = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
+        parts.append(markdown_list(plain))
+        if "groups" not in values and (rows := _estimated(values)):
+            parts.append(markdown_table([["measure", "x 100", "95 %"], *rows]))
         for kind, groups in values.get("groups", {}).items():
             of_groups = [[group, *_measures(part)] for group, part in groups.items()]
-            parts.append(_markdown_table([[kind, *_HEADER[1:-1]], *of_groups]))
+            parts.append(markdown_table([[kind, *_HEADER[1:-1]], *of_groups]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _estimated(values: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each value that has an interval."""
+    found = {name: value for name, value in values.items() if isinstance(value, Mapping) and "value" in value}
+    return [[name, _percent(one["value"]), f"{_percent(one['low'])} to {_percent(one['high'])}"]
+            for name, one in found.items()]  # fmt: skip
 
 
 def _measures(values: Mapping[str, Any]) -> list[str]:
@@ -81,11 +93,13 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def _list(values: Mapping[str, Any]) -> str:
+def markdown_list(values: Mapping[str, Any]) -> str:
+    """A line for each value."""
     return "\n".join(f"- {name}: {value}" for name, value in values.items())
 
 
-def _markdown_table(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
+    """A table whose first row is its header."""
     header, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

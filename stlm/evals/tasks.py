@@ -16,7 +16,9 @@ from stlm.evals.bits_per_byte import ScoredDocument, SplitScore, score_split, sc
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
 from stlm.evals.corruptions import corruption_items, score_corruptions
+from stlm.evals.embeddings import Measure, load_retrieval, load_similarity
 from stlm.evals.extrapolation import bits_by_position, next_id_calibration
+from stlm.evals.glue import GLUE_TASKS, PREFIX
 from stlm.evals.items import Item, minimal_pair
 from stlm.evals.measures import Estimate
 from stlm.evals.minimal_pairs import minimal_pairs
@@ -53,7 +55,8 @@ Task = Callable[[Subject], TaskResult]
 _ROBUST_PAIRS = 340
 OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
 NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
-TASKS = (*OF_DATA, "minimal_pairs", *CHOICE_TASKS)
+OF_VECTORS = {"similarity": load_similarity, "retrieval": load_retrieval}
+TASKS = (*OF_DATA, "minimal_pairs", *OF_VECTORS, *CHOICE_TASKS)
 
 
 def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, Task]:
@@ -83,6 +86,8 @@ def _at_precision(task: Task, precision: str) -> Task:
 
 
 def _meant(name: str) -> str:
+    if name.removeprefix(PREFIX) in GLUE_TASKS:
+        return " (which is learned, by scripts/probe.py)"
     found = nearest(name, TASKS)
     return f" (nearest: {', '.join(found)})" if found else ""
 
@@ -103,6 +108,10 @@ def _load(name: str, options: Options) -> Task:
         return lambda subject: TaskResult(*bits_by_position(subject.model, _validation(subject)))
     if name == "calibration":
         return lambda subject: TaskResult(*next_id_calibration(subject.model, _validation(subject)))
+    if name in OF_VECTORS:
+        if options.hub:
+            raise StlmError(f"{name}: not fetched from the hub; expected --tasks-dir DIR with DIR/{name}.jsonl")
+        return _of_vectors(OF_VECTORS[name](options.tasks_dir))
     if name == "minimal_pairs":
         loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
     elif options.hub:
@@ -118,6 +127,10 @@ def _load(name: str, options: Options) -> Task:
         return TaskResult(groups_text(name, values), values, items)
 
     return score
+
+
+def _of_vectors(measure: Measure) -> Task:
+    return lambda subject: TaskResult(*measure(subject.model))
 
 
 def _text_quality(reference: str | None) -> Task:

@@ -22,7 +22,10 @@ output_type: {kind}
 """
 CHOICES = 'doc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"'
 ROLLING = 'doc_to_text: ""\ndoc_to_target: "{{context}}"\nmetric_list: [{metric: bits_per_byte}]'
-GENERATE = 'doc_to_text: "{{context}}"\ndoc_to_target: "x"\ngeneration_kwargs: {until: ["e", "zz"], max_gen_toks: 12}'
+GENERATE = (
+    'doc_to_text: "{{context}}"\ndoc_to_target: "x"\ngeneration_kwargs: {until: ["\\x1c", "z"], max_gen_toks: 12}'
+)
+TARGET = 'doc_to_text: "{{context}}"\ndoc_to_target: "{{target}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
 ITEMS = [{"id": str(n), "context": "The zebra that you saw" * (1 + n % 3), "choices": [f"ran {n}", "é", "jumped far"],
           "answer": n % 3} for n in range(6)]  # fmt: skip
 
@@ -40,15 +43,18 @@ def judged(tmp_path_factory):
 
         import stlm.evals.lm_eval  # noqa: F401 (registers the model)
 
-        (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
         for name, kind, rest in [("choose", "multiple_choice", CHOICES), ("roll", "loglikelihood_rolling", ROLLING),
-                                 ("write", "generate_until", GENERATE)]:  # fmt: skip
+                                 ("write", "generate_until", GENERATE), ("last", "loglikelihood", TARGET)]:  # fmt: skip
             task = TASK.format(name=name, file=folder / "hellaswag.jsonl", kind=kind, rest=rest)
             (folder / f"{name}.yaml").write_text(task)
         model = tiny_model()
+        for number, item in enumerate(ITEMS):  # one of three is what the model would say
+            said = model.generate(item["context"], temperature=0.0, max_new_ids=2)
+            item["target"] = said if number % 3 == 1 else said[0] + "a"
+        (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
         model.save(folder / "model")
         found = lm_eval.simple_evaluate(
-            model="stlm", model_args=f"checkpoint={folder / 'model'}", tasks=["choose", "roll", "write"],
+            model="stlm", model_args=f"checkpoint={folder / 'model'}", tasks=["choose", "roll", "write", "last"],
             task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0,
         )  # fmt: skip
     return model, folder, found
@@ -74,9 +80,15 @@ def test_texts_of_any_length(judged):
 
 def test_what_is_written_ends_where_it_is_told_to(judged):
     model, _, found = judged
-    for sample in found["samples"]["write"]:
-        whole = model.generate(sample["doc"]["context"], temperature=0.0, max_new_ids=12)
-        assert sample["resps"][0][0] == whole.split("e")[0]
+    told = [sample["resps"][0][0] for sample in found["samples"]["write"]]
+    whole = [model.generate(item["context"], temperature=0.0, max_new_ids=12) for item in ITEMS]
+    assert told == [text.split("\x1c")[0] for text in whole] != whole
+
+
+def test_a_target_is_right_where_the_model_would_say_it(judged):
+    _, _, found = judged
+    right = {sample["doc"]["id"]: sample["acc"] for sample in found["samples"]["last"]}
+    assert [bool(right[item["id"]]) for item in ITEMS] == [False, True, False] * 2
 
 
 def test_settings_it_does_not_know(judged):

@@ -1,0 +1,147 @@
+"""What the vectors of texts are worth as they are: how similar two sentences are, and which document a query is about.
+
+Two texts are as similar as the cosine of their vectors, `STLM.embed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import sha256_file
+from data_pipeline.errors import DataError
+from stlm.evals.items import number_of, read_items, task_file, text_of
+from stlm.evals.measures import Estimate, estimates, statistic_estimate
+from stlm.evals.scores import require_sklearn, spearman
+from stlm.evals.table import table
+from stlm.stlm import STLM
+
+
+class RatedPair(NamedTuple):
+    """Two sentences, and how similar people find them: the more, the higher, on any scale."""
+
+    id: str
+    sentence1: str
+    sentence2: str
+    score: float
+
+
+class Query(NamedTuple):
+    """A query, and the document that it asks for."""
+
+    id: str
+    query: str
+    document: str
+
+
+class Ranks(NamedTuple):
+    """Of one query, each between 0 and 1."""
+
+    recall_at_1: float  # whether its document is the most similar one
+    recall_at_10: float  # whether it is among the ten most similar ones
+    mrr: float  # one in its rank
+
+
+Measure = Callable[[STLM], tuple[str, dict[str, Any]]]
+
+
+def rated_pair(record: dict[str, Any]) -> RatedPair:
+    """From {"id": text, "sentence1": text, "sentence2": text, "score": number}."""
+    id, first, second = (text_of(record, name) for name in ("id", "sentence1", "sentence2"))
+    return RatedPair(id, first, second, number_of(record, "score"))
+
+
+def query_item(record: dict[str, Any]) -> Query:
+    """From {"id": text, "query": text, "document": text}."""
+    return Query(*(text_of(record, name) for name in Query._fields))
+
+
+def load_similarity(tasks_dir: str | os.PathLike[str] | None) -> Measure:
+    """DIR/similarity.jsonl. DataError where it is not there, breaks the schema or rates all pairs alike."""
+    require_sklearn("similarity")
+    path = task_file(tasks_dir, "similarity")
+    pairs = read_items(path, rated_pair)
+    if len({pair.score for pair in pairs}) < 2:
+        raise DataError(f"{path}: all {len(pairs)} scores are {pairs[0].score:g}; expected scores that differ")
+    sentences = [one.sentence1 for one in pairs], [one.sentence2 for one in pairs]
+
+    def measure(model: STLM) -> tuple[str, dict[str, Any]]:
+        first_ND, second_ND = (_unit(model, texts) for texts in sentences)
+        cosine_N = np.sum(first_ND * second_ND, axis=1)
+        score_N = np.array([pair.score for pair in pairs])
+        found = statistic_estimate(lambda places: spearman(score_N[places], cosine_N[places]), len(pairs))
+        text = table([["spearman", *_cells(found), "0.0"]], ["similarity", "100 rho", "95 %", "chance"], "lrrr")
+        cut = num_cut(model, sentences[0] + sentences[1])
+        same = {"items": len(pairs), "chance": 0.0, "texts_cut": cut, **_hashes(path, pairs)}
+        return text, {"spearman": found._asdict(), **same}
+
+    return measure
+
+
+def load_retrieval(tasks_dir: str | os.PathLike[str] | None) -> Measure:
+    """DIR/retrieval.jsonl. DataError where it is not there or breaks the schema, or holds a query twice."""
+    path = task_file(tasks_dir, "retrieval")
+    queries = read_items(path, query_item)
+    seen: dict[str, str] = {}
+    for one in queries:
+        if one.query in seen:
+            raise DataError(f"{path}: {one.id} has the query of {seen[one.query]}; expected each query once")
+        seen[one.query] = one.id
+    documents = list(dict.fromkeys(one.document for one in queries))
+    if len(documents) < 2:
+        raise DataError(f"{path}: all queries ask for the same document; expected two documents or more")
+    number = {document: place for place, document in enumerate(documents)}
+    truth_Q = np.array([number[one.document] for one in queries])
+
+    def measure(model: STLM) -> tuple[str, dict[str, Any]]:
+        documents_ND = _unit(model, documents)
+        cosine_QN = _unit(model, [one.query for one in queries]) @ documents_ND.T
+        ranks = [ranks_of(cosine_N, truth) for cosine_N, truth in zip(cosine_QN, truth_Q, strict=True)]
+        found = dict(zip(Ranks._fields, estimates(np.array(ranks)), strict=True))
+        chance = ranks_of(np.zeros(len(documents)), 0)
+        rows = [[name, *_cells(one), f"{100 * guessed:.1f}"]
+                for (name, one), guessed in zip(found.items(), chance, strict=True)]  # fmt: skip
+        cut = num_cut(model, [*documents, *(one.query for one in queries)])
+        return table(rows, ["retrieval", "100 x", "95 %", "chance"], "lrrr"), {
+            **{name: one._asdict() for name, one in found.items()},
+            "items": len(queries), "documents": len(documents), "chance": chance._asdict(), "texts_cut": cut,
+            **_hashes(path, queries),
+        }  # fmt: skip
+
+    return measure
+
+
+def ranks_of(cosine_N: NDArray[np.floating[Any]], truth: int) -> Ranks:
+    """What the rank of a document is worth. Documents that are as similar share their ranks: each measure is what their
+    order, drawn at random, would give on average."""
+    first = 1 + int((cosine_N > cosine_N[truth]).sum())
+    rank_R = np.arange(first, first + int((cosine_N == cosine_N[truth]).sum()))
+    return Ranks(*(float(np.mean(value)) for value in (rank_R <= 1, rank_R <= 10, 1 / rank_R)))
+
+
+def num_cut(model: STLM, texts: Iterable[str]) -> int:
+    """Texts of which the model reads the beginning alone."""
+    return sum(len(model.tokenizer.encode(text)) > model.longest_text for text in dict.fromkeys(texts))
+
+
+def _unit(model: STLM, texts: Sequence[str]) -> NDArray[np.float32]:
+    vectors_ND = model.embed(texts)
+    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
+def _cells(found: Estimate) -> list[str]:
+    bounds = "" if found.low is None or found.high is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    return [f"{100 * found.value:.1f}", bounds]
+
+
+def _hashes(path: os.PathLike[str], items: Iterable[RatedPair | Query]) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item).encode() + b"\n")
+    return {"sha256": digest.hexdigest(), "file_sha256": sha256_file(path)}

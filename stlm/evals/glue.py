@@ -1,0 +1,148 @@
+"""Tasks of GLUE (Wang et al. 2018, arXiv 1804.07461), which a model is trained for: a part to learn from, `train`, and
+one to be judged on, `dev`. Their lines are {"id": text, "sentence": text, "label": number}, and for tasks about two
+texts {"id", "sentence1", "sentence2", "label"}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import sha256_file
+from data_pipeline.errors import DataError
+from stlm.config.build import nearest
+from stlm.errors import StlmError
+from stlm.evals.hub import HubTask, Record, records_of
+from stlm.evals.items import checked_items, number_of, read_items, required, task_file, text_of
+
+PREFIX = "glue_"  # of names of files
+_HIGHEST = 5.0  # of scores
+
+
+class Example(NamedTuple):
+    """One or two texts, and what is to be said of them: a class, or a score."""
+
+    id: str
+    texts: tuple[str, ...]
+    label: float
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """What the lines of a task hold, and what it is judged by. docs/evals.md says where they come from."""
+
+    measures: tuple[str, ...]  # of `SCORES`; their mean is what is chosen by
+    num_texts: int = 1
+    classes: int | None = 2  # labels are 0 … classes - 1; None: scores from 0 to 5
+    hub_fields: tuple[str, ...] = ("sentence1", "sentence2")  # of the texts, in the repository of the hub
+    hub_split: str = "validation"
+
+    def parse(self, record: dict[str, Any]) -> Example:
+        """An example of a line. DataError where it breaks the schema."""
+        names = ("sentence",) if self.num_texts == 1 else ("sentence1", "sentence2")
+        id, *texts = (text_of(record, name).strip() for name in ("id", *names))
+        if self.classes is None:
+            return Example(id, tuple(texts), number_of(record, "label", 0, _HIGHEST))
+        label = required(record, "label")
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.classes:
+            *others, last = range(self.classes)
+            raise DataError(f"label: got {label!r}, expected {', '.join(map(str, others))} or {last}")
+        return Example(id, tuple(texts), label)
+
+
+_ONE = ("sentence",)
+GLUE_TASKS: dict[str, GlueTask] = {
+    "cola": GlueTask(("matthews",), hub_fields=_ONE),
+    "sst2": GlueTask(("accuracy",), hub_fields=_ONE),
+    "mrpc": GlueTask(("f1", "accuracy"), 2),
+    "qqp": GlueTask(("f1", "accuracy"), 2, hub_fields=("question1", "question2")),
+    "stsb": GlueTask(("pearson", "spearman"), 2, None),
+    "mnli": GlueTask(("accuracy",), 2, 3, ("premise", "hypothesis"), "validation_matched"),
+    "qnli": GlueTask(("accuracy",), 2, hub_fields=("question", "sentence")),
+    "rte": GlueTask(("accuracy",), 2),
+    "wnli": GlueTask(("accuracy",), 2),
+}
+
+
+@dataclass(frozen=True)
+class GlueData:
+    """Both parts of a task, read and checked before anything is learned."""
+
+    name: str
+    task: GlueTask
+    train: list[Example]
+    dev: list[Example]
+    file_sha256: dict[str, str]  # of the files of both, by part; empty where they were fetched
+
+    def __post_init__(self) -> None:
+        if len({one.label for one in self.train}) < 2:
+            raise DataError(
+                f"{PREFIX}{self.name}.train: all {len(self.train)} labels are {self.train[0].label:g}; expected two "
+                "labels or more, or there is nothing to learn"
+            )
+
+    @classmethod
+    def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None) -> GlueData:
+        """From DIR/glue_NAME.train.jsonl and DIR/glue_NAME.dev.jsonl, compressed or not. DataError names what is
+        missing or breaks the schema."""
+        task = GLUE_TASKS[name]
+        paths = {part: task_file(tasks_dir, f"{PREFIX}{name}.{part}") for part in ("train", "dev")}
+        train, dev = (read_items(path, task.parse) for path in paths.values())
+        return cls(name, task, train, dev, {part: sha256_file(path) for part, path in paths.items()})
+
+    @classmethod
+    def fetch(cls, name: str) -> GlueData:
+        """From the Hugging Face hub. DataError where it cannot be had or is not as it was."""
+        task = GLUE_TASKS[name]
+        parts = []
+        for split in ("train", task.hub_split):
+            hub_task = HubTask("nyu-mll/glue", name, split, _converter(task))
+            parts.append(checked_items(records_of(name, hub_task), task.parse, f"{name} on the hub"))
+        return cls(name, task, parts[0], parts[1], {})
+
+    @property
+    def overlap(self) -> int:
+        """Examples of dev whose texts stand in train as well."""
+        learned = {one.texts for one in self.train}
+        return sum(one.texts in learned for one in self.dev)
+
+
+def load_glue(names: str, tasks_dir: str | os.PathLike[str] | None, hub: bool = False) -> list[GlueData]:
+    """The tasks of a list such as "cola,rte", from a folder or the hub. StlmError where a name is unknown, DataError
+    where examples are missing or break their schema: before anything is learned."""
+    chosen = dict.fromkeys(name.strip().removeprefix(PREFIX) for name in names.split(","))
+    if unknown := [name for name in chosen if name not in GLUE_TASKS]:
+        hints = [f"{name!r}{f' (nearest: {found[0]})' if (found := nearest(name, GLUE_TASKS)) else ''}"
+                 for name in unknown]  # fmt: skip
+        raise StlmError(f"--tasks: got {', '.join(hints)}, expected one or more of {', '.join(GLUE_TASKS)}")
+    return [GlueData.fetch(name) if hub else GlueData.read(name, tasks_dir) for name in chosen]
+
+
+def _converter(task: GlueTask) -> Callable[[Record, int], dict[str, Any]]:
+    names = ("sentence",) if task.num_texts == 1 else ("sentence1", "sentence2")
+
+    def convert(record: Record, number: int) -> dict[str, Any]:
+        texts = {name: record[field] for name, field in zip(names, task.hub_fields, strict=True)}
+        return {"id": str(record["idx"]), **texts, "label": record["label"]}
+
+    return convert
+
+
+def labels_of(examples: Sequence[Example]) -> NDArray[np.float64]:
+    """All labels, [examples]."""
+    return np.array([one.label for one in examples], float)
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 of exactly what was read, in its order: every id, text and label, however their file was packed."""
+    digest = hashlib.sha256()
+    for one in examples:
+        digest.update(json.dumps(one).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""What can be learned on top of a model: the protocol that every method keeps, and what comes out.
+
+Everything that may be chosen is chosen on a part of `train` that is held back (nested validation). A method is given
+the texts of `dev` and never their labels; it predicts them once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stlm.errors import StlmError
+from stlm.evals.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
+from stlm.evals.measures import statistic_estimate
+from stlm.evals.scores import SCORES
+
+HELD_BACK = 0.2  # of the examples that are learned from: what choices are made by
+_FEWEST = 5  # examples of a class, so that one of them can be held back
+
+Texts = tuple[str, ...]
+
+
+class Learned(NamedTuple):
+    """What a method predicts for `dev`, and how it came to it."""
+
+    predicted_N: NDArray[np.float64]
+    chosen: dict[str, Any]  # settings, and the score on what was held back: "validation"
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What a user may say about learning. StlmError where a number is out of range."""
+
+    seeds: int = 3  # how often it is learned: with seeds 0, 1, …
+    max_train_examples: int | None = None  # drawn by each seed, where there are more
+
+    def __post_init__(self) -> None:
+        for option, value in (("--seeds", self.seeds), ("--max-train-examples", self.max_train_examples)):
+            if value is not None and value < 1:
+                raise StlmError(f"{option}: got {value}, expected 1 or more")
+
+
+class Method(Protocol):
+    """A way to learn a task."""
+
+    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> Learned:
+        """Learn from `train`, and predict the label of each of `dev`."""
+        ...
+
+    def is_cut(self, texts: Texts) -> bool:
+        """Whether some of these texts of an example is not read, as the model's context is too short."""
+        ...
+
+
+def probe(data: GlueData, method: Method, options: ProbeOptions) -> dict[str, Any]:
+    """Learn a task with every seed and score each on `dev`: every measure as mean, spread and interval, beside what
+    answering without looking would get. StlmError where there are too few examples to learn from.
+    """
+    task, truth_N = data.task, labels_of(data.dev)
+    learned, draws = [], []
+    for seed in range(options.seeds):
+        train = drawn(data, options.max_train_examples, seed)
+        found = method(task, train, [one.texts for one in data.dev], seed)
+        learned.append(found.predicted_N)
+        cut = sum(method.is_cut(one.texts) for one in train)
+        draws.append({"seed": seed, **found.chosen, "train_cut": cut, "train_sha256": fingerprint(train)})
+    return {
+        "train_examples": len(train),
+        "train_available": len(data.train),
+        "dev_examples": len(data.dev),
+        "dev_in_train": data.overlap,
+        "dev_cut": sum(method.is_cut(one.texts) for one in data.dev),
+        "measures": {name: scored(name, truth_N, learned, data.train) for name in task.measures},
+        "draws": draws,
+        "dev_sha256": fingerprint(data.dev),
+        **{f"{part}_file_sha256": digest for part, digest in data.file_sha256.items()},
+    }
+
+
+def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
+    """The examples to learn from, in the order of the file: all, or as many as the limit says, drawn by the seed."""
+    train = data.train
+    if limit is not None and limit < len(train):
+        kept = np.sort(np.random.default_rng(seed).permutation(len(train))[:limit])
+        train = [train[place] for place in kept]
+    counts = Counter("a score" if data.task.classes is None else f"label {one.label:g}" for one in train)
+    what, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < _FEWEST or (data.task.classes and len(counts) < 2):
+        raise StlmError(
+            f"{PREFIX}{data.name}.train: of the {len(train):,} examples to learn from, {fewest} have {what}; expected "
+            f"two labels, and {_FEWEST} or more of each, as a part is held back to choose by: raise "
+            "--max-train-examples, or add examples"
+        )
+    return train
+
+
+def inner_split(task: GlueTask, train: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """What is learned from while choosing, and what is chosen by: each class has its share of both."""
+    from sklearn.model_selection import train_test_split
+
+    classes = labels_of(train) if task.classes else None
+    size = max(round(HELD_BACK * len(train)), task.classes or 2)
+    learned, held_back = train_test_split(list(train), test_size=size, random_state=seed, stratify=classes)
+    return learned, held_back
+
+
+def mean_score(task: GlueTask, truth_N: NDArray[np.float64], predicted_N: NDArray[np.float64]) -> float:
+    """The mean of a task's measures: what is chosen by."""
+    return float(np.mean([SCORES[name](truth_N, predicted_N) for name in task.measures]))
+
+
+def scored(
+    name: str, truth_N: NDArray[np.float64], predictions: Sequence[NDArray[np.float64]], train: Sequence[Example]
+) -> dict[str, Any]:
+    """One measure: its mean over seeds, with the 95 % bootstrap interval over examples, the standard deviation over
+    seeds (None of one), and that of giving all examples the commonest label of `train`, or its mean score."""
+    score = SCORES[name]
+    of_seeds = [score(truth_N, predicted_N) for predicted_N in predictions]
+    estimate = statistic_estimate(
+        lambda places: float(np.mean([score(truth_N[places], predicted_N[places]) for predicted_N in predictions])),
+        len(truth_N),
+    )
+    return {
+        **estimate._asdict(),
+        "std": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
+        "seeds": of_seeds,
+        "majority": score(truth_N, np.full(len(truth_N), commonest(train))),
+    }
+
+
+def commonest(train: Sequence[Example]) -> float:
+    """The label that most examples have, the smallest of several; where labels are scores, any constant does as well,
+    as no correlation tells them apart."""
+    labels, counts = np.unique(labels_of(train), return_counts=True)
+    return float(labels[counts.argmax()])
