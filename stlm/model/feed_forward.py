@@ -35,6 +35,8 @@ FEED_FORWARDS: Registry[FeedForward] = Registry("core.feed_forward")
 class SwiGLU(FeedForward):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
+    down: nn.Linear
+
     def __init__(self, config: SwiGLUConfig, width: int) -> None:
         super().__init__()
         hidden_width = config.hidden_width_of(width)
@@ -54,6 +56,8 @@ class SwiGLU(FeedForward):
 
 class PlainFeedForward(FeedForward):
     """down(inner(up(x))), where inner is an activation (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+
+    down: nn.Linear
 
     def __init__(self, config: PlainFeedForwardConfig, width: int) -> None:
         super().__init__()

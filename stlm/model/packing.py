@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,9 @@ class Products:
         return self._made[key]
 
 
+P = TypeVar("P", bound="Packable")
+
+
 class Packable(nn.Module):
     """Base of modules that have a second form, `packed`, until they are trained, moved or given other weights."""
 
@@ -122,12 +125,12 @@ class Packable(nn.Module):
         """Set `packed`."""
         raise TypeError(f"{type(self).__name__} defines no pack()")
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: P, mode: bool = True) -> P:
         if mode:
             self.packed = None
         return super().train(mode)
 
-    def _apply(self, *args: Any, **options: Any) -> Self:
+    def _apply(self: P, *args: Any, **options: Any) -> P:
         self.packed = None
         return super()._apply(*args, **options)
 
