@@ -118,6 +118,12 @@ def main() -> int:
         metavar="N",
         help="ids drafted at a time, with --speculative (default: 4)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="what the matrices are read as: fewer bits are quicker, and say a little else (default: fp32)",
+    )
     args = parser.parse_args()
     if args.per_line and args.score is None:
         parser.error("--per-line: goes with --score FILE")
@@ -131,7 +137,7 @@ def main() -> int:
     from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
 
-    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle()
+    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle(args.precision)
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
     if args.score is not None:
         score(model, args.score, args.per_line)

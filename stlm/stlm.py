@@ -45,7 +45,7 @@ from stlm.generation import (
     nats_per_id,
     speculate,
 )
-from stlm.model import Network, Vocabulary, column_major, initialize, other_ties
+from stlm.model import PRECISIONS, Network, Vocabulary, initialize, other_ties, pack, unpack
 from stlm.model.cache import ROLL_BACK
 from stlm.model.lora import merged_parameters
 
@@ -211,12 +211,20 @@ class STLM(Network):
                 f"{self.config.head.kind}; expected model.head.kind=linear, or speculative='self', which is exact"
             )
 
-    def settle(self) -> STLM:
-        """Make ready for writing text, and return the model: its weights are laid out as a CPU decodes with them
-        fastest. Logits stay the same within rounding."""
-        if self.device.type == "cpu":
-            column_major(self)
-        return self.eval()
+    def settle(self, precision: str = "fp32") -> STLM:
+        """Make ready for writing text, and return the model: its layers run in the form that decodes fastest, which
+        takes a second copy of their matrices, until it is trained, moved or given other weights.
+
+        In fp32, logits stay the same within rounding. "bf16" rounds the matrices of layers and head, and what they
+        multiply, to 16 bits; "int8" the matrices to 8, with a step for each row, as it does what they multiply to 16.
+        Raises ConfigError.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if precision == "int8" and self.device.type != "cpu":
+            raise ConfigError(f"precision: got 'int8' on {self.device.type}, expected bf16 there; int8 is for CPUs")
+        pack(self.eval(), precision)
+        return self
 
     @torch.no_grad()
     def log_likelihood(self, text: str) -> float:
@@ -299,6 +307,7 @@ class STLM(Network):
             problems = other_ties(self, tensors.keys()) + problems
             shown = "\n  ".join(problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else []))
             raise CheckpointError(f"{source} does not fit this model; was it made with another config?\n  {shown}")
+        unpack(self)
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 

@@ -113,7 +113,7 @@ def test_a_settled_model_is_the_same_but_for_rounding(model, tmp_path):
     before, text = model(ids).logits, model.generate("ab", max_new_ids=20, seed=2)
     model.save(tmp_path / "before")
     settled = STLM.load(tmp_path / "before").settle()
-    assert not settled.core.stack.blocks[0].attention.query.weight.is_contiguous()
+    assert settled.core.stack.packed and settled.head.packed
     assert settled.num_parameters() == model.num_parameters()
     torch.testing.assert_close(settled(ids).logits, before, atol=1e-5, rtol=0)
     assert settled.generate("ab", max_new_ids=20, seed=2) == text
