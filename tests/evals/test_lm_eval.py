@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from stlm.evals import Loaded
 
 pytestmark = pytest.mark.slow  # importing the harness takes seconds
 
+ROOT = Path(__file__).parents[2]
 TASK = """\
 task: {name}
 dataset_path: json
@@ -69,6 +74,22 @@ def test_choices_are_the_projects_own_to_the_item(judged):
     for one in scored:
         assert theirs[one.item.id] == pytest.approx(one.log_probabilities, abs=1e-4)
     assert values["contexts_cut"] == 4, "contexts longer than the model are among them"
+
+
+def test_the_command_says_the_same(judged, tmp_path):
+    """As docs/evals.md has it, offline: what it writes of each item is what evaluate.py writes."""
+    _, folder, _ = judged
+    arguments = f"run --model stlm --model_args checkpoint={folder / 'model'} --tasks choose --include_path {folder}"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stlm.evals.lm_eval", *arguments.split(), "--output_path", tmp_path,
+               "--log_samples"]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    (file,) = tmp_path.rglob("samples_choose_*.jsonl")
+    theirs = {sample["doc"]["id"]: sample["acc"] for sample in map(json.loads, file.read_text().splitlines())}
+    scored, _ = Loaded.read("hellaswag", folder, 0).score(judged[0])
+    assert theirs == {one.item.id: one.measures.accuracy for one in scored}
+    assert f"|{sum(theirs.values()) / len(ITEMS):.4f}|" in finished.stdout
 
 
 def test_texts_of_any_length(judged):
