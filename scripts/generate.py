@@ -107,16 +107,23 @@ def main() -> int:
     )
     faster.add_argument(
         "--speculative",
-        choices=("self", "ngram"),
+        choices=("auto", "self", "ngram", "off"),
+        default="auto",
         help="draft ids and verify them in one pass: the text stays what it is at temperature 0, and as likely "
-        "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before",
+        "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before "
+        "(default: auto, which is ngram at temperature 0 and off otherwise)",
     )
     parser.add_argument(
         "--drafts",
         type=at_least(1),
-        default=4,
         metavar="N",
-        help="ids drafted at a time, with --speculative (default: 4)",
+        help="ids drafted at a time, with --speculative (default: 8 copied ones, or 4)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="what the matrices are read as: fewer bits are quicker, and say a little else (default: fp32)",
     )
     args = parser.parse_args()
     if args.per_line and args.score is None:
@@ -131,7 +138,7 @@ def main() -> int:
     from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
 
-    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle()
+    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle(args.precision)
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
     if args.score is not None:
         score(model, args.score, args.per_line)
@@ -167,14 +174,14 @@ def main() -> int:
                 stop=stop,
                 sampling=replace(rules, seed=seed),
                 exit_threshold=args.exit_threshold,
-                speculative=args.speculative,
+                speculative=None if args.speculative == "off" else args.speculative,
                 num_drafts=args.drafts,
                 effort=effort,
             )
             said = show(shown, pieces)
         if talking:
             said_so_far.add(line, said)
-        if effort.ids:
+        if effort.ids and (args.speculative != "auto" or args.exit_threshold is not None):
             print(effort, file=sys.stderr)
     return 0
 

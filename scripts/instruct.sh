@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From the quickstart model to one that answers: questions over the embedded text, their answers, fine-tuning on the
-# answers alone, and new questions to see what was learned. A few minutes on two cores; nothing comes from the network but
-# what pip installs.
+# answers alone, and new questions to see what was learned: the form of an answer, hardly yet its content. Some minutes on
+# two cores; nothing comes from the network but what pip installs.
 #
 #     bash scripts/instruct.sh
 #

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from _command import run
 
 from data_pipeline.errors import DataError
 from stlm.config import RunConfig, load_deepspeed_config, load_run_config
-from stlm.errors import StlmError, Stopped
+from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.training.faults import NonFinite
 from stlm.training.ranks import BatchSplit, find_ranks
 
@@ -32,10 +33,11 @@ def main() -> int:
             config = load_run_config(arguments.config, arguments.set)
             deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
             BatchSplit.of(config.training, ranks.world_size)
+            profiled = steps_to_profile(arguments.profile, config.training.max_steps)
         except StlmError as error:
             setattr(error, told, True)  # every rank finds the same
             raise
-        return train(arguments, config, deepspeed_config)
+        return train(arguments, config, deepspeed_config, profiled)
     except (Stopped, NonFinite) as ending:  # the trainer has told it
         return ending.exit_code
     except (StlmError, DataError) as error:
@@ -44,13 +46,17 @@ def main() -> int:
         raise
 
 
-def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None) -> int:
+def train(
+    arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None,
+    profiled: tuple[int, int] | None,
+) -> int:  # fmt: skip
     from data_pipeline.loading import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
     from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero, sum_over_ranks
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
+    from stlm.training.profiling import Profiler
     from stlm.training.run_directory import choose_run_directory
     from stlm.training.trainer import Trainer
 
@@ -70,11 +76,13 @@ def train(arguments: argparse.Namespace, config: RunConfig, deepspeed_config: di
         config, model, optimizer, train_loader, validation_loader,
         run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume, evaluate=tasks,
     )  # fmt: skip
-    for step in trainer.steps():
-        loss = trainer.train_step(step)
-        trainer.log(step, loss)
-        trainer.val_step()
-        trainer.save_checkpoint(step)
+    with Profiler(trainer, profiled) as profiler:
+        for step in trainer.steps():
+            with profiler.step(step):
+                loss = trainer.train_step(step)
+            trainer.log(step, loss)
+            trainer.val_step()
+            trainer.save_checkpoint(step)
 
     if trainer.ranks.rank == 0:
         print(f"The run is in {run_dir}. What now:")
@@ -119,6 +127,9 @@ def parse_arguments() -> argparse.Namespace:
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
         help="override settings, for example training.max_steps=200",
     )  # fmt: skip
+    parser.add_argument(
+        "--profile", metavar="FIRST:LAST", help="record these steps with torch's profiler, into profile/ of the run"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     arguments = parser.parse_args()
     if arguments.config is None:
@@ -126,6 +137,20 @@ def parse_arguments() -> argparse.Namespace:
         if arguments.config != "quickstart" and arguments.run is None:
             parser.error(f"--run: expected a name for what becomes of {arguments.config}, for example runs/tuned")
     return arguments
+
+
+def steps_to_profile(text: str | None, max_steps: int) -> tuple[int, int] | None:
+    """ "10:12" → (10, 12); "10" → (10, 10). ConfigError where these are no steps of the run."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= max_steps:
+        works = f"{min(3, max_steps)}:{min(5, max_steps)}"
+        raise ConfigError(
+            f"--profile: got {text!r}, expected FIRST:LAST, steps of the run from 1 to {max_steps}; {works} would work"
+        )
+    return first, last
 
 
 def begun_from(overrides: list[str]) -> str | None:

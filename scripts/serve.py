@@ -27,6 +27,12 @@ def main() -> int:
         "--max-waiting", type=int, default=256, metavar="N", help="texts that may wait; more get a 429 (default: 256)"
     )
     parser.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="longest answer (default: 1024)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="what the matrices are read as: fewer bits are quicker, and say a little else (default: fp32)",
+    )
     args = parser.parse_args()
     for name in ("max_batch", "max_waiting", "max_tokens"):
         if getattr(args, name) < 1:
@@ -44,7 +50,7 @@ def main() -> int:
 
     model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     template = ChatTemplate(model.tokenizer.chat_template)
-    scheduler = Scheduler(model, max_rows=args.max_batch, max_waiting=args.max_waiting)
+    scheduler = Scheduler(model, max_rows=args.max_batch, max_waiting=args.max_waiting, precision=args.precision)
     name = args.name or Path(args.model).resolve().name
     app = build_app(scheduler, name, Limits(max_tokens=args.max_tokens), template)
     uvicorn.run(app, host=args.host, port=args.port, log_level="info", access_log=False, timeout_graceful_shutdown=5)

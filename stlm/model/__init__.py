@@ -10,9 +10,9 @@ from stlm.model.embedders import EMBEDDERS, Embedder
 from stlm.model.entropy import EntropyPatching
 from stlm.model.heads import HEADS, Head, tie
 from stlm.model.initialization import initialize
-from stlm.model.layout import column_major
 from stlm.model.moe import MoE
 from stlm.model.network import Network, Output
+from stlm.model.packing import PRECISIONS, pack, unpack
 from stlm.model.paper import PaperEmbedder, PaperHead
 from stlm.model.patching import Patches
 from stlm.model.recomputation import recompute_layers
@@ -24,6 +24,7 @@ __all__ = [
     "CORES",
     "EMBEDDERS",
     "HEADS",
+    "PRECISIONS",
     "BytePatchEmbedder",
     "BytePatchHead",
     "Account",
@@ -41,15 +42,16 @@ __all__ = [
     "Patches",
     "Vocabulary",
     "account",
-    "column_major",
     "count_parameters",
     "initialize",
     "joined",
     "learning_rate_scales",
     "optimizer_bytes",
     "other_ties",
+    "pack",
     "recompute_layers",
     "row_keys",
     "tie",
     "transfer",
+    "unpack",
 ]

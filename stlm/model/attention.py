@@ -72,16 +72,41 @@ class GroupedQueryAttention(Attention):
         self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
         q_BNTK = self._placed(self._heads(self.query(x_BTD)), self.query_norm, placement)
-        if self.query_scale != 1.0:
-            q_BNTK = q_BNTK * self.query_scale
         k_BMTK = self._placed(self._heads(self.key(x_BTD)), self.key_norm, placement)
         v_BMTK = self._heads(self.value(x_BTD))
+        return self.output(self.mix(q_BNTK, k_BMTK, v_BMTK, placement, context, cache).flatten(2))
+
+    def place(self, heads_BHTK: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values that were made in one product, ready for `mix`."""
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        if self.query_norm is None:
+            placed_BHTK = self._placed(heads_BHTK[:, : sum(heads[:2])], None, placement)
+            return *placed_BHTK.split(heads[:2], dim=1), heads_BHTK[:, sum(heads[:2]) :]
+        q_BNTK, k_BMTK, v_BMTK = heads_BHTK.split(heads, dim=1)
+        q_BNTK, k_BMTK = (
+            self._placed(q_BNTK, self.query_norm, placement),
+            self._placed(k_BMTK, self.key_norm, placement),
+        )
+        return q_BNTK, k_BMTK, v_BMTK
+
+    def mix(
+        self,
+        q_BNTK: Tensor,
+        k_BMTK: Tensor,
+        v_BMTK: Tensor,
+        placement: Placement,
+        context: Context,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """What each query head finds, [B, T, N, K], before the last matrix."""
+        if self.query_scale != 1.0:
+            q_BNTK = q_BNTK * self.query_scale
         if self.gives_values:
             context.values = v_BMTK
         elif self.value_mix is not None:
             assert context.values is not None
             v_BMTK = self.value_mix(v_BMTK, context.values)
-        slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, x_BTD.size(1)
+        slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, q_BNTK.size(2)
         if cache is not None and not cache.length:  # what is read first sees itself alone, cache or not
             cache.append(k_BMTK, v_BMTK)
             cache = None
@@ -92,12 +117,12 @@ class GroupedQueryAttention(Attention):
         elif self.window is not None and self.window < length:
             y_BNTK = windowed_attention(q_BNTK, k_BMTK, v_BMTK, self.window, documents_BT, slopes_N, cap)
         elif documents_BT is not None:
-            causal_TT = visible(length, 0, length, 0, None, x_BTD.device)
+            causal_TT = visible(length, 0, length, 0, None, q_BNTK.device)
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
             y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, (causal_TT & same_BTT)[:, None], slopes_N, cap)
         else:
             y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, None, slopes_N, cap)
-        return self.output(y_BNTK.transpose(1, 2).flatten(2))
+        return y_BNTK.transpose(1, 2)
 
     def _mask(
         self, num_queries: int, num_keys: int, first_key: int, cache: KeyValueCache, context: Context
@@ -153,6 +178,9 @@ def attend(
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
             mask = bias_NTS.masked_fill(~mask, -torch.inf)
         grouped, causal = q_BNTK.size(1) != k_BMSK.size(1), mask is None and not alone
+        if grouped and alone and slopes_N is None:  # a group's queries see the same: they may be those of one head
+            q_BMGK = q_BNTK.view(q_BNTK.size(0), k_BMSK.size(1), -1, q_BNTK.size(3))
+            return F.scaled_dot_product_attention(q_BMGK, k_BMSK, v_BMSK, attn_mask=mask).view(q_BNTK.shape)
         return F.scaled_dot_product_attention(
             q_BNTK, k_BMSK, v_BMSK, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )

@@ -19,6 +19,7 @@ from stlm.model.experts import ExpertLinear
 from stlm.model.feed_forward import FEED_FORWARDS
 from stlm.model.loops import LoopEmbeddings
 from stlm.model.normalization import NORMS
+from stlm.model.packing import Packable, PackedBlock, Products
 from stlm.model.positions import POSITIONS, Placement
 from stlm.model.recomputation import Layers
 from stlm.model.residual import BranchScale
@@ -50,7 +51,7 @@ class Block(nn.Module):
         return y_BTD + self.feed_forward_scale(z_BTD)
 
 
-class TransformerStack(Layers):
+class TransformerStack(Layers, Packable):
     """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
 
     `num_positions`: how many there may be, which only learned positions need to know.
@@ -65,6 +66,9 @@ class TransformerStack(Layers):
         positions = config.positions
         self.positions = POSITIONS[positions.kind](positions, config.attention, width, num_positions)
         self.dropout = LayerDropout(config.layer_dropout, self.depth)
+
+    def pack(self, products: Products) -> None:
+        self.packed = [PackedBlock(cast(Block, block), products) for block in self.blocks]
 
     def new_cache(self) -> list[KeyValueCache]:
         """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
@@ -103,11 +107,12 @@ class TransformerStack(Layers):
         if run.start == 0:
             x_BTD = self.positions.enter(x_BTD, first, context.documents)
         placement = self.positions.placement(first, x_BTD.size(1), x_BTD.device)
+        blocks = self.packed or self.blocks
         for place in run:
             layer, number = self.order[place]
             if number is not None and self.loop_embeddings is not None:
                 x_BTD = self.loop_embeddings(x_BTD, number)
-            y_BTD = self.run_again(self.blocks[layer], x_BTD, placement, context, cache[place] if cache else None)
+            y_BTD = self.run_again(blocks[layer], x_BTD, placement, context, cache[place] if cache else None)
             x_BTD = self.dropout(x_BTD, y_BTD, place, context)
         return x_BTD
 

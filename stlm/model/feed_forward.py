@@ -35,6 +35,8 @@ FEED_FORWARDS: Registry[FeedForward] = Registry("core.feed_forward")
 class SwiGLU(FeedForward):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
+    down: nn.Linear
+
     def __init__(self, config: SwiGLUConfig, width: int) -> None:
         super().__init__()
         hidden_width = config.hidden_width_of(width)
@@ -45,9 +47,17 @@ class SwiGLU(FeedForward):
     def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
+    @staticmethod
+    def inner(gate_and_up: Tensor) -> Tensor:
+        """What `down` reads, of what `gate` and `up` give side by side: [..., 2F] → [..., F]."""
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
 
 class PlainFeedForward(FeedForward):
-    """down(activation(up(x))) (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+    """down(inner(up(x))), where inner is an activation (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+
+    down: nn.Linear
 
     def __init__(self, config: PlainFeedForwardConfig, width: int) -> None:
         super().__init__()
@@ -55,12 +65,12 @@ class PlainFeedForward(FeedForward):
         self.up = nn.Linear(width, hidden_width, bias=config.bias)
         self.down = nn.Linear(hidden_width, width, bias=config.bias)
 
-    def activation(self, x_BTF: Tensor) -> Tensor:
-        """Applied to each number."""
-        raise TypeError(f"{type(self).__name__} defines no activation()")
+    def inner(self, up: Tensor) -> Tensor:
+        """What `down` reads, of what `up` gives: the activation of each number."""
+        raise TypeError(f"{type(self).__name__} defines no inner()")
 
     def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
-        return self.down(self.activation(self.up(x_BTD)))
+        return self.down(self.inner(self.up(x_BTD)))
 
 
 @FEED_FORWARDS.register("gelu")
@@ -71,8 +81,8 @@ class GELU(PlainFeedForward):
         super().__init__(config, width)
         self.approximation = "tanh" if config.approximate else "none"
 
-    def activation(self, x_BTF: Tensor) -> Tensor:
-        return F.gelu(x_BTF, approximate=self.approximation)
+    def inner(self, up: Tensor) -> Tensor:
+        return F.gelu(up, approximate=self.approximation)
 
 
 @FEED_FORWARDS.register("relu_squared")
@@ -82,5 +92,5 @@ class ReLUSquared(PlainFeedForward):
     def __init__(self, config: ReLUSquaredConfig, width: int) -> None:
         super().__init__(config, width)
 
-    def activation(self, x_BTF: Tensor) -> Tensor:
-        return torch.relu(x_BTF).square()
+    def inner(self, up: Tensor) -> Tensor:
+        return torch.relu(up).square()

@@ -11,21 +11,25 @@ from stlm.errors import ConfigError
 from stlm.model.capping import soft_cap
 from stlm.model.context import Context
 from stlm.model.embedders import Embedder, TokenEmbedder
+from stlm.model.packing import Packable, Products
 from stlm.model.patching import Patches
 from stlm.model.registry import Registry
 from stlm.model.vocabulary import Vocabulary
 
 
-class Head(nn.Module):
+class Head(Packable):
     """Interface of every head. `output` is the last matrix, [V, d]; tied, it is the embedder's table itself."""
 
     output: nn.Linear
     logit_scale = 1.0  # of all logits, see width_transfer.py
     logit_cap: float | None = None
 
+    def pack(self, products: Products) -> None:
+        self.packed = products.of(self.output)
+
     def predict(self, x: Tensor) -> Tensor:
         """What `output` makes of the last vectors, capped: [..., d] → logits [..., V]."""
-        logits = self.output(x)
+        logits = self.output(x) if self.packed is None else self.packed(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         return soft_cap(logits if self.logit_scale == 1.0 else logits * self.logit_scale, self.logit_cap)
 
     def new_cache(self) -> Any:

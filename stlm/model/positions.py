@@ -133,8 +133,9 @@ def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
     if rotary_width < x_BNTK.size(-1):
         turned, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
         return torch.cat((rotate(turned, table), rest), dim=-1)
-    left, right = x_BNTK.chunk(2, dim=-1)
-    return (x_BNTK * table.cosine + torch.cat((right, left), dim=-1) * table.sine).to(x_BNTK.dtype)
+    left_and_right = x_BNTK.unflatten(-1, (2, -1))
+    exchanged_BNTK = left_and_right.flip(-2).flatten(-2)
+    return torch.addcmul(x_BNTK * table.cosine, exchanged_BNTK, table.sine).to(x_BNTK.dtype)
 
 
 def begin_of_document(documents_BT: Tensor) -> Tensor:

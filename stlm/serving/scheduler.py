@@ -40,11 +40,11 @@ class Scheduler:
     """Owns a model, and the thread in which it is run.
 
     `max_rows` texts are decoded together; `max_waiting` more may wait. What is written for a job is what
-    `STLM.generate` says, whatever else is in the batch.
+    `STLM.generate` says, whatever else is in the batch; `precision` as in `STLM.settle`.
     """
 
-    def __init__(self, model: STLM, *, max_rows: int, max_waiting: int) -> None:
-        self.model = model.settle()
+    def __init__(self, model: STLM, *, max_rows: int, max_waiting: int, precision: str = "fp32") -> None:
+        self.model = model.settle(precision)
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()

@@ -35,6 +35,7 @@ from stlm.errors import CheckpointError, ConfigError, EngineError, StlmError
 from stlm.model import recompute_layers
 from stlm.training.averaging import AVERAGE, keep_average
 from stlm.training.compilation import refuse_uncompilable
+from stlm.training.gradient_norms import GradientNorms
 from stlm.training.loss_scale import LossScale
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
@@ -380,6 +381,10 @@ class Engine:
             optimizer.shards = {shard.flat: shard for shard in shards}
         # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
         self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
+        self._norms = GradientNorms(model, shards, self.ranks.rank)
+        self._clipped_by = 1.0  # what the newest gradient was divided by
+        if self.stage:  # DeepSpeed puts the gradients of its flat tensors in their place just before the update
+            optimizer.register_step_pre_hook(self._note_gradients)
         self.loss_scale = LossScale() if precision.name == "fp16" else None
         self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
         # DeepSpeed's own scale would clip gradients before it divides them again, and is saved nowhere.
@@ -433,8 +438,11 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
+        self._norms.forget()
         with STOPWATCH.phase("optimizer"):
             norm = self._update()
+        clips = 0 < self.clipping < norm + 1e-6 and self.stage > 0
+        self._clipped_by = (norm + 1e-6) / self.clipping if clips else 1.0
         if self.loss_scale is not None:
             scale, self.loss_scale = self.loss_scale, self.loss_scale.after(overflow=not math.isfinite(norm))
             self.overflowed = self.loss_scale.value < scale.value
@@ -457,11 +465,22 @@ class Engine:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = torch.linalg.vector_norm(self._norms.note(self._parameters.values()))
         value = float(norm)
         if 0 < self.clipping < value:
             torch._foreach_mul_(gradients, self.clipping / (norm + 1e-6))
         return value
+
+    def _note_gradients(self, optimizer: Optimizer, *_: Any) -> None:
+        self._norms.note(tensor for group in optimizer.param_groups for tensor in group["params"])
+
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of the newest update's gradient by part of the model, before clipping, without any loss scale."""
+        squares = self._norms.squares()
+        if self.stage:
+            squares = sum_over_ranks(squares)
+        norms = [math.sqrt(square) * self._clipped_by for square in squares]
+        return dict(zip(self._norms.parts, norms, strict=True))
 
     @property
     def native(self) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from stlm.training.engine import of_every_rank
+from stlm.training.energy import Energy
+from stlm.training.engine import connect, of_every_rank
 from stlm.training.stopwatch import PHASES, STOPWATCH
 from stlm.training.utilization import PASSES, count_flops, measure_peak, readable_flops
 
@@ -33,10 +34,13 @@ class Gauges:
         self._peak = measure_peak(device, precision)
         self._forward_flops: float | None = None  # of one micro-batch; not counted yet
         self._forwards = self._steps = self._all_steps = 0
-        self._bytes = 0.0
+        self._bytes = self._joules = 0.0
         self._started = time.perf_counter()
         STOPWATCH.use(device)
-        peaks = [peak for (peak,) in of_every_rank([self._peak.flops])]
+        self._energy = Energy(device, first_of_node=connect().local_rank == 0)
+        told = of_every_rank([self._peak.flops, self._energy.measures])
+        peaks = [peak for peak, _ in told]
+        self._has_energy = any(measures for _, measures in told)
         ranks = f"{len(peaks)} ranks together" if len(peaks) > 1 else "1 rank"
         threads = torch.get_num_threads()
         on = "GPU" if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
@@ -44,13 +48,16 @@ class Gauges:
             f"peak: {readable_flops(math.fsum(peaks))} of {ranks}, measured on products of {self._peak.size} × "
             f"{self._peak.size} in {precision} ({on}{' each' * (len(peaks) > 1)})"
             + ("" if learns_whole else "; no MFU, for parts of the model are frozen")
+            + "".join(f"; no energy {missing}" for missing in self._energy.missing)
         )
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Inside is a step."""
+        self._energy.joules()  # what lies between steps is not theirs
         with STOPWATCH.step():
             yield
+        self._joules += self._energy.joules()
         self._steps += 1
         self._all_steps += 1
         if self._all_steps == 1:  # it takes longer than others: the estimate begins after it
@@ -80,11 +87,11 @@ class Gauges:
         """Figures of the steps since the last reading; what lies between them is not in them. Called by all ranks."""
         phases = STOPWATCH.read()
         flops = PASSES * (self._forward_flops or 0.0) * self._forwards
-        own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device)]
+        own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device), self._joules]
         everyone = [dict(zip((*PHASES, *EXTRA), values, strict=True)) for values in of_every_rank(own)]
         figures = self._figures(everyone)
         self._forwards = self._steps = 0
-        self._bytes = 0.0
+        self._bytes = self._joules = 0.0
         return figures
 
     def _figures(self, everyone: list[dict[str, float]]) -> dict[str, Any]:
@@ -107,6 +114,11 @@ class Gauges:
         figures["memory_bytes"] = int(max(rank["memory"] for rank in everyone))
         if self._device.type == "cuda":
             figures["cuda_memory_bytes"] = int(max(rank["cuda_memory"] for rank in everyone))
+        if self._has_energy:
+            joules = math.fsum(rank["joules"] for rank in everyone)
+            figures["joules_per_step"] = joules / self._steps
+            if self._bytes:
+                figures["joules_per_megabyte"] = joules / self._bytes * 1e6
         return figures
 
     def left(self, steps: int) -> float:
@@ -116,7 +128,7 @@ class Gauges:
         return steps * (time.perf_counter() - self._started) / (self._all_steps - 1)
 
 
-EXTRA = ("flops", "peak", "memory", "cuda_memory")  # what a rank tells beside its phases
+EXTRA = ("flops", "peak", "memory", "cuda_memory", "joules")  # what a rank tells beside its phases
 
 
 def peak_memory(device: torch.device) -> tuple[float, float]:

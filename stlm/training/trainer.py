@@ -279,6 +279,7 @@ class Trainer:
             "step": step,
             "split": "train",
             **self._last,
+            "gradient_norm_of": self.engine.gradient_norms(),
             "loss": loss,
             "epoch": self.train_loader.epoch(step),
             "ids_seen": self.seen["ids"],

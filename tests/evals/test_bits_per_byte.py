@@ -2,15 +2,17 @@
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from data_pipeline.reader import SourceRange
-from data_pipeline.tokenizers import build_tokenizer
+from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
@@ -22,6 +24,8 @@ from stlm.config import (
 )
 from stlm.errors import StlmError
 from stlm.evals import COMPRESSORS, compressed_bits_per_byte, score_split
+from stlm.evals.bits_per_byte import text_fingerprint
+from stlm.export.comparison import sample_text
 from stlm.model import Output
 from stlm.stlm import STLM
 
@@ -181,6 +185,18 @@ def test_documents_apart_are_scored_as_if_each_stood_alone_behind_an_end():
     assert len(stream) <= 24, "one window"
     assert score_split(model, stream, documents_apart=True).nats == pytest.approx(nats, rel=1e-5)
     assert score_split(model, stream).nats != pytest.approx(nats, rel=1e-4)
+
+
+def test_the_hash_is_of_the_text_and_of_where_documents_end():
+    def of(tokenizer, *texts):
+        documents = [np.append(tokenizer.encode(text), tokenizer.end_of_text_id) for text in texts]
+        return text_fingerprint(SimpleNamespace(documents=lambda: iter(documents)), tokenizer)
+
+    subwords = train_sentencepiece([sample_text()], 500)
+    assert len({of(BYTE, "the cat", "sat"), of(BYTE, "the ", "catsat"), of(BYTE, "the cat", "sat", "")}) == 3
+    assert of(subwords, "the cat", "sat") == of(BYTE, "the cat", "sat")
+    lengths_and_texts = b"\x07" + bytes(7) + b"the cat" + b"\x03" + bytes(7) + b"sat"
+    assert of(BYTE, "the cat", "sat") == hashlib.sha256(lengths_and_texts).hexdigest()
 
 
 def test_more_context_helps_a_model_that_uses_it():

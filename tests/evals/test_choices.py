@@ -7,7 +7,7 @@ import lzma
 import math
 
 import pytest
-from test_likelihood import letters
+from test_likelihood import Unigram, letters
 
 from data_pipeline.errors import DataError
 from stlm.errors import StlmError
@@ -39,6 +39,23 @@ def test_known_probabilities_give_the_known_score(tmp_path):
     assert [one.measures.truth_probability for one in scored] == pytest.approx([8 / 9, 1 / 9], rel=1e-5)
     assert values["accuracy"]["value"] == 0.5 and values["truth_probability"]["value"] == pytest.approx(0.5)
     assert (values["items"], values["chance"], values["published_50m"], values["contexts_cut"]) == (2, 0.5, 0.30, 0)
+    # Of both items it is 8/9 sure of " a", and right once.
+    assert values["calibration_error"] == pytest.approx(8 / 9 - 1 / 2)
+
+
+def test_a_choice_is_as_long_as_its_bytes(tmp_path):
+    high, low = "é".encode()
+    model = Unigram({ord(" "): 1 / 2, ord("b"): 1 / 16, high: 1 / 8, low: 1 / 8})
+    write(tmp_path, "hellaswag.jsonl", {**ITEM, "choices": ["b", "é"], "answer": 1})
+    scored, _ = score(tmp_path, "hellaswag", model)
+    # 1 + 4 bits for one byte against 1 + 6 bits for two: 5 against 3.5 a byte. As one character it would lose by 7.
+    assert (scored[0].measures.accuracy, scored[0].measures.accuracy_per_byte) == (0, 1)
+
+
+def test_chance_is_the_mean_over_items_of_one_in_the_number_of_choices(tmp_path):
+    four = {**ITEM, "id": "2", "choices": ["a", "b", "aa", "bb"]}
+    write(tmp_path, "hellaswag.jsonl", ITEM, four)
+    assert score(tmp_path, "hellaswag")[1]["chance"] == (1 / 2 + 1 / 4) / 2
 
 
 def test_minimal_pairs_by_phenomenon_and_paradigm(tmp_path):
@@ -116,6 +133,17 @@ def test_what_was_scored_has_one_hash_however_it_was_packed(tmp_path):
     assert len(set(hashes)) == 1
     write(tmp_path, "copa.jsonl", {**ITEM, "answer": 1})
     assert score(tmp_path, "copa")[1]["sha256"] not in hashes
+
+
+def test_another_prompt_or_another_shot_is_another_hash(tmp_path):
+    """The file stays the same; what is scored does not."""
+    for name in ("copa", "arc_easy"):
+        write(tmp_path, f"{name}.jsonl", ITEM)
+        write(tmp_path, f"{name}.shots.jsonl", {**ITEM, "context": "c"}, {**ITEM, "id": "2", "context": "d"})
+    found = [score(tmp_path, name, shots=shots)[1] for name, shots in [("copa", 0), ("arc_easy", 0), ("arc_easy", 1),
+                                                                       ("arc_easy", 2)]]  # fmt: skip
+    assert len({values["file_sha256"] for values in found}) == 1
+    assert len({values["sha256"] for values in found}) == 4
 
 
 @pytest.mark.parametrize(

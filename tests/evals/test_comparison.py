@@ -50,6 +50,16 @@ def test_bits_per_byte_are_compared_by_ratio_of_sums():
     assert always.p == pytest.approx(2 / 10_001)
 
 
+def test_each_item_is_compared_with_itself():
+    """Documents cost from 10 to 300 bits, and each costs one model a bit more: that bit alone is the difference."""
+    sizes = [10 * n for n in range(1, 31)]
+    found = difference(documents([(bits + 1, 10) for bits in sizes]), documents([(bits, 10) for bits in sizes]))
+    assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
+    half = [1.0, 0.0] * 10
+    same = difference(choices(half), choices(half))
+    assert (same[:3], same.p) == ((0, 0, 0), 1)
+
+
 def test_items_of_one_passage_count_as_one():
     """Twenty items won are much; if they are of two passages, they are as good as nothing."""
     won, lost = [1.0] * 20, [0.0] * 20

@@ -76,6 +76,25 @@ def test_items_are_seeded_and_no_corruption_equals_the_truth():
         corruption_items(["a. " * 200])
 
 
+def test_passages_are_drawn_from_the_first_two_thousand():
+    documents = [f"Number {n} {'is here ' * 10}now. One. {'Two ' * 15}and {'three ' * 15}too." for n in range(2100)]
+    assert len(list(passages_of(documents))) == 2100
+    numbers = [int(item.context.split()[1]) for item in corruption_items(documents)]
+    assert len(set(numbers)) == len(numbers) == 100
+    assert sum(numbers) / 100 == pytest.approx(1000, abs=250)  # 577 / 10 is a standard error
+    assert 1800 < max(numbers) < 2000
+
+
+def test_the_interval_is_over_passages():
+    """Two of them, so that a quarter of the resamplings are of one of them alone."""
+    first = " ".join(SENTENCES[:4])
+    pairs, values = score_corruptions(letters(w=1 / 4), corruption_items([first, first.replace("w", "y")]))
+    of_passages = [sum(pair.measures.accuracy for pair in pairs if pair.item.passage == f"passage-{n}") / 13
+                   for n in range(2)]  # fmt: skip
+    assert values["passages"] == 2 and of_passages[0] != of_passages[1]
+    assert (values["accuracy"]["low"], values["accuracy"]["high"]) == pytest.approx(sorted(of_passages))
+
+
 def test_a_model_that_knows_only_how_frequent_letters_are():
     items = corruption_items([" ".join(SENTENCES)], num_passages=2)
     pairs, values = score_corruptions(letters(w=1 / 4), items)

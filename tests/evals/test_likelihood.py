@@ -161,3 +161,17 @@ def test_choices_longer_than_the_model_are_scored_whole():
     found = log_likelihoods(model, [[Row("bb", "a" * 100), Row("bb", "b")]])
     assert found.num_cut == 1
     assert [one.log_probability for one in found.of[0]] == pytest.approx([100 * math.log(1 / 2), math.log(1 / 4)])
+
+
+@torch.no_grad()
+def test_windows_of_a_choice_that_is_too_long_overlap_by_half():
+    """Read from the choice alone, 48 ids at a time, every 24: each id but the first 48 has 24 to 47 in front."""
+    model, text = tiny_model(), "Sphinx of black quartz, judge my vow; how vexingly quick daft zebras jump"
+    ids = torch.tensor([list(text.encode())])
+    expected = 0.0
+    for place in range(len(text)):
+        start = max(0, -(-(place + 1 - 48) // 24) * 24)
+        logits_V = model(ids[:, start : place + 1]).logits[0, -1].double()
+        expected += logits_V.log_softmax(-1)[ids[0, place]].item()
+    found = log_likelihoods(model, [[Row("left out", text), Row("left out", "b")]]).of[0][0]
+    assert found.log_probability == pytest.approx(expected, abs=1e-4)

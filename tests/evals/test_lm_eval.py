@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from stlm.evals import Loaded
 
 pytestmark = pytest.mark.slow  # importing the harness takes seconds
 
+ROOT = Path(__file__).parents[2]
 TASK = """\
 task: {name}
 dataset_path: json
@@ -22,7 +27,10 @@ output_type: {kind}
 """
 CHOICES = 'doc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"'
 ROLLING = 'doc_to_text: ""\ndoc_to_target: "{{context}}"\nmetric_list: [{metric: bits_per_byte}]'
-GENERATE = 'doc_to_text: "{{context}}"\ndoc_to_target: "x"\ngeneration_kwargs: {until: ["e", "zz"], max_gen_toks: 12}'
+GENERATE = (
+    'doc_to_text: "{{context}}"\ndoc_to_target: "x"\ngeneration_kwargs: {until: ["\\x1c", "z"], max_gen_toks: 12}'
+)
+TARGET = 'doc_to_text: "{{context}}"\ndoc_to_target: "{{target}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
 ITEMS = [{"id": str(n), "context": "The zebra that you saw" * (1 + n % 3), "choices": [f"ran {n}", "é", "jumped far"],
           "answer": n % 3} for n in range(6)]  # fmt: skip
 
@@ -40,15 +48,18 @@ def judged(tmp_path_factory):
 
         import stlm.evals.lm_eval  # noqa: F401 (registers the model)
 
-        (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
         for name, kind, rest in [("choose", "multiple_choice", CHOICES), ("roll", "loglikelihood_rolling", ROLLING),
-                                 ("write", "generate_until", GENERATE)]:  # fmt: skip
+                                 ("write", "generate_until", GENERATE), ("last", "loglikelihood", TARGET)]:  # fmt: skip
             task = TASK.format(name=name, file=folder / "hellaswag.jsonl", kind=kind, rest=rest)
             (folder / f"{name}.yaml").write_text(task)
         model = tiny_model()
+        for number, item in enumerate(ITEMS):  # one of three is what the model would say
+            said = model.generate(item["context"], temperature=0.0, max_new_ids=2)
+            item["target"] = said if number % 3 == 1 else said[0] + "a"
+        (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
         model.save(folder / "model")
         found = lm_eval.simple_evaluate(
-            model="stlm", model_args=f"checkpoint={folder / 'model'}", tasks=["choose", "roll", "write"],
+            model="stlm", model_args=f"checkpoint={folder / 'model'}", tasks=["choose", "roll", "write", "last"],
             task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0,
         )  # fmt: skip
     return model, folder, found
@@ -65,6 +76,22 @@ def test_choices_are_the_projects_own_to_the_item(judged):
     assert values["contexts_cut"] == 4, "contexts longer than the model are among them"
 
 
+def test_the_command_says_the_same(judged, tmp_path):
+    """As docs/evals.md has it, offline: what it writes of each item is what evaluate.py writes."""
+    _, folder, _ = judged
+    arguments = f"run --model stlm --model_args checkpoint={folder / 'model'} --tasks choose --include_path {folder}"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stlm.evals.lm_eval", *arguments.split(), "--output_path", tmp_path,
+               "--log_samples"]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    (file,) = tmp_path.rglob("samples_choose_*.jsonl")
+    theirs = {sample["doc"]["id"]: sample["acc"] for sample in map(json.loads, file.read_text().splitlines())}
+    scored, _ = Loaded.read("hellaswag", folder, 0).score(judged[0])
+    assert theirs == {one.item.id: one.measures.accuracy for one in scored}
+    assert f"|{sum(theirs.values()) / len(ITEMS):.4f}|" in finished.stdout
+
+
 def test_texts_of_any_length(judged):
     model, _, found = judged
     texts = [item["context"] for item in ITEMS]
@@ -74,9 +101,15 @@ def test_texts_of_any_length(judged):
 
 def test_what_is_written_ends_where_it_is_told_to(judged):
     model, _, found = judged
-    for sample in found["samples"]["write"]:
-        whole = model.generate(sample["doc"]["context"], temperature=0.0, max_new_ids=12)
-        assert sample["resps"][0][0] == whole.split("e")[0]
+    told = [sample["resps"][0][0] for sample in found["samples"]["write"]]
+    whole = [model.generate(item["context"], temperature=0.0, max_new_ids=12) for item in ITEMS]
+    assert told == [text.split("\x1c")[0] for text in whole] != whole
+
+
+def test_a_target_is_right_where_the_model_would_say_it(judged):
+    _, _, found = judged
+    right = {sample["doc"]["id"]: sample["acc"] for sample in found["samples"]["last"]}
+    assert [bool(right[item["id"]]) for item in ITEMS] == [False, True, False] * 2
 
 
 def test_settings_it_does_not_know(judged):

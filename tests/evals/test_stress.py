@@ -12,6 +12,7 @@ from test_likelihood import BYTE, Unigram, letters, tiny_model
 from stlm.config import ByteEmbedderConfig, GroupedQueryConfig, LearnedPositionsConfig, ModelConfig
 from stlm.config import TransformerCoreConfig as Core
 from stlm.errors import StlmError
+from stlm.evals.corruptions import passages_of
 from stlm.evals.extrapolation import bits_by_position, next_id_calibration
 from stlm.evals.items import Item
 from stlm.evals.robustness import PERTURBATIONS, measure_robustness, perturbed
@@ -53,7 +54,8 @@ def test_perturbations_change_what_they_say_and_nothing_else():
 def test_robustness_of_a_model_that_knows_how_frequent_letters_are():
     model = letters(w=1 / 4, W=1 / 512)
     pairs = [Item("1", "", ("ww", "ab"), 0), Item("2", "", ("ab", "ww"), 0)]
-    text, values = measure_robustness(model, [" ".join(SENTENCES)], pairs)
+    documents = [" ".join(SENTENCES)]
+    text, values = measure_robustness(model, documents, pairs)
     found = values["perturbations"]
     assert set(found) == set(PERTURBATIONS) and values["items"] == 2 and values["bits_per_byte"] > 0
     assert found["clean"]["pairs"] == 0.5  # one of two
@@ -63,11 +65,22 @@ def test_robustness_of_a_model_that_knows_how_frequent_letters_are():
     rest = -math.log2((1 - 1 / 4 - 1 / 512) / 254)
     clean = (ws * 2 + (passage - ws) * rest) / passage
     assert values["passages"] == 3 and found["clean"]["bits_per_byte"] == pytest.approx(clean, rel=0.02)
-    assert found["double_spaces"]["bits_per_character"] > found["clean"]["bits_per_character"]
+    texts = [f"{passage.context} {passage.continuation}" for passage in passages_of(documents)]
+    doubled = sum(len(text.replace(" ", "  ")) for text in texts) / sum(map(len, texts))  # bytes a clean character
+    spaced = found["double_spaces"]
+    assert spaced["bits_per_character"] == pytest.approx(doubled * spaced["bits_per_byte"])
     assert found["full_width"]["bits_per_character"] > 2.5 * found["full_width"]["bits_per_byte"]
     assert "cyrillic" in text
     with pytest.raises(StlmError, match="no passages"):
         measure_robustness(model, ["Short."], pairs)
+
+
+def test_both_sentences_of_a_pair_are_changed_by_the_same_draws():
+    """So two that are one and the same stay tied."""
+    model, sentence = letters(w=1 / 4), "who was where when winter went away with us " * 4
+    pairs = [Item(str(n), "", (sentence, sentence), 0) for n in range(5)]
+    _, values = measure_robustness(model, [" ".join(SENTENCES)], pairs)
+    assert [found["pairs"] for found in values["perturbations"].values()] == [0.5] * len(PERTURBATIONS)
 
 
 class Forgetful(Unigram):
@@ -111,3 +124,22 @@ def test_calibration_of_a_model_that_is_always_as_sure():
     assert values["bins"] == [{"confidence": pytest.approx(0.5), "accuracy": 0.5, "ids": 128}]
     _, values = next_id_calibration(model, Stream(np.frombuffer(b"bbbb" * 32, np.uint8)))
     assert values["calibration_error"] == pytest.approx(0.5) and "50.00 %" not in text
+
+
+class Alternating(Unigram):
+    """Sure of "a" by 0.65 and by 0.68 in turn."""
+
+    def __call__(self, ids_BT, wanted_BT=None):
+        logits_BTV = self.logits_V.expand(*ids_BT.shape, -1).clone()
+        logits_BTV[:, 1::2] = letters(a=0.68).logits_V
+        return Output(logits_BTV, {}, {})
+
+
+def test_calibration_of_the_next_id_has_fifteen_bins():
+    model = Alternating({ord("a"): 0.65})
+    _, values = next_id_calibration(model, Stream(np.frombuffer(b"ab" * 64, np.uint8)))  # right where it is less sure
+    assert values["bins"] == [
+        {"confidence": pytest.approx(0.65), "accuracy": 1, "ids": 64},
+        {"confidence": pytest.approx(0.68), "accuracy": 0, "ids": 64},
+    ]
+    assert values["calibration_error"] == pytest.approx((0.35 + 0.68) / 2)

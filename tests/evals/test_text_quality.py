@@ -34,7 +34,9 @@ def test_variety_and_repetition_by_hand():
 def test_self_bleu_is_highest_where_all_are_alike():
     same = ["one two three four five six"] * 3
     assert self_bleu(same) == pytest.approx(100)
-    assert self_bleu([*same[:2], "seven eight nine ten eleven twelve"]) == pytest.approx(200 / 3, abs=5)
+    other = "seven eight nine ten eleven twelve"
+    for place in range(3):  # all others are references, wherever they stand
+        assert self_bleu([*same[:place], other, *same[place:2]]) == pytest.approx(200 / 3, abs=5)
     assert math.isnan(self_bleu(["alone"]))
 
 
@@ -60,6 +62,9 @@ def test_a_report_of_texts():
     assert (values["texts"], values["words"], values["distinct_1"]) == (2, 4, 0.5)
     assert values["longest_copy_bytes"] == {"mean": 3.5, "max": 4}
     assert values["reference_bits_per_byte"] > 0 and "reference_bits_per_byte" in text
+    model = tiny_model()
+    bits = -model.log_likelihood("éé") / math.log(2)
+    assert measure_text(["éé"], ["x"], model)[1]["reference_bits_per_byte"] == pytest.approx(bits / 4)
     with pytest.raises(StlmError, match="train it longer"):
         measure_text(["", ""], ["x"])
 

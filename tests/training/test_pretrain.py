@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import re
 import shutil
@@ -36,7 +38,7 @@ def test_what_is_printed(uninterrupted):
     lines = output.splitlines()
     assert lines[0] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
     number = r"\d+\.\d+"
-    peak = r"peak: [\d.]+ [GT]FLOP/s of 1 rank, measured on products of \d+ × \d+ in fp32 \(1 thread\)"
+    peak = r"peak: [\d.]+ [GT]FLOP/s of 1 rank, measured on products of \d+ × \d+ in fp32 \(1 thread\)(; no energy .*)?"
     assert re.fullmatch(peak, lines[1])
     line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  mfu {number}%  \? left"
     assert re.fullmatch(line, lines[2])
@@ -95,6 +97,8 @@ def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterru
         (["--set", "training.lerning_rate=1"], "training.lerning_rate: unknown key; nearest: training.learning_rate"),
         (["--set", "training.batch_size=9"], "training.batch_size: got 9 on 2 ranks, expected a multiple of the ranks"),
         (["--ds_config", "ds_configs/zero9.json"], "ds_configs/zero9.json: no such file"),
+        (["--profile", "3:2"], "--profile: got '3:2', expected FIRST:LAST, steps of the run from 1 to 12; 3:5 would"),
+        (["--profile", "11:13"], "--profile: got '11:13', expected FIRST:LAST, steps of the run from 1 to 12"),
     ],
 )
 def test_a_mistake_is_answered_before_torch_is_imported_by_one_rank(
@@ -159,6 +163,29 @@ def test_a_run_does_not_need_a_reader(pretrain, tmp_path):
     assert errors == ""
     assert read_metrics(tmp_path / "run")[-1]["step"] == 12
     assert "step 12/12" in (tmp_path / "run/train.log").read_text()
+
+
+def test_a_profile(pretrain, tmp_path):
+    """Each rank writes a trace and a table of its own, in which the phases of the steps are; the curve is the same."""
+    run_dir = tmp_path / "run"
+    output = pretrain(run_dir, "--profile", "3:4", "--set", "training.max_steps=5", ranks=2, stage=2)
+    names = [f"steps_3-4.rank_{rank}.{kind}" for rank in (0, 1) for kind in ("pt.trace.json.gz", "txt")]
+    assert sorted(path.name for path in (run_dir / "profile").iterdir()) == names
+    for rank in (0, 1):
+        trace = json.loads(gzip.decompress((run_dir / f"profile/steps_3-4.rank_{rank}.pt.trace.json.gz").read_bytes()))
+        found = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+        assert (found.count("forward"), found.count("backward"), found.count("optimizer")) == (2, 2, 2)
+        assert any(event["name"] == "aten::mm" for event in trace["traceEvents"])
+        assert "aten::mm" in (run_dir / f"profile/steps_3-4.rank_{rank}.txt").read_text()
+    assert output.count(f"profile of steps 3 to 4: {run_dir}/profile/steps_3-4.rank_0.txt has the operators") == 1
+    assert "Profiler" not in output
+    pretrain(tmp_path / "plain", "--set", "training.max_steps=5", ranks=2, stage=2)
+    assert read_metrics(run_dir) == read_metrics(tmp_path / "plain")
+
+    more = ("--set", "training.max_steps=8")
+    output = pretrain(run_dir, "--profile", "5:7", *more, ranks=2, stage=2, expect=2)
+    assert output.count("error: ") == 1
+    assert "error: --profile: got 5:7, but step 5 has been made already; 7:8 would work" in output
 
 
 def test_what_a_run_is_called(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_frozen_parts_have_no_mfu(make_trainer, tmp_path):
 def test_figures_of_several_ranks():
     """Means over the ranks, the work of all of them, and who keeps the others waiting."""
     watched = object.__new__(gauges.Gauges)
-    watched.__dict__.update(_device=torch.device("cpu"), _learns_whole=True, _steps=2, _bytes=120.0)
+    watched.__dict__.update(_device=torch.device("cpu"), _learns_whole=True, _steps=2, _bytes=120.0, _has_energy=False)
     base = dict.fromkeys(PHASES, 0.0) | {"flops": 30.0, "memory": 5.0, "cuda_memory": 0.0}
     everyone = [
         base | {"forward": 2.0, "communication": 4.0, "peak": 10.0},

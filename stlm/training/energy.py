@@ -1,0 +1,93 @@
+"""The energy that steps take, from counters of the machine: RAPL for processors, NVML for GPUs.
+
+A processor counts what it takes as a whole, whoever it works for, and so does its memory where it has a counter; the
+first rank of each node reads them. A GPU's counter is read by the rank that has the GPU. The rest of the machine is not
+in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+POWERCAP = Path("/sys/class/powercap")
+COUNTED = ("package-", "dram")  # names of RAPL's domains; cores are part of a package, and "psys" is more than both
+
+
+class Rapl:
+    """A counter in microjoules that begins again at 0 behind its range: about every quarter of an hour under load."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "energy_uj"
+        self._range = int((folder / "max_energy_range_uj").read_text())
+        self._before = int(self._file.read_text())
+
+    def joules(self) -> float:
+        """Taken since the last call. It has to be made within one range."""
+        now = int(self._file.read_text())
+        taken = now - self._before
+        self._before = now
+        return (taken if taken >= 0 else taken + self._range) / 1e6
+
+
+class Nvml:
+    """The counter of one GPU, in millijoules."""
+
+    def __init__(self, device: torch.device) -> None:
+        pynvml = importlib.import_module("pynvml")  # of nvidia-ml-py; may be missing
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        self._read = pynvml.nvmlDeviceGetTotalEnergyConsumption
+        self._before = self._read(self._handle)
+
+    def joules(self) -> float:
+        """Taken since the last call."""
+        now = self._read(self._handle)
+        taken, self._before = now - self._before, now
+        return taken / 1e3
+
+
+class Energy:
+    """The counters that this rank reads; `missing` says why there are none where some should be.
+
+    `first_of_node`: this rank reads the counters of the processors.
+    """
+
+    def __init__(self, device: torch.device, first_of_node: bool, powercap: Path | None = None) -> None:
+        self._counters: list[Any] = []
+        self.missing: list[str] = []
+        if first_of_node:
+            self._find_rapl(powercap or POWERCAP)
+        if device.type == "cuda":
+            try:
+                self._counters.append(Nvml(device))
+            except ImportError:
+                self.missing.append("of GPUs: pip install nvidia-ml-py")
+            except Exception as error:  # NVML's own, which have no base outside of it
+                self.missing.append(f"of GPUs: {error}")
+
+    def _find_rapl(self, powercap: Path) -> None:
+        domains = {
+            folder: folder / "name" for folder in sorted(powercap.glob("intel-rapl:*"))
+        }  # AMD's are called so too
+        counted = [at for at, name in domains.items() if name.is_file() and name.read_text().startswith(COUNTED)]
+        try:
+            self._counters += [Rapl(folder) for folder in counted]
+        except (OSError, ValueError) as error:
+            where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self.missing.append(f"of processors: {where}")
+        if not counted:
+            self.missing.append(f"of processors: {powercap} has none")
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is any counter."""
+        return bool(self._counters)
+
+    def joules(self) -> float:
+        """Taken since the last call, by all that is counted here."""
+        return sum(counter.joules() for counter in self._counters)
