@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import IO
 from data_pipeline.errors import DataError
 
 TEMPORARY_PREFIX = ".tmp-"
+_FLUSHED_EVERY_S = 0.1
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the device; free some, or choose a folder on another disk",
@@ -58,7 +60,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
-                yield file
+                with _flushing(descriptor):
+                    yield file
                 file.flush()
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
@@ -68,6 +71,30 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 os.unlink(temporary)
             raise
         fsync_dir(path.parent)
+
+
+@contextmanager
+def _flushing(descriptor: int) -> Iterator[None]:
+    """Let the disk work while more is written, so that little is left to wait for at the end."""
+    ended = threading.Event()
+    errors: list[OSError] = []
+
+    def flush() -> None:
+        try:
+            while not ended.wait(_FLUSHED_EVERY_S):
+                os.fsync(descriptor)
+        except OSError as error:
+            errors.append(error)  # the system reports it only once
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

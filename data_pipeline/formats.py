@@ -36,6 +36,7 @@ SUFFIXES = {
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
+_BUFFER = 256 << 10  # bytes read at a time: lines of JSON are often longer than the few kilobytes that are usual
 COMPRESSED = (".gz", ".xz", ".zst")
 # Named by itself, a file of an unknown kind is plain text, but surely not these.
 NOT_TEXT = frozenset(
@@ -102,4 +103,4 @@ def _open(path: str, compression: str) -> IO[bytes]:
         return cast(IO[bytes], lzma.open(path, "rb"))
     if compression == ".zst":
         return cast(IO[bytes], zstd.open(path, "rb"))
-    return open(path, "rb")
+    return open(path, "rb", buffering=_BUFFER)

@@ -48,6 +48,7 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
         if _is_there(work / "lock", lock.fileno()):
             break
         lock.close()  # the process before has finished and removed the work folder
+    os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
     try:
         yield
     finally:

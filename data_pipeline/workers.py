@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -22,6 +23,7 @@ from data_pipeline.errors import DataError
 
 Result = TypeVar("Result")
 
+_WITH_THREADS = {"datasets", "mpi4py", "pyarrow", "tokenizers", "torch"}  # libraries that make threads of their own
 _WORTH_A_PROCESS = 16 << 20  # bytes of input; starting one takes half a second
 
 
@@ -84,12 +86,16 @@ class Workers:
         """Processes of one machine see the same files."""
 
 
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread beside it, so that processes may begin as copies: see `_may_fork`
+
+
 def run_all(
     what: str, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int], team: Team
 ) -> list[Result]:
     """The results of all jobs, in their order, with a bar that says `what` and counts the bytes of their input."""
     results: dict[int, Result] = {}
-    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
+    with _Bar(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
         for index, result in team.run(function, jobs, sum(sizes)):
             results[index] = result
             bar.update(sizes[index])
@@ -108,9 +114,17 @@ def available_cores() -> int:
 
 def process_pool(number: int) -> ProcessPoolExecutor:
     """So many processes, which end with this one, however that ends."""
-    # "spawn": a fork of a process that has threads, as PyArrow, PyTorch and MPI make them, may hang.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
     return ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
+
+
+def _may_fork() -> bool:
+    """Whether processes can begin as copies of this one, with all that it has imported, which saves half a second.
+
+    A copy of a process that has threads may hang: Python's own are counted, those of libraries are known by name.
+    """
+    threads = threading.active_count() > 1 or not _WITH_THREADS.isdisjoint(sys.modules)
+    return sys.platform == "linux" and not threads
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:

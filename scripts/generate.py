@@ -107,16 +107,17 @@ def main() -> int:
     )
     faster.add_argument(
         "--speculative",
-        choices=("self", "ngram"),
+        choices=("auto", "self", "ngram", "off"),
+        default="auto",
         help="draft ids and verify them in one pass: the text stays what it is at temperature 0, and as likely "
-        "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before",
+        "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before "
+        "(default: auto, which is ngram at temperature 0 and off otherwise)",
     )
     parser.add_argument(
         "--drafts",
         type=at_least(1),
-        default=4,
         metavar="N",
-        help="ids drafted at a time, with --speculative (default: 4)",
+        help="ids drafted at a time, with --speculative (default: 8 copied ones, or 4)",
     )
     parser.add_argument(
         "--precision",
@@ -173,14 +174,14 @@ def main() -> int:
                 stop=stop,
                 sampling=replace(rules, seed=seed),
                 exit_threshold=args.exit_threshold,
-                speculative=args.speculative,
+                speculative=None if args.speculative == "off" else args.speculative,
                 num_drafts=args.drafts,
                 effort=effort,
             )
             said = show(shown, pieces)
         if talking:
             said_so_far.add(line, said)
-        if effort.ids:
+        if effort.ids and (args.speculative != "auto" or args.exit_threshold is not None):
             print(effort, file=sys.stderr)
     return 0
 

@@ -83,8 +83,8 @@ class STLM(Network):
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
         exit_threshold: float | None = None,
-        speculative: str | None = None,
-        num_drafts: int = 4,
+        speculative: str | None = "auto",
+        num_drafts: int | None = None,
         effort: Effort | None = None,
         **rules: Any,
     ) -> Iterator[str]:
@@ -94,14 +94,19 @@ class STLM(Network):
         How ids are drawn is said by `sampling`, or by its fields as keywords: `temperature=0.7, seed=3`. Of a prompt
         that is longer than the context, the end is read.
 
-        Of a model with exits, `exit_threshold` draws an id from the first exit that gives some id this probability: an
-        approximation. `speculative` drafts `num_drafts` ids at a time and verifies them in one pass, which is exact:
-        "self" drafts with the layers in front of the first exit, "ngram" copies what followed the same ids before.
-        `effort` is told what either of them has cost. Raises ConfigError.
+        `speculative` drafts `num_drafts` ids at a time and verifies them in one pass, which is exact: "ngram" copies
+        what followed the same ids before (8 at a time), "self", of a model with exits, drafts with the layers in front
+        of the first (4); "auto" copies at temperature 0, and None reads one id at a time. `exit_threshold`, of a model
+        with exits, draws an id from the first exit that gives some id this probability: an approximation. `effort` is
+        told what any of this has cost. Raises ConfigError.
         """
+        sampling = sampling_of(sampling, rules)
+        if speculative == "auto":
+            speculative = "ngram" if sampling.temperature == 0 and exit_threshold is None else None
+        if num_drafts is None:
+            num_drafts = 8 if speculative == "ngram" else 4
         self._check_depth(exit_threshold, speculative, num_drafts)
         effort = effort or Effort()
-        sampling = sampling_of(sampling, rules)
         row = self.row(prompt, sampling, max_new_ids)
         options: dict[str, Any] = {
             "context_length": self.config.context_length,
@@ -191,7 +196,7 @@ class STLM(Network):
         asked = {"exit_threshold": exit_threshold, "speculative": speculative}
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
         if speculative not in (None, "self", "ngram"):
-            raise ConfigError(f"speculative: got {speculative!r}, expected 'self', 'ngram' or None")
+            raise ConfigError(f"speculative: got {speculative!r}, expected 'auto', 'self', 'ngram' or None")
         if exit_threshold is not None and not 0 < exit_threshold <= 1:
             raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
         if not 1 <= num_drafts <= ROLL_BACK:

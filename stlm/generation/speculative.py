@@ -19,6 +19,7 @@ from stlm.generation.drawing import Draws, distribution, pick
 from stlm.generation.effort import Effort
 
 LONGEST, SHORTEST = 5, 2  # ids at the end of a text that are looked for further up
+LONGEST_PAUSE = 31  # passes in which nothing is copied, where copies have been wrong again and again
 
 
 class Drafting(Steppable, Protocol):
@@ -113,8 +114,13 @@ def look_up(
     num_drafts: int,
     effort: Effort,
 ) -> Iterator[int]:
-    """Yield ids as `generate_ids` does, with the same windows; up to `num_drafts` are copied from further up."""
+    """Yield ids as `generate_ids` does, with the same windows; up to `num_drafts` are copied from further up.
+
+    When nothing of a copy was right, none is made for a pass, and each time in a row for twice as many and one more: a
+    text that never repeats itself costs little.
+    """
     effort.depth = model.depths[-1]
+    pause = waiting = 0
     read = last_of(list(prompt), context_length - 1)
     logits_1V, state = read_anew(model, read)
     while draws.left > 0:
@@ -129,8 +135,14 @@ def look_up(
             if draws.left > 0 and len(read) < context_length:
                 room = min(num_drafts, context_length - 1 - len(read), draws.left - 1)
                 # What was rejected costs reading the ids before it once more, so every so often nothing is drafted.
-                drafts = follow_up(read, room) if len(unread) <= num_drafts else []
+                drafts = follow_up(read, room) if not waiting and len(unread) <= num_drafts else []
+                accepted = effort.accepted
                 drawn, state, unread = _verified(model, state, unread, drafts, draws, effort)
+                if drafts:
+                    pause = 0 if effort.accepted > accepted else min(2 * pause + 1, LONGEST_PAUSE)
+                    waiting = pause
+                else:
+                    waiting = max(0, waiting - 1)
         if draws.left > 0:
             read = last_of(read, context_length // 2)
             logits_1V, state = read_anew(model, read)

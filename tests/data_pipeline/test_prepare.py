@@ -5,6 +5,7 @@ the same bytes however the work is done, and nothing that only looks finished.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,18 +14,20 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipeline import encoding, gathering, hub, prepare, textfiles
+from data_pipeline import atomic, encoding, gathering, hub, prepare, textfiles
 from data_pipeline.errors import DataError
 from data_pipeline.preparation import PrepareConfig, default_data_dir
 from data_pipeline.prepare import ensure_default_data, find_prepared
 from data_pipeline.reader import PreparedData
 from data_pipeline.summary import summary
+from data_pipeline.work_folder import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = re.findall(
@@ -246,6 +249,38 @@ def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
 
 
+def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from data_pipeline.work_folder import locked\n"
+        "with locked(Path(sys.argv[1]), wait=False):\n"
+        "    if os.fork() == 0: print('copied', flush=True)\n"
+        "    sys.stdin.read(); os._exit(0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "copied\n"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with locked(tmp_path, wait=False):
+        pass
+    process.communicate("")
+
+
+def test_workers_begin_as_copies_of_a_process_without_threads_only():
+    code = (
+        "import threading; from data_pipeline import prepare, workers\n"
+        "with workers._Bar(total=1): print(workers._may_fork())\n"
+        "thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()\n"
+        "print(workers._may_fork())"
+    )
+    for imports, expected in (("", ["True", "False"]), ("import pyarrow; ", ["False", "False"])):
+        result = subprocess.run(
+            [sys.executable, "-c", imports + code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.split() == expected
+
+
 def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs, tmp_path):
     """The largest allowed file stands for the disk: writing beyond it fails as writing to a full disk does."""
     output = tmp_path / "out"
@@ -262,13 +297,34 @@ def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs,
 
 
 def test_errors_of_the_disk_are_told_apart(tmp_path):
-    from data_pipeline.atomic import atomic_file
-
-    with pytest.raises(DataError, match=r"cannot write .*x\.bin: no space is left"), atomic_file(tmp_path / "x.bin"):
+    with (
+        pytest.raises(DataError, match=r"cannot write .*x\.bin: no space is left"),
+        atomic.atomic_file(tmp_path / "x.bin"),
+    ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match=r"cannot write .*: a part of the path is a file"):
         prepare.prepare(PrepareConfig((str(ROOT / "README.md"),), output=str(ROOT / "README.md" / "out")))
+
+
+def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, monkeypatch):
+    """The system reports it once: to the thread that flushes meanwhile, and not when all is flushed at the end."""
+    failed = threading.Event()
+
+    def fsync(descriptor):
+        if threading.current_thread() is not threading.main_thread():
+            failed.set()
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(atomic, "_FLUSHED_EVERY_S", 0)
+    with (
+        pytest.raises(DataError, match=r"cannot write .*x\.bin: the device reports an input/output error"),
+        atomic.atomic_file(tmp_path / "x.bin") as file,
+    ):
+        file.write(b"x")
+        assert failed.wait(60)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
-from stlm.generation import Batch, Sampling
+from stlm.generation import Batch, Effort, Sampling
 from stlm.stlm import STLM
 
 LOCAL = {"kind": "byte_patch", "width": 16, "window": 5}
@@ -124,5 +124,10 @@ def test_a_settled_model_is_the_same_but_for_rounding(model, tmp_path):
 
 def test_copied_drafts_change_no_text(model):
     text = "one two three, one two three, one"
-    plain = model.generate(text, max_new_ids=40, temperature=0)
+    plain = model.generate(text, max_new_ids=40, temperature=0, speculative=None)
     assert model.generate(text, max_new_ids=40, temperature=0, speculative="ngram") == plain
+    copied, drawn = Effort(), Effort()
+    assert model.generate(text, max_new_ids=40, temperature=0, effort=copied) == plain
+    assert copied.ids  # that it may copy shows in its being told
+    drawn_text = model.generate(text, max_new_ids=40, seed=1, effort=drawn)
+    assert drawn_text == model.generate(text, max_new_ids=40, seed=1, speculative=None) and not drawn.ids

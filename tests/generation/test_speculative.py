@@ -147,6 +147,24 @@ def test_copying_saves_passes():
     assert passes < 30 and effort.accepted > 30
 
 
+def test_copies_that_are_always_wrong_are_made_ever_more_rarely():
+    """Pairs recur at once among five ids; what comes is never what followed them."""
+
+    class Never(Table):
+        def step(self, ids, state):
+            logits = super().step(ids, state).clone()
+            for place in range(ids.size(1)):
+                copied = follow_up(state.read[: len(state.read) - ids.size(1) + place + 1], 1)
+                logits[0, place] = torch.tensor([0.0, 1.0, 2.0, 3.0, -9.0])
+                logits[0, place, copied] = -5.0
+            return logits
+
+    model, effort = Never(), Effort()
+    drawn = list(by_copying(model, PROMPT, draws_of(PROMPT, max_new_ids=60, temperature=0), 1, effort=effort))
+    assert len(drawn) == 60 and effort.accepted == 0
+    assert 3 <= effort.drafted <= 6  # after 1, 3, 7, 15 and 31 passes without
+
+
 def test_the_effort_is_counted():
     model, effort = Table(), Effort()
     drawn = list(by_layers(model, [0], draws_of([0], max_new_ids=30, temperature=0), 4, effort=effort))
