@@ -195,9 +195,14 @@ def readable(source: str, facts: dict[str, Any]) -> str:
         f"{source}: {' → '.join(facts['kinds'])}, width {facts['width']}; {facts['context_length']:,} ids of the "
         f"tokenizer {facts['tokenizer']}, {facts['bytes_per_id']:.4g} bytes each{assumed}"
     )
-    return "\n\n".join(
-        [header, *run_lines(facts), table(*parts_table(facts), align="lrrrr"), work(facts), table(*memory_table(facts))]
+    newest = facts.get("run", {}).get("last", {}).get("train", {})
+    watched = (
+        [table(*phases_table(newest), align="lrr"), machine(newest)] if "phases" in newest.get("timing", {}) else []
     )
+    if "gradient_norm_of" in newest:
+        watched.append(table(*gradient_table(newest), align="lrr"))
+    parts = [table(*parts_table(facts), align="lrrrr"), work(facts), table(*memory_table(facts))]
+    return "\n\n".join([header, *run_lines(facts), *watched, *parts])
 
 
 def run_lines(facts: dict[str, Any]) -> list[str]:
@@ -218,6 +223,41 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
         if "bits_per_byte" in record:
             lines.append(f"{split}: {record['bits_per_byte']:.4f} bits per byte at step {record['step']:,}")
     return ["\n".join(lines)]
+
+
+def phases_table(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Where the time of a step goes, as the newest record has it."""
+    timing = record["timing"]
+    whole = timing["seconds_per_step"]
+    rows = [[name, f"{1e3 * taken:,.2f}", f"{taken / whole:.1%}"] for name, taken in timing["phases"].items()]
+    rows.append(["a step", f"{1e3 * whole:,.2f}", "100.0%"])
+    return rows, [f"up to step {record['step']:,}", "ms", "share"]
+
+
+def machine(record: dict[str, Any]) -> str:
+    """How well it is used, and what is taken of it."""
+    timing = record["timing"]
+    lines = [f"{timing['bytes_per_second'] / 1e3:,.1f} kB/s"]
+    if "mfu" in timing:
+        lines[0] += f"; {timing['flops_per_second'] / 1e9:,.1f} GFLOP/s, {timing['mfu']:.1%} of the measured peak (MFU)"
+    if "slowest_rank" in timing:
+        rank = timing["slowest_rank"]
+        busy = f"{1e3 * rank['seconds_per_step']:,.2f} ms a step without communication"
+        lines.append(f"the others wait for rank {rank['rank']}: {busy}")
+    gpu = f"; of a GPU {mega(timing['cuda_memory_bytes'])} MB" if "cuda_memory_bytes" in timing else ""
+    lines.append(f"largest memory of a rank so far: {mega(timing['memory_bytes'])} MB{gpu}")
+    if "joules_per_step" in timing:
+        per_megabyte = f", {timing['joules_per_megabyte']:,.0f} J/MB" if "joules_per_megabyte" in timing else ""
+        lines.append(f"energy: {timing['joules_per_step']:,.1f} J a step{per_megabyte}")
+    return "\n".join(lines)
+
+
+def gradient_table(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """The norm of the gradient by part of the model, and the share of its square."""
+    whole = record["gradient_norm"] ** 2 or 1.0
+    rows = [[part, f"{norm:.4f}", f"{norm**2 / whole:.1%}"] for part, norm in record["gradient_norm_of"].items()]
+    rows.append(["all", f"{record['gradient_norm']:.4f}", "100.0%"])
+    return rows, ["gradient before clipping", "norm", "share"]
 
 
 def parts_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,7 @@ class Profiler:
         """Inside is step `number`, which may be one of those that are recorded."""
         first, last = self._steps or (0, 0)
         if number == first:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it tells standard error when it begins and ends
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self._profile = profile(activities=activities)
             self._profile.start()

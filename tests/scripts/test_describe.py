@@ -67,6 +67,33 @@ def test_a_run_in_json_and_in_words(run, describe):
     assert "train: 7.5000 bits per byte at step 2" in text and "ZeRO 3" in text
 
 
+def test_where_the_time_went(run, describe):
+    """The newest record's figures, where it has them."""
+    before = describe(run)
+    assert "(MFU)" not in before and "before clipping" not in before
+    path = run / "metrics.jsonl"
+    kept = path.read_text()
+    timing = {
+        "bytes_per_second": 12_300.0, "seconds_per_step": 0.5, "phases": {"data": 0.125, "forward": 0.375},
+        "flops_per_second": 2e9, "mfu": 0.25, "slowest_rank": {"rank": 3, "seconds_per_step": 0.25},
+        "memory_bytes": 70_000_000, "joules_per_step": 21.0, "joules_per_megabyte": 4200.0,
+    }  # fmt: skip
+    record = {"step": 3, "split": "train", "bits_per_byte": 7.0, "gradient_norm": 5.0, "timing": timing}
+    record["gradient_norm_of"] = {"embedder": 3.0, "core.stack.blocks.0": 4.0}
+    path.write_text(kept + json.dumps(record) + "\n")
+    lines = [" ".join(line.split()) for line in describe(run).splitlines()]
+    path.write_text(kept)
+    for expected in (
+        "up to step 3 ms share", "data 125.00 25.0%", "forward 375.00 75.0%", "a step 500.00 100.0%",
+        "12.3 kB/s; 2.0 GFLOP/s, 25.0% of the measured peak (MFU)",
+        "the others wait for rank 3: 250.00 ms a step without communication",
+        "largest memory of a rank so far: 70.0 MB", "energy: 21.0 J a step, 4,200 J/MB",
+        "gradient before clipping norm share", "embedder 3.0000 36.0%", "core.stack.blocks.0 4.0000 64.0%",
+        "all 5.0000 100.0%",
+    ):  # fmt: skip
+        assert expected in lines
+
+
 def test_the_text_of_a_step(run, describe):
     config = load_run_config(run)
     data = open_data(config.data)
