@@ -234,6 +234,20 @@ def test_a_corrected_model_is_merged_first(model):
     assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
+def test_the_weights_of_the_best_epoch_answer(model):
+    """Asked for what was held back, they get the score that they were chosen by; at this rate the last are worse."""
+    task, train, rate = GLUE_TASKS["sst2"], examples(60, 4), 0.1
+    learned, held_back = inner_split(task, train, seed=0)
+    texts, truth = [one.texts for one in held_back], labels_of(held_back)
+    method = FineTuning(model, (rate,), epochs=6)
+    classifier = method._classifier(task, learned, 0)
+    scores = [mean_score(task, truth, classifier.predict(texts)) for _ in method._learn(classifier, learned, rate, 0)]
+    assert scores[-1] < max(scores)
+    found = method(task, train, texts, 0)
+    assert mean_score(task, truth, found.predicted_N) == found.chosen["validation"] == max(scores)
+    assert found.chosen["epochs"] == 1 + scores.index(max(scores))
+
+
 def test_texts_of_a_pair_that_do_not_fit_lose_the_end_of_the_longer_one(model):
     classifier = Classifier(model, GLUE_TASKS["rte"], np.zeros(1))
     assert model.longest_text == 31

@@ -1,4 +1,4 @@
-"""probe.py, called as people call it."""
+"""The commands that judge a model by its vectors, called as people call them."""
 
 import json
 import runpy
@@ -30,11 +30,11 @@ def folder(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capsys, folder):
-    def call(*arguments):
+    def call(*arguments, script="probe.py"):
         monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-        monkeypatch.setattr(sys, "argv", ["probe.py", str(folder / "model"), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [script, str(folder / "model"), *map(str, arguments)])
         with pytest.raises(SystemExit) as ending:
-            runpy.run_path(str(ROOT / "scripts" / "probe.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
         return ending.value.code or 0, *capsys.readouterr()
 
     return call
@@ -64,3 +64,16 @@ def test_mistakes_are_one_line(call, folder):
     ]:
         code, _, error = call(*arguments, "--tasks-dir", folder)
         assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_evaluate_asks_for_similarity_and_retrieval(call, folder):
+    pairs = [{"sentence1": "a b", "sentence2": "a b", "score": 5}, {"sentence1": "a b", "sentence2": "x!", "score": 0}]
+    queries = [{"query": text, "document": text} for text in ("one", "two", "three")]
+    for name, lines in (("similarity", pairs), ("retrieval", queries)):
+        text = "".join(json.dumps({"id": str(n), **line}) + "\n" for n, line in enumerate(lines))
+        (folder / f"{name}.jsonl").write_text(text)
+    tasks = ["--tasks", "similarity,retrieval", "--tasks-dir", folder]
+    code, out, _ = call(*tasks, "--output", folder / "out.json", script="evaluate.py")
+    results = json.loads((folder / "out.json").read_text())["results"]
+    assert code == 0 and results["similarity"]["spearman"]["value"] == pytest.approx(1)
+    assert results["retrieval"]["mrr"]["value"] == 1 and "recall_at_10" in out
