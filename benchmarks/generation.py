@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Writing text: this project, transformers and llama.cpp on the same model; patches against bytes; prompts.
 
-    python benchmarks/generation.py [--ids 64] [--rounds 3]
+    python benchmarks/generation.py [--ids 64] [--rounds 3] [--model RUN] [--threads 1 --processor-time]
 
-The model is a Llama of ten million parameters with random weights (the speed of none of them depends on the values), is
-exported to the others by this project, and runs in fp32 on as many threads as torch takes. Rounds alternate between
-all of them; a row gives the median. Ends of text are written over, so that all write as many ids.
+The model is a Llama of ten million parameters with random weights (the speed of none depends on the values, but for
+drafts that are copied, which `--model` measures on a trained one). It is exported to the others by this project. Rounds
+alternate between all of them; a row gives the median. Ends of text are written over, so that all write as many ids.
+On a machine that others use, processor time on one thread is what can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import torch
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, train_sentencepiece
 from stlm.config import TokenEmbedderConfig, load_run_config
 from stlm.export.conversion import convert_to
-from stlm.generation import Batch, Sampling
+from stlm.generation import Batch, Effort, Sampling, look_up
+from stlm.model import PRECISIONS
 from stlm.stlm import STLM
 
 PROMPT = "The module defines a class whose instances hold the arguments that were given on the command line. "
@@ -37,11 +39,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ids", type=int, default=64, help="ids, or bytes, to write (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of measuring (default: 3)")
+    parser.add_argument("--model", help="a trained model of Llama's shape in the place of one with random weights")
+    parser.add_argument("--threads", type=int, help="threads of torch and llama.cpp (default: as many as torch takes)")
+    parser.add_argument("--processor-time", action="store_true", help="count the time of processors, not the clock's")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.processor_time:
+        global clock
+        clock = time.process_time
+    unit = "of processor time" if options.processor_time else "by the clock"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, seconds {unit}\n")
     with tempfile.TemporaryDirectory() as folder:
-        compare_with_others(Path(folder), options.ids, options.rounds)
+        compare_with_others(Path(folder), options.ids, options.rounds, options.model)
     compare_patches(options.ids, options.rounds)
+
+
+clock = time.perf_counter
 
 
 def tokenizer_of_docstrings() -> Tokenizer:
@@ -52,39 +66,49 @@ def tokenizer_of_docstrings() -> Tokenizer:
     return train_sentencepiece(texts[:20_000], 4096)
 
 
-def compare_with_others(folder: Path, number: int, rounds: int) -> None:
-    """The same Llama everywhere."""
+def compare_with_others(folder: Path, number: int, rounds: int, trained: str | None) -> None:
+    """The same Llama everywhere, in 32, 16 and 8 bits; and with drafts that are copied."""
     config = load_run_config("10m-token").model
-    model = STLM.from_config(replace(config, embedder=TokenEmbedderConfig(scaled=False)), tokenizer_of_docstrings())
+    if trained is None:
+        model = STLM.from_config(replace(config, embedder=TokenEmbedderConfig(scaled=False)), tokenizer_of_docstrings())
+    else:
+        model = STLM.load(trained)
     model.save(folder / "model")
-    model = STLM.load(folder / "model").settle()
     convert_to("huggingface", folder / "model", folder / "hf")
-    ours = written_by_us(model, number)
-    theirs = written_by_transformers(folder / "hf", model, number)
     llama, why_not = written_by_llama_cpp(folder, model, number)
 
     heads = ("ours", "transformers", "ratio", "llama.cpp", "ratio")
     print(f"{'ids per second':36}{heads[0]:>9}{heads[1]:>14}{heads[2]:>7}{heads[3]:>11}{heads[4]:>7}")
-    for batch_size in (1, 16):
-        for temperature in (0.0, 0.8):
-            name = f"batch {batch_size}, {'sampled' if temperature else 'greedy'}"
-            ways = [partial(ours, batch_size, temperature), partial(theirs, batch_size, temperature)]
-            if llama and batch_size == 1:
-                ways.append(partial(llama, temperature))
-            seconds = alternating(ways, rounds)
-            speeds = [batch_size * number / each for each in seconds]
-            row = f"{name:36}{speeds[0]:9.0f}{speeds[1]:14.0f}{speeds[0] / speeds[1]:7.2f}"
-            print(
-                row + (f"{speeds[2]:11.0f}{speeds[0] / speeds[2]:7.2f}" if len(speeds) > 2 else f"{'-':>11}"),
-                flush=True,
-            )
-    print(f"llama.cpp: {why_not or 'the bindings write one text at a time'}\n")
+    for precision in PRECISIONS:
+        model = STLM.load(folder / "model").settle(precision)
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        ours, there = written_by_us(model, number), written_by_transformers(folder / "hf", model, number, dtype)
+        for batch_size in (1, 16):
+            for temperature in (0.0, 0.8):
+                name = f"{precision}, batch {batch_size}, {'sampled' if temperature else 'greedy'}"
+                ways = [partial(ours, batch_size, temperature), partial(there, batch_size, temperature)]
+                if llama and batch_size == 1 and precision == "fp32":
+                    ways.append(partial(llama, temperature))
+                print_row(name, [batch_size * number / each for each in alternating(ways, rounds)])
+        copied = partial(there, 1, 0.0, prompt_lookup_num_tokens=8)
+        seconds = alternating([partial(written_with_copies, model, number), copied], rounds)
+        print_row(f"{precision}, batch 1, greedy, copies", [number / each for each in seconds])
+    print(f"int8: transformers in bf16\nllama.cpp: {why_not or 'in fp32; the bindings write one text at a time'}\n")
 
+    model = STLM.load(folder / "model").settle()
     ids_BT = torch.randint(300, 4000, (1, config.context_length - 1))
     with torch.inference_mode():
         prefill, forward = alternating([lambda: model.begin(1, ids_BT), lambda: model(ids_BT)], max(5, rounds))
-    print(f"{'prompt of 511 ids':36}{'read':>9}{'forward':>14}{'ratio':>7}")
-    print(f"{'milliseconds':36}{1e3 * prefill:9.1f}{1e3 * forward:14.1f}{forward / prefill:7.2f}\n")
+        model.settle("bf16")
+        (short,) = alternating([lambda: model.begin(1, ids_BT)], max(5, rounds))
+    print(f"{'prompt of 511 ids':36}{'read':>9}{'forward':>14}{'ratio':>7}{'bf16':>11}")
+    print(f"{'milliseconds':36}{1e3 * prefill:9.1f}{1e3 * forward:14.1f}{forward / prefill:7.2f}{1e3 * short:11.1f}\n")
+
+
+def print_row(name: str, speeds: list[float]) -> None:
+    """Ours first, then each of the others with how many times as fast ours is."""
+    row = f"{name:36}{speeds[0]:9.0f}{speeds[1]:14.0f}{speeds[0] / speeds[1]:7.2f}"
+    print(row + (f"{speeds[2]:11.0f}{speeds[0] / speeds[2]:7.2f}" if len(speeds) > 2 else f"{'-':>11}"), flush=True)
 
 
 def written_by_us(model: STLM, number: int) -> Callable[[int, float], None]:
@@ -100,19 +124,26 @@ def written_by_us(model: STLM, number: int) -> Callable[[int, float], None]:
     return write
 
 
-def written_by_transformers(folder: Path, model: STLM, number: int) -> Callable[[int, float], None]:
+def written_with_copies(model: STLM, number: int) -> None:
+    """One text at temperature 0, drafts copied from further up: what `generate` does."""
+    row = model.row(PROMPT, Sampling(temperature=0.0), number)
+    length, end = model.config.context_length, -1  # no id ends the text
+    for _ in look_up(model, row.read, row.draws, context_length=length, stop_id=end, num_drafts=8, effort=Effort()):
+        pass
+
+
+def written_by_transformers(folder: Path, model: STLM, number: int, dtype: torch.dtype) -> Callable[..., None]:
     """The same by `generate`, with its own cache."""
     from transformers import AutoModelForCausalLM
 
-    there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    there = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     row = [model.tokenizer.start_id, model.tokenizer.end_of_text_id, *model.tokenizer.encode(PROMPT).tolist()]
 
-    def write(batch_size: int, temperature: float) -> None:
+    def write(batch_size: int, temperature: float, **options: int) -> None:
         ids_BT = torch.tensor([row] * batch_size)
         rules = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        there.generate(
-            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=number, min_new_tokens=number, **rules
-        )
+        options |= {"max_new_tokens": number, "min_new_tokens": number}
+        there.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **rules, **options)
 
     return write
 
@@ -159,9 +190,9 @@ def alternating(ways: list[Callable[[], object]], rounds: int) -> list[float]:
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds + 1):
         for way, mine in zip(ways, times, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             way()
-            mine.append(time.perf_counter() - begin)
+            mine.append(clock() - begin)
     return [median(mine[1:]) for mine in times]
 
 

@@ -18,6 +18,7 @@ from stlm.model.positions import Placement, rotate
 from stlm.model.registry import Registry
 
 SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU
+FEW = 16  # queries beside more keys: up to here, they do not
 
 
 class Attention(nn.Module):
@@ -78,15 +79,13 @@ class GroupedQueryAttention(Attention):
 
     def place(self, heads_BHTK: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values that were made in one product, ready for `mix`."""
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        queries, turned = self.num_heads, self.num_heads + self.num_kv_heads
+        v_BMTK = heads_BHTK[:, turned:]
         if self.query_norm is None:
-            placed_BHTK = self._placed(heads_BHTK[:, : sum(heads[:2])], None, placement)
-            return *placed_BHTK.split(heads[:2], dim=1), heads_BHTK[:, sum(heads[:2]) :]
-        q_BNTK, k_BMTK, v_BMTK = heads_BHTK.split(heads, dim=1)
-        q_BNTK, k_BMTK = (
-            self._placed(q_BNTK, self.query_norm, placement),
-            self._placed(k_BMTK, self.key_norm, placement),
-        )
+            placed_BHTK = self._placed(heads_BHTK[:, :turned], None, placement)
+            return placed_BHTK[:, :queries], placed_BHTK[:, queries:], v_BMTK
+        q_BNTK = self._placed(heads_BHTK[:, :queries], self.query_norm, placement)
+        k_BMTK = self._placed(heads_BHTK[:, queries:turned], self.key_norm, placement)
         return q_BNTK, k_BMTK, v_BMTK
 
     def mix(
@@ -170,10 +169,11 @@ def attend(
     `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S, or a
     single query that sees all. Scores are kept within ± `cap`, and then lose `slopes_N` times the distance. Torch's
     fused kernel knows no cap. On a CPU, it is slower than two plain products until the keys are many
-    (benchmarks/attention.py), but for a single query.
+    (benchmarks/attention.py), but for the few queries of decoding.
     """
     alone = q_BNTK.size(2) == 1
-    if cap is None and (alone or q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
+    few = mask is not None and q_BNTK.size(2) <= FEW and q_BNTK.size(2) < k_BMSK.size(2)
+    if cap is None and (alone or few or q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
         if slopes_N is not None:
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
             mask = bias_NTS.masked_fill(~mask, -torch.inf)

@@ -99,6 +99,21 @@ def test_prompts(name, prompt):
     assert rows_of(CHOICE_TASKS[name], item) == [(prompt, " so"), (prompt, " no")]
 
 
+QUESTIONS = {"arc_easy", "arc_challenge", "mmlu", "piqa", "commonsenseqa"}
+PASSAGES = {"boolq", "siqa", "race", "mctest"}
+PLAIN = {"hellaswag", "copa", "openbookqa"}
+BLANKS = {"winogrande", "wsc273"}
+
+
+def test_every_task_asks_as_the_page_says():
+    item = choice_item({"id": "1", "context": "Why _ not?", "choices": ["so", "no"], "answer": 0})
+    expected = dict.fromkeys(QUESTIONS, ("Question: Why _ not?\nAnswer:", " no"))
+    expected |= dict.fromkeys(PASSAGES, ("Why _ not?\nAnswer:", " no")) | dict.fromkeys(PLAIN, ("Why _ not?", " no"))
+    expected |= dict.fromkeys(BLANKS, ("Why no", " not?"))
+    assert {name: rows_of(CHOICE_TASKS[name], item)[1] for name in expected} == expected
+    assert CHOICE_TASKS.keys() - expected == {"blimp", "lambada"}
+
+
 def test_shots_stand_in_front_in_their_order(tmp_path):
     write(tmp_path, "arc_easy.jsonl", ITEM)
     shots = [{**ITEM, "id": str(n), "context": f"c{n}", "answer": n % 2} for n in range(3)]

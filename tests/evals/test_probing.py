@@ -68,7 +68,8 @@ def of_labels(name, train, dev):
 # --- the protocol
 
 
-def test_means_spread_and_majority_by_hand():
+def test_means_spread_and_majority_by_hand(monkeypatch):
+    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # their intervals are not looked at
     task = of_labels("mrpc", [1] * 6 + [0] * 5, [1, 1, 0, 0])
     found = probe(task, Told([1, 1, 0, 0], [1, 0, 0, 0]), ProbeOptions(seeds=2))["measures"]
     assert found["accuracy"]["seeds"] == [1, 3 / 4] and found["accuracy"]["value"] == 7 / 8
@@ -78,7 +79,8 @@ def test_means_spread_and_majority_by_hand():
     assert probe(task, Told([1, 1, 0, 0]), ProbeOptions(seeds=1))["measures"]["accuracy"]["std"] is None
 
 
-def test_constant_answers_are_worth_nothing_to_correlations():
+def test_constant_answers_are_worth_nothing_to_correlations(monkeypatch):
+    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # their intervals are not looked at
     cola = probe(of_labels("cola", [1] * 5 + [0] * 5, [1, 0]), Told([1, 1]), ProbeOptions(1))["measures"]["matthews"]
     assert cola["value"] == cola["majority"] == 0
     scores = of_labels("stsb", [0.5, 1, 2.5, 4, 5], [1, 3, 2])

@@ -47,6 +47,10 @@ def test_perturbations_change_what_they_say_and_nothing_else():
     assert typos == perturbed("typos", TEXT, 3) != perturbed("typos", TEXT, 4)
     wrong = sum(a != b for a, b in zip(typos.split(" "), TEXT.split(" "), strict=False))
     assert 0.1 * 220 < wrong < 0.3 * 220  # a letter in twenty, four letters a word
+    text = "abcdefghij" * 2000
+    assert len(perturbed("typos", text, 3)) == pytest.approx(len(text), abs=100)  # as many are lost as come twice
+    whole = perturbed("typos", text, 3).count("abcdefghij")  # runs of ten letters without any
+    assert whole == pytest.approx(2000 * 0.95**10, abs=40)
     assert perturbed("typos", "1 2 3 4 5" * 50) == "1 2 3 4 5" * 50
     assert all(PERTURBATIONS[name]("", Random(0)) == "" for name in PERTURBATIONS)
 

@@ -304,6 +304,18 @@ def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
     assert code == 0 and "19 ids, 1.00 of 4 layers run for each: 75% saved" in err
 
 
+def test_generate_reads_fewer_bits_where_it_is_told(folder, call, tmp_path):
+    (tmp_path / "text").write_text("Line 1 and line 2")
+    said = {}
+    for precision in ("fp32", "bf16", "int8"):
+        code, out, _ = call("generate.py", folder / "run", "--score", tmp_path / "text", "--precision", precision)
+        assert code == 0
+        said[precision] = out
+        nats = STLM.load(folder / "run").settle(precision).log_likelihood("Line 1 and line 2")
+        assert f"log-likelihood {nats:.4f} nats" in out
+    assert len(set(said.values())) == 3
+
+
 def test_generate_several_texts_the_likeliest_one_and_up_to_a_stop(folder, call):
     model = STLM.load(folder / "run")
     code, out, _ = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--samples", "3")

@@ -16,7 +16,8 @@ import pytest
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
-from stlm.serving import ChatTemplate, Limits
+from stlm.model.packing import IntegerProduct
+from stlm.serving import ChatTemplate, Limits, Scheduler
 from stlm.serving.protocol import Refused, parse_body, read_request
 from stlm.stlm import STLM
 
@@ -208,3 +209,10 @@ def test_the_template_of_a_tokenizer_is_used():
     hostile = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(Refused, match="template refuses"):
         read_request(asked, True, Limits(), hostile)
+
+
+def test_a_server_may_read_fewer_bits(model):
+    copy = STLM.from_config(model.config, model.tokenizer, seed=1)
+    scheduler = Scheduler(copy, max_rows=1, max_waiting=1, precision="int8")
+    scheduler.close()
+    assert isinstance(scheduler.model.head.packed, IntegerProduct)
