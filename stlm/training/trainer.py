@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from stlm.config import RunConfig
 from stlm.errors import ConfigError, StlmError, Stopped
-from stlm.model import row_keys
-from stlm.objectives import Batch, Prepared, build_objective
+from stlm.objectives import build_objective
 from stlm.stlm import STLM, checkpoints_of, step_of
 from stlm.training.agreement import fingerprints, refuse_differences
 from stlm.training.background import Background
@@ -47,9 +45,10 @@ from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Monitor, progress_line, readable_time
+from stlm.training.passes import Passes
 from stlm.training.precision import choose_precision
-from stlm.training.quantization import check_stage, rounded
-from stlm.training.recovery import Recovery, spoilt_unless_finite
+from stlm.training.quantization import check_stage
+from stlm.training.recovery import Recovery
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
 from stlm.training.stopwatch import STOPWATCH
@@ -119,11 +118,11 @@ class Trainer:
             model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
         )
         check_stage(config.training, self.engine.stage)
-        self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(self.engine.device)
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         learns_whole = all(parameter.requires_grad for parameter in model.parameters())
         self._gauges = Gauges(self.engine.device, precision.name, learns_whole)
         self.monitor.say(self._gauges.told)
+        self._passes = Passes(config, model, self.engine, self.objective, self._gauges)
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
             finished = ", which is its last step" if self._is_finished() else ""
@@ -191,10 +190,10 @@ class Trainer:
     def _update(self, step: int) -> tuple[float, bool]:
         """The step itself. Returns its loss, and whether the run has to go back to a checkpoint."""
         with STOPWATCH.phase("data"):
-            micro_batches = self._read(step)
+            micro_batches = self._passes.read(self.train_loader, step, self.ranks)
             predicted = float(sum(prepared.loss_mask.sum() for prepared in micro_batches))
         (ids,) = sum_over_ranks([predicted])
-        terms, measures, local = self._gradient(micro_batches, ids)
+        terms, measures, local = self._passes.gradient(micro_batches, ids, self._used_up())
         nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
         learning_rate = learning_rate_at(step, self.config.training, self._used_up())
@@ -230,42 +229,6 @@ class Trainer:
             self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
         self._gauges.add(bytes)
         return loss_value, go_back
-
-    def _read(self, step: int) -> list[Prepared]:
-        """This rank's micro-batches of a step."""
-        split = self.engine.split
-        first = self.ranks.rank * split.rows
-        batch = self.train_loader.rows(step, first, first + split.rows)
-        micro_batches = []
-        for offset in range(0, split.rows, split.micro_batch_size):
-            rows = slice(offset, offset + split.micro_batch_size)
-            micro_batch = self._on_device(batch, rows)
-            prepared = self.objective.prepare(micro_batch, self.config.seed, step, first + offset)
-            numbers = range(first + offset, first + offset + split.micro_batch_size)
-            keys = row_keys(self.config.seed, step, numbers).to(self.engine.device)
-            micro_batches.append(prepared._replace(row_keys=keys))
-        return micro_batches
-
-    def _gradient(self, micro_batches: list[Prepared], ids: float) -> tuple[list[str], list[str], list[list[float]]]:
-        """Compute the gradient of a step in which all ranks together predict `ids` ids.
-
-        Returns the names of the model's own terms of the loss and of its measures, and for each micro-batch: nats,
-        bytes, the terms, and a sum and a count of each measure.
-        """
-        self.engine.train()
-        sums = []
-        with rounded(self.model, self.config.training, self._used_up()), self.engine.accumulate():
-            for prepared in micro_batches:
-                with STOPWATCH.phase("forward"):
-                    output = self._counted_forward(prepared)
-                    part = self.objective.sums(output, prepared, self._bytes_per_id)
-                    loss = spoilt_unless_finite(sum(output.auxiliary.values(), part.nats) / ids)
-                self.engine.backward(loss, last=prepared is micro_batches[-1])
-                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
-                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
-                parts += [half for name in measures for half in output.measures[name]]
-                sums.append(torch.stack([value.detach().double() for value in parts]))
-        return terms, measures, torch.stack(sums).tolist()
 
     def log(self, step: int, loss: float) -> None:
         """Record the step that was just made: every `log_every_steps`, and the first and the last one.
@@ -335,38 +298,9 @@ class Trainer:
         nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
         return nats, ids, bytes
 
-    @watched("validation")
-    @torch.no_grad()
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
-        """(nats, ids, bytes) for each source of the validation text, by its name.
-
-        Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
-        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
-        the weights is kept, that is validated: it is what a checkpoint holds as its model.
-        """
-        windows, size = self.validation_loader.num_windows, self.engine.split.micro_batch_size
-        groups = -(-windows // size)
-        names = self.validation_loader.source_names
-        totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self.engine.device)
-        turns = range(0, groups, self.ranks.world_size)
-        self.engine.eval()
-        with self.engine.averaged():
-            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=self.ranks.rank != 0):
-                group = turn + self.ranks.rank
-                first = min(group, groups - 1) * size
-                last = min(first + size, windows)
-                batch = self._on_device(self.validation_loader.windows(first, last))
-                prepared = self.objective.prepare(batch, self.config.seed, 0, first)
-                output = self._forward(prepared)
-                if group >= groups:
-                    continue
-                sources = self.validation_loader.source_ids(first, last).to(self.engine.device)
-                for source in sources.unique().tolist():  # one, but where a source ends
-                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
-                    sums = self.objective.sums(output, mine, self._bytes_per_id)
-                    totals[source] += torch.stack([value.double() for value in sums])
-        flat = sum_over_ranks(totals.flatten().tolist())
-        return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
+        """(nats, ids, bytes) for each source of the validation text, by its name."""
+        return self._passes.validate(self.validation_loader, self.ranks)
 
     def _ask(self) -> None:
         """Let `evaluate` ask its tasks: every `evals.every_steps`, before the first step and behind the last."""
@@ -406,20 +340,6 @@ class Trainer:
         self._stop.restore()
         self.monitor.close()
         self._run.close()
-
-    def _on_device(self, batch: Batch, rows: slice = slice(None)) -> Batch:
-        return batch.map(lambda tensor: tensor[rows].to(self.engine.device))
-
-    def _forward(self, prepared: Prepared) -> Any:
-        return self.engine.forward(prepared.inputs, **_given(prepared))
-
-    def _counted_forward(self, prepared: Prepared) -> Any:
-        if self.config.training.compile and not self._gauges.has_counted:
-            with torch.no_grad(), self._gauges.counting():  # one compiled program has no products to be counted
-                self.model.forward(prepared.inputs, **_given(prepared))
-            return self._forward(prepared)
-        with self._gauges.counting():
-            return self._forward(prepared)
 
     def _save(self) -> Path:
         path = checkpoint_path(self.run_dir, self.step)
@@ -526,9 +446,3 @@ class Trainer:
             "precision": self.engine.precision._asdict(),
             "deepspeed_config": self.engine.config,
         }
-
-
-def _given(prepared: Prepared) -> dict[str, torch.Tensor]:
-    """What the model's forward takes beside ids, where there is such."""
-    given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
-    return {name: value for name, value in given.items() if value is not None}

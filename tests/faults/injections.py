@@ -43,9 +43,9 @@ def at_step(step, action):
 
 
 def in_validation(action):
-    from stlm.training.trainer import Trainer
+    from stlm.training.engine import Engine
 
-    before(Trainer, "_forward", lambda trainer, _: action(trainer), lambda trainer, _: not trainer.model.training)
+    before(Engine, "forward", lambda engine, *_: action(engine), lambda engine, *_: not engine.model.training)
 
 
 def in_save_of(step, action):
@@ -61,19 +61,20 @@ def me(number):
 
 def spoil(steps, change):
     """Change the logits of some steps."""
+    from stlm.training.engine import Engine
     from stlm.training.trainer import Trainer
 
-    forward, train_step, now = Trainer._forward, Trainer.train_step, []
+    forward, train_step, now = Engine.forward, Trainer.train_step, [0]
 
     def noting_train_step(trainer, step):
         now[:] = [step]
         return train_step(trainer, step)
 
-    def spoilt_forward(trainer, prepared):
-        output = forward(trainer, prepared)
-        return output._replace(logits=change(output.logits)) if now[0] in steps and trainer.model.training else output
+    def spoilt_forward(engine, *inputs, **named):
+        output = forward(engine, *inputs, **named)
+        return output._replace(logits=change(output.logits)) if now[0] in steps and engine.model.training else output
 
-    Trainer.train_step, Trainer._forward = noting_train_step, spoilt_forward
+    Trainer.train_step, Engine.forward = noting_train_step, spoilt_forward
 
 
 # ---------------------------------------------------------------------- ranks that are lost

@@ -1,0 +1,126 @@
+"""Forward and backward passes over rows of text: those of a step, and those of a validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from stlm.config import RunConfig
+from stlm.model import row_keys
+from stlm.objectives import Batch, Objective, Prepared
+from stlm.stlm import STLM
+from stlm.training.engine import Engine, sum_over_ranks
+from stlm.training.gauges import Gauges
+from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.quantization import rounded
+from stlm.training.ranks import Ranks
+from stlm.training.recovery import spoilt_unless_finite
+from stlm.training.stopwatch import STOPWATCH
+from stlm.training.watchdog import watched
+
+
+class Passes:
+    """Runs a model on its engine. Every method is called by all ranks."""
+
+    def __init__(
+        self, config: RunConfig, model: STLM, engine: Engine, objective: Objective, gauges: Gauges
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._model = model
+        self._engine = engine
+        self._objective = objective
+        self._gauges = gauges
+        self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
+
+    def read(self, loader: TrainingBatches, step: int, ranks: Ranks) -> list[Prepared]:
+        """This rank's micro-batches of a step."""
+        split = self._engine.split
+        first = ranks.rank * split.rows
+        batch = loader.rows(step, first, first + split.rows)
+        micro_batches = []
+        for offset in range(0, split.rows, split.micro_batch_size):
+            rows = slice(offset, offset + split.micro_batch_size)
+            micro_batch = self._on_device(batch, rows)
+            prepared = self._objective.prepare(micro_batch, self._config.seed, step, first + offset)
+            numbers = range(first + offset, first + offset + split.micro_batch_size)
+            keys = row_keys(self._config.seed, step, numbers).to(self._engine.device)
+            micro_batches.append(prepared._replace(row_keys=keys))
+        return micro_batches
+
+    def gradient(
+        self, micro_batches: list[Prepared], ids: float, used_up: float
+    ) -> tuple[list[str], list[str], list[list[float]]]:
+        """Compute the gradient of a step in which all ranks together predict `ids` ids; `used_up`: of the whole run.
+
+        Returns the names of the model's own terms of the loss and of its measures, and for each micro-batch: nats,
+        bytes, the terms, and a sum and a count of each measure.
+        """
+        self._engine.train()
+        sums = []
+        with rounded(self._model, self._config.training, used_up), self._engine.accumulate():
+            for prepared in micro_batches:
+                with STOPWATCH.phase("forward"):
+                    output = self._counted_forward(prepared)
+                    part = self._objective.sums(output, prepared, self._bytes_per_id)
+                    loss = spoilt_unless_finite(sum(output.auxiliary.values(), part.nats) / ids)
+                self._engine.backward(loss, last=prepared is micro_batches[-1])
+                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
+                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                parts += [half for name in measures for half in output.measures[name]]
+                sums.append(torch.stack([value.detach().double() for value in parts]))
+        return terms, measures, torch.stack(sums).tolist()
+
+    @watched("validation")
+    @torch.no_grad()
+    def validate(self, loader: ValidationWindows, ranks: Ranks) -> dict[str, tuple[float, float, float]]:
+        """(nats, ids, bytes) for each source of the validation text, by its name, summed in float64.
+
+        Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
+        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
+        the weights is kept, that is validated: it is what a checkpoint holds as its model.
+        """
+        windows, size = loader.num_windows, self._engine.split.micro_batch_size
+        groups = -(-windows // size)
+        names = loader.source_names
+        totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self._engine.device)
+        turns = range(0, groups, ranks.world_size)
+        self._engine.eval()
+        with self._engine.averaged():
+            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
+                group = turn + ranks.rank
+                first = min(group, groups - 1) * size
+                last = min(first + size, windows)
+                batch = self._on_device(loader.windows(first, last))
+                prepared = self._objective.prepare(batch, self._config.seed, 0, first)
+                output = self._forward(prepared)
+                if group >= groups:
+                    continue
+                sources = loader.source_ids(first, last).to(self._engine.device)
+                for source in sources.unique().tolist():  # one, but where a source ends
+                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
+                    sums = self._objective.sums(output, mine, self._bytes_per_id)
+                    totals[source] += torch.stack([value.double() for value in sums])
+        flat = sum_over_ranks(totals.flatten().tolist())
+        return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
+
+    def _on_device(self, batch: Batch, rows: slice = slice(None)) -> Batch:
+        return batch.map(lambda tensor: tensor[rows].to(self._engine.device))
+
+    def _counted_forward(self, prepared: Prepared) -> Any:
+        if self._config.training.compile and not self._gauges.has_counted:
+            with torch.no_grad(), self._gauges.counting():  # one compiled program has no products to be counted
+                self._model.forward(prepared.inputs, **_given(prepared))
+            return self._forward(prepared)
+        with self._gauges.counting():
+            return self._forward(prepared)
+
+    def _forward(self, prepared: Prepared) -> Any:
+        return self._engine.forward(prepared.inputs, **_given(prepared))
+
+
+def _given(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """What the model's forward takes beside ids, where there is such."""
+    given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
+    return {name: value for name, value in given.items() if value is not None}
