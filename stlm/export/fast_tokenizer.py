@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from data_pipeline.tokenizers.base import SPACE
 from data_pipeline.tokenizers.huggingface import DEFINITION_FILE
 
 SPECIALS = ("start", "end_of_text", "pad", "mask")
-_NEVER = -1e4  # the score of pieces that no text is cut into: they stand for bytes and symbols
 
 
 def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """The same pieces, with scores or with merges. No text that spells out a byte or a symbol is one."""
     processor = tokenizer._processor
-    model = _unigram(tokenizer) if tokenizer.spec.startswith("sentencepiece:") else _bpe(tokenizer)
+    is_unigram = tokenizer.spec.startswith("sentencepiece:")
+    model = _unigram(tokenizer) if is_unigram else _bpe(tokenizer)
     added = {id: processor.id_to_piece(id) for id in range(tokenizer.vocab_size) if tokenizer.bytes_per_id[id] == 0}
     decoder = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -79,6 +80,7 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         {**model, "byte_fallback": True},
         added,
         normalizer={"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        pre_tokenizer=_apart(tokenizer) if is_unigram else None,
         decoder={"type": "Sequence", "decoders": decoder},
     )
 
@@ -89,12 +91,28 @@ def _unwritten(tokenizer: SentencePieceTokenizer) -> list[bool]:
 
 
 def _unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """What is no piece costs 10 more than the worst of all pieces, so bytes and symbols, which sentencepiece leaves out
+    of that, get the score of the worst one that was learned."""
     processor, unwritten = tokenizer._processor, _unwritten(tokenizer)
+    worst = min(processor.get_score(id) for id in range(tokenizer.vocab_size) if not unwritten[id])
     vocabulary = [
-        [processor.id_to_piece(id), _NEVER if unwritten[id] else processor.get_score(id)]
+        [processor.id_to_piece(id), worst if unwritten[id] else processor.get_score(id)]
         for id in range(tokenizer.vocab_size)
     ]
     return {"type": "Unigram", "unk_id": processor.unk_id(), "vocab": vocabulary}
+
+
+def _apart(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Cuts text that spells out a byte or a symbol, so that it is not taken for one, where no learned piece is cut."""
+    unwritten = _unwritten(tokenizer)
+    pieces = [tokenizer._processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
+    learned = [piece for piece, is_unwritten in zip(pieces, unwritten, strict=True) if not is_unwritten]
+    within = {piece[place : place + 2] for piece in learned for place in range(len(piece) - 1)}
+    places = []
+    for piece in (piece for piece, is_unwritten in zip(pieces, unwritten, strict=True) if is_unwritten):
+        cut = next((cut for cut in range(1, len(piece)) if piece[cut - 1 : cut + 1] not in within), 1)
+        places.append(f"{re.escape(piece[:cut])}(?={re.escape(piece[cut:])})")
+    return {"type": "Split", "pattern": {"Regex": "|".join(places)}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 def _bpe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
