@@ -30,6 +30,7 @@ EXTRAS = {
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
     "export": ["transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
+    "wandb": ["wandb>=0.31"],  # training.wandb=true
     "evals": [
         "lm-eval>=0.4.9",
         "scikit-learn>=1.6",

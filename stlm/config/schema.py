@@ -141,6 +141,10 @@ class TrainingConfig:
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
+    wandb: bool = setting(
+        False, "mirror the records to Weights & Biases; offline unless WANDB_MODE says otherwise", may_change=True
+    )
+
     hang_timeout_s: float = setting(
         600.0,
         "seconds after which ranks that wait for each other write their stacks and end",

@@ -14,6 +14,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from data_pipeline.atomic import write_text, writing
+from stlm.training.wandb_mirror import WandbMirror
 
 
 class Monitor:
@@ -29,12 +30,14 @@ class Monitor:
         self._metrics: IO[str] | None = None
         self._log: IO[str] | None = None
         self._writer: Any = None
+        self._mirror: WandbMirror | None = None
         self._printing = True
 
-    def open(self, first_step: int) -> None:
+    def open(self, first_step: int, wandb_config: Mapping[str, Any] | None = None) -> None:
         """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away.
 
-        A run that begins anew is asked its tasks anew before the first step, too.
+        A run that begins anew is asked its tasks anew before the first step, too. With `wandb_config`, the settings of
+        the run, its records go to Weights & Biases as well.
         """
         path = self._run_dir / "metrics.jsonl"
         cut_metrics(path, first_step - 1 if first_step > 1 else -1)
@@ -42,6 +45,8 @@ class Monitor:
             self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
             self._log = open(self._run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
         self._first_step = first_step
+        if wandb_config is not None:
+            self._mirror = WandbMirror(self._run_dir, wandb_config)
 
     def say(self, text: str) -> None:
         """Print a line, and add it to train.log with the time."""
@@ -67,14 +72,16 @@ class Monitor:
         with writing(self._run_dir / "tensorboard"):
             for name, number in scalars(record).items():
                 self._tensorboard().add_scalar(name, number, record["step"])
+        if self._mirror is not None:
+            self._mirror.log(scalars(record), record["step"])
 
     def close(self) -> None:
         """A second call does nothing."""
-        for file in (self._metrics, self._log, self._writer):
+        for file in (self._metrics, self._log, self._writer, self._mirror):
             if file is not None:
                 with suppress(OSError):  # what could not be written was told when it was written
                     file.close()
-        self._metrics = self._log = self._writer = None
+        self._metrics = self._log = self._writer = self._mirror = None
 
     def _tensorboard(self) -> Any:
         if self._writer is None:

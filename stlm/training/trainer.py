@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from stlm.config import RunConfig
+from stlm.config.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
 from stlm.stlm import STLM, checkpoints_of, step_of
@@ -52,6 +53,7 @@ from stlm.training.recovery import Recovery
 from stlm.training.run_directory import RunDirectory
 from stlm.training.schedules import learning_rate_at
 from stlm.training.stopwatch import STOPWATCH
+from stlm.training.wandb_mirror import check_wandb
 from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
@@ -100,12 +102,15 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self._run = RunDirectory(run_dir)
         refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
+        if config.training.wandb:
+            on_rank_zero(check_wandb)
         start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
         on_every_rank(self._run.check_shared)
         precision = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config))
         self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
         self.monitor = Monitor(self.run_dir)
-        on_rank_zero(lambda: self.monitor.open(self.step + 1))
+        wandb_config = to_dict(config) if config.training.wandb else None
+        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config))
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
         if start.checkpoint is None:

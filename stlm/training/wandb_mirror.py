@@ -1,0 +1,63 @@
+"""A run mirrored to Weights & Biases: the numbers that TensorBoard has. Offline unless WANDB_MODE says otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.atomic import writing
+from data_pipeline.errors import DataError
+from stlm.errors import ConfigError
+
+
+def check_wandb() -> None:
+    """Raise ConfigError where wandb is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "training.wandb: got true, but wandb is not installed; pip install '.[wandb]' -c constraints.txt, or "
+            "training.wandb=false"
+        )
+
+
+class WandbMirror:
+    """One run of Weights & Biases in RUN/wandb. Methods but close raise DataError where it cannot be written."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._folder = run_dir / "wandb"
+        self._error: type[Exception] = wandb.Error
+        with self._telling():
+            self._run = wandb.init(
+                project="stlm",
+                name=run_dir.resolve().name,
+                id=hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()[:16],  # the same at every resume
+                resume="allow",
+                dir=str(run_dir),
+                mode=os.environ.get("WANDB_MODE") or "offline",
+                config=dict(config),
+                settings=wandb.Settings(console="off", silent=True),  # what is printed is in train.log
+            )
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add `numbers` to those of `step`."""
+        with self._telling():
+            self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Write what is left; errors are no reason for a run to fail at its end."""
+        with suppress(OSError, self._error):
+            self._run.finish()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            with writing(self._folder):
+                yield
+        except self._error as error:
+            raise DataError(f"cannot write {self._folder}: {error}; training.wandb=false does without") from error
