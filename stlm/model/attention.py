@@ -112,7 +112,7 @@ class GroupedQueryAttention(Attention):
         if cache is not None:
             keys, values, first_key = cache.append(k_BMTK, v_BMTK)
             mask = self._mask(length, keys.size(2), first_key, cache, context)
-            y_BNTK = attend(q_BNTK, keys, values, mask, slopes_N, cap)
+            y_BNTK = attend(q_BNTK, keys, values, mask, slopes_N, cap, decoding=True)
         elif self.window is not None and self.window < length:
             y_BNTK = windowed_attention(q_BNTK, k_BMTK, v_BMTK, self.window, documents_BT, slopes_N, cap)
         elif documents_BT is not None:
@@ -162,6 +162,7 @@ def attend(
     mask: Tensor | None = None,
     slopes_N: Tensor | None = None,
     cap: float | None = None,
+    decoding: bool = False,
 ) -> Tensor:
     """Attention of N query heads to M key/value heads, N a multiple of M: [B, N, T, K]. The last query and the last key
     are of one position.
@@ -172,7 +173,7 @@ def attend(
     (benchmarks/attention.py), but for the few queries of decoding.
     """
     alone = q_BNTK.size(2) == 1
-    few = mask is not None and q_BNTK.size(2) <= FEW and q_BNTK.size(2) < k_BMSK.size(2)
+    few = decoding and mask is not None and q_BNTK.size(2) <= FEW and q_BNTK.size(2) < k_BMSK.size(2)
     if cap is None and (alone or few or q_BNTK.device.type != "cpu" or k_BMSK.size(2) > SHORT):
         if slopes_N is not None:
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm.model.attention import GroupedQueryAttention
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16", "int8")
 FEW = 4  # vectors: up to here, a product reads its matrix fastest as integers
+BLOCK = 16  # integers that torch reads at a time, also behind the end of a row that is no multiple of them
 
 
 class Product:
@@ -89,12 +91,13 @@ class IntegerProduct(RoundedProduct):
         steps_C = (self.weight.abs().amax(0) / 127).clamp(min=torch.finfo(torch.float32).tiny).bfloat16()
         levels_DC = (self.weight / steps_C.float()).round().clamp(-127, 127)
         self.weight = levels_DC * steps_C.float()
-        self.levels_CD, self.steps_C = levels_DC.t().contiguous().to(torch.int8), steps_C
+        self.padding = (0, -levels_DC.size(0) % BLOCK)
+        self.levels_CD, self.steps_C = F.pad(levels_DC.t(), self.padding).contiguous().to(torch.int8), steps_C
         super()._lay_out()
 
     def _times(self, x_RD: Tensor) -> Tensor:
         if x_RD.size(0) <= FEW:
-            return torch.ops.aten._weight_int8pack_mm(x_RD, self.levels_CD, self.steps_C)
+            return torch.ops.aten._weight_int8pack_mm(F.pad(x_RD, self.padding), self.levels_CD, self.steps_C)
         return super()._times(x_RD)
 
 

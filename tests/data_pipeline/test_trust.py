@@ -97,10 +97,11 @@ def test_ctrl_c_is_for_the_parent_even_while_its_workers_start():
 def test_a_lost_worker_is_one_message_and_what_it_had_not_done_is_done_later(command, tmp_path):
     process = start(command, "out", tmp_path)
     await_file(process, tmp_path / "out" / "tokenizer" / "tokenizer.json")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    workers = [int(pid) for pid, name in names.items() if "spawn_main" in name]
-    os.kill(workers[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not (workers := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(int(workers[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     errors = [line for line in err.splitlines() if line.startswith(("error", "Traceback"))]
     assert process.returncode == 2 and len(errors) == 1 and "a worker process was killed" in errors[0], err
