@@ -78,6 +78,8 @@ def test_where_the_optimizer_is_elsewhere(make_trainer, tmp_path, plain_norms, s
 @pytest.mark.parametrize("stage", [0, 2])
 def test_no_loss_scale_is_in_them(make_trainer, tmp_path, monkeypatch, stage):
     monkeypatch.setattr("stlm.training.precision.cpu_flags", lambda: {"avx512_fp16"})
+    # DeepSpeed keeps for the whole process that an engine has used autocast: afterwards it has not.
+    monkeypatch.setattr("deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED", False)
     trainer = make_trainer(tmp_path / "run", "training.precision=fp16", stage=stage)
     train(trainer, until=3)
     records = read_metrics(tmp_path / "run", "train")
