@@ -130,6 +130,10 @@ def main() -> int:
         parser.error("--per-line: goes with --score FILE")
     if args.chat and args.score is not None:
         parser.error("--score: scores the file as it stands; leave out --chat")
+    if args.drafts is not None and args.speculative == "off":
+        parser.error("--drafts: nothing is drafted with --speculative off; leave one of them out")
+    if args.beams is not None and (args.speculative in ("self", "ngram") or args.drafts is not None):
+        parser.error("--beams: a search drafts nothing; leave out --speculative and --drafts")
     if args.chat and args.beams is not None:
         parser.error("--beams: its texts end with the document, not with a turn; leave out --chat")
 

@@ -128,7 +128,9 @@ def parse_arguments() -> argparse.Namespace:
         help="override settings, for example training.max_steps=200",
     )  # fmt: skip
     parser.add_argument(
-        "--profile", metavar="FIRST:LAST", help="record these steps with torch's profiler, into profile/ of the run"
+        "--profile",
+        metavar="FIRST[:LAST]",
+        help="record these steps, or this one, with torch's profiler, into RUN/profile/",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     arguments = parser.parse_args()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from _command import run
 
@@ -36,9 +37,12 @@ def main() -> int:
 
     # Only now, so that --help and misspelt options answer at once.
     from data_pipeline.atomic import write_text
+    from stlm.errors import StlmError
     from stlm.evals import METHODS, ProbeOptions, Subject, load_glue, probe, probe_markdown, probe_text
     from stlm.evals.probe_report import NOTES
 
+    if args.output and Path(args.output).is_dir():
+        raise StlmError(f"--output: {args.output} is a folder, expected a file that ends in .json or .md")
     options = ProbeOptions(args.seeds, args.max_train_examples)
     tasks = load_glue(args.tasks, args.tasks_dir, args.hub)
     subject = Subject.open(args.model, with_data=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,8 @@ def text_of(record: dict[str, Any], name: str) -> str:
 def number_of(record: dict[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A field that is a number within limits. DataError names it."""
     value = required(record, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high and abs(value) <= sys.float_info.max):  # JSON's integers have no end
         limits = "" if math.isinf(low) else f" from {low:g} to {high:g}"
         raise DataError(f"{name}: got {value!r}, expected a number{limits}")
     return float(value)

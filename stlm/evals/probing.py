@@ -90,7 +90,7 @@ def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
         train = [train[place] for place in kept]
     counts = Counter("a score" if data.task.classes is None else f"label {one.label:g}" for one in train)
     what, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < _FEWEST or (data.task.classes and len(counts) < 2):
+    if len({one.label for one in train}) < 2 or fewest < _FEWEST:
         raise StlmError(
             f"{PREFIX}{data.name}.train: of the {len(train):,} examples to learn from, {fewest} have {what}; expected "
             f"two labels, and {_FEWEST} or more of each, as a part is held back to choose by: raise "

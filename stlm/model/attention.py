@@ -170,7 +170,7 @@ def attend(
     `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S, or a
     single query that sees all. Scores are kept within ± `cap`, and then lose `slopes_N` times the distance. Torch's
     fused kernel knows no cap. On a CPU, it is slower than two plain products until the keys are many
-    (benchmarks/attention.py), but for the few queries of decoding.
+    (benchmarks/attention.py), but for a single query, and the few that are read beside a cache, `decoding`.
     """
     alone = q_BNTK.size(2) == 1
     few = decoding and mask is not None and q_BNTK.size(2) <= FEW and q_BNTK.size(2) < k_BMSK.size(2)
