@@ -376,6 +376,8 @@ def test_generate_refuses(folder, call):
         (("--exit-threshold", "0"), "--exit-threshold: got '0', expected a number"),
         (("--speculative", "self", "--prompt", "a"), "model.core.exits.every = null"),
         (("--speculative", "self", "--exit-threshold", "0.5"), "not allowed with"),
+        (("--speculative", "off", "--drafts", "3"), "--drafts: nothing is drafted"),
+        (("--beams", "2", "--speculative", "ngram"), "--beams: a search drafts nothing"),
     ]:
         code, _, err = call("generate.py", folder / "run", *arguments)
         assert code == 2 and message in err and "Traceback" not in err
