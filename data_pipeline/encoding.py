@@ -102,7 +102,9 @@ def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path, conversation
     conversations: documents are stored as such; the file says behind that which ids are given.
     """
     tokenizer = _tokenizer(tokenizer_dir)
-    ids, counts, given = [np.empty(0, tokenizer.dtype)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
+    ids: list[np.ndarray] = [np.empty(0, tokenizer.dtype)]
+    counts: list[np.ndarray] = [np.empty(0, np.int64)]
+    given: list[np.ndarray] = [np.empty(0, np.bool_)]
     for stored, lengths in piece.documents():
         encoded = (
             encode_conversations(tokenizer, stored, lengths)
