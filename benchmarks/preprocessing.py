@@ -196,6 +196,7 @@ def measure(row: str, jsonl: Path, folder: Path, workers: int, tokenizer_dir: Pa
     output = folder / f"output-{row}"
     arguments = [sys.executable, __file__, "--row", row, str(jsonl), str(output), str(tokenizer_dir or "")]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(folder)}
+    quiet.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as they are wherever nothing forbids it
     start = time.perf_counter()
     process = subprocess.Popen([*arguments, "--workers", str(workers)], env=quiet, stdout=subprocess.PIPE, text=True)
     peak = 0

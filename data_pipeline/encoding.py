@@ -86,11 +86,12 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
     for unit in units:
         places = np.flatnonzero(unit.choice == CHOICES[split])
         lengths = unit.index["length"][places]
-        starts = before + np.cumsum(lengths) - lengths
-        for number in np.unique(starts // SHARD_BYTES).tolist():
-            mine = starts // SHARD_BYTES == number
-            parts.setdefault(number, []).append((unit, int(places[mine][0]), int(places[mine][-1]) + 1))
-            sizes[number] += int(lengths[mine].sum())
+        numbers = (before + np.cumsum(lengths) - lengths) // SHARD_BYTES
+        cuts = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()
+        for begin, end in pairwise(cuts):
+            number = int(numbers[begin])
+            parts.setdefault(number, []).append((unit, int(places[begin]), int(places[end - 1]) + 1))
+            sizes[number] += int(lengths[begin:end].sum())
         before += int(lengths.sum())
     # A document longer than a shard leaves the numbers unused that it covers.
     return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
@@ -137,31 +138,39 @@ def write_planned(
     if done.exists():
         return ShardEntry(**json.loads(done.read_bytes()))
     tokenizer = _tokenizer(tokenizer_dir)
+    stored_as_text = not (keep_ids or conversations)
     text_bytes = 0
 
     def blocks() -> Iterator[tuple[NDArray[Any], ...]]:
         nonlocal text_bytes
-        for path in pieces:
-            with path.open("rb") as file:
-                counts, ids = np.load(file), np.load(file)
-                given = [np.load(file)] if conversations else []
-            text_bytes += _bytes_of(ids, tokenizer)
-            yield ids, counts, *given
-        for stored, lengths in () if pieces else plan.documents():
-            if keep_ids:
-                ids, counts = ids_of_kept(stored, lengths, tokenizer.dtype)
-                text_bytes += _bytes_of(ids, tokenizer)
-                yield ids, counts
-            else:
-                text_bytes += int(lengths.sum()) - len(lengths)
-                yield tokenizer.encode_documents(stored, lengths)
+        for block in _from_pieces(pieces, conversations) if pieces else _from_documents(plan, tokenizer, keep_ids):
+            if not stored_as_text:
+                text_bytes += _bytes_of(block[0], tokenizer)
+            yield block
 
     written = write_shard(output / plan.path, tokenizer.dtype, blocks(), conversations)
+    if stored_as_text:
+        text_bytes = plan.stored_bytes - written.documents
     entry = ShardEntry(path=plan.path, bytes=text_bytes, **asdict(written))
     write_text(done, json.dumps(asdict(entry)))
     for path in pieces:
         path.unlink()
     return entry
+
+
+def _from_pieces(pieces: list[Path], conversations: bool) -> Iterator[tuple[NDArray[Any], ...]]:
+    for path in pieces:
+        with path.open("rb") as file:
+            counts, ids, *given = (np.load(file) for _ in range(3 if conversations else 2))
+        yield ids, counts, *given
+
+
+def _from_documents(plan: ShardPlan, tokenizer: Tokenizer, keep_ids: bool) -> Iterator[tuple[NDArray[Any], ...]]:
+    for stored, lengths in plan.documents():
+        if keep_ids:
+            yield ids_of_kept(stored, lengths, tokenizer.dtype)
+        else:
+            yield tokenizer.encode_documents(stored, lengths)
 
 
 def _bytes_of(ids: NDArray[Any], tokenizer: Tokenizer) -> int:

@@ -174,28 +174,21 @@ def split(units: list[Gathered], validation_fraction: float, kept: NDArray[np.bo
     """
     starts = starts_of(units)
     limit = np.uint64(min(int(validation_fraction * 2.0**64), 2**64 - 1))
-    lowest: tuple[int, int, int, int] | None = None  # hash, unit, document
-    highest = lowest
-    for number, unit in enumerate(units):
-        index = unit.index
-        mine = kept[starts[number] : starts[number + 1]]
-        unit.choose(np.where(mine, np.where(index["high"] < limit, VALIDATION, TRAIN), DROPPED).astype(np.uint8))
-        places = np.flatnonzero(mine)
-        if len(places):
-            order = np.lexsort((index["low"][places], index["high"][places]))
-            first, last = (
-                (int(index["high"][i]), int(index["low"][i]), number, int(i)) for i in places[order[[0, -1]]]
-            )
-            lowest, highest = min(lowest or first, first), max(highest or last, last)
-    if lowest is None or highest is None or kept.sum() < 2:
+    chosen = np.zeros(3, np.int64)
+    for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
+        side = np.where(unit.index["high"] < limit, VALIDATION, TRAIN)
+        choice = np.where(kept[start:stop], side, DROPPED).astype(np.uint8)
+        unit.choose(choice)
+        chosen += np.bincount(choice, minlength=3)
+    if kept.sum() < 2:
         raise DataError(
             f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on, one to "
             f"validate with: give more text (in a text file, blank lines separate documents)"
         )
-    if lowest[0] >= limit:
-        _move(units, lowest, VALIDATION)
-    if highest[0] < limit:
-        _move(units, highest, TRAIN)
+    if not chosen[VALIDATION]:
+        _move(units, min(_extremes(units)), VALIDATION)
+    if not chosen[TRAIN]:
+        _move(units, max(_extremes(units)), TRAIN)
 
 
 def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
@@ -211,6 +204,17 @@ def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: 
     order = np.lexsort((lows, highs))  # stable: equal documents keep their order, the first of them stays
     equal = (highs[order][1:] == highs[order][:-1]) & (lows[order][1:] == lows[order][:-1])
     return all_numbers[order[1:][equal]]
+
+
+def _extremes(units: list[Gathered]) -> Iterator[tuple[int, int, int, int]]:
+    """The documents of each unit with the lowest and with the highest hash: the hash, the unit, the document in it."""
+    for number, unit in enumerate(units):
+        index = unit.index
+        places = np.flatnonzero(unit.choice != DROPPED)
+        if len(places):
+            order = np.lexsort((index["low"][places], index["high"][places]))
+            for place in places[order[[0, -1]]].tolist():
+                yield int(index["high"][place]), int(index["low"][place]), number, place
 
 
 def _move(units: list[Gathered], document: tuple[int, int, int, int], choice: int) -> None:

@@ -94,7 +94,7 @@ def _lowest(units: Sequence[Gathered], number: int) -> list[tuple[Gathered, int]
     for unit in units:
         places = np.flatnonzero(unit.choice != DROPPED)
         low: NDArray[np.uint64] = unit.index["low"][places]
-        first = np.argsort(low, kind="stable")[:number]
+        first = np.argpartition(low, number)[:number] if len(low) > number else np.arange(len(low))
         found += [(int(low[one]), unit, int(places[one])) for one in first.tolist()]
     return [(unit, place) for _, unit, place in sorted(found, key=lambda one: one[0])[:number]]
 

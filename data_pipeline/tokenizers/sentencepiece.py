@@ -106,14 +106,14 @@ class SentencePieceTokenizer:
         # Most texts are one segment, and the library is quickest with many at a time.
         whole = [len(text) <= SEGMENT and SPACE not in text for text in texts]
         together = [text for text, is_whole in zip(texts, whole, strict=True) if is_whole]
-        encoded = iter(self._processor.encode(together, return_type="numpy", num_threads=1))
+        encoded = iter(self._processor.encode(together, add_eos=True, return_type="numpy", num_threads=1))
         end = np.array([self.end_of_text_id], dtype=self.dtype)
-        pieces: list[NDArray[Any]] = []
-        for text, is_whole in zip(texts, whole, strict=True):
-            pieces += [next(encoded) if is_whole else self.encode(text), end]
-        counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        ids = np.concatenate([np.empty(0, np.int32), *pieces], dtype=self.dtype, casting="same_kind")
-        return ids, counts[0::2] + 1
+        pieces = [
+            next(encoded) if is_whole else np.append(self.encode(text), end)
+            for text, is_whole in zip(texts, whole, strict=True)
+        ]
+        counts = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        return np.concatenate([np.empty(0, np.int32), *pieces], dtype=self.dtype, casting="same_kind"), counts
 
     def decode(self, ids: Ids) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

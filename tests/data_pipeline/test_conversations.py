@@ -101,6 +101,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return PreparedData.open(folder / "data", verify=True)
 
 
+def test_bytes_are_those_of_the_text(prepared: PreparedData) -> None:
+    for split in ("train", "validation"):
+        ids = prepared.split(split).read(0, len(prepared.split(split)))
+        assert prepared.split(split).num_bytes == sum(ids != prepared.tokenizer.end_of_text_id) > 0
+
+
 def counted(text: bytes, mask: np.ndarray) -> bytes:
     return bytes(np.frombuffer(text, np.uint8)[mask])
 

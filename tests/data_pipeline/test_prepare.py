@@ -121,12 +121,17 @@ def test_equal_documents_stay_on_one_side_when_they_are_kept(inputs, tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
-def test_neither_side_is_ever_empty(tmp_path, fraction):
-    path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(sentences(1, 3)))
-    manifest = prepare.prepare(PrepareConfig((str(path),), output=str(tmp_path / "out"), validation_fraction=fraction))
-    documents = sorted(manifest.total(split, "documents") for split in ("train", "validation"))
-    assert documents == [1, 2]
+def test_neither_side_is_ever_empty(tmp_path, fraction, small_pieces):
+    texts = sentences(1, 60)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prepare.prepare(
+        PrepareConfig((str(tmp_path / "a.jsonl"),), output=str(tmp_path / "out"), validation_fraction=fraction)
+    )
+    data = PreparedData.open(tmp_path / "out")
+    small, extreme = ("validation", min) if fraction < 0.5 else ("train", max)
+    hashes = {text: hashlib.blake2b(text.encode(), digest_size=16).digest()[7::-1] for text in texts}
+    assert texts_of(data, small) == [extreme(hashes, key=hashes.__getitem__)]
+    assert len(texts_of(data, "train")) + len(texts_of(data, "validation")) == 60
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "sentencepiece:330"])

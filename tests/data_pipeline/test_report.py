@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.cleaning.record import excerpt
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.plots import PlotsMissing, byte_plot
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
+from data_pipeline.reader import PreparedData
 from data_pipeline.report import report, write_report
 
 SCRIPT = Path(__file__).parents[2] / "scripts/preprocess.py"
@@ -94,6 +97,12 @@ def test_its_numbers_are_those_of_the_manifest(prepared: Path) -> None:
     assert sample["bytes"] == len(data) == 23 and sample["byte_counts"] == np.bincount([*data], minlength=256).tolist()
     assert sample["gzip_ratio"] == round(23 / len(gzip.compress(data, 6, mtime=0)), 4)
     assert sample["bytes_per_id"] == round(23 / 25, 4)
+    data = PreparedData.open(prepared)
+    documents = [bytes(ids[:-1]) for split in ("train", "validation") for ids in data.split(split).documents()]
+    of_source = [document for document in documents if not document.startswith((b"Gr", b"Zw"))]
+    assert len(of_source) == 14
+    of_source.sort(key=lambda document: hashlib.blake2b(document, digest_size=16).digest()[:7:-1])
+    assert source["excerpts"] == [excerpt(document, 500) for document in of_source[:3]], "the lowest hashes"
     page = Page(report(manifest, "name"))
     removed = manifest.cleaning["removed"]
     assert removed["exact duplicates"]["documents"] == 1 and removed["decontamination"]["documents"] == 187
