@@ -93,8 +93,9 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
     """To or from the checkpoints that DeepSpeed continues from, on every rank."""
     from stlm.config import load_deepspeed_config
     from stlm.export.conversion import vacant
+    from stlm.training.collectives import on_rank_zero
     from stlm.training.deepspeed_formats import import_deepspeed, write_deepspeed
-    from stlm.training.engine import connect, disconnect, on_rank_zero
+    from stlm.training.engine import connect, disconnect
 
     if args.source:
         print(import_deepspeed(Path(args.model), vacant(args.output), args.config))

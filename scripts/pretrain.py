@@ -53,7 +53,8 @@ def train(
     from data_pipeline.loading import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.engine import connect, disconnect, on_every_rank, on_rank_zero, sum_over_ranks
+    from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks
+    from stlm.training.engine import connect, disconnect
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.profiling import Profiler

@@ -20,7 +20,7 @@ import torch
 import data_pipeline
 from stlm.config import RunConfig, dump_run_config
 from stlm.errors import EngineError
-from stlm.training.engine import gather, on_rank_zero
+from stlm.training.collectives import gather, on_rank_zero
 
 SHOWN = 12  # digits of a fingerprint
 

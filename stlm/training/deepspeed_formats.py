@@ -30,8 +30,9 @@ from stlm.errors import CheckpointError, ConversionError
 from stlm.stlm import STLM, locate_model
 from stlm.training.averaging import AVERAGE
 from stlm.training.checkpoint import check_checkpoint, read_progress, read_state
+from stlm.training.collectives import on_rank_zero
 from stlm.training.deepspeed_reader import read_deepspeed
-from stlm.training.engine import Engine, State, connect, on_rank_zero
+from stlm.training.engine import Engine, State, connect
 from stlm.training.optimizers import build_optimizer
 from stlm.training.precision import Precision
 from stlm.training.run_directory import begin_run

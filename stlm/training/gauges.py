@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from stlm.training.collectives import of_every_rank
 from stlm.training.energy import Energy
-from stlm.training.engine import connect, of_every_rank
+from stlm.training.engine import connect
 from stlm.training.stopwatch import PHASES, STOPWATCH
 from stlm.training.utilization import PASSES, count_flops, measure_peak, readable_flops
 

@@ -11,7 +11,8 @@ from stlm.config import RunConfig
 from stlm.model import row_keys
 from stlm.objectives import Batch, Objective, Prepared
 from stlm.stlm import STLM
-from stlm.training.engine import Engine, sum_over_ranks
+from stlm.training.collectives import sum_over_ranks
+from stlm.training.engine import Engine
 from stlm.training.gauges import Gauges
 from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.quantization import rounded

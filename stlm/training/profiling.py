@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from data_pipeline.atomic import writing
 from stlm.errors import ConfigError
-from stlm.training.engine import on_rank_zero
+from stlm.training.collectives import on_rank_zero
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.trainer import Trainer
 

@@ -37,7 +37,8 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import Engine, State, connect, on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
+from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
+from stlm.training.engine import Engine, State, connect
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.gauges import Gauges

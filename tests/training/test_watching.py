@@ -14,7 +14,7 @@ from tiny_run import train
 from stlm.model import account
 from stlm.stlm import STLM
 from stlm.training import gauges
-from stlm.training.engine import _timed
+from stlm.training.collectives import timed
 from stlm.training.gauges import peak_memory
 from stlm.training.stopwatch import PHASES, STOPWATCH, CudaClock, HostClock, Stopwatch
 from stlm.training.utilization import Peak, measure_peak, readable_flops
@@ -170,12 +170,12 @@ def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for(monkeypatch):
 
     STOPWATCH.read()
     with STOPWATCH.step(), STOPWATCH.phase("forward"):
-        work = _timed(clock.takes(1, Work))()
+        work = timed(clock.takes(1, Work))()
         clock.time += 100
         work.wait()
         work.wait(1000)
         assert work.name == "a gather"
-        assert _timed(lambda: None)() is None
+        assert timed(lambda: None)() is None
     assert STOPWATCH.read() == dict.fromkeys(PHASES, 0.0) | {"communication": 1021, "forward": 100}
 
 
