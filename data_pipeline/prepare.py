@@ -174,14 +174,12 @@ def _encode_and_describe(
         ]
         jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids, config.conversations))
     run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, *_ in missing], team)
-    # Together, so that nobody is idle while the last shard is written; first what takes long for its size.
-    together: list[tuple[Any, ...]] = [
-        (describe_source, places, tokenizer_dir, config.keep_ids) for places in by_source
-    ]
-    together += [(write_planned, *job) for job in jobs]
-    sizes = [SAMPLE_BYTES] * len(by_source) + [plan.stored_bytes for plan in plans]
+    # Together, so that nobody is idle while the last shard is written.
+    together: list[tuple[Any, ...]] = [(write_planned, *job) for job in jobs]
+    together += [(describe_source, places, tokenizer_dir, config.keep_ids) for places in by_source]
+    sizes = [plan.stored_bytes for plan in plans] + [SAMPLE_BYTES] * len(by_source)
     results = run_all("writing", call, together, sizes, team)
-    return results[len(by_source) :], results[: len(by_source)]
+    return results[: len(plans)], results[len(plans) :]
 
 
 def open_inputs(config: PrepareConfig) -> list[Source]:
