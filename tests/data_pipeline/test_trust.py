@@ -59,7 +59,7 @@ def run(command, output, cwd):
 
 def hashes(directory):
     """sha256 of every file but the report, which names its folder."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.endswith("report.html"))
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
 
 
