@@ -19,6 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.plots import byte_plot, length_plot
 from data_pipeline.summary import PROBLEMS
+from data_pipeline.work_folder import locked
 
 REPORT_FILE = "report.html"
 
@@ -32,7 +33,9 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     Raises DataError if there is no prepared data or it has no statistics, PlotsMissing if matplotlib is not installed.
     """
     path = Path(directory) / REPORT_FILE
-    write_text(path, report(Manifest.load(directory), str(directory)))
+    page = report(Manifest.load(directory), str(directory))
+    with locked(Path(directory), wait=True):
+        write_text(path, page)
     return path
 
 

@@ -23,7 +23,7 @@ SETTINGS_FILE = "settings.json"  # of the preparation that is under way
 
 @contextmanager
 def locked(output: Path, wait: bool) -> Iterator[None]:
-    """Be the only process that works on `output`.
+    """Be the only process that works on `output`; what one that was killed left of unfinished files is removed.
 
     The lock is the kernel's, so it ends with the process, however that ends; file systems that nodes share pass it on.
     """
@@ -49,6 +49,8 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
             break
         lock.close()  # the process before has finished and removed the work folder
     os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
+    for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)  # such a worker may be at its last rename
     try:
         yield
     finally:
@@ -79,8 +81,6 @@ def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Un
     record = work / SETTINGS_FILE
     state = {"settings": settings, "units": hashlib.sha256(repr(units).encode()).hexdigest()}
     if record.exists() and json.loads(record.read_bytes()) == state:
-        for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
-            path.unlink(missing_ok=True)  # a worker of the killed process may have been at its last rename
         return
     record.unlink(missing_ok=True)
     for folder in (*SPLITS, TOKENIZER_DIR):

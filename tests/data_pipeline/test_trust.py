@@ -59,7 +59,7 @@ def run(command, output, cwd):
 
 def hashes(directory):
     """sha256 of every file but the report, which names its folder."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.endswith("report.html"))
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
 
 
@@ -84,6 +84,14 @@ def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(comma
         process.communicate()
     assert run(command, "killed", tmp_path)[0] == 0
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole"), f"killed after {moments} s of {duration} s"
+
+
+def test_killed_at_its_report_and_repeated_nothing_unfinished_is_left(command, tmp_path):
+    assert run(command, "out", tmp_path)[0] == 0
+    files = sorted(tmp_path.glob("out/**/*"))
+    (tmp_path / "out/report.html").rename(tmp_path / "out/.tmp-0000-report.html")
+    assert run(command, "out", tmp_path)[0] == 0
+    assert sorted(tmp_path.glob("out/**/*")) == files
 
 
 def test_ctrl_c_is_for_the_parent_even_while_its_workers_start():

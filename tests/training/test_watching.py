@@ -249,7 +249,7 @@ def test_units_of_work():
 
 def test_memory_is_the_most_that_was_held():
     before, on_gpu = peak_memory(torch.device("cpu"))
-    held = bytearray(b"x" * (int(before) + 100_000_000))  # more than what other tests of this process held
+    held = b"x" * (int(before) + 100_000_000)  # more than what other tests of this process held
     del held
     after, _ = peak_memory(torch.device("cpu"))
     assert on_gpu == 0
