@@ -50,7 +50,8 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
         lock.close()  # the process before has finished and removed the work folder
     os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
     for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)  # such a worker may be at its last rename
+        if path.is_file():  # a folder may be a plan that is being made: see `plans`
+            path.unlink(missing_ok=True)  # such a worker may be at its last rename
     try:
         yield
     finally:

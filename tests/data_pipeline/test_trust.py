@@ -88,6 +88,7 @@ def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(comma
 
 def test_killed_at_its_report_and_repeated_nothing_unfinished_is_left(command, tmp_path):
     assert run(command, "out", tmp_path)[0] == 0
+    (tmp_path / "out/plans/.tmp-0000-best_fit-512").mkdir(parents=True)  # of another process, which is at it
     files = sorted(tmp_path.glob("out/**/*"))
     (tmp_path / "out/report.html").rename(tmp_path / "out/.tmp-0000-report.html")
     assert run(command, "out", tmp_path)[0] == 0
