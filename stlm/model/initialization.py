@@ -19,7 +19,7 @@
 | thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
 
 A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
-else the model holds.
+else the model holds. A parameter without a rule here is refused by name, so that no component is initialized by chance.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from stlm.errors import ConfigError
 from stlm.model.attention import ValueMix
 from stlm.model.blocks import TransformerStack
 from stlm.model.entropy import EntropyPatching
@@ -48,24 +49,52 @@ EMBEDDING_STD = 0.02
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name."""
-    deviations = _standard_deviations(model)
+    """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name.
+
+    Raises ConfigError, and leaves the model as it was, if a parameter has no rule.
+    """
+    constants, deviations = _constants(model), _standard_deviations(model)
     routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
     identities = {projection.weight for router in routers for projection in (router.query, router.key)}
-    for name, parameter in model.named_parameters():
-        module = model.get_submodule(name.rpartition(".")[0])
-        if name.endswith(".bias"):
-            parameter.zero_()
-        elif isinstance(module, Norm):
-            parameter.fill_(1.0)
-        elif isinstance(module, ValueMix):
-            parameter.fill_(0.5)
-        elif isinstance(module, BranchScale):
-            parameter.fill_(module.scale)
+    named = dict(model.named_parameters())
+    _refuse_uncovered(model, [name for name, p in named.items() if p not in constants and p not in deviations])
+    for name, parameter in named.items():
+        if parameter in constants:
+            parameter.fill_(constants[parameter])
         elif parameter in identities:
             nn.init.eye_(parameter)
         else:
             parameter.copy_(_normal(seed, name, parameter, deviations[parameter]))
+
+
+def _refuse_uncovered(model: nn.Module, names: list[str]) -> None:
+    """Raise ConfigError for parameters without a rule, by name and module; return where there is none."""
+    if not names:
+        return
+    lines = []
+    for name in names:
+        module = type(model.get_submodule(name.rpartition(".")[0]))
+        shape = "x".join(map(str, model.get_parameter(name).shape)) or "a single number"
+        lines.append(f"  {name} ({shape}), of {module.__module__}.{module.__qualname__}")
+    raise ConfigError(
+        "no rule gives an initial value to:\n" + "\n".join(lines) + "\nexpected a rule for every parameter: add one "
+        "and a line of the table to stlm/model/initialization.py; or hold matrices in nn.Linear, tables in nn.Embedding"
+    )
+
+
+def _constants(model: nn.Module) -> dict[Tensor, float]:
+    """Parameters that begin with one value. A rule names the parameter: another one of the same module has none."""
+    constants: dict[Tensor, float] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Norm):
+            rules = {"bias": 0.0, "weight": 1.0} if isinstance(module, Norm) else {"bias": 0.0}
+            own = dict(module.named_parameters(recurse=False))
+            constants |= {own[name]: value for name, value in rules.items() if name in own}
+        elif isinstance(module, ValueMix):
+            constants[module.weight] = 0.5
+        elif isinstance(module, BranchScale) and module.weight is not None:
+            constants[module.weight] = module.scale
+    return constants
 
 
 def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
