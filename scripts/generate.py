@@ -9,18 +9,58 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from _command import run
 
 from stlm.errors import StlmError
 
 if TYPE_CHECKING:
+    from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
+
+
+# What an option is where it is not given: until then it is None, so that one without effect can be told.
+DEFAULTS: dict[str, Any] = {
+    "prompt": None, "max_ids": 256, "temperature": 0.8, "top_k": None, "top_p": None, "min_p": None, "typical_p": None,
+    "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "stop": (), "seed": 0, "samples": 1,
+    "beams": None, "score": None, "exit_threshold": None, "speculative": "auto", "drafts": None,
+}  # fmt: skip
+FILTERS = ("top_k", "top_p", "min_p", "typical_p")
+DRAWING = ("temperature", *FILTERS, "repetition_penalty", "frequency_penalty", "presence_penalty", "valid_utf8", "seed")
+DRAFTING = ("exit_threshold", "speculative", "drafts")
+
+
+def refuse_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error where an option changes nothing beside the others."""
+
+    def refuse(options: Sequence[str], beside: str, why: str) -> None:
+        given = [name for name in options if getattr(args, name) is not None and getattr(args, name) is not False]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            parser.error(f"{names}: without effect beside {beside}, {why}; leave one of them out")
+
+    if args.score is not None:
+        texts = ("prompt", "chat", "max_ids", *DRAWING, "stop", "samples", "beams", *DRAFTING)
+        refuse(texts, "--score", "which writes no text but scores the file as it stands")
+    elif args.per_line:
+        parser.error("--per-line: goes with --score FILE")
+    if args.beams is not None:
+        refuse((*DRAWING, "samples", *DRAFTING), "--beams", "which searches and draws nothing")
+        refuse(("stop", "chat"), "--beams", "whose texts end with the document alone")
+    if args.temperature == 0:
+        refuse((*FILTERS, "samples"), "--temperature 0", "which always takes the likeliest id")
+    if (args.samples or 1) > 1:
+        refuse(DRAFTING, f"--samples {args.samples}", "whose texts are written together, id by id")
+    if args.exit_threshold is not None:
+        refuse(("speculative", "drafts"), "--exit-threshold", "which drafts nothing")
+    if args.speculative == "off" or (args.speculative in (None, "auto") and args.temperature != 0):
+        refuse(("drafts",), f"--speculative {args.speculative or 'auto'}", "which drafts nothing here")
 
 
 def main() -> int:
@@ -34,12 +74,11 @@ def main() -> int:
         "--chat", action="store_true", help="what is typed is what a user says; the model answers as an assistant"
     )
     parser.add_argument(
-        "--max-ids", type=at_least(0), default=256, metavar="N", help="longest continuation in ids (default: 256)"
+        "--max-ids", type=at_least(0), metavar="N", help="longest continuation in ids (default: 256)"
     )
     parser.add_argument(
         "--temperature",
         type=number(0.0, 100.0),
-        default=0.8,
         metavar="T",
         help="1: as the model says, lower: likelier ids, 0: always the likeliest (default: 0.8)",
     )
@@ -59,36 +98,36 @@ def main() -> int:
     parser.add_argument(
         "--repetition-penalty",
         type=number(0.01, 100.0),
-        default=1.0,
         metavar="X",
         help="divide the logits of ids that prompt or text hold already (default: 1, which changes nothing)",
     )
     parser.add_argument(
         "--frequency-penalty",
         type=number(-100.0, 100.0),
-        default=0.0,
         metavar="X",
         help="take X from an id's logit for each time that the text holds it (default: 0)",
     )
     parser.add_argument(
         "--presence-penalty",
         type=number(-100.0, 100.0),
-        default=0.0,
         metavar="X",
         help="take X from an id's logit once, if the text holds it (default: 0)",
     )
     parser.add_argument("--valid-utf8", action="store_true", help="draw only bytes that make whole characters")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the text before this; may be given repeatedly"
+        "--stop",
+        action="append",
+        type=some_text,
+        metavar="TEXT",
+        help="end the text before this; may be given repeatedly",
     )
     parser.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="the same seed draws the same text (default: 0)"
+        "--seed", type=at_least(0), metavar="N", help="the same seed draws the same text (default: 0)"
     )
-    several = parser.add_mutually_exclusive_group()
-    several.add_argument(
-        "--samples", type=at_least(1), default=1, metavar="N", help="texts for each prompt, seeds in a row (default: 1)"
+    parser.add_argument(
+        "--samples", type=at_least(1), metavar="N", help="texts for each prompt, seeds in a row (default: 1)"
     )
-    several.add_argument(
+    parser.add_argument(
         "--beams",
         type=at_least(1),
         metavar="N",
@@ -98,17 +137,15 @@ def main() -> int:
         "--score", metavar="FILE", help="write no text, but how likely FILE (- is the standard input) is: bits per byte"
     )
     parser.add_argument("--per-line", action="store_true", help="with --score: of each line as a text of its own, too")
-    faster = parser.add_mutually_exclusive_group()
-    faster.add_argument(
+    parser.add_argument(
         "--exit-threshold",
         type=number(1e-9, 1.0),
         metavar="P",
         help="of a model with exits: draw each id from the first exit that gives some id this probability",
     )
-    faster.add_argument(
+    parser.add_argument(
         "--speculative",
         choices=("auto", "self", "ngram", "off"),
-        default="auto",
         help="draft ids and verify them in one pass: the text stays what it is at temperature 0, and as likely "
         "as it is otherwise; self, of a model with exits: by its first layers; ngram: copied from what was said before "
         "(default: auto, which is ngram at temperature 0 and off otherwise)",
@@ -126,16 +163,8 @@ def main() -> int:
         help="what the matrices are read as: fewer bits are quicker, and say a little else (default: fp32)",
     )
     args = parser.parse_args()
-    if args.per_line and args.score is None:
-        parser.error("--per-line: goes with --score FILE")
-    if args.chat and args.score is not None:
-        parser.error("--score: scores the file as it stands; leave out --chat")
-    if args.drafts is not None and args.speculative == "off":
-        parser.error("--drafts: nothing is drafted with --speculative off; leave one of them out")
-    if args.beams is not None and (args.speculative in ("self", "ngram") or args.drafts is not None):
-        parser.error("--beams: a search drafts nothing; leave out --speculative and --drafts")
-    if args.chat and args.beams is not None:
-        parser.error("--beams: its texts end with the document, not with a turn; leave out --chat")
+    refuse_without_effect(parser, args)
+    args = argparse.Namespace(**DEFAULTS | {name: value for name, value in vars(args).items() if value is not None})
 
     import torch  # only now: --help and misspelt options answer at once
 
@@ -148,49 +177,81 @@ def main() -> int:
         score(model, args.score, args.per_line)
         return 0
     rules = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
-    said_so_far = Conversation(model, args.chat)
-    stop = [*args.stop, *said_so_far.stop]
+    conversation = Conversation(model, args.chat)
     talking = args.prompt is None and sys.stdin.isatty()
     for number_of_prompt, line in enumerate(prompts(args.prompt)):
-        if talking and line == NEW:
-            said_so_far.forget()
+        if talking and is_command(line):
+            if line.strip() == "/exit":
+                break
+            obey(line, conversation)
             continue
-        prompt = said_so_far.prompt(line)
-        shown = "" if args.chat else line
+        prompt = conversation.prompt(line)
         warn_of_length(model, prompt)
-        seed, effort = args.seed + number_of_prompt * args.samples, Effort()
-        if args.beams is not None:
-            (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
-            said = show(shown, iter([text]))
-            print(f"log-probability {log_probability:.4f}", file=sys.stderr)
-        elif args.samples > 1:
-            for text in model.generate_batch(
-                [prompt] * args.samples,
-                max_new_ids=args.max_ids,
-                stop=stop,
-                sampling=replace(rules, seed=seed),
-            ):
-                said = show(shown, iter([text]))
-        else:
-            pieces = model.generate_stream(
-                prompt,
-                max_new_ids=args.max_ids,
-                stop=stop,
-                sampling=replace(rules, seed=seed),
-                exit_threshold=args.exit_threshold,
-                speculative=None if args.speculative == "off" else args.speculative,
-                num_drafts=args.drafts,
-                effort=effort,
-            )
-            said = show(shown, pieces)
+        effort, said = Effort(), []
+        seed = args.seed + number_of_prompt * args.samples
+        try:
+            for pieces in answers(model, prompt, args, replace(rules, seed=seed), conversation.stop, effort):
+                said = []
+                show("" if args.chat else line, pieces, said)
+        except KeyboardInterrupt:
+            if not talking:
+                raise
+            print("\nstopped", file=sys.stderr)
         if talking:
-            said_so_far.add(line, said)
+            conversation.add(line, "".join(said))
         if effort.ids and (args.speculative != "auto" or args.exit_threshold is not None):
             print(effort, file=sys.stderr)
     return 0
 
 
-NEW = "/new"
+def answers(
+    model: STLM, prompt: str, args: argparse.Namespace, sampling: Sampling, chat_stop: Sequence[str], effort: Effort
+) -> Iterator[Iterator[str]]:
+    """Yield each text that follows a prompt, as pieces: one text, or as many as --samples."""
+    stop = [*args.stop, *chat_stop]
+    if args.beams is not None:
+        (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
+        yield iter([text])
+        print(f"log-probability {log_probability:.4f}", file=sys.stderr)
+    elif args.samples > 1:
+        prompts = [prompt] * args.samples
+        for text in model.generate_batch(prompts, max_new_ids=args.max_ids, stop=stop, sampling=sampling):
+            yield iter([text])
+    else:
+        yield model.generate_stream(
+            prompt,
+            max_new_ids=args.max_ids,
+            stop=stop,
+            sampling=sampling,
+            exit_threshold=args.exit_threshold,
+            speculative=None if args.speculative == "off" else args.speculative,
+            num_drafts=args.drafts,
+            effort=effort,
+        )
+
+
+COMMANDS = {
+    "/help": "list the commands",
+    "/reset": "forget the conversation (/new does the same)",
+    "/exit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+}
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is a command rather than text: one word behind a slash. A space in front makes it text."""
+    return re.fullmatch(r"/\w+ *", line) is not None
+
+
+def obey(line: str, conversation: Conversation) -> None:
+    """Carry out a command of a conversation, except /exit."""
+    command = line.strip()
+    if command in ("/reset", "/new"):
+        conversation.forget()
+        print("forgot the conversation", file=sys.stderr)
+    elif command == "/help":
+        print("\n".join(f"{name:<8}{what}" for name, what in COMMANDS.items()), file=sys.stderr)
+    else:
+        print(f"unknown command {command}; /help lists them; to send it as text, begin with a space", file=sys.stderr)
 
 
 class Conversation:
@@ -262,10 +323,12 @@ def prompts(given: str | None) -> Iterator[str]:
     elif sys.stdin.isatty():
         import readline  # noqa: F401 (what was typed before comes back with the arrow keys)
 
-        print(f"Type a text and press Enter; {NEW} forgets what was said, Ctrl-D ends.", file=sys.stderr)
+        print("Type a text and press Enter; /help lists the commands, Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
                 yield input("› ")
+            except KeyboardInterrupt:
+                print("\nCtrl-D or /exit ends", file=sys.stderr)
             except EOFError:
                 print(file=sys.stderr)
                 return
@@ -275,15 +338,21 @@ def prompts(given: str | None) -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def show(prompt: str, pieces: Iterator[str]) -> str:
-    """The prompt and what follows it, as it comes, on lines of its own. Returns what follows."""
-    said = next(pieces, "")  # if the model cannot read the prompt, this says so, and nothing is shown
-    print(prompt + said, end="", flush=True)
+def show(prompt: str, pieces: Iterator[str], said: list[str]) -> None:
+    """Print the prompt and what follows it, as it comes, on lines of its own; what follows is added to `said`."""
+    said.append(next(pieces, ""))  # if the model cannot read the prompt, this says so, and nothing is shown
+    print(prompt + said[0], end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
-        said += piece
+        said.append(piece)
     print(flush=True)
-    return said
+
+
+def some_text(text: str) -> str:
+    """An argparse type: text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("got '', expected a text that is not empty")
+    return text
 
 
 def at_least(minimum: int):

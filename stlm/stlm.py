@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ from stlm.generation import (
     nats_per_id,
     speculate,
 )
+from stlm.generation.arguments import check_integer, one_text, several_texts, stop_strings
 from stlm.model import PRECISIONS, Network, Vocabulary, initialize, other_ties, pack, unpack
 from stlm.model.cache import ROLL_BACK
 from stlm.model.lora import merged_parameters
@@ -80,7 +81,7 @@ class STLM(Network):
         prompt: str = "",
         *,
         max_new_ids: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         exit_threshold: float | None = None,
         speculative: str | None = "auto",
@@ -98,16 +99,17 @@ class STLM(Network):
         what followed the same ids before (8 at a time), "self", of a model with exits, drafts with the layers in front
         of the first (4); "auto" copies at temperature 0, and None reads one id at a time. `exit_threshold`, of a model
         with exits, draws an id from the first exit that gives some id this probability: an approximation. `effort` is
-        told what any of this has cost. Raises ConfigError.
+        told what any of this has cost. Raises ConfigError, at once, where an option is out of range.
         """
-        sampling = sampling_of(sampling, rules)
+        sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
+        check_integer("max_new_ids", max_new_ids, 0)
         if speculative == "auto":
             speculative = "ngram" if sampling.temperature == 0 and exit_threshold is None else None
         if num_drafts is None:
             num_drafts = 8 if speculative == "ngram" else 4
         self._check_depth(exit_threshold, speculative, num_drafts)
         effort = effort or Effort()
-        row = self.row(prompt, sampling, max_new_ids)
+        row = self.row(one_text("prompt", prompt), sampling, max_new_ids)
         options: dict[str, Any] = {
             "context_length": self.config.context_length,
             "stop_id": self.tokenizer.end_of_text_id,
@@ -120,19 +122,14 @@ class STLM(Network):
             ids = generate_ids(EarlyExit(self, exit_threshold, effort), row.read, row.draws, **options)
         else:
             ids = generate_ids(self, row.read, row.draws, **options)
-        text = TextStream(self.tokenizer, stop)
-        for drawn in ids:
-            yield text.push(drawn)
-            if text.stopped:
-                return
-        yield text.close()
+        return pieces_of_text(ids, TextStream(self.tokenizer, stop))
 
     def generate_batch(
         self,
         prompts: Sequence[str],
         *,
         max_new_ids: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         **rules: Any,
     ) -> list[str]:
@@ -141,7 +138,9 @@ class STLM(Network):
 
         The options are those of `generate_stream`.
         """
-        sampling = sampling_of(sampling, rules)
+        sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
+        check_integer("max_new_ids", max_new_ids, 0)
+        prompts = several_texts("prompts", prompts, "generate continues one prompt")
         self.eval()
         batch = Batch(self, self.config.context_length)
         rows = [
@@ -163,7 +162,13 @@ class STLM(Network):
         return ["".join(pieces[row]) for row in rows]
 
     def likeliest(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
-        """Continuations found by beam search, the likeliest first, each with the logarithm of its probability."""
+        """Continuations found by beam search, the likeliest first, each with the logarithm of its probability.
+
+        Raises ConfigError where an option is out of range.
+        """
+        check_integer("num_beams", num_beams, 1)
+        check_integer("max_new_ids", max_new_ids, 0)
+        one_text("prompt", prompt)
         self.eval()
         found = beam_search(
             self,
@@ -199,7 +204,8 @@ class STLM(Network):
             raise ConfigError(f"speculative: got {speculative!r}, expected 'auto', 'self', 'ngram' or None")
         if exit_threshold is not None and not 0 < exit_threshold <= 1:
             raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
-        if not 1 <= num_drafts <= ROLL_BACK:
+        check_integer("num_drafts", num_drafts, 1)
+        if num_drafts > ROLL_BACK:
             raise ConfigError(f"num_drafts: got {num_drafts}, expected 1 to {ROLL_BACK}; 4 would work")
         if len(given) == 2:
             raise ConfigError(
@@ -237,6 +243,7 @@ class STLM(Network):
 
         Text longer than the context is read in windows that overlap by half.
         """
+        one_text("text", text)
         self.eval()
         ids = torch.tensor([self.tokenizer.end_of_text_id, *self.tokenizer.encode(text).tolist()])
         context = self.config.context_length
@@ -252,6 +259,7 @@ class STLM(Network):
 
         It does not depend on the other texts. Of a text of more than `longest_text` ids the beginning is read.
         """
+        texts = several_texts("texts", texts, "for one text, write embed([text])[0]")
         self.eval()
         ids_of = [self.tokenizer.encode(text)[: self.longest_text].astype(np.int64) for text in texts]
         vectors_ND = np.empty((len(ids_of), self.config.width), np.float32)
@@ -331,6 +339,15 @@ def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling
     """How ids are drawn: given as a whole or by its fields, not both."""
     assert sampling is None or not rules, f"sampling already says {', '.join(rules)}"
     return Sampling(**rules) if sampling is None else sampling
+
+
+def pieces_of_text(ids: Iterable[int], text: TextStream) -> Iterator[str]:
+    """Yield the text of ids as they come, up to a stop string."""
+    for drawn in ids:
+        yield text.push(drawn)
+        if text.stopped:
+            return
+    yield text.close()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -27,7 +27,7 @@ from stlm.evals.items import (
     target_item,
     task_file,
 )
-from stlm.evals.likelihood import Likelihood, Row, log_likelihoods
+from stlm.evals.likelihood import Likelihood, Row, log_likelihoods, longest_continuation
 from stlm.evals.measures import Measures, calibration_error, estimates, measures_of
 from stlm.stlm import STLM
 
@@ -126,6 +126,8 @@ class Loaded:
     def score(self, model: STLM) -> tuple[list[ScoredItem], dict[str, Any]]:
         """The scored items, and what is known of all of them: see `summary`."""
         questions = self.questions()
+        if self.task.parse is target_item:
+            self._check_targets(model, questions)
         found = log_likelihoods(model, questions, self.name)
         scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.of, strict=True)]
         values = summary(scored)
@@ -136,6 +138,16 @@ class Loaded:
         if self.file_sha256 is not None:
             values["file_sha256"] = self.file_sha256
         return scored, values
+
+    def _check_targets(self, model: STLM, questions: Sequence[Sequence[Row]]) -> None:
+        """Raise StlmError where a target is longer than the context: whether it is predicted cannot be told then."""
+        context = model.config.context_length
+        for item, rows in zip(self.items, questions, strict=True):
+            if (length := longest_continuation(model.tokenizer, rows)) > context:
+                raise StlmError(
+                    f"{item.place or item.id}: its target has {length} ids, expected at most {context}, the model's "
+                    "context length; remove the item"
+                )
 
 
 def rows_of(task: ChoiceTask, item: Item, shots: str = "") -> list[Row]:
@@ -160,8 +172,6 @@ def scored_item(task: ChoiceTask, item: Item, found: Sequence[Likelihood]) -> Sc
     log_probabilities = tuple(likelihood.log_probability for likelihood in found)
     if task.parse is target_item:
         (target,) = found
-        if math.isnan(target.greedy):
-            raise StlmError(f"{item.id}: its target is longer than the model's context; remove the item")
         return ScoredItem(
             item, log_probabilities, Measures(target.greedy, target.greedy, math.exp(target.log_probability))
         )

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ class Item:
     answer: int  # of the truth in `choices`
     groups: dict[str, str] = field(default_factory=dict)  # what it belongs to, such as {"phenomenon": "binding"}
     passage: str | None = None  # what it was made from, where others were too: they are not independent
+    place: str = field(default="", compare=False)  # file:line, for messages
 
 
 Parse = Callable[[dict[str, Any]], Item]
@@ -77,13 +78,13 @@ def checked_items(
     places: dict[str, str] = {}
     for place, record in records:
         try:
-            item = parse(_object(record) if isinstance(record, bytes) else record)
+            item = parse(_object(record) if isinstance(record, bytes) else _unicode(record))
             if item.id in places:
                 raise DataError(f"id: got {item.id!r} again, as in {places[item.id]}; expected a new one")
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         places[item.id] = place
-        items.append(item)
+        items.append(replace(item, place=place) if isinstance(item, Item) else item)
     if not items:
         raise DataError(f"{source}: holds no items")
     return items
@@ -132,11 +133,33 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"expected an object, got {type(record).__name__}")
+    return _unicode(record) if b"\\u" in line else record  # only an escape can spell a lone surrogate
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise DataError(f"{twice}: given twice, expected once")
+    return record
+
+
+def _unicode(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, whose text can be encoded. DataError names the field that holds a lone surrogate."""
+    for name, value in record.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise DataError(
+                f"{name.encode(errors='replace').decode()}: holds the lone surrogate U+{code:04X}, which is no "
+                "character; expected text"
+            ) from None
     return record
 
 

@@ -102,6 +102,12 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
     return Likelihoods(found, num_cut)
 
 
+def longest_continuation(tokenizer: Tokenizer, rows: Sequence[Row]) -> int:
+    """Return the number of ids in the longest continuation of a question."""
+    question = _encode(tokenizer, 0, rows)
+    return max(len(ids) - start for ids, start in zip(question.ids, question.starts, strict=True))
+
+
 def _encode(tokenizer: Tokenizer, place: int, rows: Sequence[Row]) -> _Encoded:
     all_ids, starts = [], []
     for context, continuation in rows:

@@ -15,7 +15,7 @@ from stlm.errors import ConversionError
 from stlm.export.comparison import compare
 from stlm.export.origin import Origin
 from stlm.export.sources import SOURCES
-from stlm.export.targets import TARGETS
+from stlm.export.targets import TARGETS, forms_that_fit
 from stlm.stlm import STLM, locate_model
 
 
@@ -49,10 +49,9 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
     model = STLM.load(directory)
     whole = model if model.config.lora.rank is None else model.merged()
     if found := TARGETS[target].obstacles(whole.config):
-        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(whole.config)]
         raise ConversionError(
             f"{directory}: {target} cannot express {' and '.join(found)}; this model can be converted to "
-            f"{' or '.join(fitting)}"
+            f"{' or '.join(forms_that_fit(whole.config, directory))}"
         )
     with atomic_directory(output) as folder:
         written = TARGETS[target].write(whole, Origin.of(directory), folder)

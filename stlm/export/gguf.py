@@ -20,7 +20,7 @@ from stlm.export.gguf_tokenizer import is_unigram
 from stlm.export.gguf_writer import read_tensors, write_gguf
 from stlm.export.llama_cpp import LlamaCpp, installed
 from stlm.export.origin import Origin
-from stlm.export.targets import TARGETS
+from stlm.export.targets import forms_that_fit
 from stlm.stlm import STLM, locate_model
 
 FILE = "model.gguf"
@@ -60,10 +60,9 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
     directory = locate_model(source)
     model = STLM.load(directory)
     if found := obstacles(model.config):
-        fitting = [name for name in TARGETS if not TARGETS[name].obstacles(model.config)] + ["artifact"]
         raise ConversionError(
             f"{directory}: gguf cannot express {' and '.join(found)}, for which llama.cpp has no architecture; this "
-            f"model can be converted to {' or '.join(fitting)}"
+            f"model can be converted to {' or '.join(forms_that_fit(model.config, directory))}"
         )
     with atomic_directory(output) as folder:
         path = folder / FILE

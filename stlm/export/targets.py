@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
+from stlm.export.families import obstacles
 from stlm.export.huggingface import write_huggingface
 from stlm.export.onnx import onnx_obstacles, write_onnx
 from stlm.export.origin import Origin
@@ -34,3 +35,13 @@ TARGETS = {
     "huggingface": Target(lambda config: [], write_huggingface),
     "onnx": Target(onnx_obstacles, write_onnx),
 }
+
+
+def forms_that_fit(config: ModelConfig, directory: Path) -> list[str]:
+    """Return the names of --to that can express a model, which lies in a model directory."""
+    fitting = [name for name, target in TARGETS.items() if not target.obstacles(config)]
+    fitting += [] if obstacles(config) else ["gguf"]
+    fitting += ["artifact"]
+    if (directory.parent / "state.json").is_file():  # of a checkpoint, which holds moments as well
+        fitting += ["deepspeed", "universal"]
+    return fitting

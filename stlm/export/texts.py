@@ -37,26 +37,24 @@ class Texts:
 
     @classmethod
     def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> Texts:
-        """Training and validation windows of the run that the model directory `source` lies in.
+        """Return what to round the model for and what to measure it on.
 
-        A text file `calibration` takes the place of the training windows, and where there is no run its last tenth is
-        what is judged. With neither, a text that every Python carries is judged, and nothing is calibrated. Raises
-        ConversionError where the file is no text, or the data of the run are not there.
+        With a text file `calibration`: its first nine tenths and its last tenth; no other data is read. Without one:
+        training and validation windows of the run that the model directory `source` lies in; where there is no run, a
+        text that every Python carries is measured, and nothing is calibrated. Raises ConversionError where the file is
+        no text, or the data of the run are not there.
         """
-        text = None if calibration is None else _read(Path(calibration))
+        if calibration is not None:
+            text = _read(Path(calibration))
+            cut = len(text) * 9 // 10
+            windows = _spread(_windows_of(model, text[:cut]), CALIBRATION_IDS)
+            judged = _spread(_windows_of(model, text[cut:]), JUDGED_IDS)
+            return cls(windows, f"{calibration}, {_size(model, windows)}", judged, f"the last tenth of {calibration}")
         run_dir = Path(os.path.normpath(source.resolve() / "../../.."))
         if (run_dir / "config.yaml").is_file():
             trained, validated = _of_run(model, run_dir)
-            if text is None:
-                return cls(trained, f"training data, {_size(model, trained)}", validated, "validation data")
-            windows = _spread(_windows_of(model, text), CALIBRATION_IDS)
-            return cls(windows, f"{calibration}, {_size(model, windows)}", validated, "validation data")
-        if text is None:
-            return cls(None, "nothing", _windows_of(model, sample_text()), "documentation that Python carries")
-        cut = len(text) * 9 // 10
-        windows = _spread(_windows_of(model, text[:cut]), CALIBRATION_IDS)
-        judged = _spread(_windows_of(model, text[cut:]), JUDGED_IDS)
-        return cls(windows, f"{calibration}, {_size(model, windows)}", judged, "its last tenth")
+            return cls(trained, f"training data, {_size(model, trained)}", validated, "validation data")
+        return cls(None, "nothing", _windows_of(model, sample_text()), "documentation that Python carries")
 
 
 def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -90,7 +88,7 @@ def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
     except DataError as error:
         raise ConversionError(
             f"{error}; these are the data of the run, and what its numbers are rounded for: go to the folder that it "
-            "was started in, or copy the model out of its run and name a text by --calibration"
+            "was started in, or name a text file by --calibration"
         ) from None
     length = model.config.context_length
     number = max(1, CALIBRATION_IDS // length)

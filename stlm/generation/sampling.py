@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stlm.errors import ConfigError
+from stlm.generation.arguments import check_integer
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Sampling:
                 raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
         if self.repetition_penalty == 0:
             raise ConfigError("repetition_penalty: got 0, expected above 0 and at most 100; 1 changes nothing")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k: got {self.top_k}, expected at least 1; None keeps all")
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 1)
 
     @property
     def counts(self) -> bool:

@@ -24,7 +24,7 @@ class TextStream:
     def __init__(self, tokenizer: BytesDecoder, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = [text for text in stop if text]
+        self._stop = list(stop)
         self._held = ""
         self.stopped = False  # whether a stop string has come
 

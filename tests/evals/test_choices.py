@@ -176,6 +176,8 @@ def test_another_prompt_or_another_shot_is_another_hash(tmp_path):
         ("winogrande", {"context": "a b"}, 'expected one "_"'),
         ("winogrande", {"context": "a _"}, 'expected one "_"'),
         ("blimp", {}, "sentence_good: missing"),
+        ("hellaswag", {"context": "\ud800"}, "context: holds the lone surrogate U+D800"),
+        ("hellaswag", {"choices": ["a", "b\udc00"]}, "choices: holds the lone surrogate U+DC00"),
     ],
 )
 def test_what_breaks_the_schema_is_named_with_its_line_and_field(tmp_path, name, change, message):
@@ -199,6 +201,21 @@ def test_tasks_that_are_unknown_or_without_data(tmp_path):
     (tmp_path / "copa.jsonl").write_text("{\n")
     with pytest.raises(DataError, match=r"copa\.jsonl:1: not valid JSON"):
         load_tasks("copa", Options(tmp_path))
+    (tmp_path / "copa.jsonl").write_text('{"id": "1", "id": "2"}\n')
+    with pytest.raises(DataError, match=r"copa\.jsonl:1: id: given twice"):
+        load_tasks("copa", Options(tmp_path))
+
+
+def test_a_target_longer_than_the_context_is_named_before_anything_is_scored(tmp_path):
+    class Unread(Unigram):
+        def forward(self, *arguments, **options):
+            pytest.fail("something was scored")
+
+    model = Unread({ord("a"): 1 / 2, ord(" "): 1 / 4})
+    long = "a" * model.config.context_length
+    write(tmp_path, "lambada.jsonl", {**ITEM, "choices": ["a"]}, {**ITEM, "id": "2", "choices": [long]})
+    with pytest.raises(StlmError, match=r"lambada\.jsonl:2: its target has \d+ ids, expected at most"):
+        score(tmp_path, "lambada", model)
 
 
 def test_reports_show_chance_and_the_published_row(tmp_path):

@@ -156,6 +156,9 @@ def test_a_run_brings_its_own_texts(tmp_path):
     with pytest.raises(ConversionError, match=r"data of the run.* --calibration"):
         convert_to_artifact(tmp_path / "run", tmp_path / "other", 6)
     assert not (tmp_path / "other").exists()
+    (tmp_path / "text").write_text(sample_text()[:12_000])
+    packed = convert_to_artifact(tmp_path / "run", tmp_path / "other", 6, tmp_path / "text")
+    assert f"calibrated on {tmp_path / 'text'}" in str(packed) and f"last tenth of {tmp_path / 'text'}" in str(packed)
 
 
 def test_without_a_text_the_method_is_said_to_be_another(tmp_path):

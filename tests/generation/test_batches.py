@@ -5,6 +5,7 @@ import torch
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
+from stlm.errors import ConfigError
 from stlm.generation import Batch, Effort, Sampling
 from stlm.stlm import STLM
 
@@ -33,7 +34,11 @@ PROMPTS = ["A text of some length,", "", "another", "a b c d", "Ünïcode", "far
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    config = from_dict(ModelConfig, {"context_length": 32, "width": 32, **MODELS[request.param]})
+    return make(request.param)
+
+
+def make(name):
+    config = from_dict(ModelConfig, {"context_length": 32, "width": 32, **MODELS[name]})
     model = STLM.from_config(config, build_tokenizer("byte"), seed=2).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -131,3 +136,42 @@ def test_copied_drafts_change_no_text(model):
     assert copied.ids  # that it may copy shows in its being told
     drawn_text = model.generate(text, max_new_ids=40, seed=1, effort=drawn)
     assert drawn_text == model.generate(text, max_new_ids=40, seed=1, speculative=None) and not drawn.ids
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.generate_batch("abc"), "prompts: got one str, expected a list of texts"),
+        (lambda model: model.generate_batch(["a", b"b"]), r"prompts\[1\]: got bytes, expected one text"),
+        (lambda model: model.embed("abc"), "texts: got one str, expected a list of texts"),
+        (lambda model: model.generate(["a"]), "prompt: got list, expected one text"),
+        (lambda model: model.log_likelihood(["a"]), "text: got list, expected one text"),
+        (lambda model: model.likeliest(["a"]), "prompt: got list, expected one text"),
+        (lambda model: model.likeliest("a", num_beams=0), "num_beams: got 0, expected an integer of at least 1"),
+        (lambda model: model.likeliest("a", max_new_ids=-1), "max_new_ids: got -1, expected an integer of at least 0"),
+        (lambda model: model.generate_stream("a", max_new_ids=-1), "max_new_ids: got -1"),  # before anything is drawn
+        (lambda model: model.generate("a", max_new_ids=2.5), "max_new_ids: got 2.5"),
+        (lambda model: model.generate_batch(["a"], max_new_ids=-1), "max_new_ids: got -1"),
+        (lambda model: model.generate("a", temperature=0, num_drafts=0), "num_drafts: got 0"),
+        (lambda model: model.generate("a", top_k=2.5), "top_k: got 2.5"),
+        (lambda model: model.generate("a", stop=""), "stop: got ''"),
+        (lambda model: model.generate_batch(["a"], stop=["b", ""]), "stop: got ''"),
+        (lambda model: model.generate("a", stop=None), "stop: got one NoneType, expected a list"),
+        (lambda model: model.generate("a", stop=[1]), r"stop\[0\]: got int"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call(make("bytes"))
+
+
+def test_a_stop_string_alone_is_one_string():
+    model = make("bytes")
+    drawn = {"max_new_ids": 60, "temperature": 0.2, "seed": 3}
+    text = model.generate("a", **drawn)
+    # One that is there for the first time, though its first letter comes before.
+    stop = next(text[at : at + 2] for at in range(1, len(text) - 2)
+                if text[at] in text[:at] and text.index(text[at : at + 2]) == at)  # fmt: skip
+    ended = model.generate("a", **drawn, stop=stop)
+    assert ended == text[: text.index(stop)] and stop[0] in ended
+    assert model.generate_batch(["a"], **drawn, stop=stop) == [ended]

@@ -81,7 +81,7 @@ def test_rows_with_different_rules_are_drawn_as_if_alone():
         ({"temperature": -1}, "temperature: got -1, expected a number from 0 to 100"),
         ({"temperature": math.nan}, "temperature: got nan"),
         ({"top_p": 1.5}, "top_p: got 1.5, expected a number from 0 to 1"),
-        ({"top_k": 0}, "top_k: got 0, expected at least 1"),
+        ({"top_k": 0}, "top_k: got 0, expected an integer of at least 1"),
         ({"repetition_penalty": 0}, "repetition_penalty: got 0"),
         ({"frequency_penalty": math.inf}, "frequency_penalty: got inf"),
     ],

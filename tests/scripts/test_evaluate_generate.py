@@ -9,6 +9,7 @@ import pty
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -345,7 +346,7 @@ def test_generate_answers_in_a_chat(folder, call, tmp_path):
     code, out, err = call("generate.py", tmp_path / "model", "--chat", "--prompt", "Line", "--max-ids", "9")
     assert (code, out, err) == (0, whole.partition("\x03")[0] + "\n", "")
     code, _, err = call("generate.py", tmp_path / "model", "--chat", "--beams", "2", "--prompt", "Line")
-    assert code == 2 and "leave out --chat" in err
+    assert code == 2 and "--chat: without effect beside --beams" in err
 
 
 def test_generate_scores_a_file(folder, call, tmp_path):
@@ -375,32 +376,102 @@ def test_generate_refuses(folder, call):
         (("--prompt", "\udcff"), "lone surrogate"),
         (("--exit-threshold", "0"), "--exit-threshold: got '0', expected a number"),
         (("--speculative", "self", "--prompt", "a"), "model.core.exits.every = null"),
-        (("--speculative", "self", "--exit-threshold", "0.5"), "not allowed with"),
-        (("--speculative", "off", "--drafts", "3"), "--drafts: nothing is drafted"),
-        (("--beams", "2", "--speculative", "ngram"), "--beams: a search drafts nothing"),
+        (("--stop", ""), "--stop: got '', expected a text that is not empty"),
+        (("--per-line",), "--per-line: goes with --score FILE"),
     ]:
         code, _, err = call("generate.py", folder / "run", *arguments)
         assert code == 2 and message in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [
+        ("--exit-threshold 0.5 --speculative self", "--speculative: without effect beside --exit-threshold"),
+        ("--exit-threshold 0.5 --drafts 2", "--drafts: without effect beside --exit-threshold"),
+        ("--speculative off --drafts 3", "--drafts: without effect beside --speculative off"),
+        ("--drafts 3", "--drafts: without effect beside --speculative auto"),
+        ("--beams 2 --speculative ngram", "--speculative: without effect beside --beams"),
+        ("--beams 2 --stop .", "--stop: without effect beside --beams"),
+        ("--beams 2 --temperature 0.8", "--temperature: without effect beside --beams"),
+        ("--beams 2 --seed 1 --top-k 3", "--top-k, --seed: without effect beside --beams"),
+        ("--beams 2 --samples 1", "--samples: without effect beside --beams"),
+        ("--temperature 0 --top-p 0.9", "--top-p: without effect beside --temperature 0"),
+        ("--temperature 0 --samples 2", "--samples: without effect beside --temperature 0"),
+        ("--samples 2 --speculative ngram", "--speculative: without effect beside --samples 2"),
+        ("--score none --prompt a", "--prompt: without effect beside --score"),
+        ("--score none --temperature 0 --stop a", "--temperature, --stop: without effect beside --score"),
+        ("--score none --chat --max-ids 3", "--chat, --max-ids: without effect beside --score"),
+        ("--score none --valid-utf8", "--valid-utf8: without effect beside --score"),
+    ],
+)
+def test_generate_refuses_an_option_without_effect(folder, call, options, beside):
+    code, out, err = call("generate.py", folder / "run", *options.split())
+    assert (code, out) == (2, "") and f"error: {beside}" in err
+
+
+def test_every_option_of_generate_is_considered(call):
+    """An option that is added later must be given its place in the table of those without effect."""
+    known = runpy.run_path(str(ROOT / "scripts" / "generate.py"))
+    _, out, _ = call("generate.py", "--help")
+    options = {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]+)", out.partition("options:")[2])}
+    assert {*known["DEFAULTS"], *known["DRAWING"], *known["DRAFTING"]} | {"help", "chat", "per_line", "precision"} == (
+        options
+    )
+
+
+class Terminal:
+    """generate.py as a person at a terminal has it: from another folder, where the locale knows ASCII only."""
+
+    def __init__(self, *arguments):
+        self.ours, theirs = pty.openpty()
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / "generate.py", *arguments],
+            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
+            env=environment | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        os.close(theirs)
+
+    def type(self, text):
+        os.write(self.ours, text)
+
+    def end(self):
+        out, err = self.process.communicate(timeout=120)
+        os.close(self.ours)
+        assert self.process.returncode == 0, err
+        return out.decode("utf-8").replace("› ", ""), err.decode("utf-8")
+
+
 def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
-    """From another folder, without installation, and where the locale knows ASCII only."""
-    ours, theirs = pty.openpty()
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "generate.py", folder / "run", "--max-ids", "30"],
-        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-        env=environment | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    os.write(ours, b"Line\nWord\n/new\nWord\n\x04")  # Ctrl-D
-    out, err = process.communicate(timeout=120)
-    os.close(ours)
-    os.close(theirs)
-    assert process.returncode == 0, err
+    terminal = Terminal(folder / "run", "--max-ids", "30")
+    terminal.type(b"Line\nWord\n/reset\nWord\n/new\nWord\n/help\n/hepl\n/exit\nnever\n")
+    out, err = terminal.end()
     first = continuation(folder, "Line", max_new_ids=30, seed=0)
     second = continuation(folder, f"Line{first}\nWord", max_new_ids=30, seed=1)
-    third = continuation(folder, "Word", max_new_ids=30, seed=3)
-    assert out.decode("utf-8").replace("› ", "") == f"Line{first}\nWord{second}\nWord{third}\n"
+    third, fourth = (continuation(folder, "Word", max_new_ids=30, seed=seed) for seed in (3, 5))
+    assert out == f"Line{first}\nWord{second}\nWord{third}\nWord{fourth}\n"
+    assert "/reset  forget the conversation" in err and "unknown command /hepl; /help lists them" in err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder):
+    terminal = Terminal(folder / "run", "--max-ids", "100000", "--temperature", "1.5")
+    terminal.type(b"Line\n")
+    shown = os.read(terminal.process.stdout.fileno(), 100)
+    while b"Line" not in shown:
+        shown += os.read(terminal.process.stdout.fileno(), 100)
+    terminal.process.send_signal(signal.SIGINT)
+    assert b"stopped" in read_until(terminal.process.stderr, b"stopped")
+    terminal.type(b"/exit\n")
+    _, err = terminal.end()
+    assert "Traceback" not in err
+
+
+def read_until(stream, what):
+    """Read from a pipe until it has said this."""
+    said = b""
+    while what not in said:
+        said += os.read(stream.fileno(), 1000) or pytest.fail(f"it ended after {said!r}")
+    return said
 
 
 def test_generate_into_a_closed_pipe_ends_quietly(folder):

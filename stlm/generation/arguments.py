@@ -1,0 +1,37 @@
+"""Checks of what people pass to `STLM.generate` and its like: one text or several, and whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+from stlm.errors import ConfigError
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise ConfigError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
+def one_text(name: str, value: Any) -> str:
+    """Return `value` if it is a text; raise ConfigError otherwise."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: got {type(value).__name__}, expected one text (str)")
+    return value
+
+
+def several_texts(name: str, value: Any, instead: str) -> list[str]:
+    """Return a list of texts; raise ConfigError where one text stands in place of a list, or an entry is no text."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name}: got one {type(value).__name__}, expected a list of texts; {instead}")
+    return [one_text(f"{name}[{number}]", text) for number, text in enumerate(value)]
+
+
+def stop_strings(stop: Any) -> list[str]:
+    """Return the strings that end a text; one string alone is one of them. Raises ConfigError for an empty one."""
+    stops = several_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
+    if "" in stops:
+        raise ConfigError("stop: got '', expected a text that is not empty; leave it out to stop nowhere")
+    return stops
