@@ -64,6 +64,12 @@ class Format:
         return not self.compression and self.kind in ("text", "jsonl", "parquet")
 
 
+def compression_of(path: str | os.PathLike[str]) -> str:
+    """One of COMPRESSED, by the name of a file; "" for none."""
+    name = os.path.basename(os.fspath(path)).lower()
+    return next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+
+
 def format_of(path: str | os.PathLike[str]) -> Format | None:
     """The format that a name promises; None if it is not one that is read."""
     name = os.path.basename(os.fspath(path)).lower()

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.cleaning import decontamination
-from data_pipeline.cleaning.documents import LIBRARIES
+from data_pipeline.cleaning import decontamination, words
+from data_pipeline.cleaning.documents import LIBRARIES, NEAR_DUPLICATES
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.sources import Source
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
@@ -32,6 +32,7 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         **({"conversations": True} if config.conversations else {}),
         **({"clean": list(config.cleaning.steps)} if config.clean else {}),
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),
+        **({"words": words.VERSION} if config.decontaminate or NEAR_DUPLICATES in config.cleaning.steps else {}),
         **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
         **({"decontaminate": decontamination.describe(config.decontaminate)} if config.decontaminate else {}),
     }

@@ -3,13 +3,16 @@
 Brown et al. 2020 (arXiv 2005.14165, appendix C) look for runs of 13 words that an evaluation text and a document for
 training share, without regard to case and punctuation, and for shorter ones, down to 8 words, where the text itself is
 shorter. So it is here. They cut the run and 200 characters around it; here the whole document goes, and the list of all
-that went says by which words.
+that went says by which words. What a word is, also where there are no spaces, and what is folded before words are
+compared, is in `words`.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,15 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file, sha256_file, write_text
-from data_pipeline.cleaning.words import pieces, words_of
+from data_pipeline.cleaning.words import WORD, pieces, words_of
 from data_pipeline.errors import DataError
+from data_pipeline.formats import compression_of, open_input
 from data_pipeline.gathering import Gathered
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
-LONGEST_RUN, SHORTEST_RUN = 13, 8  # words
+LONGEST_RUN, SHORTEST_RUN = 13 * WORD, 8 * WORD
 REMOVED_FILE = "removed.jsonl"
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -44,31 +47,51 @@ def describe(files: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def texts_of(name: str) -> Iterator[str]:
-    """The texts of an evaluation file: of JSON and JSON Lines every string that is a value; else every paragraph.
+    """The texts of an evaluation file, which may be compressed.
 
-    DataError if it is not UTF-8 or not JSON.
+    Of JSON, JSON Lines, CSV, TSV and Parquet every string that is a value; else every paragraph. DataError if it cannot
+    be read.
     """
+    compression = compression_of(name)
+    suffix = Path(name.lower().removesuffix(compression)).suffix
     try:
-        text = Path(name).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-        if name.lower().endswith(".json"):
-            yield from _strings(json.loads(text))
-        elif name.lower().endswith(_JSON_SUFFIXES):
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    yield from _strings(_parsed(line, number))
+        with open_input(name, compression) as file:
+            data = file.read()
+        if suffix == ".parquet":
+            from pyarrow import parquet
+
+            yield from _strings(parquet.read_table(io.BytesIO(data)).to_pydict())
+            return
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+        if suffix in (".json", ".jsonl", ".ndjson"):
+            yield from _strings(_parsed(text, lines=suffix != ".json"))
+        elif suffix in (".csv", ".tsv"):
+            dialect = csv.excel_tab if suffix == ".tsv" else csv.excel
+            quoting: Any = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
+            yield from (cell for row in csv.reader(io.StringIO(text), dialect, quoting=quoting) for cell in row)
         else:
             yield from _BLANK_LINES.split(text)
-    except OSError as error:
-        raise DataError(f"cannot read the evaluation file {name}: {error.strerror or error}") from error
-    except ValueError as error:
+    except DataError as error:
+        raise DataError(f"evaluation file: {error}") from error
+    except (ValueError, csv.Error) as error:  # also those of pyarrow
         raise DataError(f"cannot read the evaluation file {name}: {error}; expected UTF-8 text or JSON") from error
 
 
-def _parsed(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
+def _parsed(text: str, lines: bool) -> Any:
+    """JSON as one value, or of each line one; a file that is called .json may be either."""
+    if not lines:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            first = error
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except ValueError as error:
+                raise (ValueError(f"line {number}: {error}") if lines or number > 1 else first) from None
+    return values
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -80,7 +103,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
-    """Write the runs of words to look for: an array of (length, hash, number of the file), sorted, without repeats.
+    """Write the runs of words to look for: an array of (weight, hash, number of the file), sorted, without repeats.
 
     Returns how many texts there are and how many are too short to be looked for. DataError if none is long enough.
     """
@@ -89,26 +112,28 @@ def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
     for number, name in enumerate(files):
         for text in texts_of(name):
             words = words_of(_stored(text))
+            weight = int(words.weights.sum())
             counts["texts"] += 1
-            counts["too_short"] += len(words.hashes) < SHORTEST_RUN
-            length = min(len(words.hashes), LONGEST_RUN)
+            counts["too_short"] += weight < SHORTEST_RUN
+            length = min(weight, LONGEST_RUN)
             if length >= SHORTEST_RUN:
-                hashes, _ = words.runs(length)
+                hashes, _, _ = words.runs(length)
                 runs = np.empty(len(hashes), _RUN)
-                runs["length"], runs["hash"], runs["file"] = length, hashes, number
+                runs["weight"], runs["hash"], runs["file"] = length, hashes, number
                 found.append(runs)
-    runs = np.sort(np.concatenate(found), order=["length", "hash", "file"])
+    runs = np.sort(np.concatenate(found), order=["weight", "hash", "file"])
     if not len(runs):
         raise DataError(
-            f"nothing to look for in {', '.join(files)}: none of its {counts['texts']:,} texts has {SHORTEST_RUN} words"
+            f"nothing to look for in {', '.join(files)}: none of its {counts['texts']:,} texts has "
+            f"{SHORTEST_RUN // WORD} words"
         )
-    first = np.append(True, (runs["hash"][1:] != runs["hash"][:-1]) | (runs["length"][1:] != runs["length"][:-1]))
+    first = np.append(True, (runs["hash"][1:] != runs["hash"][:-1]) | (runs["weight"][1:] != runs["weight"][:-1]))
     with atomic_file(path) as file:
         np.save(file, runs[first])
     return counts
 
 
-_RUN = np.dtype([("length", "u1"), ("hash", "<u8"), ("file", "<u4")])
+_RUN = np.dtype([("weight", "u1"), ("hash", "<u8"), ("file", "<u4")])
 
 
 def _stored(text: str) -> NDArray[np.uint8]:
@@ -139,13 +164,13 @@ def found(gathered: Gathered) -> list[dict[str, Any]]:
 
 def _matches(text: NDArray[np.uint8], looked_for: dict[int, NDArray[Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     words = words_of(text)
-    for length, runs in looked_for.items():
-        hashes, firsts = words.runs(length)
+    for weight, runs in looked_for.items():
+        hashes, firsts, lasts = words.runs(weight)
         places = np.searchsorted(runs["hash"], hashes)
         places[places == len(runs)] = 0
         for hit in np.flatnonzero(runs["hash"][places] == hashes).tolist():
             first = int(firsts[hit])
-            words_hit = text[words.starts[first] : words.stops[first + length - 1]]
+            words_hit = text[words.starts[first] : words.stops[lasts[hit]]]
             yield (
                 int(words.documents[first]),
                 {
@@ -157,9 +182,9 @@ def _matches(text: NDArray[np.uint8], looked_for: dict[int, NDArray[Any]]) -> It
 
 @functools.lru_cache(maxsize=1)
 def _looked_for(path: Path) -> dict[int, NDArray[Any]]:
-    """The runs by their length, the longest first."""
+    """The runs by their weight, the longest first."""
     runs = np.load(path)
-    return {length: runs[runs["length"] == length] for length in np.unique(runs["length"])[::-1].tolist()}
+    return {weight: runs[runs["weight"] == weight] for weight in np.unique(runs["weight"])[::-1].tolist()}
 
 
 def write_list(path: Path, entries: Iterator[dict[str, Any]]) -> str:

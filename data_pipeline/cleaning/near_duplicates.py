@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file
-from data_pipeline.cleaning.words import Words, mix, pieces, words_of
+from data_pipeline.cleaning.words import WORD, Words, mix, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered
 
 THRESHOLD = 0.8
 
-_RUN = 5  # words
+_RUN = 5 * WORD
 _NUMBERS = 128  # in a signature; twice the bands' rows would do no better
 _BANDS, _ROWS = 21, 6
 _SEED = 1
@@ -90,13 +90,14 @@ def _signatures(gathered: Gathered) -> Iterator[NDArray[np.uint32]]:
 def _shingles(text: NDArray[np.uint8], number: int) -> list[NDArray[np.uint64]]:
     """The hashes of the runs of five words of each document in `text`; of all its words, if it has fewer."""
     words = words_of(text)
-    hashes, firsts = words.runs(_RUN)
+    hashes, firsts, _ = words.runs(_RUN)
     runs = np.split(hashes, np.searchsorted(words.documents[firsts], np.arange(1, number)))
-    counts = np.bincount(words.documents, minlength=number)
-    for document in np.flatnonzero((counts > 0) & (counts < _RUN)).tolist():
+    weights = np.bincount(words.documents, words.weights, minlength=number)
+    for document in np.flatnonzero((weights > 0) & (weights < _RUN)).tolist():
         start, stop = np.searchsorted(words.documents, [document, document + 1])
-        whole = Words(words.hashes[start:stop], *(np.zeros((3, stop - start), np.int64)))
-        runs[document], _ = whole.runs(stop - start)
+        nowhere = np.zeros(stop - start, np.int64)
+        whole = Words(words.hashes[start:stop], nowhere, nowhere, nowhere, words.weights[start:stop])
+        runs[document], _, _ = whole.runs(int(weights[document]))
     return runs
 
 

@@ -1,12 +1,18 @@
 """Words and runs of words as 64-bit hashes, for many documents at a time, in numpy.
 
-A word is a run of letters and digits, without regard to the case of a to z; punctuation and spaces only separate. In
-Chinese, Japanese and Korean, which put no spaces between words, every character is one. So two texts that differ in
-layout, punctuation or capitals have the same words.
+A word is a run of letters and digits. Before they are compared, characters are folded: compatibility forms (full-width
+letters, ligatures), case in every script, accents and other combining marks; invisible characters (zero-width spaces,
+soft hyphens, direction marks) are dropped. Everything else separates words: spaces, punctuation, symbols. So two texts
+that differ in layout, punctuation, capitals, accents or Unicode normalisation have the same words.
+
+Some scripts put no spaces between words. There every character, or syllable of Hangul, is a unit of its own, and a
+number of units weighs as much as a word: one of Han, two of kana or Hangul, three letters of Thai, Lao, Khmer or
+Burmese. Korean has spaces, but they are placed differently by different writers.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +22,34 @@ from numpy.typing import NDArray
 
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
-PIECE = 1 << 20  # bytes looked at together: bounds the memory, some 60 bytes for each
+VERSION = 2  # raised when the same text begins to give other words
+WORD = 6  # the weight of a word; divisible by 2 and 3
+
+PIECE = 1 << 19  # bytes looked at together: bounds the memory, some 100 bytes for each
 OVERLAP = 1 << 12  # bytes that the pieces of a long document share, so that no run of words is cut
 
 _ODD = 0x9E3779B97F4A7C15  # any odd number has an inverse modulo 2**64
 _POWERS: NDArray[np.uint64] = np.empty(0, np.uint64)
 _INVERSES: NDArray[np.uint64] = np.empty(0, np.uint64)
 
+# First and last code point of characters that are units of their own, after folding, and the weight of each.
+_UNITS = (
+    *((0x3005, 0x3007, WORD), (0x3400, 0x4DBF, WORD), (0x4E00, 0x9FFF, WORD), (0x20000, 0x3FFFF, WORD)),  # Han
+    *((0x3041, 0x30FF, WORD // 2), (0x31F0, 0x31FF, WORD // 2), (0x1B000, 0x1B16F, WORD // 2)),  # kana
+    *((0x1100, 0x115F, WORD // 2), (0xA960, 0xA97F, WORD // 2)),  # the consonant that begins a syllable of Hangul
+    *((0x0E00, 0x0EFF, WORD // 3), (0x1780, 0x17FF, WORD // 3)),  # Thai, Lao; Khmer
+    *((0x1000, 0x109F, WORD // 3), (0xA9E0, 0xA9FF, WORD // 3), (0xAA60, 0xAA7F, WORD // 3)),  # Burmese
+)
+_SYLLABLE_RESTS = ((0x1160, 0x11FF), (0xD7B0, 0xD7FF))  # vowels and last consonants of Hangul
 
-def _letters() -> NDArray[np.uint8]:
-    """Byte → what it counts as: lower case, and 0 for what separates words."""
-    table = np.zeros(256, np.uint8)
-    for byte in b"0123456789abcdefghijklmnopqrstuvwxyz":
-        table[byte] = table[ord(chr(byte).upper())] = byte
-    table[0x80:END_OF_STORED_DOCUMENT] = np.arange(0x80, END_OF_STORED_DOCUMENT)
-    return table
+# Not letters to a reader, though Unicode says so: the Arabic stretcher and fillers of Hangul; modifier apostrophes.
+_INVISIBLE = frozenset("\u0640\u115f\u1160\u3164\uffa0")
+_APOSTROPHES = frozenset(map(chr, range(0x2B9, 0x2C0)))
+_WHITE_CONTROLS = frozenset("\t\n\x0b\x0c\r\x85")
+_DOTLESS_I = "\u0131"  # the small letter of I in Turkish; elsewhere that is i
 
-
-_LETTERS = _letters()
+_SEPARATOR, _LETTER, _UNIT, _REST = range(4)  # what a folded character is
+_END = 0x110000  # stands for END_OF_STORED_DOCUMENT among code points
 
 
 @dataclass(frozen=True)
@@ -44,15 +60,25 @@ class Words:
     starts: NDArray[np.int64]  # bytes [start, stop) of the text
     stops: NDArray[np.int64]
     documents: NDArray[np.int64]  # to which document of the text each belongs
+    weights: NDArray[np.int64]  # WORD, or less for a unit of a script without spaces
 
-    def runs(self, length: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """The hash of every `length` words in a row within a document, and which word each run begins with."""
-        number = max(len(self.hashes) - length + 1, 0)
-        firsts = np.flatnonzero(self.documents[:number] == self.documents[length - 1 :])
-        hashes = np.zeros(number, np.uint64)
-        for place in range(length):
-            hashes = hashes * np.uint64(_ODD) + self.hashes[place : place + number]
-        return mix(hashes[firsts]), firsts
+    def runs(self, weight: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """Within documents, from each word on, the shortest run that weighs at least `weight`.
+
+        Returns the hashes of the runs, and the first and the last word of each.
+        """
+        number = len(self.hashes)
+        if not number:
+            return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+        if self.weights.min() == WORD:  # as the lines below would find, and quicker
+            lasts = np.arange(number) + (-(-weight // WORD) - 1)
+        else:
+            before = np.append(0, np.cumsum(self.weights))
+            lasts = np.searchsorted(before, before[:-1] + weight) - 1
+        firsts = np.arange(np.searchsorted(lasts, number))
+        within = np.flatnonzero(self.documents[firsts] == self.documents[lasts[firsts]])
+        firsts, lasts = within, lasts[within]
+        return _spans(self.hashes, firsts, lasts + 1), firsts, lasts
 
 
 def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -64,28 +90,19 @@ def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def words_of(text: NDArray[np.uint8]) -> Words:
     """The words of stored documents: UTF-8, one 0xFF after each."""
-    letters = _LETTERS[text]
-    # Punctuation beyond ASCII: U+0080 to U+00BF (C2), U+2000 to U+207F (E2 80, E2 81), U+3000 to U+303F (E3 80).
-    letters[_characters(text, (text == 0xC2), 2)] = 0
-    second = np.append(text[1:], np.uint8(0))
-    letters[_characters(text, (text == 0xE2) & (second <= 0x81), 3)] = 0
-    letters[_characters(text, (text == 0xE3) & (second == 0x80), 3)] = 0
-    inside = letters != 0
-    # U+3040 to U+D7FF: kana, Han, Hangul.
-    alone = (text >= 0xE3) & (text <= 0xED) & inside
-    begins = inside.copy()
-    begins[1:] &= ~inside[:-1] | alone[1:]
-    begins[3:] |= alone[:-3] & inside[3:]
-    starts = np.flatnonzero(begins)
-    goes_on = inside & ~begins
-    stops = np.flatnonzero(inside & ~np.append(goes_on[1:], False)) + 1
-
-    powers, inverses = _powers(len(text))
-    sums = np.zeros(len(text) + 1, np.uint64)
-    np.cumsum(letters * powers[: len(text)], out=sums[1:])
-    hashes = mix((sums[stops] - sums[starts]) * inverses[starts])
-    documents = np.cumsum(text == END_OF_STORED_DOCUMENT)[starts] if len(starts) else np.empty(0, np.int64)
-    return Words(hashes, starts, stops, documents)
+    entries, begins, ends = _folded(*_code_points(text), len(text))
+    letters, kinds = _FOLDING.codes[entries], _FOLDING.kinds[entries]
+    inside = kinds != _SEPARATOR
+    # A unit begins anew, and so does a letter after one; the rest of a syllable does not.
+    new = inside & (kinds == _UNIT)
+    new[:1] |= inside[:1]
+    new[1:] |= inside[1:] & ((kinds[:-1] == _SEPARATOR) | ((kinds[1:] == _LETTER) & (kinds[:-1] >= _UNIT)))
+    starts = np.flatnonzero(new)
+    stops = np.flatnonzero(inside & ~np.append(inside[1:] & ~new[1:], False)) + 1
+    places = begins[starts]
+    documents = np.searchsorted(np.flatnonzero(text == END_OF_STORED_DOCUMENT), places)
+    weights = _FOLDING.weights[entries[starts]]
+    return Words(_spans(letters, starts, stops), places, ends[stops - 1], documents, weights)
 
 
 def pieces(stored: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[Any]]]:
@@ -109,12 +126,102 @@ def pieces(stored: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Iterator[tu
         first = last
 
 
-def _characters(text: NDArray[np.uint8], leads: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """All bytes of the characters whose first bytes are marked."""
-    marked = leads.copy()
-    for offset in range(1, size):
-        marked[offset:] |= leads[:-offset]
-    return marked
+def _code_points(text: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The characters of UTF-8, 0xFF as _END, and the byte at which each begins. A cut character may give another."""
+    places = np.flatnonzero((text & 0xC0) != 0x80)
+    leads = text[places]
+    codes = leads.astype(np.uint32)
+    padded = np.append(text, np.zeros(3, np.uint8))
+    for size, least, bits in ((2, 0xC0, 0x1F), (3, 0xE0, 0x0F), (4, 0xF0, 0x07)):
+        several = np.flatnonzero((leads >= least) & (leads < END_OF_STORED_DOCUMENT))
+        if len(several):
+            found = leads[several].astype(np.uint32) & bits
+            for offset in range(1, size):
+                found = (found << 6) | (padded[places[several] + offset] & 0x3F)
+            codes[several] = found
+    codes[leads == END_OF_STORED_DOCUMENT] = _END
+    return np.minimum(codes, _END), places
+
+
+class _Folding:
+    """What each character becomes: a table that is filled as characters are met."""
+
+    def __init__(self) -> None:
+        self._known = np.zeros(_END + 1, np.bool_)
+        self.counts = np.zeros(_END + 1, np.uint8)
+        self.offsets = np.zeros(_END + 1, np.int32)
+        self._codes: list[int] = []
+        self.codes = np.empty(0, np.uint64)
+        self.kinds = np.empty(0, np.uint8)
+        self.weights = np.empty(0, np.int64)
+
+    def learn(self, codes: NDArray[np.uint32]) -> None:
+        new = np.unique(codes[~self._known[codes]]).tolist()
+        if not new:
+            return
+        for code in new:
+            folded = [0] if code == _END else [_counted(character) for character in _fold(chr(code))]
+            self.counts[code], self.offsets[code] = len(folded), len(self._codes)
+            self._codes += folded
+            self._known[code] = True
+        self.codes = np.array(self._codes, np.uint64)
+        self.kinds = np.full(len(self.codes), _LETTER, np.uint8)
+        self.weights = np.full(len(self.codes), WORD, np.int64)
+        for first, last, weight in _UNITS:
+            units = (self.codes >= first) & (self.codes <= last)
+            self.kinds[units], self.weights[units] = _UNIT, weight
+        for first, last in _SYLLABLE_RESTS:
+            self.kinds[(self.codes >= first) & (self.codes <= last)] = _REST
+        self.kinds[self.codes == 0] = _SEPARATOR
+
+
+_FOLDING = _Folding()
+
+
+def _fold(character: str) -> str:
+    """The characters that stand for one when texts are compared, "" for an invisible one.
+
+    Of every character by itself, so that it can be looked up: combining marks are dropped because their order and
+    their being composed or not, which normal forms are about, then have no effect.
+    """
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+    return "".join(one for one in folded.replace(_DOTLESS_I, "i") if not _dropped(one))
+
+
+def _dropped(character: str) -> bool:
+    if character in _INVISIBLE or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return True
+    return unicodedata.category(character) == "Cc" and character not in _WHITE_CONTROLS
+
+
+def _counted(character: str) -> int:
+    """The code point of a letter or digit, 0 for what separates words."""
+    letter = unicodedata.category(character)[0] in "LNM" and character not in _APOSTROPHES
+    return ord(character) if letter else 0
+
+
+def _folded(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> tuple[NDArray[Any], ...]:
+    """Characters folded: the entry of each in the tables of _FOLDING, and its bytes [begin, end) of the text."""
+    _FOLDING.learn(codes)
+    counts = _FOLDING.counts[codes]
+    if (counts != 1).any():
+        kept = np.flatnonzero(counts)
+        codes, places, counts = codes[kept], places[kept], counts[kept].astype(np.int64)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        entries = np.repeat(_FOLDING.offsets[codes], counts) + within
+        begins, ends = np.repeat(places, counts), np.repeat(np.append(places[1:], size), counts)
+    else:
+        entries = _FOLDING.offsets[codes]
+        begins, ends = places, np.append(places[1:], size)
+    return entries, begins, ends
+
+
+def _spans(numbers: NDArray[np.uint64], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A hash of numbers[start:stop] for each span: equal numbers in a row have equal hashes, wherever they stand."""
+    powers, inverses = _powers(len(numbers))
+    sums = np.zeros(len(numbers) + 1, np.uint64)
+    np.cumsum(numbers * powers[: len(numbers)], out=sums[1:])
+    return mix((sums[stops] - sums[starts]) * inverses[starts])
 
 
 def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

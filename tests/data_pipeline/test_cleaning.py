@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import random
+import sys
+import unicodedata
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -12,15 +16,21 @@ import numpy as np
 import pytest
 
 from data_pipeline.cleaning.c4 import c4
+from data_pipeline.cleaning.decontamination import texts_of
 from data_pipeline.cleaning.documents import Cleaner, Cleaning, parse_steps
 from data_pipeline.cleaning.gopher import gopher
 from data_pipeline.cleaning.normalization import normalize
-from data_pipeline.cleaning.words import OVERLAP, PIECE, pieces, words_of
+from data_pipeline.cleaning.words import OVERLAP, PIECE, WORD, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import Gathered
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.reader import PreparedData
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 WORDS = [f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfglmnrst" for d in "aeiou"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzäöü"
@@ -166,9 +176,12 @@ def test_words_ignore_case_punctuation_and_layout() -> None:
     ]
     words = words_of(text)
     assert words.hashes[0] == words.hashes[12] and words.hashes[1] == words.hashes[13]
-    assert len(set(words.hashes.tolist())) == len(words.hashes) - 3
-    runs, firsts = words.runs(2)
-    assert firsts.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 12]  # none across documents
+    assert words.hashes[6] == words.hashes[10]  # 中
+    assert words.hashes[5] == words.hashes[1] == words.hashes[13]  # wörld
+    assert len(set(words.hashes.tolist())) == len(words.hashes) - 4
+    runs, firsts, lasts = words.runs(2 * WORD)
+    assert (lasts - firsts).tolist() == [1] * len(firsts)
+    assert firsts.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 12]  # none across documents; カ is half a word
     assert runs[0] == runs[-1] and len(set(runs.tolist())) == len(runs) - 1
 
 
@@ -180,9 +193,46 @@ def test_no_run_of_words_is_lost_where_a_long_document_is_cut() -> None:
     seen = []
     for first, last, piece in pieces(text, lengths):
         seen.append((first, last))
-        found |= set(words_of(piece).runs(13)[0].tolist())
-    assert seen == [(0, 1), (1, 2), (1, 2), (2, 3)] and len(long) > PIECE + OVERLAP
-    assert set(words_of(text).runs(13)[0].tolist()) <= found
+        found |= set(words_of(piece).runs(13 * WORD)[0].tolist())
+    assert seen == [(0, 1), *[(1, 2)] * 4, (2, 3)] and len(long) > PIECE + OVERLAP
+    assert set(words_of(text).runs(13 * WORD)[0].tolist()) <= found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Straße ﬁnden", "STRASSE Finden"),  # case folding and ligatures
+        ("ＡＢＣ １２", "abc 12"),  # full width
+        ("caf\u00e9 ti\u1ebfng Vi\u1ec7t", "cafe\u0301 tie\u0302\u0301ng VIE\u0323\u0302T"),  # composed or not
+        ("ışık İstanbul", "IŞIK istanbul"),  # Turkish
+        ("οδός", "ΟΔΟΣ"),
+        ("zero width, soft hyphen", "ze\u200bro wi\u200dd\u2060th so\u00adft hy\ufeffphen\u200e"),
+        ("à l'été, n'est", "à\u00a0l’été\u202fn’est"),
+        ("¿Qué tal? «Sí»", "que tal — si"),
+        ("مرحبا، كيف", "مَرْحَبًا كـــيف"),  # vowel signs and stretchers
+        ("한국어", "\u1112\u1161\u11ab \u1100\u116e\u11a8\u110b\u1165"),  # syllables, and the letters that make them
+        ("カガ", "ｶ ｶﾞ"),
+        ("ｗｏｒｄ，２", "word 2"),
+    ],
+)
+def test_disguises_change_no_word(one: str, other: str) -> None:
+    text = stored(one, other)
+    words = words_of(text)
+    half = len(words.hashes) // 2
+    assert half and words.documents.tolist() == [0] * half + [1] * half
+    assert words.hashes[:half].tolist() == words.hashes[half:].tolist()
+    separators = " ,’—，«»\u00a0\u202f"
+    assert "".join(word for document, word in spelled(text) if document) == other.translate(
+        dict.fromkeys(map(ord, separators))
+    )
+
+
+def test_scripts_without_spaces_have_units_that_weigh_less_than_a_word() -> None:
+    words = words_of(stored("ab 中 か 한 ท abท"))
+    assert words.weights.tolist() == [WORD, WORD, WORD // 2, WORD // 2, WORD // 3, WORD, WORD // 3]
+    _, firsts, lasts = words.runs(2 * WORD)
+    assert list(zip(firsts.tolist(), lasts.tolist(), strict=True)) == [(0, 1), (1, 3), (2, 5), (3, 6)]
+    assert words_of(stored("", "...")).runs(WORD)[0].tolist() == []
 
 
 def changed(text: str, number: int) -> str:
@@ -277,6 +327,83 @@ def test_decontamination_lists_what_it_removes(corpus: tuple[Path, list[str]], t
     ]
     assert manifest.cleaning["removed"]["decontamination"]["documents"] == 2
     assert manifest.cleaning["decontamination"]["texts"] == 4 and manifest.cleaning["decontamination"]["too_short"] == 1
+
+
+EVALUATED = {
+    "zh": "春天来了，花儿开了，小鸟在枝头唱歌，孩子们在公园里玩耍，大人们在树下聊天。",
+    "ja": "春が来て、花が咲き、小鳥が枝で歌い、子供たちは公園で楽しく遊んでいます。",
+    "ko": "봄이 오고 꽃이 피고 작은 새들이 나뭇가지에서 노래하며 아이들은 공원에서 즐겁게 놀고 있다.",
+    "th": "ฤดูใบไม้ผลิมาถึงแล้วดอกไม้บานนกน้อยร้องเพลงบนกิ่งไม้เด็กๆเล่นในสวนสาธารณะ",
+    "ar": "جاء الربيع، وتفتحت الأزهار، وغنت العصافير على الأغصان، ولعب الأطفال في الحديقة.",
+    "es": "¿Sabías que la primavera llegó, y que los niños jugaron en el jardín con su pequeño pájaro azul?",
+    "fr": "C'est l'été\u00a0: les élèves ne sont plus à l'école, et la forêt s'éveille très tôt.",
+    "de": "Die Straße führt über den großen Fluß, und die Kinder grüßen höflich jeden müden Fußgänger am Weg.",
+    "tr": "Işıklı İstanbul sokaklarında iki küçük kız çiçekçi kadına gülümseyip ılık simit alıyor bugün yine.",
+    "vi": "Mùa xuân đã đến, những bông hoa nở rộ và các em nhỏ đang chơi đùa trong công viên.",
+    "en": "The \uff24\uff2f\uff27 ran swiftly over seven wet ﬁelds, barking at every single crow it met.",
+}
+DISGUISES = [
+    lambda text: text,
+    lambda text: unicodedata.normalize("NFD", text),
+    lambda text: unicodedata.normalize("NFKC", text),
+    lambda text: text.translate({ord(one): "、" for one in ",，.。،?"}).upper(),
+    lambda text: "\u200b".join(text),
+    lambda text: text.replace(" ", "\u00a0").replace("e", "e\u00ad"),
+]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_decontamination_finds_every_script_in_every_disguise(tmp_path: Path, form: str) -> None:
+    evaluation = tmp_path / "evaluation.jsonl.gz"
+    lines = [json.dumps({"q": unicodedata.normalize(form, text)}) for text in EVALUATED.values()]
+    evaluation.write_bytes(gzip.compress("\n".join(lines).encode()))
+    # What surrounds it is of the same script and touches it where there are no spaces.
+    hidden = [
+        text[:9] + disguise(text) + text[:9]
+        if name in ("zh", "ja", "th")
+        else f"{text[:9]} {disguise(text)} {text[:9]}"
+        for name, text in EVALUATED.items()
+        for disguise in DISGUISES
+    ]
+    innocent = [text[: len(text) // 3] + text[len(text) // 2 :][::-1] for text in EVALUATED.values()]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*hidden, *innocent]))
+    output = tmp_path / "out"
+    prepare(PrepareConfig((str(path),), output=str(output), workers=1, decontaminate=(str(evaluation),)))
+    data = PreparedData.open(output)
+    assert sorted(documents(data, "train") + documents(data, "validation")) == sorted(innocent)
+
+
+def test_evaluation_files_of_many_formats_are_read(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    records = [{"q": "one text", "a": ["two", {"x": "three"}]}]
+    in_lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "a.jsonl").write_text(in_lines)
+    (tmp_path / "b.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "c.json").write_text(in_lines * 2)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(in_lines.encode()))
+    (tmp_path / "e.ndjson.xz").write_bytes(lzma.compress(in_lines.encode()))
+    (tmp_path / "f.json.zst").write_bytes(zstd.compress(in_lines.encode()))
+    (tmp_path / "g.csv").write_text('q,a\n"one, text",two\n')
+    (tmp_path / "h.tsv.gz").write_bytes(gzip.compress(b'q\ta\n"one\ttwo\n'))
+    (tmp_path / "i.txt.gz").write_bytes(gzip.compress(b"one\r\n\r\ntwo"))
+    parquet.write_table(pyarrow.table({"q": ["one"], "n": [1], "a": [["two", "three"]]}), tmp_path / "j.parquet")
+    found = {path.name[0]: list(texts_of(str(path))) for path in sorted(tmp_path.iterdir())}
+    assert found == {
+        **{name: ["one text", "two", "three"] for name in "abdef"},
+        "c": ["one text", "two", "three"] * 2,
+        "g": ["q", "a", "one, text", "two"],
+        "h": ["q", "a", '"one', "two"],
+        "i": ["one", "two"],
+        "j": ["one", "two", "three"],
+    }
+    (tmp_path / "bad.jsonl").write_text('{"q": "one"}\n{"q": \n')
+    (tmp_path / "bad.gz").write_text("one")
+    for name, message in (("bad.jsonl", r"bad\.jsonl: line 2: Expecting value"), ("bad.gz", "compression is damaged")):
+        with pytest.raises(DataError, match=message):
+            list(texts_of(str(tmp_path / name)))
 
 
 def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
