@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.conversations import encode_conversations
-from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
+from data_pipeline.gathering import TEST, TRAIN, VALIDATION, Gathered
 from data_pipeline.indexed import ids_of_kept
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.shards import write_shard
@@ -40,7 +40,7 @@ SHARD_BYTES = 256 << 20  # of text
 PIECE_BYTES = 4 << 20  # of text that is encoded at a time: small, so that nobody waits long for the last one
 
 _SAMPLE_BYTES = 16 << 20  # of text that a tokenizer is trained on
-CHOICES = {"train": TRAIN, "validation": VALIDATION}
+CHOICES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True)

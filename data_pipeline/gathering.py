@@ -27,7 +27,7 @@ from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
-DROPPED, TRAIN, VALIDATION = 0, 1, 2
+DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
 
 _INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
 _LONGEST_DOCUMENT = 1 << 30  # bytes; shards count the ids of a document in 32 bits
@@ -48,7 +48,7 @@ class Gathered:
 
     @property
     def choice(self) -> NDArray[np.uint8]:
-        """Per document: DROPPED, TRAIN or VALIDATION."""
+        """Per document: DROPPED, TRAIN, VALIDATION or TEST."""
         return np.load(self.file("choice.npy"))
 
     @property
@@ -166,31 +166,6 @@ def starts_of(units: list[Gathered]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(unit.index) for unit in units)])
 
 
-def split(units: list[Gathered], validation_fraction: float, kept: NDArray[np.bool_]) -> None:
-    """Decide for every document that is kept whether it is for training or for validation; the others are dropped.
-
-    The hash of its bytes decides, so equal documents never stand on both sides. If chance leaves a side empty, the
-    document with the most extreme hash goes there. Raises DataError if there are fewer than two documents.
-    """
-    starts = starts_of(units)
-    limit = np.uint64(min(int(validation_fraction * 2.0**64), 2**64 - 1))
-    chosen = np.zeros(3, np.int64)
-    for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
-        side = np.where(unit.index["high"] < limit, VALIDATION, TRAIN)
-        choice = np.where(kept[start:stop], side, DROPPED).astype(np.uint8)
-        unit.choose(choice)
-        chosen += np.bincount(choice, minlength=3)
-    if kept.sum() < 2:
-        raise DataError(
-            f"different documents of text in the input: {kept.sum()}; expected at least two, one to train on, one to "
-            f"validate with: give more text (in a text file, blank lines separate documents)"
-        )
-    if not chosen[VALIDATION]:
-        _move(units, min(_extremes(units)), VALIDATION)
-    if not chosen[TRAIN]:
-        _move(units, max(_extremes(units)), TRAIN)
-
-
 def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
     """Which documents, counted over all units, equal an earlier one, among those of one bucket of hashes."""
     high, low, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -204,21 +179,3 @@ def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: 
     order = np.lexsort((lows, highs))  # stable: equal documents keep their order, the first of them stays
     equal = (highs[order][1:] == highs[order][:-1]) & (lows[order][1:] == lows[order][:-1])
     return all_numbers[order[1:][equal]]
-
-
-def _extremes(units: list[Gathered]) -> Iterator[tuple[int, int, int, int]]:
-    """The documents of each unit with the lowest and with the highest hash: the hash, the unit, the document in it."""
-    for number, unit in enumerate(units):
-        index = unit.index
-        places = np.flatnonzero(unit.choice != DROPPED)
-        if len(places):
-            order = np.lexsort((index["low"][places], index["high"][places]))
-            for place in places[order[[0, -1]]].tolist():
-                yield int(index["high"][place]), int(index["low"][place]), number, place
-
-
-def _move(units: list[Gathered], document: tuple[int, int, int, int], choice: int) -> None:
-    _, _, number, place = document
-    choices = units[number].choice
-    choices[place] = choice
-    units[number].choose(choices)

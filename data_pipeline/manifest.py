@@ -19,7 +19,7 @@ from data_pipeline.shards import bin_path, given_path, idx_path, idx_size
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
 WORK_DIR = ".preparing"  # lives beside the shards until the manifest is written
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")  # the last one is often empty
 
 _FORMAT = "stlm-data"
 _FORMAT_VERSION = 1
@@ -93,13 +93,17 @@ class Manifest:
             "format": [_FORMAT, _FORMAT_VERSION],
             "tokenizer": self.tokenizer["fingerprint"],
             "dtype": self.tokenizer["dtype"],
-            "splits": {name: [shard.identity for shard in self.splits[name]] for name in SPLITS},
+            "splits": {name: [shard.identity for shard in self.splits[name]] for name in SPLITS if self._has(name)},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
+    def _has(self, split: str) -> bool:
+        """Whether a split is there; data without a test are what they were before there was one."""
+        return split != "test" or bool(self.splits.get(split))
+
     def total(self, split: str, what: str) -> int:
         """The sum of `what` ("ids", "documents" or "bytes") over the shards of a split."""
-        return sum(getattr(shard, what) for shard in self.splits[split])
+        return sum(getattr(shard, what) for shard in self.splits.get(split, []))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         contents = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": self.fingerprint}
@@ -134,7 +138,9 @@ class Manifest:
             )
         try:
             values = {one.name: contents[one.name] for one in fields(cls) if one.name in contents}
-            values["splits"] = {name: [ShardEntry(**shard) for shard in values["splits"][name]] for name in SPLITS}
+            values["splits"] = {
+                name: [ShardEntry(**shard) for shard in shards] for name, shards in values["splits"].items()
+            }
             manifest = cls(**values)
             intact = manifest.fingerprint == contents["fingerprint"]
         except (KeyError, TypeError, AttributeError) as error:
@@ -160,7 +166,7 @@ class Manifest:
         """All files of all shards."""
         itemsize = np.dtype(self.tokenizer["dtype"]).itemsize
         files = []
-        for shard in (shard for split in SPLITS for shard in self.splits[split]):
+        for shard in (shard for split in SPLITS for shard in self.splits.get(split, [])):
             prefix = Path(directory) / shard.path
             files.append(WrittenFile(bin_path(prefix), shard.ids * itemsize, shard.bin_sha256))
             files.append(WrittenFile(idx_path(prefix), idx_size(shard.documents), shard.idx_sha256))

@@ -41,19 +41,22 @@ class Mixture:
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def split(self, name: str) -> IdStream:
-        """The streams of all parts in a row."""
-        return IdStream.joined([part.split(name) for part in self.parts])
+        """The streams of all parts in a row; for a test, of those that have one. DataError if none has."""
+        return IdStream.joined([part.split(name) for part in self._with(name)])
 
     def sources(self, split: str) -> list[SourceRange]:
         """The sources of all parts in the order of the stream, named after their folders where those are several."""
         found, offset = [], 0
-        for part in self.parts:
+        for part in self._with(split):
             own = part.sources(split)
             for source in own:
                 name = str(part.dir) if len(own) == 1 else f"{part.dir}: {source.name}"
                 found.append(SourceRange(name, offset + source.start, offset + source.stop))
             offset += len(part.split(split))
         return found
+
+    def _with(self, split: str) -> list[PreparedData]:
+        return [part for part in self.parts if part.manifest.splits.get(split)] or self.parts
 
 
 class Interleaved:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.cleaning import near_duplicates
-from data_pipeline.cleaning.documents import NEAR_DUPLICATES, STEPS, Cleaning, parse_steps
+from data_pipeline.cleaning.documents import NEAR_DUPLICATES, NORMALIZE, STEPS, Cleaning, parse_steps
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.stdin import STDIN, check_stdin_format
@@ -51,7 +52,25 @@ class PrepareConfig:
         default="text", metadata=_option("key or column of the text in JSON Lines, CSV, Parquet and data sets")
     )
     validation_fraction: float = field(
-        default=0.01, metadata=_option("share of the documents that is held back, chosen by hash; 0 < share < 1")
+        default=0.01,
+        metadata=_option(
+            "share of the documents, and of their bytes, held back for validation, chosen by hash; 0 < share < 1"
+        ),
+    )
+    validation: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "your own text for validation, given like inputs and kept whole; nothing of the inputs is held back then, "
+            "and documents that equal one of it leave the training text. Of a Hugging Face data set: its split "
+            "`validation`"
+        ),
+    )
+    test: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "the same for a test, which training never reads: evaluate.py --split test does. Of a Hugging Face data "
+            "set: its split `test`"
+        ),
     )
     hub_split: str = field(default="train", metadata=_option("split of a Hugging Face data set that is read"))
     hub_streaming: bool = field(
@@ -111,6 +130,11 @@ class PrepareConfig:
             raise DataError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
         if not 0 < self.validation_fraction < 1:
             raise DataError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if self.validation and self.validation_fraction != _default(self, "validation_fraction"):
+            raise DataError(
+                "--validation-fraction has no effect beside --validation, which names all text that is held back for "
+                "validation: leave one of the two out"
+            )
         if self.workers is not None and self.workers < 1:
             raise DataError(f"workers must be at least 1, got {self.workers}")
         if NEAR_DUPLICATES in self.cleaning.steps:
@@ -139,6 +163,11 @@ class PrepareConfig:
         return Cleaning(steps, (self.languages or ("en",)) if "language" in steps else ())
 
     @property
+    def cleaning_of_held(self) -> Cleaning:
+        """The steps for files of validation and test: their text is normalized like the input, but none is left out."""
+        return Cleaning(tuple(step for step in self.cleaning.steps if step == NORMALIZE))
+
+    @property
     def keep_ids(self) -> bool:
         """Whether the ids of the input, made by the tokenizer that is asked for, are kept as they are."""
         return self.input_tokenizer == self.tokenizer
@@ -152,6 +181,10 @@ class PrepareConfig:
             return default_data_dir(self.tokenizer)
         name = "+".join(_name_of(name) for name in self.inputs)[:80]
         return Path("data", f"{name}-{_in_a_path(self.tokenizer)}")
+
+
+def _default(config: PrepareConfig, name: str) -> Any:
+    return next(one.default for one in fields(config) if one.name == name)
 
 
 def default_data_dir(tokenizer_spec: str) -> Path:

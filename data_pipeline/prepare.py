@@ -19,9 +19,9 @@ from typing import Any
 
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES
 from data_pipeline.conversations import TEMPLATE
-from data_pipeline.encoding import encode_piece, make_tokenizer, plan_shards, write_planned
+from data_pipeline.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
-from data_pipeline.gathering import Gathered, gather
+from data_pipeline.gathering import TEST, VALIDATION, Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.preparation import PrepareConfig, default_data_dir
 from data_pipeline.scores import write_scores
@@ -109,13 +109,13 @@ def _prepare(
             "dtype": tokenizer.dtype.name,
             "fingerprint": tokenizer.fingerprint,
         },
-        splits={split: [shard for shard in shards if shard.path.startswith(f"{split}/")] for split in SPLITS},
-        sources=[_describe(number, source, units, gathered) | shares[number] for number, source in enumerate(sources)],
-        split_rule={
-            "unit": "document",
-            "hash": "first 8 bytes, little-endian, of blake2b-128 over the UTF-8 of the document",
-            "validation": f"hash < {config.validation_fraction} * 2**64",
+        splits={
+            split: entries
+            for split in SPLITS
+            if (entries := [shard for shard in shards if shard.path.startswith(f"{split}/")]) or split != "test"
         },
+        sources=[_describe(number, source, units, gathered) | shares[number] for number, source in enumerate(sources)],
+        split_rule=_split_rule(config),
         duplicates=selection.duplicates,
         settings=settings,
         cleaning={
@@ -129,17 +129,47 @@ def _prepare(
     return manifest
 
 
+def _split_rule(config: PrepareConfig) -> dict[str, str]:
+    """How a document came to its split, for the manifest."""
+    given = {
+        split: " ".join(paths) for split, paths in (("validation", config.validation), ("test", config.test)) if paths
+    }
+    by_hash = {
+        "hash": "first 8 bytes, little-endian, of blake2b-128 over the UTF-8 of the document",
+        "validation": f"hash < {config.validation_fraction} * 2**64, in the order of the hashes, "
+        "and about that share of the bytes: see data_pipeline/holdout.py",
+    }
+    return {"unit": "document", **({} if config.validation else by_hash), **given}
+
+
+def roles_of(config: PrepareConfig) -> list[int | None]:
+    """For each source the split that the user holds it back for; None: an input."""
+    inputs: list[int | None] = [None] * max(len(config.inputs), 1)  # none: the default corpus
+    return inputs + [VALIDATION] * len(config.validation) + [TEST] * len(config.test)
+
+
 def gather_all(
     config: PrepareConfig, sources: Sequence[Source], units: Sequence[Unit], work: Path, team: Team
 ) -> tuple[list[Gathered], Selection]:
     """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     pairs = zip(units, gathered, strict=True)
-    missing = [(unit, place, config.cleaning) for unit, place in pairs if not place.complete]
+    roles = [roles_of(config)[unit.source] for unit in units]
+    missing = [
+        (unit, place, config.cleaning if role is None else config.cleaning_of_held)
+        for (unit, place), role in zip(pairs, roles, strict=True)
+        if not place.complete
+    ]
     run_all("reading", gather, missing, [unit.size for unit, _, _ in missing], team)
+    for split, choice in CHOICES.items():
+        if choice in roles and not any(
+            len(place.index) for role, place in zip(roles, gathered, strict=True) if role == choice
+        ):
+            raise DataError(f"the files given with --{split} hold no text: {', '.join(getattr(config, split))}")
     selection = select(
         gathered,
         names=[sources[unit.source].name for unit in units],
+        roles=roles,
         validation_fraction=config.validation_fraction,
         deduplicate=config.deduplicate,
         compare=NEAR_DUPLICATES in config.cleaning.steps,
@@ -184,21 +214,19 @@ def _encode_and_describe(
 
 def open_inputs(config: PrepareConfig) -> list[Source]:
     """The sources that a preparation reads. DataError if one is not there or nothing readable."""
-    return open_sources(
-        config.inputs,
-        SourceOptions(
-            text_key=config.text_key,
-            score_key=config.score_key,
-            conversations=config.conversations,
-            on_error=config.on_error,
-            hub_split=config.hub_split,
-            hub_streaming=config.hub_streaming,
-            input_tokenizer=config.input_tokenizer,
-            keep_ids=config.keep_ids,
-            stdin_format=config.stdin_format,
-            spool=config.directory.parent,
-        ),
+    options = SourceOptions(
+        text_key=config.text_key,
+        score_key=config.score_key,
+        conversations=config.conversations,
+        on_error=config.on_error,
+        hub_split=config.hub_split,
+        hub_streaming=config.hub_streaming,
+        input_tokenizer=config.input_tokenizer,
+        keep_ids=config.keep_ids,
+        stdin_format=config.stdin_format,
+        spool=config.directory.parent,
     )
+    return open_sources(config.inputs, options, config.validation, config.test)
 
 
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:

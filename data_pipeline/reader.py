@@ -64,10 +64,14 @@ class PreparedData:
         return cls(dir, manifest, check_tokenizer(dir, manifest))
 
     def split(self, name: str) -> IdStream:
-        """The stream of "train" or "validation"."""
+        """The stream of "train", "validation" or "test". DataError if there is no text for a test."""
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-        shards = self.manifest.splits[name]
+        shards = self.manifest.splits.get(name, [])
+        if not shards and name == "test":
+            raise DataError(
+                f"{self.dir} holds no text for a test; prepare the data with scripts/preprocess.py --test PATH"
+            )
         return IdStream([self.dir / shard.path for shard in shards], shards, [self.tokenizer.dtype] * len(shards))
 
     def sources(self, split: str) -> list[SourceRange]:

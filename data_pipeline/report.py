@@ -18,7 +18,7 @@ from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.plots import byte_plot, length_plot
-from data_pipeline.summary import PROBLEMS
+from data_pipeline.summary import PROBLEMS, splits_of, warnings_of
 from data_pipeline.work_folder import locked
 
 REPORT_FILE = "report.html"
@@ -84,11 +84,15 @@ def _head(manifest: Manifest, name: str) -> str:
 
 def _splits(manifest: Manifest) -> str:
     rows = []
-    for split in SPLITS:
+    all_documents, all_bytes = (sum(manifest.total(split, what) for split in SPLITS) for what in ("documents", "bytes"))
+    for split in splits_of(manifest):
         documents, size, ids = (manifest.total(split, what) for what in ("documents", "bytes", "ids"))
-        shards = len(manifest.splits[split])
-        rows.append((split, f"{documents:,}", f"{size:,}", f"{ids:,}", f"{size / max(ids, 1):.3f}", f"{shards:,}"))
-    return _table(("", "documents", "bytes", "ids", "bytes per id", "shards"), rows)
+        shares = f"{documents / all_documents:.2%}", f"{size / max(all_bytes, 1):.2%}"
+        numbers = (f"{ids:,}", f"{size / max(ids, 1):.3f}", f"{len(manifest.splits[split]):,}")
+        rows.append((split, f"{documents:,}", shares[0], f"{size:,}", shares[1], *numbers))
+    head = ("", "documents", "share", "bytes", "share", "ids", "bytes per id", "shards")
+    warnings = "".join(f"<p>Warning: {_text(warning)}.</p>" for warning in warnings_of(manifest))
+    return _table(head, rows) + warnings
 
 
 def _sources(manifest: Manifest) -> str:
@@ -99,12 +103,13 @@ def _sources(manifest: Manifest) -> str:
             (
                 source["name"],
                 f"{source['documents']:,}",
-                *(f"{values[split]['documents']:,}" for split in SPLITS),
-                *(_number(values[split]["bytes"]) for split in SPLITS),
+                *(f"{values[split]['documents']:,}" for split in splits_of(manifest)),
+                *(_number(values[split]["bytes"]) for split in splits_of(manifest)),
                 *(_ratio(sample.get(what)) for what in ("bytes_per_id", "gzip_ratio", "xz_ratio")),
             )
         )
-    head = ("", "documents read", "train", "validation", "bytes, train", "validation", "bytes per id", "gzip", "xz")
+    first, *others = splits_of(manifest)
+    head = ("", "documents read", first, *others, f"bytes, {first}", *others, "bytes per id", "gzip", "xz")
     note = (
         "<p class=quiet>Bytes per id, and how many times smaller gzip and xz make the text: of a sample of each "
         "source, 256 KiB at most. Documents read are those that the steps on single documents kept.</p>"
@@ -114,7 +119,7 @@ def _sources(manifest: Manifest) -> str:
 
 def _plots(manifest: Manifest) -> str:
     lengths: dict[str, list[int]] = {}
-    for split in SPLITS:
+    for split in splits_of(manifest):
         counts = [values[split]["lengths"] for values in manifest.statistics]
         longest = max(map(len, counts))
         lengths[split] = np.sum(

@@ -1,7 +1,8 @@
 """Which of the gathered documents stay, and which of these are held back for validation.
 
 Exact duplicates go first, then what is left goes through the steps that compare documents with others; then the split
-is made, so that whatever was found alike never stands on both sides of it.
+is made, so that whatever was found alike never stands on both sides of it. Documents that the user holds back in files
+of their own all stay; what equals or resembles one of them leaves the training text.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from data_pipeline.cleaning import decontamination
 from data_pipeline.cleaning.near_duplicates import Signatures, near_duplicates, sign
 from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
-from data_pipeline.gathering import Gathered, drop_duplicates, split, starts_of
+from data_pipeline.errors import DataError
+from data_pipeline.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
+from data_pipeline.holdout import choose_all, choose_by_hash, copies_of
 
 EXACT_DUPLICATES, NEAR_DUPLICATES, DECONTAMINATION = "exact duplicates", "near-duplicates", "decontamination"
+HELD_BACK = "copies of documents that are held back"
 
 # What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
 Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
@@ -44,6 +48,7 @@ class Selection:
 def select(
     units: list[Gathered],
     names: Sequence[str],
+    roles: Sequence[int | None],
     validation_fraction: float,
     deduplicate: bool,
     compare: bool,
@@ -51,19 +56,29 @@ def select(
     output: Path,
     run: Run,
 ) -> Selection:
-    """Choose for every document: TRAIN, VALIDATION or DROPPED.
+    """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 
-    names: of the source of each unit. compare: whether near-duplicates go. evaluation_files: whose texts may not be in
-    the data; what goes for their sake is listed in output/removed.jsonl.
+    names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. compare:
+    whether near-duplicates go. evaluation_files: whose texts may not be in the data; what goes for their sake is listed
+    in output/removed.jsonl.
     Raises DataError if fewer than two documents are left.
     """
     record = Record()
     for unit in units:
         record.add(unit.cleaned)
+    held = [unit for unit, role in zip(units, roles, strict=True) if role is not None]
+    names = [name for name, role in zip(names, roles, strict=True) if role is None]
+    everything = units
+    units = [unit for unit, role in zip(units, roles, strict=True) if role is None]
     kept = np.ones(starts_of(units)[-1], np.bool_)
+    if held:
+        copies = copies_of(held, units)
+        kept &= ~copies
+        _count(record, HELD_BACK, units, copies)
     if deduplicate:
+        before = kept.copy()
         drop_duplicates(units, kept)
-        _count(record, EXACT_DUPLICATES, units, ~kept)
+        _count(record, EXACT_DUPLICATES, units, before & ~kept)
     sizes = [int(unit.index["length"].sum()) for unit in units]
     decontaminated: dict[str, Any] = {}
     if evaluation_files:
@@ -75,13 +90,32 @@ def select(
         sha256 = decontamination.write_list(path, entries)
         decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
     if compare:
-        run("comparing", sign, [(unit,) for unit in units], sizes)
-        stays = near_duplicates(units, kept)
-        gone = kept & (stays != np.arange(len(stays)))
-        kept &= ~gone
-        _count(record, NEAR_DUPLICATES, units, gone, stays)
-    split(units, validation_fraction, kept)
+        together = [*held, *units]  # of documents that are alike the first stays
+        number = int(starts_of(held)[-1])
+        sizes = [int(unit.index["length"].sum()) for unit in together]
+        run("comparing", sign, [(unit,) for unit in together], sizes)
+        stays = near_duplicates(together, np.concatenate([np.ones(number, np.bool_), kept]))
+        gone = stays != np.arange(len(stays))
+        gone[:number] = False
+        gone[number:] &= kept
+        kept &= ~gone[number:]
+        _count(record, NEAR_DUPLICATES, together, gone, stays)
+    for unit, role in zip(everything, roles, strict=True):
+        if role is not None:
+            choose_all([unit], np.ones(len(unit.index), np.bool_), role)
+    if VALIDATION not in roles:
+        choose_by_hash(units, validation_fraction, kept)
+    elif not kept.any():
+        raise DataError(f"no document of the input is left to train on{_why(record)}")
+    else:
+        choose_all(units, kept, TRAIN)
     return Selection(record, decontaminated)
+
+
+def _why(record: Record) -> str:
+    """What was left out, as the end of a message."""
+    removed = ", ".join(f"{number:,} by {rule}" for rule, number in record.documents.items() if number)
+    return f": of what was read, {removed} were left out" if removed else ""
 
 
 def _contaminated(

@@ -18,9 +18,11 @@ _PREPARATION_VERSION = 1
 
 def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """All that decides about the bytes of the result. Values are as JSON gives them back."""
+    described = [source.describe() for source in sources]
+    first, last = len(sources) - len(config.validation) - len(config.test), len(sources) - len(config.test)
     return {
         "version": _PREPARATION_VERSION,
-        "input": [source.describe() for source in sources],
+        "input": described[:first],
         "tokenizer": config.tokenizer,
         "tokenizer_fingerprint": _fingerprint(config),
         "text_key": config.text_key,
@@ -29,6 +31,8 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         "validation_fraction": config.validation_fraction,
         "deduplicate": config.deduplicate,
         # What is off is not mentioned, so data prepared before there was such a step is still up to date.
+        **({"validation": described[first:last]} if config.validation else {}),
+        **({"test": described[last:]} if config.test else {}),
         **({"conversations": True} if config.conversations else {}),
         **({"clean": list(config.cleaning.steps)} if config.clean else {}),
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),

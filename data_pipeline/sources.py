@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from data_pipeline.files import Files, files_below
 from data_pipeline.formats import COMPRESSED, NOT_TEXT, format_of
 from data_pipeline.hub import HubDataset, is_saved_dataset
 from data_pipeline.indexed import IndexedFiles, indexed_prefix
-from data_pipeline.stdin import STDIN, Stdin
+from data_pipeline.stdin import STDIN, Stdin, is_pipe
 from data_pipeline.textfiles import Problems, Reading, clean
 
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?::\w[\w.-]*)?$")
@@ -73,13 +73,18 @@ class SourceOptions:
     conversations: bool = False
 
 
-def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
-    """The sources that the user named; the default corpus if there are none. DataError if one is nothing readable."""
-    if not inputs:
-        return [DefaultCorpus()]
-    if inputs.count(STDIN) > 1:
+def open_sources(
+    inputs: Sequence[str], options: SourceOptions, validation: Sequence[str] = (), test: Sequence[str] = ()
+) -> list[Source]:
+    """The sources that the user named, those of validation and test last; the default corpus if there are no inputs.
+
+    DataError if one is nothing readable.
+    """
+    named = [*inputs, *validation, *test]
+    if named.count(STDIN) > 1:
         raise DataError("the standard input can be read once only: give --input - once")
-    found = [_find(name, options) for name in inputs]
+    splits = [options.hub_split] * len(inputs) + ["validation"] * len(validation) + ["test"] * len(test)
+    found = [_find(name, replace(options, hub_split=split)) for name, split in zip(named, splits, strict=True)]
     indexed = [source for source in found if isinstance(source, IndexedFiles)]
     if options.input_tokenizer is not None and not indexed:
         raise DataError("--input-tokenizer says how to read MMIDIDX files (.bin with .idx), but there are none")
@@ -92,7 +97,7 @@ def open_sources(inputs: Sequence[str], options: SourceOptions) -> list[Source]:
     for source in found:
         if isinstance(source, Files):
             source.reading = reading
-    return list(found)
+    return [*found] if inputs else [DefaultCorpus(), *found]
 
 
 def _refuse_other_than_lines(found: Sequence[Source]) -> None:
@@ -111,6 +116,8 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
         raise DataError("an input without a name: expected a file, a folder, or the id of a Hugging Face data set")
     if name == STDIN:
         return Stdin(options.stdin_format, options.spool)
+    if is_pipe(path):
+        return Stdin(options.stdin_format, options.spool, name)
     if is_saved_dataset(path):
         return HubDataset(name, options.hub_split, options.text_key, saved=True)
     if path.is_dir():

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.cleaning.record import excerpt
 from data_pipeline.conversations import END_OF_STORED_SEGMENT
-from data_pipeline.gathering import DROPPED, TRAIN, VALIDATION, Gathered
+from data_pipeline.encoding import CHOICES
+from data_pipeline.gathering import DROPPED, Gathered
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 SAMPLE_BYTES = 1 << 18  # of each source
 _EXCERPTS = 3  # of each source
 _EXCERPT_CHARACTERS = 500
-_SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
 def describe_source(units: Sequence[Gathered], tokenizer_dir: Path, keep_ids: bool) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe_source(units: Sequence[Gathered], tokenizer_dir: Path, keep_ids: bo
     keep_ids: see `indexed`; lengths are then those of the ids as stored, and the bytes of text are not counted.
     """
     splits: dict[str, Any] = {}
-    for split, choice in _SPLITS.items():
+    for split, choice in CHOICES.items():
         classes, size = np.zeros(64, np.int64), 0
         for unit in units:  # one by one: there may be more documents than memory holds numbers
             lengths = unit.index["length"][unit.choice == choice] - 1

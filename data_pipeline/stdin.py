@@ -1,4 +1,4 @@
-"""The standard input as a source: kept in a file first, and known by what it holds.
+"""The standard input as a source, or a pipe that the shell opened: `<(head -c 1000 text)`. Kept in a file first.
 
 A pipe can be read once. Its bytes go to a file beside the prepared data, whose name is their hash; from then on it is a
 text file like any other. So the same text sent again goes on where a killed preparation was, and other text is noticed.
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,14 +27,14 @@ _PREFIX = ".stdin-"
 
 
 class Stdin(Files):
-    """The standard input, read to its end when this is made, or found to be read already by this process."""
+    """A pipe, read to its end when this is made, or found to be read already by this process."""
 
     kind = "stdin"
 
-    def __init__(self, suffix: str, spool: Path) -> None:
-        """suffix: that of a file with such contents. spool: folder of the file that keeps it."""
-        path, self._sha256 = _kept(suffix, spool)
-        super().__init__("the standard input", [path], on_error="stop")
+    def __init__(self, suffix: str, spool: Path, name: str = STDIN) -> None:
+        """suffix: that of a file with such contents. spool: folder of the file that keeps it. name: of the pipe."""
+        path, self._sha256 = _kept(name, suffix, spool)
+        super().__init__("the standard input" if name == STDIN else name, [path], on_error="stop")
         self._suffix = suffix
 
     def describe(self) -> dict[str, Any]:
@@ -47,12 +47,17 @@ def check_stdin_format(suffix: str) -> None:
         raise DataError(f"the format {suffix!r} of the standard input is unknown; the formats are {READABLE}")
 
 
-@functools.lru_cache(maxsize=1)
-def _kept(suffix: str, spool: Path) -> tuple[Path, str]:
+def is_pipe(path: Path) -> bool:
+    """Whether a path is a pipe that this process was started with. Others may wait for a writer for ever."""
+    return path.parts[:3] in (("/", "dev", "fd"), ("/", "proc", "self")) and path.is_fifo()
+
+
+@functools.cache
+def _kept(name: str, suffix: str, spool: Path) -> tuple[Path, str]:
     """The file, which is removed when this process ends, and the sha256 of its contents."""
     digest = hashlib.sha256()
-    with atomic_file(spool / f"{_PREFIX}{os.getpid()}") as file:
-        while block := sys.stdin.buffer.read(_BLOCK):
+    with _opened(name) as text, atomic_file(spool / f"{_PREFIX}{os.getpid()}") as file:
+        while block := text.read(_BLOCK):
             digest.update(block)
             file.write(block)
     path = spool / f"{_PREFIX}{digest.hexdigest()}.{suffix}"
@@ -62,6 +67,10 @@ def _kept(suffix: str, spool: Path) -> tuple[Path, str]:
     fcntl.flock(lock, fcntl.LOCK_SH)
     atexit.register(_remove, path, lock)
     return path, digest.hexdigest()
+
+
+def _opened(name: str) -> AbstractContextManager[IO[bytes]]:
+    return nullcontext(sys.stdin.buffer) if name == STDIN else open(name, "rb")
 
 
 def _remove(path: Path, lock: IO[bytes]) -> None:

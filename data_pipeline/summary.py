@@ -6,6 +6,7 @@ import os
 
 from data_pipeline.manifest import SPLITS, Manifest
 
+ENOUGH = 64 << 10  # bytes of text; on less, bits per byte differ by more than models do
 PROBLEMS = {
     "invalid_utf8_documents": "documents with invalid UTF-8",
     "replaced_characters": "characters replaced by U+FFFD",
@@ -20,16 +21,18 @@ PROBLEMS = {
 
 
 def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
-    """A table of both splits, and below it the inputs with the problems met in each."""
+    """A table of the splits, and below it the inputs with the problems met in each, and warnings."""
     tokenizer = manifest.tokenizer
     lines = [
         f"{os.fspath(directory)}: tokenizer {tokenizer['spec']}, fingerprint {manifest.fingerprint[:12]}",
         "",
-        f"{'':<12}{'documents':>12}{'bytes':>16}{'ids':>16}{'bytes per id':>14}",
+        f"{'':<12}{'documents':>12}{'share':>9}{'bytes':>16}{'share':>9}{'ids':>16}{'bytes per id':>14}",
     ]
-    for split in SPLITS:
+    all_documents, all_bytes = (sum(manifest.total(split, what) for split in SPLITS) for what in ("documents", "bytes"))
+    for split in splits_of(manifest):
         documents, size, ids = (manifest.total(split, what) for what in ("documents", "bytes", "ids"))
-        lines.append(f"{split:<12}{documents:>12,}{size:>16,}{ids:>16,}{size / ids:>14.3f}")
+        shares = f"{documents / all_documents:.2%}", f"{size / max(all_bytes, 1):.2%}"
+        lines.append(f"{split:<12}{documents:>12,}{shares[0]:>9}{size:>16,}{shares[1]:>9}{ids:>16,}{size / ids:>14.3f}")
     lines.append("")
     for source in manifest.sources:
         lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
@@ -41,4 +44,66 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
     for rule, removed in manifest.cleaning.get("removed", {}).items():
         lines.append(f"left out {removed['documents']:,} documents, {removed['bytes']:,} bytes: {rule}")
     lines += [f"{number:,} {what}" for what, number in manifest.cleaning.get("edits", {}).items()]
+    lines += [f"warning: {warning}" for warning in warnings_of(manifest)]
     return "\n".join(lines)
+
+
+def splits_of(manifest: Manifest) -> list[str]:
+    """The splits that hold text."""
+    return [split for split in SPLITS if manifest.total(split, "ids")]
+
+
+def warnings_of(manifest: Manifest) -> list[str]:
+    """Splits and sources with so little text that what is measured on them says little, each with what cures it."""
+    found = []
+    given = {split for split in ("validation", "test") if split in manifest.settings}
+    total = sum(manifest.total(split, "bytes") for split in SPLITS if split not in given)
+    enough = min(-(-150 * ENOUGH // max(total, 1)) / 100, 0.5)  # the share that gives half as much again
+    for split in splits_of(manifest):
+        documents, size = manifest.total(split, "documents"), manifest.total(split, "bytes")
+        if problem := _too_little(documents, size):
+            what = "for training" if split == "train" else f"for {'a ' * (split == 'test')}{split}"
+            if split in given:
+                cure = f"give more text with --{split}"
+            elif split == "train":
+                cure = "give more text with --input"
+            else:
+                cure = (
+                    f"hold back more with --validation-fraction {enough:.2g}, or give your own with --validation PATH"
+                )
+            if documents == 1:
+                cure += "; where that text is a file, --documents paragraphs makes several documents of it"
+            found.append(f"the text {what} is {problem}: {cure}")
+    sources = list(zip(manifest.sources, manifest.statistics, strict=True)) if len(manifest.sources) > 1 else []
+    for source, numbers in sources:
+        if problem := _too_little(source["documents"], source["text_bytes"]):
+            cure = "if that is not all of it, check its path and its format"
+            if source["documents"] == 1:
+                cure += "; --documents paragraphs makes several documents of it"
+            found.append(f"{source['name']} is {problem}: {cure}")
+            continue
+        held = numbers["validation"]
+        if (
+            "validation" not in given
+            and numbers["train"]["documents"]
+            and _too_little(held["documents"], held["bytes"])
+        ):
+            share = min(-(-150 * ENOUGH // max(source["text_bytes"], 1)) / 100, 0.5)
+            problem = _too_little(held["documents"], held["bytes"])
+            found.append(
+                f"of {source['name']} the text for validation is {problem}: "
+                f"for bits per byte of this source, hold back more with --validation-fraction {share:.2g}"
+            )
+    return found
+
+
+def _too_little(documents: int, size: int | None) -> str:
+    """What is too little about some text, "" if nothing is."""
+    parts = [_counted(documents, "document")] if documents <= 1 else []
+    if size is not None and size < ENOUGH:
+        parts += [f"{_counted(size, 'byte')}, less than {ENOUGH >> 10} KiB"]
+    return " of ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLITS, Manifest, WrittenFile, what_to_do
+from data_pipeline.manifest import Manifest, WrittenFile, what_to_do
 from data_pipeline.plans import plan_files
 from data_pipeline.reader import check_tokenizer
 from data_pipeline.workers import Team, run_all
@@ -23,7 +23,7 @@ def verify(directory: str | os.PathLike[str], team: Team) -> int:
     plans = plan_files(Path(directory))
     jobs = [(file,) for file in [*files, *plans]]
     problems = run_all("verifying", _problem, jobs, [file.size for (file,) in jobs], team)
-    shards = sum(len(manifest.splits[split]) for split in SPLITS)
+    shards = sum(map(len, manifest.splits.values()))
     if any(problems):
         wrong = len({file.path.with_suffix("") for file, problem in zip(files, problems, strict=False) if problem})
         counted = [f"{wrong} of {shards} shards {'is' if wrong == 1 else 'are'} wrong: {what_to_do(directory)}"]

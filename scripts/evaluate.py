@@ -31,6 +31,10 @@ def main() -> int:
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="examples in front, from NAME.shots.jsonl")
     parser.add_argument("--all-checkpoints", action="store_true", help="each one of a run: the curve of its training")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: those of the run)")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), help="text of the data that is read: for validation, or that which "
+        "preprocess.py --test set apart (default: validation)",
+    )  # fmt: skip
     parser.add_argument("--reference", metavar="RUN", help="text_quality: another model, which judges the text")
     parser.add_argument(
         "--stride", type=int, metavar="IDS", help="ids from one window to the next (default: half of the context)"
@@ -59,10 +63,13 @@ def main() -> int:
     tasks = load_tasks(
         args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub, args.reference)
     )
+    with_data = not NEED_DATA.isdisjoint(tasks)
+    if args.split and not with_data:
+        parser.error(f"--split: {', '.join(tasks)} read no prepared data; leave it out")
     judged: list[dict[str, Any]] = []
     pages, items = [], []
     for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:
-        subject = Subject.open(path, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
+        subject = Subject.open(path, args.data, with_data, args.split or "validation")
         print(f"\n{subject}" if judged else subject)
         results = {}
         for name, task in tasks.items():

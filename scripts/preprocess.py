@@ -107,6 +107,10 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
     parser.add_argument("--conversations", action="store_true", **explain("conversations"))
     parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
+    parser.add_argument(
+        "--validation", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["validation"][0]
+    )
+    parser.add_argument("--test", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["test"][0])
     parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
     parser.add_argument("--hub-streaming", action="store_true", **explain("hub_streaming"))
     parser.add_argument("--stdin-format", metavar="SUFFIX", **explain("stdin_format"))
@@ -123,7 +127,8 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
     )
     options = vars(parser.parse_args(arguments))
-    options["decontaminate"] = tuple(options["decontaminate"] or ())
+    for name in ("inputs", "validation", "test", "decontaminate"):
+        options[name] = tuple(options[name] or ())
     if options["tokenizer_from"]:
         options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
     specs = expand_specs(options["tokenizer"])
@@ -136,8 +141,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         numbers = [int(width) for width in (widths or "256,512").split(",")]
     except ValueError:
         parser.error(f"--widths: expected whole numbers such as 256,512, got {widths!r}")
-    options |= {"inputs": tuple(options["inputs"] or ()), "tokenizer": specs[0]}
-    return PrepareConfig(**options), specs, numbers
+    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers
 
 
 def _names(value: str) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from data_pipeline.errors import DataError
 # The text, and where to count its changes → the text as it goes on, and the rule by which it is left out, or "".
 Step = Callable[[str, Counter[str]], tuple[str, str]]
 
+NORMALIZE = "normalize"
 NEAR_DUPLICATES = "near-duplicates"
-STEPS = ("normalize", "language", "c4", "gopher", NEAR_DUPLICATES)
+STEPS = (NORMALIZE, "language", "c4", "gopher", NEAR_DUPLICATES)
 LIBRARIES = {"language": "py3langid", NEAR_DUPLICATES: "rensa"}  # whose version decides what a step leaves out
 
 
@@ -53,7 +54,7 @@ class Cleaner:
 
     def __init__(self, cleaning: Cleaning) -> None:
         every: dict[str, Step] = {
-            "normalize": normalize,
+            NORMALIZE: normalize,
             "language": Language(cleaning.languages),
             "c4": c4,
             "gopher": gopher,

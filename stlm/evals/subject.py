@@ -28,14 +28,19 @@ class Subject:
     data: Data | None
     documents_apart: bool  # whether its run kept documents apart: see data.packing
     progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
+    split: str = "validation"  # of the data, which tasks read
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, with_data: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        data_dir: str | os.PathLike[str] | None = None,
+        with_data: bool = True,
+        split: str = "validation",
     ) -> Subject:
         """Load the model, on the GPU if there is one, and open `data_dir`, by default the data of its run.
 
-        `with_data` False: the model alone, for tasks that bring their own text.
+        `with_data` False: the model alone, for tasks that bring their own text. `split`: validation or test.
 
         Raises StlmError where model and data do not belong together, CheckpointError or DataError where one is missing
         or damaged.
@@ -63,7 +68,8 @@ class Subject:
                 f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
                 f"which the model {directory} reads; name other data by --data, or prepare them with that tokenizer"
             )
-        return cls(directory, model, data, named.packing != "stream", _progress(directory))
+        data.split(split)  # complains where it is not there
+        return cls(directory, model, data, named.packing != "stream", _progress(directory), split)
 
     def __str__(self) -> str:
         step = f", step {self.progress['step']:,}" if self.progress else ""
@@ -71,7 +77,10 @@ class Subject:
         model = f"model  {self.directory}{step}, {parameters}, tokenizer {self.model.tokenizer.spec}"
         if self.data is None:
             return model
-        lines = [model, f"data   {self.data.dir} ({', '.join(_sources(self.data))}), sha256 {self.data.fingerprint}"]
+        lines = [
+            model,
+            f"data   {self.data.dir} ({', '.join(self._sources(self.data))}), sha256 {self.data.fingerprint}",
+        ]
         trained_on = self.progress.get("data_fingerprint", self.data.fingerprint)
         if trained_on != self.data.fingerprint:
             lines.append(f"       not what it was trained on: that is sha256 {trained_on}")
@@ -84,7 +93,8 @@ class Subject:
             if self.data is None
             else {
                 "data": str(self.data.dir),
-                "data_sources": _sources(self.data),
+                "data_sources": self._sources(self.data),
+                "split": self.split,
                 "data_fingerprint": self.data.fingerprint,
             }
         )
@@ -98,6 +108,9 @@ class Subject:
             "trained_on": self.progress.get("data_fingerprint"),
         }
 
+    def _sources(self, data: Data) -> list[str]:
+        return [source.name for source in data.sources(self.split)]
+
 
 def complete_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Those of a run, the first one first. CheckpointError where there is none."""
@@ -105,10 +118,6 @@ def complete_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise CheckpointError(f"{run_dir}: holds no complete checkpoint; expected a run (checkpoints/step_…/COMPLETE)")
     return found
-
-
-def _sources(data: Data) -> list[str]:
-    return [source.name for source in data.sources("validation")]
 
 
 def _named(tokenizer: Tokenizer) -> str:

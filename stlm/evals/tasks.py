@@ -105,9 +105,9 @@ def _load(name: str, options: Options) -> Task:
     if name == "text_quality":
         return _text_quality(options.reference)
     if name == "extrapolation":
-        return lambda subject: TaskResult(*bits_by_position(subject.model, _validation(subject)))
+        return lambda subject: TaskResult(*bits_by_position(subject.model, _held_back(subject)))
     if name == "calibration":
-        return lambda subject: TaskResult(*next_id_calibration(subject.model, _validation(subject)))
+        return lambda subject: TaskResult(*next_id_calibration(subject.model, _held_back(subject)))
     if name in OF_VECTORS:
         if options.hub:
             raise StlmError(f"{name}: not fetched from the hub; expected --tasks-dir DIR with DIR/{name}.jsonl")
@@ -152,13 +152,14 @@ def _text_quality(reference: str | None) -> Task:
     return measure
 
 
-def _validation(subject: Subject) -> IdStream:
+def _held_back(subject: Subject) -> IdStream:
+    """The text for validation, or for a test if the subject says so."""
     assert subject.data is not None
-    return subject.data.split("validation")
+    return subject.data.split(subject.split)
 
 
 def _documents(subject: Subject) -> Iterator[str]:
-    return (subject.model.tokenizer.decode(ids) for ids in _validation(subject).documents())
+    return (subject.model.tokenizer.decode(ids) for ids in _held_back(subject).documents())
 
 
 def robustness(subject: Subject, pairs: Sequence[Item]) -> TaskResult:
@@ -180,16 +181,16 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
     context = model.config.context_length
     if stride is not None and not 1 <= stride <= context:
         raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
-    stream = data.split("validation")
+    stream = data.split(subject.split)
     score = score_split(
-        model, stream, stride=stride, sources=data.sources("validation"), documents_apart=documents_apart
+        model, stream, stride=stride, sources=data.sources(subject.split), documents_apart=documents_apart
     )
     compressors = compressed_bits_per_byte(stream, data.tokenizer)
     interval = score.interval()
 
     rows = [["model", f"{score.bits_per_byte:.4f}"]]
     rows += [[name, f"{value:.4f}"] for name, value in sorted(compressors.items(), key=lambda item: item[1])]
-    text = table(rows, ["validation text", "bits per byte"], "lr")
+    text = table(rows, [f"{subject.split} text", "bits per byte"], "lr")
     text += (
         f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
         f"once\nin windows of {score.context_length} ids, one every {score.stride}"

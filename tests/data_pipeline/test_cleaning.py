@@ -443,7 +443,7 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
     def killed(*_: object) -> None:
         raise Killed
 
-    for name in ("drop_duplicates", "near_duplicates", "split"):
+    for name in ("drop_duplicates", "near_duplicates", "choose_by_hash"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(selection, name, killed)
             prepare(config("two", 1))

@@ -129,6 +129,26 @@ def test_evaluate_keeps_documents_apart_where_the_run_did(folder, call, tmp_path
     assert found != pytest.approx(score_split(STLM.load(run), stream).bits_per_byte)
 
 
+def test_evaluate_on_the_text_for_a_test(folder, call, tmp_path):
+    """It is scored in place of the validation text, and asked for where there is none, or no data, is a mistake."""
+    config = PrepareConfig((str(folder / "data.txt"),), output=str(tmp_path / "out"), test=(str(folder / "other.txt"),))
+    prepare(config)
+    code, out, _ = call("evaluate.py", folder / "run", "--data", tmp_path / "out", "--split", "test",
+                        "--output", tmp_path / "out.json")  # fmt: skip
+    assert code == 0 and "test text" in out and f"({folder / 'other.txt'})" in out
+    written = json.loads((tmp_path / "out.json").read_text())
+    stream = PreparedData.open(tmp_path / "out").split("test")
+    assert written["split"] == "test"
+    assert written["results"]["bits_per_byte"]["bytes"] == stream.num_bytes
+    assert written["results"]["bits_per_byte"]["bits_per_byte"] == pytest.approx(
+        score_split(STLM.load(folder / "run"), stream).bits_per_byte
+    )
+    code, _, err = call("evaluate.py", folder / "run", "--split", "test")
+    assert code == 2 and "holds no text for a test; prepare the data with scripts/preprocess.py --test PATH" in err
+    code, _, err = call("evaluate.py", folder / "run", "--split", "test", "--tasks", "minimal_pairs")
+    assert code == 2 and "--split: minimal_pairs read no prepared data" in err
+
+
 def test_compare_runs_and_results(folder, call, tmp_path):
     """A model against itself, once from its run and once from the files that evaluate.py wrote: no difference."""
     files = tmp_path / "out.json", tmp_path / "items.jsonl"
