@@ -152,6 +152,8 @@ class STLM(Network):
         batch.add([row for row in rows if row.draws.left > 0])
         while len(batch):
             for row in batch.step():
+                if row.error is not None:
+                    raise row.error
                 ended = row.newest == self.tokenizer.end_of_text_id
                 if not ended:
                     assert row.newest is not None

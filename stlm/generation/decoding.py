@@ -34,10 +34,17 @@ class Row:
         self.draws = draws
         self.read = list(prompt)
         self.newest: int | None = None  # the id drawn last
+        self.error: Exception | None = None  # why no more ids can be drawn for it
+
+    def take(self, id: int) -> None:
+        """Continue the text by an id."""
+        self.draws.take(id)
+        self.newest = id
+        self.read.append(id)
 
 
 class Batch:
-    """Rows that are decoded together. What is drawn for a row depends on no other.
+    """Rows that are decoded together. What is drawn for a row depends on no other, and neither does whether it fails.
 
     When the context of a row is full, the model starts anew on the last half of it: what it reads is never longer than
     what it was trained on. Of a prompt that is longer than the context, the end is read.
@@ -55,23 +62,38 @@ class Batch:
     def add(self, rows: Sequence[Row]) -> None:
         """Let rows take part from the next step on."""
         for row in rows:
-            row.read = last_of(row.read, self.context_length - 1)
+            if len(row.read) >= self.context_length:
+                started = row.newest is not None
+                row.read = last_of(row.read, self.context_length // 2 if started else self.context_length - 1)
             self._waiting.append(row)
 
     def remove(self, row: Row) -> None:
-        """Let a row leave."""
+        """Let a row leave, if it has not left."""
         if row in self._waiting:
             self._waiting.remove(row)
-            return
-        place = self.rows.index(row)
-        del self.rows[place], self._places[place]
+        elif row in self.rows:
+            place = self.rows.index(row)
+            del self.rows[place], self._places[place]
 
     def __len__(self) -> int:
         return len(self.rows) + len(self._waiting)
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Draw one more id for every row; returns the rows, each with its `newest` id."""
+        """Draw one more id for every row; returns the rows, each with its `newest` id.
+
+        A row for which that fails leaves the batch and is returned with its `error`.
+        """
+        try:
+            rows = self._step_together()
+        except Exception as error:
+            rows = self._step_each(error)
+        for row in rows:
+            if row.error is not None:
+                self.remove(row)
+        return rows
+
+    def _step_together(self) -> list[Row]:
         logits = []
         self._restart_full_ones()
         if self.rows:
@@ -82,9 +104,26 @@ class Batch:
             return []
         ids = draw(torch.cat(logits), [row.draws for row in self.rows])
         for row, id in zip(self.rows, ids, strict=True):
-            row.newest = id
-            row.read.append(id)
+            try:
+                row.take(id)
+            except Exception as error:
+                row.error = error
         return list(self.rows)
+
+    def _step_each(self, error: Exception) -> list[Row]:
+        """The same with every row by itself, after a step of all has failed and nothing was drawn: those that can go on
+        join again at the next step, from what they have read."""
+        rows = [*self.rows, *self._waiting]
+        self.rows, self._waiting, self._places, self._state, self._size = [], [], [], None, 0
+        if len(rows) == 1:
+            rows[0].error = error
+            return rows
+        for row in rows:
+            alone = Batch(self.model, self.context_length)
+            alone.add([row])
+            alone.step()
+        self.add([row for row in rows if row.error is None])
+        return rows
 
     def _restart_full_ones(self) -> None:
         for row in [row for row in self.rows if len(row.read) >= self.context_length]:
@@ -107,9 +146,9 @@ class Batch:
         while self._waiting:
             length = len(self._waiting[0].read)
             group = [row for row in self._waiting if len(row.read) == length][:READ_AT_ONCE]
-            self._waiting = self._waiting[len(group) :]
             ids_BN = torch.tensor([row.read for row in group], dtype=torch.long).view(len(group), length)
             logits_BV, state = self.model.begin(len(group), ids_BN)
+            self._waiting = self._waiting[len(group) :]
             logits.append(logits_BV)
             parts.append((state, torch.arange(len(group))))
             self.rows += group
@@ -137,6 +176,8 @@ def generate_ids(
     batch.add([row])
     while draws.left > 0:
         batch.step()
+        if row.error is not None:
+            raise row.error
         assert row.newest is not None
         if row.newest == stop_id:
             return

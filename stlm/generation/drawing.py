@@ -87,28 +87,31 @@ def _stacked(each: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def draw(logits_BV: Tensor, rows: Sequence[Draws]) -> list[int]:
-    """One id for each row. A row's id depends on its logits, its rules and its random numbers alone."""
+    """One id for each row, which `Draws.take` has to be told. A row's id depends on its logits, its rules and its
+    random numbers alone. No random number is used before all that may fail is computed."""
     logits_BV = logits_BV.float().cpu()
     groups: dict[Sampling, list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(row.rules, []).append(place)
-    if len(groups) == 1:
-        ids = _drawn(logits_BV, rows)
-    else:
-        ids = [0] * len(rows)
-        for places in groups.values():
-            for place, id in zip(places, _drawn(logits_BV[places], [rows[place] for place in places]), strict=True):
-                ids[place] = id
-    for row, id in zip(rows, ids, strict=True):
-        row.take(id)
+    weights = {
+        rules: _weights(logits_BV if len(groups) == 1 else logits_BV[places], [rows[place] for place in places])
+        for rules, places in groups.items()
+    }
+    ids = [0] * len(rows)
+    for rules, places in groups.items():
+        if rules.temperature == 0:
+            drawn = weights[rules].argmax(-1).tolist()
+        else:
+            drawn = pick(weights[rules], [rows[place].uniform() for place in places])
+        for place, id in zip(places, drawn, strict=True):
+            ids[place] = id
     return ids
 
 
-def _drawn(logits_BV: Tensor, rows: Sequence[Draws]) -> list[int]:
-    logits_BV = _allowed(logits_BV, rows)
-    if rows[0].rules.temperature == 0:
-        return logits_BV.argmax(-1).tolist()
-    return pick(probabilities(logits_BV, rows[0].rules), [row.uniform() for row in rows])
+def _weights(logits_BV: Tensor, rows: Sequence[Draws]) -> Tensor:
+    """What decides about the ids of rows with the same rules: logits at temperature 0, else probabilities."""
+    rules = rows[0].rules
+    return _allowed(logits_BV, rows) if rules.temperature == 0 else distribution(logits_BV, rows)
 
 
 def pick(weights_BV: Tensor, uniforms: Sequence[float]) -> list[int]:

@@ -173,7 +173,7 @@ def joined(parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
     core: Any
     if apart or any(state.apart for state in states):
         each = [_core_of(state, row) for state, rows_R in parts for row in rows_R.tolist()]
-        core = each if apart else each[0]
+        core = each if apart else gathered(each, [torch.zeros(1, dtype=torch.long)] * len(each))
     else:
         core = gathered([state.core for state in states], rows)
     embedder = gathered([state.embedder for state in states], rows)

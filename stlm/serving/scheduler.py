@@ -9,6 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from stlm.generation import Batch, Row, Sampling, TextStream
@@ -95,18 +96,15 @@ class Scheduler:
                 if self._closed:
                     return
                 self._exchange(batch)
-            try:
-                rows = batch.step()
-            except Exception:  # of the program, or memory that is short: clients must not wait for ever
-                logging.getLogger("uvicorn.error").exception("a step of the model failed")
-                with self._changed:
-                    failed, self._running = list(self._running.values()), {}
-                batch = Batch(self.model, self.model.config.context_length)
-                for job in failed:
-                    job.tell(Piece("", "error"))
-                continue
-            for row in rows:
-                self._say(batch, self._running[row])
+            for row in batch.step():
+                job = self._running[row]
+                try:
+                    if row.error is not None:
+                        raise row.error
+                    self._say(batch, job)
+                except Exception:  # of the program, or memory that is short: the client must not wait for ever
+                    logging.getLogger("uvicorn.error").exception("a text cannot be continued")
+                    self._fail(batch, job)
 
     def _exchange(self, batch: Batch) -> None:
         """Rows whose clients have left become free, and those who wait take the free ones."""
@@ -118,6 +116,14 @@ class Scheduler:
             if not job.cancelled:
                 self._running[job.row] = job
                 batch.add([job.row])
+
+    def _fail(self, batch: Batch, job: Job) -> None:
+        """End one job, and no other, with an error."""
+        batch.remove(job.row)
+        with self._changed:
+            self._running.pop(job.row, None)
+        with suppress(Exception):  # telling may be what failed
+            job.tell(Piece("", "error"))
 
     def _say(self, batch: Batch, job: Job) -> None:
         """Tell a job what was drawn for it."""

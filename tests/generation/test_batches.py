@@ -175,3 +175,43 @@ def test_a_stop_string_alone_is_one_string():
     ended = model.generate("a", **drawn, stop=stop)
     assert ended == text[: text.index(stop)] and stop[0] in ended
     assert model.generate_batch(["a"], **drawn, stop=stop) == [ended]
+
+
+def test_rows_that_go_on_together_when_others_have_stopped(model):
+    """Two that have read equally many ids remain of a batch whose rows had not."""
+    prompts, rules = ["The text is long", "The text", "A texts "], {"max_new_ids": 20, "temperature": 0}
+    alone = [model.generate(prompt, **rules) for prompt in prompts]
+    stop = next(piece for piece in (alone[0][n : n + 2] for n in range(2, 18)) if piece not in alone[1] + alone[2])
+    together = model.generate_batch(prompts, stop=[stop], **rules)
+    assert together == [alone[0].split(stop)[0], *alone[1:]]
+
+
+@pytest.mark.parametrize("place", ["begin", "step", "take"])
+def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, place):
+    """Whether the model fails on what a row has read, in its first step or later, or the row itself does."""
+    rules = [Sampling(temperature=n % 2, seed=n) for n in range(len(PROMPTS))]
+    expected = [model.generate(prompt, max_new_ids=40, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
+    rows = [model.row(prompt, rules[n], 40) for n, prompt in enumerate(PROMPTS)]
+    poisoned = rows[3]
+    original = getattr(poisoned.draws if place == "take" else model, place)
+
+    def fail(*given):
+        whole = place == "begin" and any(row == poisoned.read for row in given[1].tolist())
+        later = place == "step" and len(given[0]) == len(PROMPTS) and poisoned.draws.left == 35
+        if whole or later or (place == "take" and poisoned.draws.left == 35):
+            poisoned.read[-1] = -1  # no id: whatever reads this row from now on fails
+            raise RuntimeError("poison")
+        return original(*given)
+
+    monkeypatch.setattr(poisoned.draws if place == "take" else model, place, fail)
+    batch, drawn = Batch(model, 32), {row: [] for row in rows}
+    batch.add(rows)
+    while len(batch):
+        for row in batch.step():
+            if row.error is None:
+                drawn[row].append(row.newest)
+            if row.draws.left == 0:
+                batch.remove(row)
+    assert [row.error is not None for row in rows] == [row is poisoned for row in rows]
+    for row, text in zip(rows, expected, strict=True):
+        assert row is poisoned or model.tokenizer.decode(drawn[row]) == text

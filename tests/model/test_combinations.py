@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from joins import joins_and_leaves, some_ids
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
@@ -109,6 +110,15 @@ def model(request):
             patching.model.embedder.table.weight *= 30  # untrained, it would find all bytes alike
             patching.threshold.fill_(patching.entropy(random_ids()).median() + 1e-3)
     return model
+
+
+@torch.no_grad()
+def test_rows_that_join_and_leave_equal_each_alone(model):
+    ids = some_ids(CONTEXT, seed=1)
+    alone = model(ids).logits
+    for row, read, logits in joins_and_leaves(model, ids, seed=1):
+        expected = alone[row, read + 1 : read + 1 + len(logits)]
+        torch.testing.assert_close(logits[: len(expected)], expected, atol=1e-5, rtol=0)
 
 
 def random_ids(batch=2):

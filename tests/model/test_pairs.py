@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from joins import joins_and_leaves, some_ids
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
@@ -226,6 +227,34 @@ def test_steps_equal_forward(model, pieces):
     steps = [first[:, None], *(model.step(piece, state) for piece in ids[:, :-1].split(pieces, dim=1))]
     torch.testing.assert_close(torch.cat(steps, 1), model(ids).logits, atol=1e-5, rtol=0)
     assert state.lengths == [CONTEXT - 1] * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["plain", "fp32"])
+def test_rows_that_join_and_leave_equal_each_alone(model, form):
+    """`form`: the layers as they are, or as they are packed for decoding."""
+    if form != "plain":
+        model.settle(form)
+    ids = some_ids(CONTEXT, seed=1)
+    alone = model(ids).logits
+    for row, read, logits in joins_and_leaves(model, ids, seed=1):
+        expected = alone[row, read + 1 : read + 1 + len(logits)]
+        torch.testing.assert_close(logits[: len(expected)], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_rows_that_join_and_leave_are_rounded_as_each_alone(model, form):
+    """Within what 16 bits round off. Where an expert, or a patch, is chosen by a hair, rounding may choose another."""
+    if isinstance(model.config.core.feed_forward, MoEConfig) or getattr(model.embedder, "ragged", False):
+        pytest.skip("chooses by numbers that are rounded")
+    model.settle(form)
+    ids = some_ids(CONTEXT, seed=1)
+    for row, read, logits in joins_and_leaves(model, ids, seed=1):
+        _, alone = model.begin(1, ids[[row], :read])
+        expected = model.step(ids[[row], read : read + len(logits)], alone)[0]
+        assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 @torch.no_grad()
