@@ -63,7 +63,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 with _flushing(descriptor):
                     yield file
                 file.flush()
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fchmod(file.fileno(), 0o666 & ~current_umask())
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -109,7 +109,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent))
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
+            follow_umask(temporary)
             fsync_tree(temporary)
             if path.exists():
                 retired = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
@@ -168,8 +168,27 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _umask() -> int:
-    """The process's umask, which `mkstemp` ignores: files made here get the permissions that `open` would give."""
-    mask = os.umask(0)
+def follow_umask(folder: str | os.PathLike[str]) -> None:
+    """Give a folder and all below it the permissions that they would have without a temporary name.
+
+    `mkdtemp`, and libraries that write to a temporary file first, such as safetensors, leave them to the owner alone.
+    """
+    mask = current_umask()
+    for place, _, files in os.walk(folder):
+        os.chmod(place, os.stat(place).st_mode & 0o7000 | 0o777 & ~mask)  # what it inherited, such as setgid, stays
+        for name in files:
+            path = os.path.join(place, name)
+            if not os.path.islink(path):
+                executable = os.stat(path).st_mode & 0o111
+                os.chmod(path, (0o777 if executable else 0o666) & ~mask)
+
+
+def current_umask() -> int:
+    """The process's umask."""
+    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)  # the only other way to read it; for an instant it holds for all threads
     os.umask(mask)
     return mask

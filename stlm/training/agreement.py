@@ -29,7 +29,7 @@ def fingerprints(config: RunConfig, deepspeed_config: Mapping[str, Any] | None, 
     """What decides the training, by name: all of it has to be the same everywhere. `data` is the data's own one."""
     return {
         "code": _of_code(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "deepspeed": version("deepspeed"),
         "settings": _of(dump_run_config(config).encode()),
         "DeepSpeed's configuration": _of(json.dumps(deepspeed_config, sort_keys=True, default=str).encode()),

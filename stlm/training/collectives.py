@@ -2,12 +2,11 @@
 
 Values and errors go through the table by which the ranks met, so that waiting for a rank that works for long is no
 collective that could time out; sums are collectives. With one rank, or before the ranks have met, all of it is what one
-rank has to say.
+rank has to say. Messages are data and never code (messages.py): who reaches that table can run nothing on a rank.
 """
 
 from __future__ import annotations
 
-import pickle
 import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from stlm.errors import StlmError
+from stlm.training.messages import decode, describe_error, encode, error_of
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import BEATS, WATCHDOG, watched
 
@@ -30,8 +29,8 @@ _turns = count()
 def on_rank_zero(function: Callable[[], T]) -> T:
     """Call `function` on rank 0 only; every rank gets its value, or raises its error.
 
-    The other ranks wait as long as it takes, without a collective that could time out, and end at once if rank 0 dies.
-    Their copy of an error has the attribute `told_by_rank_zero`.
+    The value is one that messages.py can encode. The other ranks wait as long as it takes, without a collective that
+    could time out, and end at once if rank 0 dies. Their copy of an error has the attribute `told_by_rank_zero`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
@@ -52,23 +51,26 @@ def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
     key = f"stlm/{next(_turns)}"
     if outcome is not None:
         value, failure = outcome
-        store.set(key, pickle.dumps((value, _told(failure))))  # type: ignore[arg-type]
+        told = None if failure is None else _told(failure)
+        store.set(key, encode([value, told]))  # type: ignore[arg-type]
     else:
         _wait_for(store, key)
-        value, failure = pickle.loads(store.get(key))
+        value, told = decode(store.get(key))
+        failure = None if told is None else error_of(told)
         if failure is not None:
-            failure.told_by_rank_zero = True
+            failure.told_by_rank_zero = True  # type: ignore[attr-defined]
     dist.barrier()  # rank 0 keeps the store: it must not leave before the others have read it
     if failure is not None:
         raise failure
     return value
 
 
-def _told(failure: Exception | None) -> Exception | None:
-    """What the other ranks get to know of a failure of this one: a user's mistake as it is, else that there was one."""
-    if failure is None or hasattr(failure, "exit_code"):
-        return failure
-    return StlmError(f"rank {dist.get_rank() if dist.is_initialized() else 0} failed: {failure!r}")
+def _told(failure: Exception) -> dict[str, Any]:
+    """What the other ranks get to know of a failure of this one."""
+    told = describe_error(failure)
+    if not hasattr(failure, "exit_code"):
+        told["message"] = f"rank {dist.get_rank() if dist.is_initialized() else 0} failed: {told['message']}"
+    return told
 
 
 def on_every_rank(function: Callable[[], T]) -> T:
@@ -81,12 +83,13 @@ def on_every_rank(function: Callable[[], T]) -> T:
         value = function()
     except Exception as error:
         failure = error
-    failures = gather((socket.gethostname(), _told(failure)))
+    failures = gather((socket.gethostname(), None if failure is None else _told(failure)))
 
     def tell() -> None:
-        for rank, (host, error) in enumerate(failures):
-            if error is not None:
-                raise error if rank == 0 else type(error)(f"rank {rank} on {host}: {error}")
+        for rank, (host, told) in enumerate(failures):
+            if told is not None:
+                place = "" if rank == 0 else f"rank {rank} on {host}: "
+                raise error_of({**told, "message": f"{place}{told['message']}"})
 
     try:
         on_rank_zero(tell)
@@ -98,19 +101,19 @@ def on_every_rank(function: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in their order, on each of them."""
+    """The values of all ranks, in their order, on each of them; of the kinds that messages.py can encode."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     store = _store()
     key = f"stlm/{next(_turns)}"
-    store.set(f"{key}/{dist.get_rank()}", pickle.dumps(value))  # type: ignore[arg-type]
+    store.set(f"{key}/{dist.get_rank()}", encode(value))  # type: ignore[arg-type]
 
     if dist.get_rank() != 0:
         return _from_rank_zero(None)
     values = []
     for rank in range(dist.get_world_size()):
         _wait_for(store, f"{key}/{rank}")
-        values.append(pickle.loads(store.get(f"{key}/{rank}")))
+        values.append(decode(store.get(f"{key}/{rank}")))
     return _from_rank_zero((values, None))
 
 

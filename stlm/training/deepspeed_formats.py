@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, fsync_tree, write_text
+from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, follow_umask, fsync_tree, write_text
 from data_pipeline.loading import open_data
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from stlm.config import RunConfig, dump_run_config, load_run_config
@@ -53,7 +53,8 @@ def write_deepspeed(
     """
     connect()
     path = locate_model(source).parent
-    config = on_rank_zero(lambda: _config_of(path))
+    on_rank_zero(lambda: _refuse_unsound(path))
+    config = load_run_config(path.parent.parent)
     state, progress = read_state(path), read_progress(path)
     state = state._replace(moments={key: named for key, named in state.moments.items() if key != AVERAGE})
     training = replace(config.training, ema_decay=None, micro_batch_size=None)
@@ -90,7 +91,7 @@ def write_deepspeed(
         model.tokenizer.save(folder / "tokenizer")
         if not _equal(read_deepspeed(folder, model, training)[0], state):
             raise ConversionError(f"{path}: what DeepSpeed wrote is not what was read; nothing was written")
-        folder.chmod(0o755)
+        follow_umask(folder)
         fsync_tree(folder)
         os.replace(folder, output)
 
@@ -109,7 +110,8 @@ def write_deepspeed(
     return f"wrote {output}: step {steps}, {told}; weights and moments read back from it are the same"
 
 
-def _config_of(checkpoint: Path) -> RunConfig:
+def _refuse_unsound(checkpoint: Path) -> None:
+    """Raises CheckpointError where the checkpoint is damaged, or its run's config is missing."""
     if problem := check_checkpoint(checkpoint):
         raise CheckpointError(f"{checkpoint} is damaged: {problem}; use another checkpoint")
     run = checkpoint.parent.parent
@@ -118,7 +120,6 @@ def _config_of(checkpoint: Path) -> RunConfig:
             f"{run / 'config.yaml'} is missing, which says how {checkpoint.name} was trained; expected a run, or a "
             "checkpoint in its run"
         )
-    return load_run_config(run)
 
 
 def _make_universal(folder: Path, tag: str, inject: bool) -> None:

@@ -36,6 +36,7 @@ from stlm.training.loss_scale import LossScale
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
+from stlm.training.rendezvous import ALONE, init_method
 from stlm.training.shards import shards_of
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import WATCHDOG, watched
@@ -59,8 +60,11 @@ def connect() -> Ranks:
     deepspeed = _import_deepspeed()
     try:
         with rank_environment(ranks):
-            deepspeed.init_distributed(verbose=False)
-    except dist.DistNetworkError as error:
+            deepspeed.init_distributed(
+                ALONE if ranks.world_size == 1 else None, verbose=False, init_method=init_method(ranks),
+                rank=ranks.rank, world_size=ranks.world_size,
+            )  # fmt: skip
+    except (dist.DistNetworkError, OSError) as error:
         raise EngineError(
             f"the ranks cannot meet at {ranks.address}:{ranks.port}: {str(error).splitlines()[0]}; "
             "if another run has that port, choose another: deepspeed --master_port, torchrun --master_port, MASTER_PORT"

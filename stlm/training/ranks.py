@@ -39,8 +39,8 @@ class Ranks:
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Read the ranks from what a launcher set: deepspeed or torchrun, Open MPI, Slurm's srun; else one rank on a free
-    port, so that several runs live side by side.
+    """Read the ranks from what a launcher set: deepspeed or torchrun, Open MPI, Slurm's srun; else one rank,
+    which needs no address.
 
     Where Open MPI started ranks on several nodes and nothing says where they meet, they ask each other by mpi4py.
     Raises EngineError where that fails, or where the launcher's variables contradict each other.
@@ -73,7 +73,7 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         local = re.split(r"\D", env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))[0]
         variables = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         return _ranks(env, variables, local, address, port, "Slurm")
-    return Ranks(0, 1, 0, 1, "127.0.0.1", free_port(), "python")
+    return Ranks(0, 1, 0, 1, "127.0.0.1", 0, "python")
 
 
 @contextmanager
@@ -180,9 +180,11 @@ def _told_by_mpi() -> tuple[str, str]:
             f"Open MPI started ranks on several nodes, which find each other by mpi4py, but it does not work here "
             f"({' '.join(str(error).split())}); add `-x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500` to mpirun"
         ) from None
-    place: tuple[str, str] = MPI.COMM_WORLD.bcast((_own_address(), str(free_port())))
+    place = bytearray(f"{_own_address()} {free_port()}".ljust(64), "ascii")
+    MPI.COMM_WORLD.Bcast(place)  # of bytes: `bcast` would send a pickle
     MPI.Finalize()
-    return place
+    address, port = place.decode("ascii").split()
+    return address, port
 
 
 def _own_address() -> str:

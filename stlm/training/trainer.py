@@ -48,10 +48,10 @@ from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Monitor, progress_line, readable_time
 from stlm.training.passes import Passes
-from stlm.training.precision import choose_precision
+from stlm.training.precision import Precision, choose_precision
 from stlm.training.quantization import check_stage
 from stlm.training.recovery import Recovery
-from stlm.training.run_directory import RunDirectory
+from stlm.training.run_directory import RunDirectory, Start
 from stlm.training.schedules import learning_rate_at
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.wandb_mirror import check_wandb
@@ -105,9 +105,11 @@ class Trainer:
         refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
         if config.training.wandb:
             on_rank_zero(check_wandb)
-        start = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume))
+        opened = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume)._asdict())
+        start = Start(**opened)
         on_every_rank(self._run.check_shared)
-        precision = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config))
+        chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
+        precision = Precision(**chosen)
         self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
         self.monitor = Monitor(self.run_dir)
         wandb_config = to_dict(config) if config.training.wandb else None

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
+from tiny_run import RANK_VARIABLES, ROOT, listening, read_metrics, wait_for_step
 
 from stlm.training.ranks import free_port
 
@@ -34,6 +34,8 @@ def test_the_deepspeed_command_is_told_to_end(data_dir, config_file, tmp_path):
     try:
         wait_for_step(run_dir, 5, [front])
         assert len(processes_of(run_dir)) == 4  # the command, launch.py, two ranks
+        addresses = [address for pid in pids_of(run_dir) for address in listening(pid)]
+        assert addresses and all(address.is_loopback for address in addresses)
         front.terminate()
         assert front.wait(timeout=30) == -signal.SIGTERM
         deadline = time.monotonic() + 60
@@ -52,8 +54,13 @@ def test_the_deepspeed_command_is_told_to_end(data_dir, config_file, tmp_path):
 
 def processes_of(run_dir: Path) -> list[str]:
     """The processes that have the run's folder in their command line."""
-    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    command = ["ps", "-ww", "-eo", "pid,args"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(run_dir) in line]
+
+
+def pids_of(run_dir: Path) -> list[int]:
+    return [int(line.split()[0]) for line in processes_of(run_dir)]
 
 
 @pytest.mark.parametrize(("parent", "expected"), [("torchrun", "gone"), ("mpirun", "gone"), ("my_script", "there")])

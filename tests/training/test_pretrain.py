@@ -144,7 +144,7 @@ def test_a_port_in_use(pretrain, tmp_path, monkeypatch):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         result = subprocess.run(
             [sys.executable, str(ROOT / "scripts/pretrain.py")], capture_output=True, text=True, cwd=tmp_path,
             env=os.environ | {name: str(value) for name, value in environment.items()},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.reader import PreparedData
@@ -93,3 +96,22 @@ def wait_for_step(run_dir, step, processes):
     while not path.is_file() or f'"step": {step},' not in path.read_text():
         assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
         time.sleep(0.002)
+
+
+def listening(pid):
+    """The addresses at which a process listens for TCP connections, as ip_address objects, from /proc."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed since
+            inodes.add(os.readlink(link))
+    found = []
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:  # LISTEN
+                number = bytes.fromhex(words[1].partition(":")[0])  # 32-bit words in the machine's order
+                parts = [number[at : at + 4] for at in range(0, len(number), 4)]
+                packed = b"".join(part if sys.byteorder == "big" else part[::-1] for part in parts)
+                found.append(ipaddress.ip_address(packed))
+    return found
