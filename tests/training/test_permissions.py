@@ -27,7 +27,7 @@ def others(folder: Path, mask: int) -> list[str]:
     """What does not have the permissions that a plain `open` or `mkdir` gives."""
     found = []
     for path in [folder, *folder.rglob("*")]:
-        executable = path.is_dir() or path.name == "zero_to_fp32.py"  # a program of DeepSpeed's
+        executable = path.is_dir() or path.name.startswith("zero_to_")  # programs of DeepSpeed's
         expected = (0o777 if executable else 0o666) & ~mask
         if path.stat().st_mode & 0o777 != expected:
             found.append(f"{path.relative_to(folder)}: {path.stat().st_mode & 0o777:o}, expected {expected:o}")
