@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 
 # Drawn in these, and then replaced by the variables of the page, so that dark and light are the page's choice.
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--grid)"} | {
@@ -80,7 +81,7 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlotsMissing("plots need matplotlib: pip install '.[report]'") from error
+        raise PlotsMissing(f"plots need matplotlib: {how_to_install('matplotlib')}") from error
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x, color=_INK, fontsize=9)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 from data_pipeline.textfiles import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, decoded
 
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 1 << 14  # of a Parquet column, decoded at a time
@@ -31,7 +32,7 @@ def page_text(file: IO[bytes], piece: FileSlice, problems: Problems) -> Iterator
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError:
-        raise DataError(f"{piece.path}: reading HTML requires Resiliparse: pip install .[html]") from None
+        raise DataError(f"{piece.path}: reading HTML needs resiliparse: {how_to_install('resiliparse')}") from None
     page = file.read(LONGEST_RECORD + 1)
     if len(page) > LONGEST_RECORD:
         raise DataError(f"cannot read {piece.path}: a page of HTML may have {LONGEST_RECORD >> 20} MiB at most")

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from _command import ROOT, run
 
+from data_pipeline.extras import how_to_install
+
 PACKAGES = ("torch", "deepspeed", "numpy", "datasets", "sentencepiece", "safetensors", "tensorboard", "pyyaml", "tqdm")
 STALE_AFTER_S = 120.0  # no compilation step leaves a lock alone for longer
 TRAINING_LIMIT_S = 300.0
@@ -76,17 +78,18 @@ def check_everything() -> Iterator[Finding]:
 
 
 def check_packages(tested: Mapping[str, set[str]]) -> Iterator[Finding]:
-    install = f"{sys.executable} -m pip install -e {ROOT} -c {ROOT / 'constraints.txt'}"
     for name in PACKAGES:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "problem", install)
+            yield Finding(name, "missing", "problem", how_to_install(name))
             continue
         if version.partition("+")[0] in tested[name]:  # 2.13.0+cpu is 2.13.0
             yield Finding(name, version)
         else:
-            yield Finding(name, version, "note", f"tested with {' or '.join(sorted(tested[name]))}: {install}")
+            yield Finding(
+                name, version, "note", f"tested with {' or '.join(sorted(tested[name]))}: {how_to_install(name)}"
+            )
 
 
 def tested_versions(constraints: Path) -> dict[str, set[str]]:
@@ -122,7 +125,7 @@ def check_tools() -> Iterator[Finding]:
     unneeded = "training here compiles nothing; DeepSpeed's own operators would need it"
     for name, command, install in (
         ("compiler", compiler, "apt-get install g++"),
-        ("ninja", "ninja", "pip install ninja"),
+        ("ninja", "ninja", how_to_install("ninja")),
     ):
         path = shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
         if path:

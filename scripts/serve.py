@@ -11,6 +11,7 @@ from pathlib import Path
 
 from _command import run
 
+from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 
 
@@ -42,7 +43,7 @@ def main() -> int:
 
         from stlm.serving import ChatTemplate, Limits, Scheduler, build_app
     except ImportError as error:
-        raise StlmError(f'{error.name} is not installed; pip install -e ".[serve]" -c constraints.txt') from None
+        raise StlmError(f"{error.name} is not installed: {how_to_install('fastapi', 'uvicorn')}") from None
 
     import torch
 

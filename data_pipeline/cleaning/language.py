@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 
 # The share of the probability that the languages asked for must have. FineWeb takes the same (Penedo et al. 2024, arXiv
 # 2406.17557, section 3.3), for another classifier.
@@ -48,5 +49,5 @@ def _classifier() -> _Classifier:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise DataError("the step 'language' needs py3langid: pip install '.[clean]'") from error
+        raise DataError(f"the step 'language' needs py3langid: {how_to_install('py3langid')}") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

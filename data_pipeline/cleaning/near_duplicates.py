@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from data_pipeline.atomic import atomic_file
 from data_pipeline.cleaning.words import WORD, Words, mix, pieces, words_of
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 from data_pipeline.gathering import Gathered
 
 THRESHOLD = 0.8
@@ -46,7 +47,7 @@ def check_library() -> None:
     try:
         import rensa  # noqa: F401
     except ImportError as error:
-        raise DataError("the step 'near-duplicates' needs rensa: pip install '.[clean]'") from error
+        raise DataError(f"the step 'near-duplicates' needs rensa: {how_to_install('rensa')}") from error
 
 
 def sign(gathered: Gathered) -> None:

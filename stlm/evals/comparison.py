@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates
 from stlm.evals.table import table
@@ -104,7 +105,7 @@ def mcnemar(delta_N: NDArray[np.float64]) -> float:
     try:
         from scipy.stats import binomtest
     except ImportError as error:
-        raise StlmError(f"comparing needs scipy ({error}): pip install '.[evals]'") from error
+        raise StlmError(f"comparing needs scipy ({error}): {how_to_install('scipy')}") from error
     won, lost = int((delta_N > 0).sum()), int((delta_N < 0).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.atomic import write_text
+from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.comparison import Comparison, comparison_text
 
@@ -66,7 +67,7 @@ def _figure(comparison: Comparison, curves: Mapping[str, Curve]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise StlmError(f"plots need matplotlib ({error}): pip install '.[report]'") from error
+        raise StlmError(f"plots need matplotlib ({error}): {how_to_install('matplotlib')}") from error
     number = (2 if curves else 0) + len(comparison.samples)
     figure = Figure(figsize=(4.2 * number, 3.6), layout="constrained")
     axes = list(figure.subplots(1, number, squeeze=False)[0])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.likelihood import Row, log_likelihoods
 from stlm.stlm import STLM
@@ -22,7 +23,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise StlmError(f"lm-evaluation-harness is not installed ({error}); pip install 'stlm[evals]'") from None
+    raise StlmError(f"lm-evaluation-harness is not installed ({error}): {how_to_install('lm-eval')}") from None
 
 _SAMPLING = ("temperature", "top_k", "top_p")
 

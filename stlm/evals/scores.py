@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 
 Labels = NDArray[np.float64]
@@ -60,7 +61,7 @@ def require_sklearn(what: str) -> None:
         import scipy  # noqa: F401
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise StlmError(f"{what}: {error}; pip install 'stlm[evals]'") from None
+        raise StlmError(f"{what}: {error}: {how_to_install('scikit-learn', 'scipy')}") from None
 
 
 def _vary(*values_N: Labels) -> bool:

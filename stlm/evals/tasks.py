@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data_pipeline.extras import how_to_install
 from data_pipeline.reader import IdStream
 from stlm.config.build import nearest
 from stlm.errors import StlmError
@@ -140,7 +141,8 @@ def _text_quality(reference: str | None) -> Task:
         import pyphen  # noqa: F401
         import sacrebleu  # noqa: F401
     except ImportError as error:
-        raise StlmError(f"text_quality: {error}; pip install 'stlm[evals]'") from None
+        install = how_to_install("pydivsufsort", "pyphen", "sacrebleu")
+        raise StlmError(f"text_quality: {error}: {install}") from None
     judge = STLM.load(reference) if reference else None
 
     def measure(subject: Subject) -> TaskResult:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.extras import how_to_install
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.families import describe, name_there
@@ -30,7 +31,7 @@ def library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ConversionError('gguf: it is not installed; pip install -e ".[export]" -c constraints.txt') from None
+        raise ConversionError(f"gguf: it is not installed: {how_to_install('gguf')}") from None
     return gguf
 
 

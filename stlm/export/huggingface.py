@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.extras import how_to_install
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
@@ -120,9 +121,7 @@ def library() -> Any:
     try:
         import transformers
     except ImportError:
-        raise ConversionError(
-            'huggingface: transformers is not installed; pip install -e ".[export]" -c constraints.txt'
-        ) from None
+        raise ConversionError(f"huggingface: transformers is not installed: {how_to_install('transformers')}") from None
     transformers.logging.set_verbosity_error()  # what goes wrong is told by the errors of a conversion
     transformers.logging.disable_progress_bar()
     return transformers

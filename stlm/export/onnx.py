@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.extras import how_to_install
 from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig, value_at
 from stlm.errors import ConversionError
 from stlm.export.comparison import Logits
@@ -87,9 +88,8 @@ def _library() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConversionError(
-            f'onnx: {error.name} is not installed; pip install -e ".[export]" -c constraints.txt'
-        ) from None
+        install = how_to_install("onnx", "onnxscript", "onnxruntime")
+        raise ConversionError(f"onnx: {error.name} is not installed: {install}") from None
     return onnxruntime
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from data_pipeline.extras import how_to_install
+
 POWERCAP = Path("/sys/class/powercap")
 COUNTED = ("package-", "dram")  # names of RAPL's domains; cores are part of a package, and "psys" is more than both
 
@@ -66,7 +68,7 @@ class Energy:
             try:
                 self._counters.append(Nvml(device))
             except ImportError:
-                self.missing.append("of GPUs: pip install nvidia-ml-py")
+                self.missing.append(f"of GPUs: {how_to_install('nvidia-ml-py')}")
             except Exception as error:  # NVML's own, which have no base outside of it
                 self.missing.append(f"of GPUs: {error}")
 

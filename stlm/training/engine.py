@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data_pipeline.extras import how_to_install
 from stlm.config import TrainingConfig
 from stlm.errors import CheckpointError, ConfigError, EngineError
 from stlm.model import recompute_layers
@@ -90,7 +91,9 @@ def _import_deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise EngineError(f"DeepSpeed cannot be imported ({error}), which training needs; install it") from error
+        raise EngineError(
+            f"training needs DeepSpeed, which cannot be imported ({error}): {how_to_install('deepspeed')}"
+        ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # how DeepSpeed calls torch
     # Its shared-memory reduction serves inference only, but building it would take a compiler and half a minute at the

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline.atomic import writing
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 from stlm.errors import ConfigError
 
 
@@ -19,8 +20,7 @@ def check_wandb() -> None:
     """Raise ConfigError where wandb is not installed."""
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError(
-            "training.wandb: got true, but wandb is not installed; pip install '.[wandb]' -c constraints.txt, or "
-            "training.wandb=false"
+            f"training.wandb: got true, but wandb is not installed: {how_to_install('wandb')}; or training.wandb=false"
         )
 
 

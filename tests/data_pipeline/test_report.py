@@ -16,6 +16,7 @@ import pytest
 
 from data_pipeline.cleaning.record import excerpt
 from data_pipeline.errors import DataError
+from data_pipeline.extras import how_to_install
 from data_pipeline.manifest import Manifest
 from data_pipeline.plots import PlotsMissing, byte_plot
 from data_pipeline.preparation import PrepareConfig
@@ -121,7 +122,7 @@ def test_the_same_manifest_gives_the_same_page(prepared: Path) -> None:
 def test_without_its_library_one_line_says_so(prepared: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PlotsMissing, match=re.escape("pip install '.[report]'")):
+    with pytest.raises(PlotsMissing, match=re.escape(how_to_install("matplotlib"))):
         report(Manifest.load(prepared), "name")
 
 

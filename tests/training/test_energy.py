@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_run import train
 
+from data_pipeline.extras import how_to_install
 from stlm.training import energy, gauges
 from stlm.training.energy import Energy
 
@@ -50,7 +51,7 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     assert counters.missing == [f"of processors: {file}: No such file or directory"]
     assert not counters.measures
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert Energy(torch.device("cuda"), False, tmp_path).missing == ["of GPUs: pip install nvidia-ml-py"]
+    assert Energy(torch.device("cuda"), False, tmp_path).missing == [f"of GPUs: {how_to_install('nvidia-ml-py')}"]
 
 
 def test_a_gpu(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_its_errors_are_told(make_trainer, tmp_path, wandb, monkeypatch):
 def test_without_the_module_nothing_begins(make_trainer, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
-    with pytest.raises(ConfigError, match=r"pip install '\.\[wandb\]' -c constraints\.txt") as raised:
+    with pytest.raises(ConfigError, match=r"-m pip install '?wandb\b") as raised:
         make_trainer(tmp_path / "run", "training.wandb=true")
     assert raised.value.exit_code == 2
     assert not (tmp_path / "run").exists()
