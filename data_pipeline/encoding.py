@@ -193,7 +193,21 @@ def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
 
 
 def _sample(units: list[Gathered]) -> Iterator[str]:
-    """Documents for training, all of them or an even sample by their hash."""
+    """Documents for training, all of them or an even sample by their hash; twice _SAMPLE_BYTES at most."""
+    left = 2 * _SAMPLE_BYTES
+    for text in _evenly(units):
+        if left <= 0:
+            return
+        yield text[:left]
+        left -= len(text)
+    if left == 2 * _SAMPLE_BYTES:  # a few long documents, of which chance has chosen none
+        longest = max(units, key=lambda unit: np.max(unit.index["length"] * (unit.choice == TRAIN), initial=0))
+        place = int(np.argmax(longest.index["length"] * (longest.choice == TRAIN)))
+        text = next(longest.pick([place]))[:_SAMPLE_BYTES].decode("utf-8", errors="surrogateescape")
+        yield from re.split("[\udcfe\udcff]", text)
+
+
+def _evenly(units: list[Gathered]) -> Iterator[str]:
     total = sum(int(unit.index["length"][unit.choice == TRAIN].sum()) for unit in units)
     limit = np.uint64(min(_SAMPLE_BYTES / max(total, 1), 1) * (2**64 - 2048))
     for unit in units:

@@ -2,7 +2,8 @@
 
 The share holds for documents and for bytes. Documents are visited in the order of their hashes until that share of the
 hashes is passed. One that would more than double the share of bytes is passed over, and the visit goes on until half
-of that share is reached. A few long documents among many short ones are therefore never half of a corpus, or nothing.
+of that share is reached, or twice that of the documents. So a few long documents among many short ones are never half
+of what is held back, or half of the corpus.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def choose_by_hash(units: Sequence[Gathered], validation_fraction: float, kept: 
     bound = limit
     while True:
         visit = _visit(units, kept, bound)
-        taken = _taken(visit, limit, least, most)
+        taken = _taken(visit, limit, least, most, max(2 * validation_fraction * number, 1))
         if bound >= _HASHES or (taken.any() and visit[1][taken].sum() >= least):
             break
         bound = min(8 * bound + 1, _HASHES)
@@ -98,19 +99,19 @@ def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _V
     return high[order], np.concatenate(sizes)[order], np.concatenate(owners)[order], np.concatenate(places)[order]
 
 
-def _taken(visit: _Visit, limit: int, least: float, most: float) -> NDArray[np.bool_]:
-    """Which documents of a visit are held back."""
+def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float) -> NDArray[np.bool_]:
+    """Which documents of a visit are held back. least, most: bytes. documents: after which no further one is added."""
     highs, sizes = visit[:2]
     below = len(highs) if limit >= _HASHES else int(np.searchsorted(highs, np.uint64(limit)))
     taken = np.arange(len(sizes)) < below
     if below and least <= sizes[:below].sum() <= most:
         return taken
     taken[:] = False
-    total = 0
+    number = total = 0
     for place, size in enumerate(sizes.tolist()):
-        if place >= below and taken.any() and total >= least:
+        if place >= below and (number >= documents or (number and total >= least)):
             break
         if total + size <= most:
             taken[place] = True
-            total += size
+            number, total = number + 1, total + size
     return taken

@@ -73,9 +73,7 @@ def main() -> int:
     parser.add_argument(
         "--chat", action="store_true", help="what is typed is what a user says; the model answers as an assistant"
     )
-    parser.add_argument(
-        "--max-ids", type=at_least(0), metavar="N", help="longest continuation in ids (default: 256)"
-    )
+    parser.add_argument("--max-ids", type=at_least(0), metavar="N", help="longest continuation in ids (default: 256)")
     parser.add_argument(
         "--temperature",
         type=number(0.0, 100.0),
@@ -121,9 +119,7 @@ def main() -> int:
         metavar="TEXT",
         help="end the text before this; may be given repeatedly",
     )
-    parser.add_argument(
-        "--seed", type=at_least(0), metavar="N", help="the same seed draws the same text (default: 0)"
-    )
+    parser.add_argument("--seed", type=at_least(0), metavar="N", help="the same seed draws the same text (default: 0)")
     parser.add_argument(
         "--samples", type=at_least(1), metavar="N", help="texts for each prompt, seeds in a row (default: 1)"
     )

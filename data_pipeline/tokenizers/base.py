@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,9 +92,9 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-def segments(text: str) -> list[str]:
+def segments(text: str) -> Iterator[str]:
     """`text` in pieces that an encoder takes in one go."""
-    return _SEGMENTS.findall(text)
+    return (match[0] for match in _SEGMENTS.finditer(text))
 
 
 def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:

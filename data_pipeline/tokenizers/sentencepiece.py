@@ -10,6 +10,7 @@ stands for.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,7 @@ ALGORITHMS = {"sentencepiece": "unigram", "sentencepiece-bpe": "bpe"}
 # Specials first, then the 256 bytes, then what was learned. The unknown symbol is required by the library and never
 # produced.
 _UNKNOWN, _START, _END_OF_TEXT, _PAD, _MASK = range(5)
+_SEGMENTS_AT_A_TIME = 16  # of a long text; the library keeps what it made of all that it is given
 _SENTENCE = 4096  # characters handed to the trainer at a time
 
 
@@ -94,7 +96,10 @@ class SentencePieceTokenizer:
         for index, part in enumerate(text.split(SPACE)):
             if index:
                 parts.append(self._space_ids)
-            parts += self._processor.encode(segments(part), return_type="numpy", num_threads=1)
+            pieces = segments(part)
+            while some := list(itertools.islice(pieces, _SEGMENTS_AT_A_TIME)):
+                encoded = self._processor.encode(some, return_type="numpy", num_threads=1)
+                parts += [ids.astype(self.dtype, copy=False) for ids in encoded]
         return np.concatenate(parts, dtype=self.dtype, casting="same_kind")
 
     def encode_documents(

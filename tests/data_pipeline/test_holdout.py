@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline import encoding
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.mixture import Mixture
@@ -183,3 +184,19 @@ def test_pipes_of_the_shell_are_read_once_and_known_by_what_they_hold(tmp_path: 
     assert manifest.total("train", "bytes") == 4000
     assert manifest.total("validation", "bytes") == (tmp_path / "input.txt").stat().st_size - 4000
     assert {path.name for path in tmp_path.iterdir()} == {"input.txt", "out"}
+
+
+def test_one_very_long_document_takes_no_others_with_it(tmp_path: Path) -> None:
+    """Half of the share of bytes would be all the short ones."""
+    path = lines(tmp_path / "a.jsonl", [*texts(100, 1), " ".join(texts(1, 2, 30_000))])
+    manifest = prepare(PrepareConfig((path,), output=str(tmp_path / "out")))
+    assert 1 <= manifest.total("validation", "documents") <= 2
+    assert manifest.total("train", "documents") >= 99
+
+
+def test_a_tokenizer_is_trained_on_a_part_of_a_long_document_where_chance_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_SAMPLE_BYTES", 1 << 14)
+    path = lines(tmp_path / "a.jsonl", ["the lazy dog and the quick fox " * 20_000, "a short one"])
+    assert prepare(PrepareConfig((path,), "sentencepiece:290", output=str(tmp_path / "out"))).total("train", "ids")
