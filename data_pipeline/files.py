@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.formats import READABLE, format_of, format_of_named, open_input
+from data_pipeline.plaintext import AUTO, LINES, Rule, divided
 from data_pipeline.records import page_text, parquet_texts, table_texts
 from data_pipeline.textfiles import (
     BOM,
@@ -22,7 +23,7 @@ from data_pipeline.textfiles import (
     Reading,
     clean,
     lines,
-    paragraphs,
+    records,
     slices_of,
 )
 
@@ -31,7 +32,8 @@ class Files:
     """Some files, in a fixed order."""
 
     kind = "files"
-    reading: Reading
+    rule = Rule(AUTO)  # what a document of plain text is
+    reading: Callable[[], Reading]  # found out when the units are asked for
 
     def __init__(self, name: str, paths: Sequence[Path], on_error: str, others: int = 0) -> None:
         """others: how many files of other formats were left out. DataError if one of these is of such a format."""
@@ -39,7 +41,7 @@ class Files:
         self.problems = Problems()
         self.problems.count("files_of_other_formats", others)
         self._files: list[tuple[str, int, int]] = []
-        self.text_bytes = 0  # of plain text; of what is compressed, as it lies there
+        self.text: list[tuple[str, int]] = []  # files of plain text that are not empty, and their sizes
         self.kinds: set[str] = set()  # of formats
         for path in paths:
             found = format_of_named(path)
@@ -57,26 +59,39 @@ class Files:
                 continue
             self._files.append((str(path), status.st_size, status.st_mtime_ns))
             self.kinds.add(found.kind)
-            self.text_bytes += status.st_size if found.kind == "text" else 0
+            if found.kind == "text" and status.st_size:
+                self.text.append((str(path), status.st_size))
 
     def describe(self) -> dict[str, Any]:
         state = hashlib.sha256(repr(self._files).encode("utf-8", "surrogateescape")).hexdigest()
         size = sum(size for _, size, _ in self._files)
-        return {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size, "state": state}
+        described = {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size, "state": state}
+        return described | self._documents
+
+    @property
+    def _documents(self) -> dict[str, Any]:
+        """The rule that divides plain text, where there is any."""
+        return {"documents": str(self.rule)} if "text" in self.kinds else {}
+
+    @property
+    def number_of_files(self) -> int:
+        """Files that are not empty."""
+        return sum(size > 0 for _, size, _ in self._files)
 
     def units(self, source: int) -> Sequence[FilesUnit]:
+        reading = self.reading()
         units: list[FilesUnit] = []
         slices: list[FileSlice] = []
         total = 0
         for path, size, _ in self._files:
-            for piece in slices_of(path, size):
+            for piece in slices_of(path, size, reading.division):
                 if slices and total + piece.stop - piece.start > SLICE:
-                    units.append(FilesUnit(source, total, tuple(slices), self.reading))
+                    units.append(FilesUnit(source, total, tuple(slices), reading))
                     slices, total = [], 0
                 slices.append(piece)
                 total += piece.stop - piece.start
         if slices:
-            units.append(FilesUnit(source, total, tuple(slices), self.reading))
+            units.append(FilesUnit(source, total, tuple(slices), reading))
         return units
 
 
@@ -148,8 +163,13 @@ def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterat
                     yield from page_text(file, piece, problems)
                 case "jsonl":
                     yield from lines(file, piece, first, reading, problems)
+                case _ if reading.division.rule.kind == LINES:
+                    for _, line in records(file, piece, first, reading, problems):
+                        problems.division["lines"] += 1
+                        yield line.strip(b"\r\n")
                 case _:
-                    yield from paragraphs(file, piece, first, reading, problems)
+                    span = piece.start, piece.limit
+                    yield from divided(file, piece.path, span, first, piece.size, reading.division, problems.division)
     except DataError as error:
         if reading.on_error != "skip":
             raise

@@ -1,6 +1,6 @@
 """What a file's name says about its contents: how the text lies in it, and whether it is compressed.
 
-    text    plain text: paragraphs between blank lines
+    text    plain text: see `plaintext` for what a document is
     html    a page: one document, the text that a reader sees
     jsonl   JSON Lines: a document is the string under the text key
     csv     tables with a header; a document is a cell of the text column. tsv: the same with tabs
@@ -30,12 +30,13 @@ else:
     from compression import zstd
 
 SUFFIXES = {
-    "text": (".txt", ".text", ".md", ".rst"),
+    "text": (".txt", ".text", ".md", ".markdown", ".rst"),
     "html": (".html", ".htm", ".xhtml"),
     "jsonl": (".jsonl", ".ndjson"),
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
+MARKUP = (".md", ".markdown", ".rst")  # plain text that may show a separator of documents as an example
 _BUFFER = 256 << 10  # bytes read at a time: lines of JSON are often longer than the few kilobytes that are usual
 COMPRESSED = (".gz", ".xz", ".zst")
 # Named by itself, a file of an unknown kind is plain text, but surely not these.
@@ -86,6 +87,13 @@ def format_of_named(path: str | os.PathLike[str]) -> Format | None:
     if os.path.splitext(name.removesuffix(compression))[1] in NOT_TEXT:
         return None
     return format_of(path) or Format("text", compression)
+
+
+def is_markup(path: str | os.PathLike[str]) -> bool:
+    """Whether a plain-text file is Markdown or reStructuredText, by its name."""
+    name = os.path.basename(os.fspath(path)).lower()
+    compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+    return name.removesuffix(compression).endswith(MARKUP)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from data_pipeline.cleaning.documents import Cleaner, Cleaning
 from data_pipeline.cleaning.record import Record
 from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
+from data_pipeline.plaintext import LONGEST_DOCUMENT
 from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
@@ -30,7 +31,6 @@ from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
 
 _INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
-_LONGEST_DOCUMENT = 1 << 30  # bytes; shards count the ids of a document in 32 bits
 _SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of looking for duplicates
 _BLOCK = 16 << 20  # bytes of documents handed on at a time
 
@@ -118,8 +118,8 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
             if not raw or raw.isspace():
                 problems.count("empty_documents")
                 continue
-            if len(raw) > _LONGEST_DOCUMENT:
-                raise DataError(f"a document of {len(raw):,} bytes is too long; the limit is {_LONGEST_DOCUMENT:,}")
+            if len(raw) > LONGEST_DOCUMENT:
+                raise DataError(f"a document of {len(raw):,} bytes is too long; the limit is {LONGEST_DOCUMENT:,}")
             document = cleaner(raw)
             if document is None:
                 continue
@@ -144,6 +144,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
                 **counts,
                 "problems": dict(problems.counts),
                 "examples": problems.examples,
+                "division": dict(problems.division),
                 "cleaned": cleaner.record.to_json(),
             }
         ),

@@ -31,7 +31,8 @@ def choose_by_hash(units: Sequence[Gathered], validation_fraction: float, kept: 
     if number < 2:
         raise DataError(
             f"different documents of text in the input: {number}; expected at least two, one to train on, one to "
-            f"validate with: give more text, or text of its own with --validation PATH"
+            f"validate with: give more text, text of its own with --validation PATH, or divide plain text with "
+            "--documents paragraphs (at blank lines) or lines"
         )
     total = sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
     least, limit = validation_fraction * total / 2, int(validation_fraction * _HASHES)

@@ -11,6 +11,7 @@ from data_pipeline.cleaning import near_duplicates
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES, NORMALIZE, STEPS, Cleaning, parse_steps
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
+from data_pipeline.plaintext import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
 from data_pipeline.tokenizers import find_tokenizer, parse_spec
@@ -50,6 +51,15 @@ class PrepareConfig:
     )
     text_key: str = field(
         default="text", metadata=_option("key or column of the text in JSON Lines, CSV, Parquet and data sets")
+    )
+    documents: str = field(
+        default=AUTO,
+        metadata=_option(
+            "what a document of plain text is: auto, file, separator=TEXT (lines that hold only TEXT separate "
+            "documents), paragraphs (blank lines do), lines. auto: lines that hold only "
+            f"{', '.join(KNOWN_SEPARATORS[:-1])} or {KNOWN_SEPARATORS[-1]} separate documents, otherwise a file is "
+            f"one; where that gives fewer than {ENOUGH}, those above {PIECE >> 10} KiB are cut at blank lines"
+        ),
     )
     validation_fraction: float = field(
         default=0.01,
@@ -123,6 +133,8 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_stdin_format(self.stdin_format)
+        if Rule.parse(self.documents).kind != AUTO and not (self.inputs or self.validation or self.test):
+            raise DataError("--documents divides plain text, and the default corpus is none: name files with --input")
         parse_spec(self.tokenizer)
         if self.tokenizer_from is not None and (spec := find_tokenizer(self.tokenizer_from).spec) != self.tokenizer:
             raise DataError(f"the tokenizer of {self.tokenizer_from} is {spec}, but {self.tokenizer} is asked for")

@@ -21,8 +21,10 @@ from data_pipeline.cleaning.documents import NEAR_DUPLICATES
 from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
+from data_pipeline.files import Files
 from data_pipeline.gathering import TEST, VALIDATION, Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
+from data_pipeline.plaintext import check_found, describe
 from data_pipeline.preparation import PrepareConfig, default_data_dir
 from data_pipeline.scores import write_scores
 from data_pipeline.selection import Selection, select
@@ -83,6 +85,7 @@ def _prepare(
     team.check_shared(work / SETTINGS_FILE)
 
     gathered, selection = gather_all(config, sources, units, work, team)
+    divisions = _divisions(sources, units, gathered)
 
     tokenizer_dir = output / TOKENIZER_DIR
     if not (tokenizer_dir / TOKENIZER_FILE).exists():
@@ -114,7 +117,10 @@ def _prepare(
             for split in SPLITS
             if (entries := [shard for shard in shards if shard.path.startswith(f"{split}/")]) or split != "test"
         },
-        sources=[_describe(number, source, units, gathered) | shares[number] for number, source in enumerate(sources)],
+        sources=[
+            _describe(number, source, units, gathered) | divisions[number] | shares[number]
+            for number, source in enumerate(sources)
+        ],
         split_rule=_split_rule(config),
         duplicates=selection.duplicates,
         settings=settings,
@@ -225,6 +231,7 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
         keep_ids=config.keep_ids,
         stdin_format=config.stdin_format,
         spool=config.directory.parent,
+        documents=config.documents,
     )
     return open_sources(config.inputs, options, config.validation, config.test)
 
@@ -244,6 +251,18 @@ def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gat
         "problems": dict(problems),
         "examples": examples[:10],
     }
+
+
+def _divisions(sources: list[Source], units: list[Unit], gathered: list[Gathered]) -> list[dict[str, Any]]:
+    """How the plain text of each source was divided, for the manifest. DataError for a separator that no text holds."""
+    counts: list[Counter[str]] = [Counter() for _ in sources]
+    for unit, place in zip(units, gathered, strict=True):
+        counts[unit.source].update(place.counts["division"])
+    division = next((source.reading().division for source in sources if isinstance(source, Files)), None)
+    if division is None:
+        return [{} for _ in sources]
+    check_found(division, sum(counts, Counter()))
+    return [{"division": {"text": describe(division, count), **count}} if count else {} for count in counts]
 
 
 def _find_prepared(output: Path, settings: dict[str, Any]) -> Manifest | None:

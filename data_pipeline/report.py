@@ -114,7 +114,12 @@ def _sources(manifest: Manifest) -> str:
         "<p class=quiet>Bytes per id, and how many times smaller gzip and xz make the text: of a sample of each "
         "source, 256 KiB at most. Documents read are those that the steps on single documents kept.</p>"
     )
-    return _table(head, rows) + note
+    divided = "".join(
+        f"<p>{_text(source['name'])}: {_text('; '.join(source['division']['text']))}.</p>"
+        for source in manifest.sources
+        if source.get("division", {}).get("text")
+    )
+    return _table(head, rows) + note + divided
 
 
 def _plots(manifest: Manifest) -> str:

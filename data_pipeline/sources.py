@@ -6,6 +6,7 @@ process can read. The documents of all units in a row are the documents of the c
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from data_pipeline.files import Files, files_below
 from data_pipeline.formats import COMPRESSED, NOT_TEXT, format_of
 from data_pipeline.hub import HubDataset, is_saved_dataset
 from data_pipeline.indexed import IndexedFiles, indexed_prefix
+from data_pipeline.plaintext import AUTO, Rule, choose
 from data_pipeline.stdin import STDIN, Stdin, is_pipe
 from data_pipeline.textfiles import Problems, Reading, clean
 
@@ -71,6 +73,7 @@ class SourceOptions:
     spool: Path  # folder in which the standard input is kept
     score_key: str | None = None
     conversations: bool = False
+    documents: str = AUTO  # what a document of plain text is: see `plaintext`
 
 
 def open_sources(
@@ -92,11 +95,21 @@ def open_sources(
         raise DataError("ids are kept as they are only if all inputs are MMIDIDX files (.bin with .idx)")
     if options.conversations:
         _refuse_other_than_lines(found)
-    text_bytes = sum(source.text_bytes for source in found if isinstance(source, Files))
-    reading = Reading(text_bytes, options.text_key, options.on_error, options.score_key, options.conversations)
-    for source in found:
-        if isinstance(source, Files):
-            source.reading = reading
+    rule = Rule.parse(options.documents)
+    files = [source for source in found if isinstance(source, Files)]
+    text = [file for source in files for file in source.text]
+    if rule.kind != AUTO and not any("text" in source.kinds for source in files):
+        raise DataError(f"--documents {rule} says how plain text is divided, but there is none in the input")
+    others = len(found) - len(files) + sum(source.number_of_files for source in files) - len(text)
+
+    @functools.cache  # text is looked into once, and not at all where the data is already prepared
+    def reading() -> Reading:
+        division = choose(rule, text, others, split=not validation)
+        return Reading(options.text_key, options.on_error, options.score_key, options.conversations, division)
+
+    for source in files:
+        source.reading = reading
+        source.rule = rule
     return [*found] if inputs else [DefaultCorpus(), *found]
 
 

@@ -38,7 +38,7 @@ class Stdin(Files):
         self._suffix = suffix
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "format": self._suffix, "sha256": self._sha256}
+        return {"kind": self.kind, "format": self._suffix, "sha256": self._sha256} | self._documents
 
 
 def check_stdin_format(suffix: str) -> None:

@@ -36,6 +36,7 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
     lines.append("")
     for source in manifest.sources:
         lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
+        lines += [f"  {sentence}" for sentence in source.get("division", {}).get("text", ())]
         lines += [f"  {number:,} {PROBLEMS[name]}" for name, number in sorted(source["problems"].items())]
         lines += [f"    {example}" for example in source["examples"]]
         missing = [name for name, version in source.get("packages", {}).items() if version is None]

@@ -2,16 +2,11 @@
 
 Plain text, JSON Lines and Parquet of any size are read as slices of 64 MiB, by whoever is free. Where a slice really
 begins and ends depends only on the file, so the documents of all slices in a row are the same whoever reads them. Other
-files have to be read from their beginning, so each is one slice. Either way memory grows neither with files nor with
-lines.
+files have to be read from their beginning, so each is one slice. Either way memory grows with documents at most, not
+with files.
 
-Plain text: a document is what stands between blank lines, gathered until a thousandth of all the text is reached, and
-at most 1 MiB. So a folder of articles gives one document per article, and a short file still gives enough documents to
-hold some back for validation. Documents never cross files, and the blank lines around them are not theirs. A paragraph
-longer than a sixteenth of all the text (at least 16 KiB, at most 1 MiB) is cut at a line end or a space.
-
-JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. The other formats are
-in `records`.
+JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. Plain text is in
+`plaintext`, the other formats are in `records`.
 """
 
 from __future__ import annotations
@@ -30,15 +25,14 @@ import orjson
 from data_pipeline.conversations import END_OF_STORED_SEGMENT, segments_of
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Format, format_of_named, open_input
+from data_pipeline.plaintext import AUTO, Division, Rule
 
 SLICE = 64 << 20
 
-_MIB = 1 << 20
-_BLOCK = 4 * _MIB
-LONGEST_RECORD = 64 * _MIB  # what has to be in memory at once: a line of JSON, a page of HTML
+_BLOCK = 4 << 20
+LONGEST_RECORD = 64 << 20  # what has to be in memory at once: a line of JSON, a page of HTML
 BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_BLANK_LINES = re.compile(rb"\n(?:[ \t]*\r?\n)+")
 
 ON_ERROR = ("stop", "skip")
 
@@ -49,6 +43,7 @@ class Problems:
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plaintext.divided`
     score: float = math.nan  # of the document that was read last, where scores are asked for
 
     def count(self, name: str, number: int = 1, example: str = "") -> None:
@@ -66,21 +61,11 @@ class Problems:
 class Reading:
     """How to read: what is the same for all files of a preparation."""
 
-    text_bytes: int  # of all plain-text inputs together
     text_key: str
     on_error: str  # "stop" or "skip"
     score_key: str | None = None  # of JSON Lines
     conversations: bool = False  # lines of JSON hold them: see `conversations`
-
-    @property
-    def gathered(self) -> int:
-        """Paragraphs are gathered into documents of about this many bytes."""
-        return min(max(self.text_bytes // 1024, 1), _MIB)
-
-    @property
-    def longest(self) -> int:
-        """Longer paragraphs are cut."""
-        return min(max(self.text_bytes // 16, 16 << 10), _MIB)
+    division: Division = field(default_factory=lambda: Division(Rule(AUTO)))  # of plain text
 
 
 @dataclass(frozen=True)
@@ -108,9 +93,11 @@ def _format(path: str) -> Format:
     return found
 
 
-def slices_of(path: str, size: int) -> list[FileSlice]:
-    """The slices of a file of `size` bytes; one where its format must be read from the beginning."""
-    step = SLICE if _format(path).divisible else max(size, 1)
+def slices_of(path: str, size: int, division: Division) -> list[FileSlice]:
+    """The slices of a file of `size` bytes; one where it must be read from the beginning."""
+    found = _format(path)
+    divisible = found.divisible and (found.kind != "text" or division.divisible)
+    step = SLICE if divisible else max(size, 1)
     return [FileSlice(path, start, min(start + step, size), size) for start in range(0, size, step)]
 
 
@@ -149,103 +136,30 @@ def decoded(raw: bytes, problems: Problems) -> str:
         return text
 
 
-def paragraphs(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes]:
-    """The documents of plain text that begin in a slice. `first`: where the text begins, behind a byte-order mark."""
-    left, gathered = math.inf, reading.gathered
-    if not piece.format.compression:
-        start = _document_start(file, piece.start, first, piece.size, reading)
-        left = _document_start(file, piece.stop, first, piece.size, reading) - start
-        file.seek(start)
-    buffer = b""
-    while left > 0:
-        block = file.read(int(min(_BLOCK, left)))
-        if not block and left < math.inf:
-            raise DataError(f"cannot read {piece.path}: it became shorter while it was read")
-        left = left - len(block) if block else 0  # a compressed file ends where nothing more comes
-        buffer += block
-        begin = end = 0  # of the document that is being gathered
-        for paragraph_start, paragraph_end in _split(buffer, reading.longest, final=left == 0):
-            if paragraph_end - begin > gathered and end > begin:
-                yield buffer[begin:end].strip(b"\r\n")
-                begin = paragraph_start
-            end = paragraph_end
-        if left == 0 and not (last := buffer[begin:end]).isspace() and last:
-            yield last.strip(b"\r\n")
-        buffer = buffer[begin:]  # the last document may go on in the next block: it is gathered again
-
-
-def _split(buffer: bytes, longest: int, final: bool) -> Iterator[tuple[int, int]]:
-    """Start and end of each paragraph that is surely whole; of all of them when the buffer is the last."""
-    start = 0
-    for blank in _BLANK_LINES.finditer(buffer):
-        if blank.end() == len(buffer) and not final:
-            break  # more blank lines may follow
-        for cut in _cuts(buffer, start, blank.start(), longest):
-            yield start, cut
-            start = cut
-        yield start, blank.start()
-        start = blank.end()
-    for cut in _cuts(buffer, start, len(buffer), longest):
-        yield start, cut
-        start = cut
-    if final and start < len(buffer):
-        yield start, len(buffer)
-
-
-def _cuts(buffer: bytes, start: int, stop: int, longest: int) -> Iterator[int]:
-    """Where to cut a paragraph so that no part is longer than `longest`."""
-    while stop - start > longest:
-        start += _cut_length(buffer[start : start + longest])
-        yield start
-
-
-def _cut_length(piece: bytes) -> int:
-    """Where to cut a paragraph that is longer than `piece`: after the last line end, or space, or whole character."""
-    for separator in (b"\n", b" "):
-        if found := piece.rfind(separator) + 1:
-            return found
-    length = len(piece)
-    for back in range(1, min(4, length)):
-        if piece[-back] & 0xC0 == 0xC0:  # the first byte of a character that may go on behind the piece
-            return length - back
-        if piece[-back] & 0xC0 != 0x80:
-            break
-    return length
-
-
-def _document_start(file: IO[bytes], position: int, first: int, size: int, reading: Reading) -> int:
-    """The first place at or after `position` where a document of plain text may begin."""
-    if position <= first:
-        return first
-    if position >= size:
-        return size
-    file.seek(position)
-    window = file.read(reading.longest)
-    if blank := _BLANK_LINES.search(window):
-        return position + blank.end()
-    if position + len(window) == size:
-        return size
-    for separator in (b"\n", b" "):
-        if found := window.find(separator) + 1:
-            return position + found
-    return position + next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
-
-
-def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
-    """The documents of the lines of JSON that begin in a slice."""
+def records(
+    file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems
+) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a slice, with their places; one that no memory holds is a broken line."""
     limit = piece.limit
     position = _line_start(file, piece.start, first)
     file.seek(position)
     while position < limit and (line := file.readline(LONGEST_RECORD)):
         begin, position = position, position + len(line)
-        try:
-            if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
-                while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
-                    position += len(rest)
+        if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
                 position += len(rest)
-                raise ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
-            if not line.isspace():
-                yield _document_of(line, reading, problems)
+            position += len(rest)
+            error = ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
+            broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
+        elif not line.isspace():
+            yield begin, line
+
+
+def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
+    """The documents of the lines of JSON that begin in a slice."""
+    for begin, line in records(file, piece, first, reading, problems):
+        try:
+            yield _document_of(line, reading, problems)
         except ValueError as error:
             broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
 

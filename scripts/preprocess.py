@@ -103,6 +103,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
     parser.add_argument("--output", metavar="DIR", **explain("output"))
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
+    parser.add_argument("--documents", metavar="RULE", **explain("documents"))
     parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
     parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
     parser.add_argument("--conversations", action="store_true", **explain("conversations"))

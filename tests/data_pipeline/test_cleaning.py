@@ -464,7 +464,7 @@ def test_where_no_document_is_left_to_compare_that_is_said(tmp_path: Path) -> No
 
 
 def test_without_cleaning_nothing_is_mentioned_and_nothing_changed(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("caf\u0065\u0301 \n\nshort\n\nanother {\n")
+    (tmp_path / "a.txt").write_text("caf\u0065\u0301 \n<eos>\nshort\n<eos>\nanother {\n")
     manifest = prepare(PrepareConfig((str(tmp_path / "a.txt"),), output=str(tmp_path / "out")))
     assert not {"clean", "libraries", "languages", "decontaminate"} & set(manifest.settings)
     assert manifest.cleaning == {"steps": [], "removed": {}, "edits": {}, "decontamination": {}}

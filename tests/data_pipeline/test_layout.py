@@ -36,7 +36,7 @@ def data(request, tmp_path, monkeypatch):
     rng = random.Random(1)
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "on", "that", "by", "you"]
     path, output = tmp_path / "a.txt", tmp_path / "out"
-    path.write_text("\n\n".join(" ".join(rng.choices(words, k=12)) for _ in range(400)))
+    path.write_text("\n<eos>\n".join(" ".join(rng.choices(words, k=12)) for _ in range(400)))
     prepare(PrepareConfig((str(path),), request.param, str(output), workers=1, validation_fraction=0.1))
     data = PreparedData.open(output)
     assert len(data.manifest.splits["train"]) > 2
@@ -44,7 +44,7 @@ def data(request, tmp_path, monkeypatch):
 
 
 def test_documents_keep_their_order(data, tmp_path):
-    paragraphs = (tmp_path / "a.txt").read_text().split("\n\n")
+    paragraphs = (tmp_path / "a.txt").read_text().split("\n<eos>\n")
     for split in ("train", "validation"):
         found = [data.tokenizer.decode(ids) for ids in data.split(split).documents()]
         assert found == [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph in set(found)]
@@ -86,7 +86,7 @@ def test_deepspeed_reads_what_was_prepared_and_its_files_are_prepared_with_equal
 
 
 def test_every_field_of_the_manifest_is_described(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    (tmp_path / "a.txt").write_text("one\n<eos>\ntwo\n<eos>\nthree")
     prepare(PrepareConfig((str(tmp_path / "a.txt"),), output=str(tmp_path / "out"), workers=1))
     section = DOCS[DOCS.index("**manifest.json**") :]
     described = set(re.findall(r"`(\w+)`", section[: section.index("**tokenizer")]))

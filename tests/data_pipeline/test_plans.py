@@ -214,6 +214,6 @@ def test_scores_that_are_missing_are_named(folder, tmp_path):
     path.write_text('{"text": "a", "s": 1}\n{"text": "b", "s": "high"}\n')
     with pytest.raises(DataError, match=r"x\.jsonl:2: expected a number under 's' \(--score-key\), got 'high'"):
         prepare(PrepareConfig((str(path),), output=str(tmp_path / "out"), workers=1, score_key="s"))
-    (tmp_path / "y.txt").write_text("one\n\ntwo\n\nthree\n")
+    (tmp_path / "y.txt").write_text("one\n<eos>\ntwo\n<eos>\nthree\n")
     with pytest.raises(DataError, match="--score-key s asks for a score of every document, but only JSON Lines"):
         prepare(PrepareConfig((str(tmp_path / "y.txt"),), output=str(tmp_path / "out2"), workers=1, score_key="s"))

@@ -47,8 +47,8 @@ def inputs(tmp_path):
     """A folder with three text files and one of another format, and a .jsonl file; some documents are equal."""
     folder = tmp_path / "texts"
     (folder / "more").mkdir(parents=True)
-    (folder / "a.txt").write_text("\n\n".join(sentences(1, 100)))
-    (folder / "more" / "b.md").write_text("\n\n".join([*sentences(2, 100), *sentences(1, 20)]))
+    (folder / "a.txt").write_text("\n<eos>\n".join(sentences(1, 100)))
+    (folder / "more" / "b.text").write_text("\n<eos>\n".join([*sentences(2, 100), *sentences(1, 20)]))
     (folder / "empty.txt").write_text("")
     (folder / "picture.png").write_bytes(b"\x89PNG")
     lines = tmp_path / "lines.jsonl"
@@ -359,8 +359,8 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "blank.txt").write_text(" \n\n \n")
-    (tmp_path / "one.txt").write_text("same\n\nsame\n")
-    (tmp_path / "two.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "one.txt").write_text("same\n<eos>\nsame\n")
+    (tmp_path / "two.txt").write_text("one\n<eos>\ntwo\n")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"")
     (tmp_path / "links").mkdir()
@@ -385,7 +385,7 @@ def test_names_that_are_no_utf8(tmp_path):
     """They are shown as Python writes them, wherever they are shown, and found again."""
     folder = os.fsencode(tmp_path) + b"/te\xffts"
     os.mkdir(folder)
-    for name, text in ((b"a\xfe.txt", "\n\n".join(sentences(1, 50))), (b"b\xfe.jsonl", '{"text": 7}\n')):
+    for name, text in ((b"a\xfe.txt", "\n<eos>\n".join(sentences(1, 50))), (b"b\xfe.jsonl", '{"text": 7}\n')):
         with open(folder + b"/" + name, "w") as file:
             file.write(text)
     command = [sys.executable, ROOT / "scripts" / "preprocess.py", "--output", "out", "--on-error", "skip", "--input"]
@@ -400,7 +400,7 @@ def test_names_that_are_no_utf8(tmp_path):
 def test_problems_that_may_be_skipped_are_counted(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "a.txt").write_text("\n\n".join(sentences(1, 10)))
+    (folder / "a.txt").write_text("\n<eos>\n".join(sentences(1, 10)))
     (folder / "b.jsonl").write_text('{"text": "fine"}\n{"text": 7}\n')
     (folder / "gone.txt").symlink_to("nowhere")
     manifest = prepare.prepare(PrepareConfig((str(folder),), output=str(tmp_path / "out"), on_error="skip"))

@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     texts = [NASTY, NASTY, *(f"{'word ' * number}{number}" for number in range(200))]
     (folder / "<b>.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + "{<broken>\n")
-    (folder / "notes.txt").write_text("Grüße.\r\n\r\nZweiter Absatz.\n")
+    (folder / "notes.txt").write_text("Grüße.\r\n<eos>\r\nZweiter Absatz.\n")
     (folder / "evaluation.txt").write_text("<i> " + "word " * 13)
     prepare(
         PrepareConfig(
@@ -127,7 +127,7 @@ def test_without_its_library_one_line_says_so(prepared: Path, monkeypatch) -> No
 
 
 def test_the_command_writes_it_again_or_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "a.txt").write_text("one\n<eos>\ntwo\n")
     output = tmp_path / "out"
 
     def run(*arguments: str, code: int = 0, without: str = "nothing") -> subprocess.CompletedProcess[str]:

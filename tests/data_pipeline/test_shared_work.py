@@ -53,7 +53,7 @@ def inputs(tmp_path):
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "on", "that", "by", "you"]
     for name in ("a.txt", "b.txt"):
         paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(250)]
-        (tmp_path / name).write_text("\n\n".join(paragraphs))
+        (tmp_path / name).write_text("\n<eos>\n".join(paragraphs))
     return [tmp_path / "a.txt", tmp_path / "b.txt"]
 
 
@@ -136,7 +136,7 @@ def test_ranks_clean_as_one_process_does_and_tell_the_same(tmp_path):
 
 @needs_mpirun
 def test_an_error_on_any_rank_ends_all_of_them_with_one_message(tmp_path):
-    (tmp_path / "small.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "small.txt").write_text("one\n<eos>\ntwo\n")
     (tmp_path / "b.jsonl").write_text("{\n")  # the second piece of work, and so the one of rank 1, is broken
     broken = ["--input", "small.txt", "--input", "b.jsonl", "--workers", "1", "--output", "out"]
     result = mpirun(2, tmp_path, *broken)

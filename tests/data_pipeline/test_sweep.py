@@ -27,7 +27,7 @@ def test_numbers_take_the_kind_before_them():
 
 def test_it_measures_what_a_preparation_would_give_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)[:20]))
+    (tmp_path / "x.txt").write_text("\n<eos>\n".join(topics[name] for name in sorted(topics)[:20]))
     specs = ["byte", "sentencepiece:400", "sentencepiece-bpe:500", "sentencepiece:90000"]
     config = PrepareConfig(("x.txt",), validation_fraction=0.2, workers=1)
     rows = sweep(config, specs)

@@ -13,15 +13,16 @@ import pytest
 from data_pipeline import textfiles
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_slice
+from data_pipeline.plaintext import Division, Rule
 from data_pipeline.textfiles import Problems, Reading, clean, slices_of
 
-STOP = Reading(text_bytes=0, text_key="text", on_error="stop")
-SKIP = Reading(text_bytes=0, text_key="text", on_error="skip")
+STOP = Reading(text_key="text", on_error="stop", division=Division(Rule("paragraphs")))
+SKIP = Reading(text_key="text", on_error="skip", division=Division(Rule("paragraphs")))
 
 
 def documents(path, reading=STOP, problems=None):
     problems = problems or Problems()
-    pieces = slices_of(str(path), path.stat().st_size)
+    pieces = slices_of(str(path), path.stat().st_size, reading.division)
     return [clean(raw, problems).decode() for piece in pieces for raw in read_slice(piece, reading, problems)]
 
 
@@ -34,48 +35,6 @@ def random_text(seed, size):
         parts.append(rng.choice(["\n", "\r\n", "\n\n", "\n \t\n", "\r\n\r\n\r\n", "\n\n\n\n"]))
         size -= len(parts[-2])
     return "".join(parts)
-
-
-def test_a_paragraph_is_a_document_in_a_short_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\n\n one\ntwo \n\n\n \t\nthree\r\nfour\r\n\r\nfive")
-    problems = Problems()
-    assert documents(path, problems=problems) == [" one\ntwo ", "three\nfour", "five"]
-    assert problems.counts == {"crlf_line_ends": 1}
-
-
-def test_paragraphs_are_gathered_up_to_a_thousandth_of_the_text(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(["ten bytes."] * 9))
-    assert documents(path, Reading(35 * 1024, "text", "stop")) == ["\n\n".join(["ten bytes."] * 3)] * 3
-    assert Reading(10**12, "text", "stop").gathered == Reading(10**12, "text", "stop").longest == 1 << 20
-
-
-def test_a_long_paragraph_is_cut_at_line_ends_or_spaces_or_characters(tmp_path):
-    path = tmp_path / "a.txt"
-    longest = STOP.longest
-    for unit, fits in (("sentence.\n", longest // 10 * 10), ("word ", longest // 5 * 5), ("字", longest // 3 * 3)):
-        text = unit * (3 * longest // len(unit.encode()))
-        path.write_text(text)
-        found = documents(path)
-        assert "".join(found).replace("\n", "") == text.replace("\n", "")
-        assert len(found[0].encode().rstrip(b"\n")) in (fits, fits - 1)
-        assert max(len(document.encode()) for document in found) <= longest
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_text_is_the_same_in_blocks_and_slices_of_any_size(tmp_path, monkeypatch, seed):
-    path = tmp_path / "a.txt"
-    path.write_bytes(random_text(seed, 3000).encode())
-    reading = Reading(text_bytes=200 * 1024, text_key="text", on_error="stop")
-    monkeypatch.setattr(Reading, "longest", property(lambda self: 256))
-    whole = documents(path, reading)
-    for block in (1, 7, 100):
-        monkeypatch.setattr(textfiles, "_BLOCK", block)
-        assert documents(path, reading) == whole
-    for size in (20, 333, 1000):
-        monkeypatch.setattr(textfiles, "SLICE", size)
-        assert "".join("".join(documents(path, reading)).split()) == "".join("".join(whole).split())
 
 
 def test_lines_are_the_same_in_slices_of_any_size(tmp_path, monkeypatch):

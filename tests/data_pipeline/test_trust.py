@@ -38,7 +38,7 @@ def command(tmp_path):
     rng = random.Random(1)
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "are", "é😀", "\u2581"]
     paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(3000)]
-    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
+    (tmp_path / "a.txt").write_text("\n<eos>\n".join(paragraphs))
     (tmp_path / "small_pieces.py").write_text(PREPROCESS)
     options = ["--input", "a.txt", "--tokenizer", "sentencepiece:300", "--workers", "2", "--output"]
     return [sys.executable, str(tmp_path / "small_pieces.py"), *options]

@@ -51,7 +51,7 @@ def test_likelihoods(model, monkeypatch, world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_bits_per_byte(model, monkeypatch, tmp_path, world_size):
     monkeypatch.setattr(stlm.evals.bits_per_byte, "_WINDOWS_PER_SEGMENT", 2)
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Text {n} of {n % 7} words." for n in range(99)))
+    (tmp_path / "text.txt").write_text("\n<eos>\n".join(f"Text {n} of {n % 7} words." for n in range(99)))
     output = tmp_path / "data"
     prepare(PrepareConfig((str(tmp_path / "text.txt"),), output=str(output), workers=1, validation_fraction=0.3))
     data = PreparedData.open(output)

@@ -24,7 +24,7 @@ TINY = ["model={context_length: 32, width: 32, core: {num_layers: 1, attention: 
 def run(tmp_path_factory):
     """A run of two saved steps on prepared data, as far as describe.py looks at it."""
     folder = tmp_path_factory.mktemp("described")
-    (folder / "text.txt").write_text("\n\n".join(f"Line {n} of a text, {n % 7} words long." for n in range(200)))
+    (folder / "text.txt").write_text("\n<eos>\n".join(f"Line {n} of a text, {n % 7} words long." for n in range(200)))
     config = PrepareConfig(inputs=(str(folder / "text.txt"),), output=str(folder / "data"), workers=1)
     prepare(dataclasses.replace(config, validation_fraction=0.1))
     config = load_run_config("quickstart", [*TINY, f"data.dir={folder / 'data'}"])

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     """A folder with prepared data and a run of one checkpoint on them: data/, other/, run/."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("data", "other"):
-        text = "\n\n".join(f"Line {number} of {name}, {number % 7} words long." for number in range(300))
+        text = "\n<eos>\n".join(f"Line {number} of {name}, {number % 7} words long." for number in range(300))
         (folder / f"{name}.txt").write_text(text)
         config = PrepareConfig(inputs=(str(folder / f"{name}.txt"),), output=str(folder / name), workers=1)
         prepare(dataclasses.replace(config, validation_fraction=0.1))
@@ -210,7 +210,7 @@ def test_evaluate_all_checkpoints_in_the_order_of_training(folder, call, tmp_pat
 
 
 def test_evaluate_without_any_other_data(folder, call, tmp_path):
-    text = "\n\n".join(
+    text = "\n<eos>\n".join(
         f"{' '.join(f'word{n}x{m}' for m in range(24))}. One {n}. Two {n} is so " + "long. " * 25 for n in range(60)
     )
     (tmp_path / "text.txt").write_text(text)

@@ -33,7 +33,7 @@ def project(tmp_path):
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "data").mkdir()
     (folder / "data" / "instructions.jsonl").write_text(as_lines(instructions(400)))
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Text {n} about the number {n}." for n in range(400)))
+    (tmp_path / "text.txt").write_text("\n<eos>\n".join(f"Text {n} about the number {n}." for n in range(400)))
     for command in (
         ["preprocess.py", "--input", tmp_path / "text.txt", "--output", "data/text"],
         ["pretrain.py", "--config", "quickstart", "--data", "data/text", "--run", "runs/quickstart", "--set", *SMALL],
