@@ -63,10 +63,18 @@ class Files:
                 self.text.append((str(path), status.st_size))
 
     def describe(self) -> dict[str, Any]:
-        state = hashlib.sha256(repr(self._files).encode("utf-8", "surrogateescape")).hexdigest()
         size = sum(size for _, size, _ in self._files)
-        described = {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size, "state": state}
-        return described | self._documents
+        described = {"kind": self.kind, "path": str(Path(self.name).resolve()), "bytes": size}
+        return described | {"number": len(self._files), "state": state_of(self._files)} | self._documents
+
+    def contents(self) -> list[tuple[str, int]]:
+        """The files and their sizes: their bytes identify the input."""
+        return [(path, size) for path, size, _ in self._files]
+
+    def kind_of(self, path: str) -> str:
+        """How a file is read, as a word: with the same bytes it is the same text."""
+        found = format_of_named(path)
+        return f"{found.kind}{found.compression}" if found else ""
 
     @property
     def _documents(self) -> dict[str, Any]:
@@ -93,6 +101,12 @@ class Files:
         if slices:
             units.append(FilesUnit(source, total, tuple(slices), reading))
         return units
+
+
+def state_of(files: Sequence[tuple[str, int, int]]) -> str:
+    """A hash of paths, sizes and times: while it is the same, the files are taken to be."""
+    absolute = [(os.path.abspath(path), size, time) for path, size, time in files]
+    return hashlib.sha256(repr(absolute).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ It is imported when one is asked for, as is what looks at the network: every wor
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import os
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import state_of
 from data_pipeline.textfiles import Problems, clean
 
 _HUB_ROWS = 1 << 16  # in one unit
@@ -49,11 +49,17 @@ class HubDataset:
         rows = self._rows
         described = {"kind": self.kind, "split": rows.split, "text_key": rows.text_key}
         if rows.saved:
-            files = sorted(path for path in Path(self.name).rglob("*") if path.is_file())
-            state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-            digest = hashlib.sha256(repr(state).encode("utf-8", "surrogateescape")).hexdigest()
-            return {**described, "path": str(Path(self.name).resolve()), "state": digest}
+            status = [(path, os.stat(path)) for path, _ in self.contents()]
+            state = state_of([(path, one.st_size, one.st_mtime_ns) for path, one in status])
+            return {**described, "path": str(Path(self.name).resolve()), "state": state}
         return {**described, "id": self.name} | ({"streaming": True} if rows.streaming else {})
+
+    def contents(self) -> list[tuple[str, int]]:
+        files = sorted(path for path in Path(self.name).rglob("*") if path.is_file()) if self._rows.saved else []
+        return [(str(path), path.stat().st_size) for path in files]
+
+    def kind_of(self, path: str) -> str:
+        return os.path.relpath(path, self.name)
 
     def units(self, source: int) -> Sequence[HubUnit | StreamUnit]:
         """Ranges of rows; of a stream, its files. DataError if there is no such text column."""

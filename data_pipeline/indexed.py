@@ -8,10 +8,9 @@ bytes of its ids, and what follows chooses, deduplicates and divides documents w
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import sha256_file
 from data_pipeline.errors import DataError
+from data_pipeline.files import state_of
 from data_pipeline.shards import Shard, bin_path, idx_path
 from data_pipeline.textfiles import Problems, clean
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer
@@ -56,19 +56,22 @@ class IndexedFiles:
             _documents(prefix)
 
     def describe(self) -> dict[str, Any]:
-        state = hashlib.sha256()
-        for prefix in self._prefixes:
-            for path in (bin_path(prefix), idx_path(prefix)):
-                status = path.stat()
-                state.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+        status = [(path, os.stat(path)) for path, _ in self.contents()]
         return {
             "kind": self.kind,
             "path": str(Path(self.name).resolve()),
-            "state": state.hexdigest(),
+            "state": state_of([(path, one.st_size, one.st_mtime_ns) for path, one in status]),
             "tokenizer": self._reading.tokenizer,
             "tokenizer_sha256": sha256_file(file) if (file := _file_of(self._reading.tokenizer)) else None,
             "ids": "kept" if self._reading.keep_ids else "decoded",
         }
+
+    def contents(self) -> list[tuple[str, int]]:
+        paths = [path for prefix in self._prefixes for path in (bin_path(prefix), idx_path(prefix))]
+        return [(str(path), path.stat().st_size) for path in paths]
+
+    def kind_of(self, path: str) -> str:
+        return os.path.splitext(path)[1]
 
     def units(self, source: int) -> list[IndexedUnit]:
         units = []
@@ -99,7 +102,7 @@ class IndexedUnit:
 
     source: int
     size: int
-    prefix: str
+    prefix: str = field(repr=False)
     first: int
     last: int
     start: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from data_pipeline.shards import bin_path, given_path, idx_path, idx_size
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
 WORK_DIR = ".preparing"  # lives beside the shards until the manifest is written
+LOCK_FILE = "lock"  # in WORK_DIR
 SPLITS = ("train", "validation", "test")  # the last one is often empty
 
 _FORMAT = "stlm-data"
@@ -121,6 +123,10 @@ class Manifest:
         try:
             contents = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
+            if is_being_prepared(directory):
+                raise DataError(
+                    f"the data in {directory} is still being prepared by another process; wait until it has finished"
+                ) from None
             if (directory / WORK_DIR).exists():
                 raise DataError(
                     f"the data in {directory} is unfinished: its preparation was interrupted; "
@@ -173,6 +179,18 @@ class Manifest:
             if shard.given_sha256 is not None:
                 files.append(WrittenFile(given_path(prefix), shard.ids, shard.given_sha256))
         return files
+
+
+def is_being_prepared(directory: str | os.PathLike[str]) -> bool:
+    """Whether a process holds the lock of a preparation. False where the file system cannot tell."""
+    try:
+        with open(Path(directory) / WORK_DIR / LOCK_FILE, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def what_to_do(directory: str | os.PathLike[str]) -> str:

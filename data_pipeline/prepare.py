@@ -26,15 +26,16 @@ from data_pipeline.gathering import TEST, VALIDATION, Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.plaintext import check_found, describe
 from data_pipeline.preparation import PrepareConfig, default_data_dir
+from data_pipeline.recognition import differences, recognised, with_hashes
 from data_pipeline.scores import write_scores
 from data_pipeline.selection import Selection, select
-from data_pipeline.settings import differences, settings_of
+from data_pipeline.settings import settings_of
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import SAMPLE_BYTES, describe_source
 from data_pipeline.tokenizers import ByteTokenizer, find_tokenizer, load_tokenizer
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
-from data_pipeline.work_folder import SETTINGS_FILE, continue_or_begin, locked
+from data_pipeline.work_folder import SETTINGS_FILE, continue_or_begin, interrupted_settings, locked
 from data_pipeline.workers import Team, Workers, call, run_all
 
 
@@ -52,7 +53,7 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
     Raises DataError if the folder holds something else, or was prepared from other input or with other settings.
     """
     sources = open_inputs(config)
-    return _find_prepared(config.directory, settings_of(config, sources))
+    return _find_prepared(config.directory, settings_of(config, sources), sources, Workers(1))
 
 
 def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None) -> Manifest:
@@ -67,11 +68,11 @@ def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None)
     sources = open_inputs(config)
     settings = settings_of(config, sources)
     output = config.directory
-    manifest = _find_prepared(output, settings)
+    manifest = _find_prepared(output, settings, sources, Workers(1))
     if manifest is not None and not (output / WORK_DIR).exists():
         return manifest
     with locked(output, wait), nullcontext(team) if team else Workers(config.workers) as team:
-        return _find_prepared(output, settings) or _prepare(config, output, sources, settings, team)
+        return _find_prepared(output, settings, sources, team) or _prepare(config, output, sources, settings, team)
 
 
 def _prepare(
@@ -81,6 +82,9 @@ def _prepare(
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
     if not units:
         raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
+    if there := interrupted_settings(output):
+        settings = recognised(there, settings, sources, team)
+    settings = with_hashes(settings, sources, team)
     continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
 
@@ -265,7 +269,7 @@ def _divisions(sources: list[Source], units: list[Unit], gathered: list[Gathered
     return [{"division": {"text": describe(division, count), **count}} if count else {} for count in counts]
 
 
-def _find_prepared(output: Path, settings: dict[str, Any]) -> Manifest | None:
+def _find_prepared(output: Path, settings: dict[str, Any], sources: Sequence[Source], team: Team) -> Manifest | None:
     elsewhere = "choose another folder with --output"
     if not (output / MANIFEST_FILE).exists():
         if output.exists() and not output.is_dir():
@@ -274,10 +278,10 @@ def _find_prepared(output: Path, settings: dict[str, Any]) -> Manifest | None:
             raise DataError(f"{output} holds something else ({', '.join(names[:5])}); {elsewhere}")
         return None
     manifest = Manifest.load(output)
-    if different := differences(manifest.settings, settings):
+    if different := differences(manifest.settings, recognised(manifest.settings, settings, sources, team)):
         raise DataError(
             f"{output} holds data that was prepared otherwise:\n"
-            + "\n".join(different)
+            + "\n".join(f"  {sentence}" for sentence in different)
             + f"\n{elsewhere}, or delete {output}"
         )
     manifest.check(output)

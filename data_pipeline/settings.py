@@ -1,8 +1,7 @@
-"""What decides about the bytes of prepared data, as its manifest records it, and how two such records differ."""
+"""What decides about the bytes of prepared data, as its manifest records it: see `recognition`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,22 +39,6 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
         **({"decontaminate": decontamination.describe(config.decontaminate)} if config.decontaminate else {}),
     }
-
-
-def differences(there: Any, wanted: Any, key: str = "") -> list[str]:
-    """The settings that differ, one line each: those of the input by name, those within them too."""
-    if there == wanted:
-        return []
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        names = [*wanted, *(name for name in there if name not in wanted)]
-        return [
-            line
-            for name in names
-            for line in differences(there.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-        ]
-    if isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
-        return [line for a, b in zip(there, wanted, strict=True) for line in differences(a, b, key)]
-    return [f"  {key}: {json.dumps(there)} there, {json.dumps(wanted)} asked for"]
 
 
 def _libraries(config: PrepareConfig) -> dict[str, str]:

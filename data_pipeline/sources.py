@@ -53,7 +53,15 @@ class Source(Protocol):
     problems: Problems  # met while looking for what there is to read
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the input, found out quickly: when this differs, data prepared from it is out of date."""
+        """What identifies the input, found out quickly. state: see `files.state_of`, where it has files."""
+        ...
+
+    def contents(self) -> list[tuple[str, int]]:
+        """The files, with their sizes, whose bytes identify the input in the end; none where `describe` does."""
+        ...
+
+    def kind_of(self, path: str) -> str:
+        """What the name of such a file says of its contents."""
         ...
 
     def units(self, source: int) -> Sequence[Unit]: ...
@@ -177,6 +185,12 @@ class DefaultCorpus:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "version": corpus.CORPUS_VERSION, "packages": corpus.installed_versions()}
+
+    def contents(self) -> list[tuple[str, int]]:
+        return []
+
+    def kind_of(self, path: str) -> str:
+        raise AssertionError("it has no files")
 
     def units(self, source: int) -> Sequence[Unit]:
         return [CorpusUnit(source, size, package, files) for package, files, size in corpus.corpus_units()]

@@ -72,7 +72,7 @@ class Reading:
 class FileSlice:
     """Bytes [start, stop) of a file of `size` bytes, moved to where documents begin."""
 
-    path: str
+    path: str = field(repr=False)  # files that moved are the same work
     start: int
     stop: int
     size: int

@@ -15,7 +15,7 @@ from typing import Any
 from data_pipeline.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.cleaning import decontamination
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR
+from data_pipeline.manifest import LOCK_FILE, MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR
 from data_pipeline.sources import Unit
 
 SETTINGS_FILE = "settings.json"  # of the preparation that is under way
@@ -31,7 +31,7 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
     while True:
         with writing(output):
             work.mkdir(parents=True, exist_ok=True)
-            lock = open(work / "lock", "ab")  # noqa: SIM115 - closed below, with the lock
+            lock = open(work / LOCK_FILE, "ab")  # noqa: SIM115 - closed below, with the lock
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -45,7 +45,7 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
                 f"the file system of {output} cannot lock a file ({error.strerror}), so a second preparation of the "
                 f"same folder would not be noticed; choose a folder on another file system with --output"
             ) from None
-        if _is_there(work / "lock", lock.fileno()):
+        if _is_there(work / LOCK_FILE, lock.fileno()):
             break
         lock.close()  # the process before has finished and removed the work folder
     os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
@@ -58,7 +58,7 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
         begun = (work / SETTINGS_FILE).exists()
         finished = (output / MANIFEST_FILE).exists() or not begun
         if finished:
-            for path in sorted(work.iterdir(), key=lambda path: path.name == "lock"):  # the lock is the last to go
+            for path in sorted(work.iterdir(), key=lambda path: path.name == LOCK_FILE):  # the lock is the last to go
                 path.unlink()
         lock.close()
         if finished:
@@ -76,6 +76,12 @@ def _is_there(path: Path, descriptor: int) -> bool:
         return False
 
 
+def interrupted_settings(output: Path) -> dict[str, Any] | None:
+    """The settings of the preparation that was interrupted here; None if there is none."""
+    record = output / WORK_DIR / SETTINGS_FILE
+    return json.loads(record.read_bytes())["settings"] if record.exists() else None
+
+
 def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
     """Keep the pieces of an interrupted preparation if it was exactly this one; remove them if it was another."""
     work = output / WORK_DIR
@@ -89,6 +95,6 @@ def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Un
     for name in (decontamination.REMOVED_FILE, "report.html"):
         (output / name).unlink(missing_ok=True)
     for path in work.iterdir():
-        if path.name != "lock":
+        if path.name != LOCK_FILE:
             path.unlink()
     write_text(record, json.dumps(state))

@@ -193,7 +193,7 @@ def test_what_was_chosen_is_reported_and_a_rule_without_effect_refused(tmp_path)
     ]
     for place in (summary(manifest, "out"), html.unescape(report(manifest, "out"))):
         assert all(sentence in place for sentence in sentences)
-    with pytest.raises(DataError, match=r'input\.documents: "auto" there, "file" asked for'):
+    with pytest.raises(DataError, match=r"documents was auto, now it is file"):
         prepare(PrepareConfig((str(tmp_path / "in"),), output=str(tmp_path / "out"), documents="file"))
     with pytest.raises(DataError, match="the text nowhere holds 'nowhere', so nothing is divided"):
         prepare(PrepareConfig((str(tmp_path / "in"),), output=str(tmp_path / "b"), documents="separator=nowhere"))

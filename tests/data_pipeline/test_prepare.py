@@ -209,13 +209,15 @@ def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_
     other = PrepareConfig(inputs, "sentencepiece:330", str(tmp_path / "out"), validation_fraction=0.2)
     with pytest.raises(DataError) as caught:
         prepare.prepare(other)
-    assert 'tokenizer: "byte" there, "sentencepiece:330" asked for' in str(caught.value)
-    assert "validation_fraction: 0.01 there, 0.2 asked for" in str(caught.value)
+    assert "--tokenizer was byte, now it is sentencepiece:330" in str(caught.value)
+    assert "--validation-fraction was 0.01, now it is 0.2" in str(caught.value)
     assert "--output" in str(caught.value)
 
     with open(inputs[1], "a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(DataError, match=r"input\.bytes: \d+ there, \d+ asked for"):
+    with pytest.raises(
+        DataError, match=r"lines\.jsonl has changed since: it had [\d,]+ bytes, now it has [\d,]+ bytes"
+    ):
         prepare.prepare(config)
 
 
@@ -250,6 +252,8 @@ def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     assert holder.stdout.readline() == "locked\n"
     with pytest.raises(DataError, match=r"another process is preparing data in .*out"):
         prepare.prepare(PrepareConfig(inputs, output=str(output)))
+    with pytest.raises(DataError, match="is still being prepared by another process; wait"):
+        PreparedData.open(output)
     holder.communicate("")
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
 

@@ -1,0 +1,111 @@
+"""The same input is recognised by its contents; what is another is told in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import find_prepared, prepare
+
+TEXTS = [f"{number} document of some words" for number in range(20)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """texts/a.txt, b.md and c.jsonl, below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("\n\n".join(TEXTS))
+    Path("texts/b.md").write_text("other words")
+    Path("texts/c.jsonl").write_text("".join(json.dumps({"text": f"{text}!"}) + "\n" for text in TEXTS))
+    return tmp_path
+
+
+def config(*inputs: str, **options: object) -> PrepareConfig:
+    return PrepareConfig(inputs or ("texts",), **({"output": "out"} | options))  # type: ignore[arg-type]
+
+
+def test_the_same_files_are_recognised_wherever_they_lie_and_whatever_their_names(folder: Path) -> None:
+    fingerprint = prepare(config()).fingerprint
+    os.utime("texts/a.txt")
+    os.utime("texts/b.md", (1, 1))
+    same = [config(), config(str(folder / "texts")), config("./texts/../texts/"), config("texts/*")]
+    shutil.copytree("texts", "copy")
+    os.rename("copy/a.txt", "copy/a2.text")
+    same.append(config("copy"))
+    for one in same:
+        found = find_prepared(one)
+        assert found is not None
+        assert found.fingerprint == prepare(one).fingerprint == fingerprint
+    shutil.move("texts", "elsewhere")
+    assert find_prepared(config("elsewhere")) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda: Path("texts/a.txt").write_text("changed"),
+            r"--input .*texts has changed since: it had 3 files of [\d,]+",
+        ),
+        (lambda: Path("texts/d.txt").write_text("new"), "had 3 files of .*, now it has 4 files of"),
+        (lambda: Path("texts/b.md").write_text("othre words"), "texts has changed since: as many bytes, but others"),
+        (lambda: os.rename("texts/a.txt", "texts/z.txt"), "texts has changed since: as many bytes, but others"),
+        (lambda: os.rename("texts/c.jsonl", "texts/c.txt"), "texts has changed since: as many bytes, but others"),
+    ],
+)
+def test_what_has_changed_is_told_in_words(folder: Path, change: object, words: str) -> None:
+    """Another order, or another way of reading, is another text."""
+    prepare(config())
+    change()  # type: ignore[operator]
+    with pytest.raises(DataError, match=words) as caught:
+        prepare(config())
+    assert not any(len(word) > 60 and word.isalnum() for word in str(caught.value).split())
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (config("texts/a.txt"), r"--input was .*/texts, now it is .*/texts/a\.txt, which holds other text"),
+        (config("texts", "texts/a.txt"), r"--input was .*/texts, now it is .*/texts, .*a\.txt"),
+        (config(validation=("texts/b.md",)), r"--validation was none, now it is .*b\.md"),
+        (config(clean=("normalize",)), "--clean was none, now it is normalize"),
+        (config(deduplicate=False), "--keep-duplicates was off, now it is on"),
+        (config(documents="paragraphs"), "--input .*texts: documents was auto, now it is paragraphs"),
+        (config(decontaminate=("texts/b.md",)), "the evaluation files of --decontaminate are others"),
+    ],
+)
+def test_other_settings_are_told_in_words(folder: Path, other: PrepareConfig, words: str) -> None:
+    prepare(config())
+    with pytest.raises(DataError, match=words):
+        prepare(other)
+
+
+def test_interrupted_work_goes_on_where_the_input_was_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("data_pipeline.selection.choose_by_hash", killed)
+        prepare(config())
+    shutil.move("texts", "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.prepare.gather", killed)  # all has been read
+        prepare(config("elsewhere"))
+    assert find_prepared(config("elsewhere")) is not None
+
+
+def test_evaluation_files_are_known_by_what_they_hold(folder: Path) -> None:
+    Path("questions.txt").write_text("nothing of the kind is in the corpus")
+    prepare(config(decontaminate=("questions.txt",)))
+    os.rename("questions.txt", "asked.txt")
+    assert find_prepared(config(decontaminate=("asked.txt",))) is not None
