@@ -21,12 +21,15 @@ CORE = [
     "tqdm>=4.66",
     "orjson>=3.10",
     "constriction>=0.4",
+    "charset-normalizer>=3.3",
+    "webencodings>=0.5.1",
     "mpi4py>=4.1",
 ]
 
 EXTRAS = {
     "html": ["resiliparse>=1.0"],  # text out of pages of HTML
-    "clean": ["py3langid>=0.4", "rensa>=0.5,<0.6"],  # languages and near-duplicates; another rensa signs otherwise
+    # Languages and their names, and near-duplicates; another rensa signs otherwise.
+    "clean": ["py3langid>=0.4", "babel>=2.14", "rensa>=0.5,<0.6"],
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
     "export": ["transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
@@ -42,6 +45,7 @@ EXTRAS = {
     "dev": [
         "resiliparse>=1.0",
         "py3langid>=0.4",
+        "babel>=2.14",
         "rensa>=0.5,<0.6",
         "matplotlib>=3.10",
         "transformers>=5.23",

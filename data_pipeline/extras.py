@@ -9,7 +9,7 @@ from pathlib import Path
 # As in setup.py, which a test compares with this: an installed package does not carry setup.py with it.
 EXTRAS = {
     "html": ("resiliparse>=1.0",),
-    "clean": ("py3langid>=0.4", "rensa>=0.5,<0.6"),
+    "clean": ("py3langid>=0.4", "babel>=2.14", "rensa>=0.5,<0.6"),
     "report": ("matplotlib>=3.10",),
     "export": ("transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"),
     "serve": ("fastapi>=0.115", "uvicorn>=0.34"),

@@ -11,11 +11,13 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file, write_text, writing
@@ -29,6 +31,7 @@ from data_pipeline.textfiles import Problems
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
+REMOVED = "removed.jsonl"  # of a unit, where the documents that cleaning left out are listed
 
 _INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
 _SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of looking for duplicates
@@ -107,13 +110,17 @@ class Gathered:
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
 
-def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
-    """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources."""
+def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: bool = False) -> None:
+    """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources.
+
+    list_removed: write the documents that the steps leave out too, each a line of JSON with its rule.
+    """
     problems = Problems()
     cleaner = Cleaner(cleaning)
     lengths, scores, hashes = array("q"), array("f"), bytearray()
     end, mark, marks = bytes([END_OF_STORED_DOCUMENT]), bytes([END_OF_STORED_SEGMENT]), 0
-    with atomic_file(gathered.file("text")) as file:
+    removed_list = atomic_file(gathered.file(REMOVED)) if list_removed else nullcontext()
+    with atomic_file(gathered.file("text")) as file, removed_list as removed:
         for raw in unit.read(problems):
             if not raw or raw.isspace():
                 problems.count("empty_documents")
@@ -122,6 +129,8 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning) -> None:
                 raise DataError(f"a document of {len(raw):,} bytes is too long; the limit is {LONGEST_DOCUMENT:,}")
             document = cleaner(raw)
             if document is None:
+                if removed is not None:
+                    removed.write(orjson.dumps({"rule": cleaner.rule, "text": raw.decode("utf-8")}) + b"\n")
                 continue
             if mark in document:  # to look for one is several times as quick as to count
                 marks += document.count(mark)

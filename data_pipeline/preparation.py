@@ -9,6 +9,9 @@ from typing import Any
 
 from data_pipeline.cleaning import near_duplicates
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES, NORMALIZE, STEPS, Cleaning, parse_steps
+from data_pipeline.cleaning.language import language_codes
+from data_pipeline.cleaning.limits import parse_limits
+from data_pipeline.cleaning.removed import check_list
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.plaintext import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
@@ -118,12 +121,28 @@ class PrepareConfig:
         ),
     )
     languages: tuple[str, ...] = field(
-        default=(), metadata=_option("codes of the languages that the step `language` keeps: en,de; none: en")
+        default=(),
+        metadata=_option("languages that the step `language` keeps, by code or name: en,de or english; none: en"),
+    )
+    cleaning_limits: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "limits of the rules of cleaning steps, such as gopher.min_words=20 c4.min_sentences=1; docs/data.md lists "
+            "them all"
+        ),
+    )
+    keep_removed: str | None = field(
+        default=None,
+        metadata=_option(
+            "write every document that cleaning, decontamination and the search for duplicates leave out to this file, "
+            "a line of JSON each: source, rule, text"
+        ),
     )
     decontaminate: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "evaluation files, text or JSON Lines: documents that share 13 words in a row with one of them are left out"
+            "evaluation files, text, JSON, JSON Lines, CSV, TSV or Parquet, also compressed: documents that share 13 "
+            "words in a row with one of them are left out"
         ),
     )
 
@@ -162,6 +181,10 @@ class PrepareConfig:
             raise DataError(
                 "languages are named, but the cleaning step that keeps them is off: add `language` to clean"
             )
+        if self.keep_removed is not None:
+            check_list(self.keep_removed, self.inputs)
+        if self.keep_ids and self.keep_removed is not None:
+            raise DataError("ids that are kept as they are cannot be written as text: leave keep_removed out")
         if self.keep_ids and (self.clean or self.decontaminate):
             raise DataError(
                 "ids that are kept as they are cannot be cleaned: leave clean and decontaminate out, or name another "
@@ -172,7 +195,10 @@ class PrepareConfig:
     def cleaning(self) -> Cleaning:
         """The cleaning steps that are on. DataError for one that does not exist or lacks its library."""
         steps = parse_steps(self.clean)
-        return Cleaning(steps, (self.languages or ("en",)) if "language" in steps else ())
+        limits: Any = parse_limits(self.cleaning_limits, Cleaning().limits)
+        if off := [limit for limit in self.cleaning_limits if limit.partition(".")[0] not in steps]:
+            raise DataError(f"limits of a cleaning step that is off: {', '.join(off)}; name the step in clean")
+        return Cleaning(steps, language_codes(self.languages or ("en",)) if "language" in steps else (), **limits)
 
     @property
     def cleaning_of_held(self) -> Cleaning:

@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.cleaning.documents import NEAR_DUPLICATES
 from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
@@ -166,11 +165,15 @@ def gather_all(
     pairs = zip(units, gathered, strict=True)
     roles = [roles_of(config)[unit.source] for unit in units]
     missing = [
-        (unit, place, config.cleaning if role is None else config.cleaning_of_held)
+        (
+            unit,
+            place,
+            *((config.cleaning, config.keep_removed is not None) if role is None else (config.cleaning_of_held,)),
+        )
         for (unit, place), role in zip(pairs, roles, strict=True)
         if not place.complete
     ]
-    run_all("reading", gather, missing, [unit.size for unit, _, _ in missing], team)
+    run_all("reading", gather, missing, [unit.size for unit, *_ in missing], team)
     for split, choice in CHOICES.items():
         if choice in roles and not any(
             len(place.index) for role, place in zip(roles, gathered, strict=True) if role == choice
@@ -182,10 +185,11 @@ def gather_all(
         roles=roles,
         validation_fraction=config.validation_fraction,
         deduplicate=config.deduplicate,
-        compare=NEAR_DUPLICATES in config.cleaning.steps,
+        cleaning=config.cleaning,
         evaluation_files=config.decontaminate,
         output=work.parent,
         run=lambda what, function, jobs, sizes: run_all(what, function, jobs, sizes, team),
+        removed_list=None if config.keep_removed is None else Path(config.keep_removed),
     )
     return gathered, selection
 
@@ -278,11 +282,16 @@ def _find_prepared(output: Path, settings: dict[str, Any], sources: Sequence[Sou
             raise DataError(f"{output} holds something else ({', '.join(names[:5])}); {elsewhere}")
         return None
     manifest = Manifest.load(output)
-    if different := differences(manifest.settings, recognised(manifest.settings, settings, sources, team)):
+    there = dict(manifest.settings)
+    if "keep_removed" not in settings:  # a list beside the data changes nothing in it
+        there.pop("keep_removed", None)
+    if different := differences(there, recognised(there, settings, sources, team)):
         raise DataError(
             f"{output} holds data that was prepared otherwise:\n"
             + "\n".join(f"  {sentence}" for sentence in different)
             + f"\n{elsewhere}, or delete {output}"
         )
     manifest.check(output)
+    if (removed_list := settings.get("keep_removed")) and not Path(removed_list).exists():
+        raise DataError(f"{output} is prepared already, but {removed_list} is gone; delete {output} to have both again")
     return manifest

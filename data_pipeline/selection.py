@@ -7,8 +7,10 @@ of their own all stay; what equals or resembles one of them leaves the training 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning import decontamination
-from data_pipeline.cleaning.near_duplicates import Signatures, near_duplicates, sign
+from data_pipeline.cleaning.documents import NEAR_DUPLICATES, Cleaning
+from data_pipeline.cleaning.near_duplicates import THRESHOLD, Signatures, near_duplicates, sign
 from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
+from data_pipeline.cleaning.removed import Stage, write_removed
+from data_pipeline.cleaning.words import WORD
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
 from data_pipeline.holdout import choose_all, choose_by_hash, copies_of
 
-EXACT_DUPLICATES, NEAR_DUPLICATES, DECONTAMINATION = "exact duplicates", "near-duplicates", "decontamination"
+EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK = "copies of documents that are held back"
 
 # What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
@@ -51,16 +56,17 @@ def select(
     roles: Sequence[int | None],
     validation_fraction: float,
     deduplicate: bool,
-    compare: bool,
+    cleaning: Cleaning,
     evaluation_files: Sequence[str],
     output: Path,
     run: Run,
+    removed_list: Path | None = None,
 ) -> Selection:
     """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 
-    names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. compare:
-    whether near-duplicates go. evaluation_files: whose texts may not be in the data; what goes for their sake is listed
-    in output/removed.jsonl.
+    names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. cleaning:
+    the steps that are on. evaluation_files: whose texts may not be in the data; what goes for their sake is listed in
+    output/removed.jsonl. removed_list: where all documents that are left out are written; none: nowhere.
     Raises DataError if fewer than two documents are left.
     """
     record = Record()
@@ -71,17 +77,21 @@ def select(
     everything = units
     units = [unit for unit, role in zip(units, roles, strict=True) if role is None]
     kept = np.ones(starts_of(units)[-1], np.bool_)
+    stages: list[Stage] = []
     if held:
         copies = copies_of(held, units)
         kept &= ~copies
         _count(record, HELD_BACK, units, copies)
+        stages.append(Stage(HELD_BACK, copies))
     if deduplicate:
         before = kept.copy()
         drop_duplicates(units, kept)
         _count(record, EXACT_DUPLICATES, units, before & ~kept)
+        stages.append(Stage(EXACT_DUPLICATES, before & ~kept))
     sizes = [int(unit.index["length"].sum()) for unit in units]
     decontaminated: dict[str, Any] = {}
     if evaluation_files:
+        before = kept.copy()
         runs = units[0].prefix.with_name("runs.npy")
         counts = decontamination.write_runs(evaluation_files, runs)
         run("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes)
@@ -89,7 +99,8 @@ def select(
         path = output / decontamination.REMOVED_FILE
         sha256 = decontamination.write_list(path, entries)
         decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
-    if compare:
+        stages.append(Stage(DECONTAMINATION, before & ~kept, partial(_match, units, evaluation_files)))
+    if NEAR_DUPLICATES in cleaning.steps:
         together = [*held, *units]  # of documents that are alike the first stays
         number = int(starts_of(held)[-1])
         sizes = [int(unit.index["length"].sum()) for unit in together]
@@ -100,22 +111,77 @@ def select(
         gone[number:] &= kept
         kept &= ~gone[number:]
         _count(record, NEAR_DUPLICATES, together, gone, stays)
+        stages.append(Stage(NEAR_DUPLICATES, gone[number:], partial(_twin, together, stays, number)))
+    if removed_list is not None:
+        write_removed(removed_list, units, names, stages)
     for unit, role in zip(everything, roles, strict=True):
         if role is not None:
             choose_all([unit], np.ones(len(unit.index), np.bool_), role)
+    least = 1 if VALIDATION in roles else 2
+    if kept.sum() < least and any(record.documents.values()):
+        where = f"; {removed_list} lists what was left out" if removed_list else ""
+        raise DataError(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
     if VALIDATION not in roles:
         choose_by_hash(units, validation_fraction, kept)
     elif not kept.any():
-        raise DataError(f"no document of the input is left to train on{_why(record)}")
+        raise DataError("no document of the input is left to train on")
     else:
         choose_all(units, kept, TRAIN)
     return Selection(record, decontaminated)
 
 
-def _why(record: Record) -> str:
-    """What was left out, as the end of a message."""
-    removed = ", ".join(f"{number:,} by {rule}" for rule, number in record.documents.items() if number)
-    return f": of what was read, {removed} were left out" if removed else ""
+def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> str:
+    """A message for data of which too little is left: each rule, its limit, and how many documents it left out."""
+    total = kept + sum(record.documents.values())
+    lines = [
+        "no document of the input is left to train on"
+        if least == 1
+        else f"different documents of text in the input: {kept}; expected at least two"
+    ]
+    lines[0] += f": of {total:,}, these were left out:"
+    lines += [
+        f"  {number:,} {rule}{_remedy(rule, cleaning)}" for rule, number in record.documents.most_common() if number
+    ]
+    return "\n".join([*lines, "change the limit of a rule, or leave its step out"])
+
+
+def _remedy(rule: str, cleaning: Cleaning) -> str:
+    """The limit of a rule and the option that changes it, in brackets."""
+    step, _, sentence = rule.partition(": ")
+    if rule == EXACT_DUPLICATES:
+        return " (--keep-duplicates keeps them)"
+    if rule == NEAR_DUPLICATES:
+        return f" (a similarity of {THRESHOLD} or more to one that stays; --clean)"
+    if rule == DECONTAMINATION:
+        longest, shortest = decontamination.LONGEST_RUN // WORD, decontamination.SHORTEST_RUN // WORD
+        return f" ({longest} words in a row of an evaluation text, or all of one that has {shortest}; --decontaminate)"
+    if step == "language":
+        kept, least = ", ".join(cleaning.languages), cleaning.language.min_probability
+        return f" (kept: {kept}, --languages; the limit is language.min_probability={least:g}; --cleaning-limits)"
+    limits = cleaning.limits.get(step)
+    names = [field.name for field in fields(limits)] if limits else []
+    found = [f"{step}.{name}={getattr(limits, name)}" for name in names if limits and limits.rule(name) == sentence]
+    return f" (the limit is {found[0]}; --cleaning-limits changes it)" if found else ""
+
+
+def _match(units: list[Gathered], files: Sequence[str], number: int) -> dict[str, Any]:
+    """Which words a document shares with which evaluation file; documents are counted over all units."""
+    starts = starts_of(units)
+    owner = int(np.searchsorted(starts, number, side="right")) - 1
+    match = _matches(units[owner])[number - int(starts[owner])]
+    return {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
+
+
+@functools.lru_cache(maxsize=1)
+def _matches(unit: Gathered) -> dict[int, dict[str, Any]]:
+    return {match["document"]: match for match in decontamination.found(unit)}
+
+
+def _twin(units: list[Gathered], stays: NDArray[np.int64], held: int, number: int) -> dict[str, Any]:
+    """The document that stays for one of the input. units, stays: with the `held` documents that come before it."""
+    twin = int(stays[held + number])
+    similarity = Signatures(units).similarity(np.array([held + number]), np.array([twin]))
+    return {"similarity": round(float(similarity[0]), 3), "stays": excerpt(_document(units, starts_of(units), twin))}
 
 
 def _contaminated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning import decontamination, words
@@ -37,8 +38,16 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),
         **({"words": words.VERSION} if config.decontaminate or NEAR_DUPLICATES in config.cleaning.steps else {}),
         **({"languages": sorted(config.cleaning.languages)} if config.cleaning.languages else {}),
+        **({"cleaning_limits": limits} if (limits := _changed_limits(config)) else {}),
+        **({"keep_removed": str(Path(config.keep_removed).resolve())} if config.keep_removed is not None else {}),
         **({"decontaminate": decontamination.describe(config.decontaminate)} if config.decontaminate else {}),
     }
+
+
+def _changed_limits(config: PrepareConfig) -> dict[str, Any]:
+    """The limits of cleaning rules that are not the default ones, by step and name."""
+    steps = config.cleaning.limits.items()
+    return {f"{step}.{name}": value for step, limits in steps for name, value in limits.changed.items()}
 
 
 def _libraries(config: PrepareConfig) -> dict[str, str]:

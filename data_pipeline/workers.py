@@ -23,7 +23,14 @@ from data_pipeline.errors import DataError
 
 Result = TypeVar("Result")
 
-_WITH_THREADS = {"datasets", "mpi4py", "pyarrow", "tokenizers", "torch"}  # libraries that make threads of their own
+_WITH_THREADS = {
+    "datasets",
+    "mpi4py",
+    "pyarrow",
+    "rensa",
+    "tokenizers",
+    "torch",
+}  # libraries that make threads of their own
 _WORTH_A_PROCESS = 16 << 20  # bytes of input; starting one takes half a second
 
 

@@ -61,6 +61,8 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
         print(f"{config.directory} is already prepared; nothing to do\n")
     manifest = prepare(config, team=ranks)
     print(summary(manifest, config.directory))
+    if config.keep_removed is not None:
+        print(f"what was left out: {config.keep_removed}")
     report = config.directory / REPORT_FILE
     if new or not report.exists():
         try:
@@ -123,12 +125,20 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         help="do not leave out exact duplicates of documents",
     )
     parser.add_argument("--clean", metavar="STEP,STEP,…", type=_names, **explain("clean"))
-    parser.add_argument("--languages", metavar="CODE,CODE,…", type=_names, **explain("languages"))
+    parser.add_argument("--languages", metavar="NAME,NAME,…", type=_names, **explain("languages"))
+    parser.add_argument(
+        "--cleaning-limits",
+        action="extend",
+        nargs="+",
+        metavar="STEP.NAME=VALUE",
+        help=defaults["cleaning_limits"][0],
+    )
+    parser.add_argument("--keep-removed", metavar="FILE.jsonl", **explain("keep_removed"))
     parser.add_argument(
         "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
     )
     options = vars(parser.parse_args(arguments))
-    for name in ("inputs", "validation", "test", "decontaminate"):
+    for name in ("inputs", "validation", "test", "decontaminate", "cleaning_limits"):
         options[name] = tuple(options[name] or ())
     if options["tokenizer_from"]:
         options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
@@ -138,6 +148,8 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         parser.error("--widths is for several tokenizers: --tokenizer sentencepiece:1024,2048")
     if len(specs) > 1 and options["output"]:
         parser.error("to compare tokenizers writes nothing: leave --output out, or name one tokenizer")
+    if len(specs) > 1 and options["keep_removed"]:
+        parser.error("to compare tokenizers writes nothing: leave --keep-removed out, or name one tokenizer")
     try:
         numbers = [int(width) for width in (widths or "256,512").split(",")]
     except ValueError:

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
-from data_pipeline.cleaning.c4 import c4
-from data_pipeline.cleaning.gopher import gopher
-from data_pipeline.cleaning.language import Language, check_languages
+from data_pipeline.cleaning.c4 import C4Limits, c4
+from data_pipeline.cleaning.gopher import GopherLimits, gopher
+from data_pipeline.cleaning.language import Language, LanguageLimits
+from data_pipeline.cleaning.limits import Limits
 from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
@@ -37,16 +39,23 @@ def parse_steps(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(step for step in STEPS if step in names)
 
 
+_LANGUAGE, _C4, _GOPHER = LanguageLimits(), C4Limits(), GopherLimits()
+
+
 @dataclass(frozen=True)
 class Cleaning:
     """Which steps are on; picklable, and the same for all units."""
 
     steps: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()  # of the step "language"
+    languages: tuple[str, ...] = ()  # codes, of the step "language"
+    language: LanguageLimits = _LANGUAGE
+    c4: C4Limits = _C4
+    gopher: GopherLimits = _GOPHER
 
-    def __post_init__(self) -> None:
-        if "language" in self.steps:
-            check_languages(self.languages)
+    @property
+    def limits(self) -> dict[str, Limits]:
+        """Those of each step that has any."""
+        return {"language": self.language, "c4": self.c4, "gopher": self.gopher}
 
 
 class Cleaner:
@@ -55,12 +64,13 @@ class Cleaner:
     def __init__(self, cleaning: Cleaning) -> None:
         every: dict[str, Step] = {
             NORMALIZE: normalize,
-            "language": Language(cleaning.languages),
-            "c4": c4,
-            "gopher": gopher,
+            "language": Language(cleaning.languages, cleaning.language),
+            "c4": partial(c4, limits=cleaning.c4),
+            "gopher": partial(gopher, limits=cleaning.gopher),
         }
         self._steps = [every[name] for name in cleaning.steps if name in every]
         self.record = Record()
+        self.rule = ""  # by which the last document that was left out went
 
     def __call__(self, document: bytes) -> bytes | None:
         """The cleaned document, valid UTF-8 as it came; None if a rule leaves it out, which is then recorded."""
@@ -71,5 +81,6 @@ class Cleaner:
             text, rule = step(text, self.record.edits)
             if rule:
                 self.record.remove(rule, document)
+                self.rule = rule
                 return None
         return text.encode("utf-8")

@@ -6,42 +6,93 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from data_pipeline.cleaning.limits import SHARE, Limits, limit
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
 
-# The share of the probability that the languages asked for must have. FineWeb takes the same (Penedo et al. 2024, arXiv
-# 2406.17557, section 3.3), for another classifier.
-MINIMUM_PROBABILITY = 0.65
 _LONGEST = 4096  # characters that are looked at, from the beginning
 
 _Classifier = Any
 
 
-def check_languages(languages: tuple[str, ...]) -> None:
-    """DataError if a code is not known, or the library is not installed."""
+@dataclass(frozen=True)
+class LanguageLimits(Limits):
+    """How sure the classifier has to be."""
+
+    # Of the probability, the share that the languages asked for must have. FineWeb takes the same (Penedo et al. 2024,
+    # arXiv 2406.17557, section 3.3), for another classifier.
+    min_probability: float = limit(0.65, SHARE, "less likely than {min_probability}")
+
+
+_DEFAULT = LanguageLimits()
+
+
+def language_codes(names: Sequence[str]) -> tuple[str, ...]:
+    """ISO 639-1 codes of languages that are named in any usual way: en, eng, en-US, English, Deutsch.
+
+    DataError if one is not known, or a library is not installed.
+    """
     known = _classifier().labels
-    for code in languages:
-        if code not in known:
-            near = get_close_matches(code, known, 1, 0)
-            raise DataError(f"unknown language {code!r}; nearest: {near[0]}; known: {', '.join(sorted(known))}")
+    codes = []
+    for name in names:
+        wanted = name.strip().lower().replace("_", "-")
+        primary = wanted.partition("-")[0]
+        code = (
+            primary if primary in known else _codes().get(wanted) or _codes().get(primary) or _own_names().get(wanted)
+        )
+        if code is None:
+            near = get_close_matches(wanted, [*known, *_codes()], 1, 0)[0]
+            raise DataError(f"unknown language {name!r}; nearest: {near}; known: {', '.join(sorted(known))}")
+        codes.append(code)
+    return tuple(dict.fromkeys(codes))
+
+
+@functools.lru_cache(maxsize=1)
+def _codes() -> dict[str, str]:
+    """Other codes and names in English, by the code of the classifier."""
+    try:
+        from babel import Locale
+        from babel.core import get_global
+    except ImportError as error:
+        raise DataError(f"the step 'language' needs babel: {how_to_install('babel')}") from error
+    known = _classifier().labels
+    codes = {alias: code for alias, code in get_global("language_aliases").items() if code in known}
+    codes |= {name.lower(): code for code, name in Locale("en").languages.items() if code in known}
+    return codes | {"nb": "no", "norwegian bokmål": "no", "farsi": "fa", "mandarin": "zh"}
+
+
+@functools.lru_cache(maxsize=1)
+def _own_names() -> dict[str, str]:
+    """The names of languages in themselves: deutsch, français."""
+    from babel import Locale, UnknownLocaleError
+
+    names = {}
+    for code in _classifier().labels:
+        with suppress(UnknownLocaleError, ValueError):
+            names[str(Locale.parse(code).get_language_name()).lower()] = code
+    return names
 
 
 class Language:
     """Leaves out what is not in one of some languages."""
 
-    def __init__(self, languages: tuple[str, ...]) -> None:
+    def __init__(self, languages: tuple[str, ...], limits: LanguageLimits = _DEFAULT) -> None:
         """languages: ISO 639-1 codes."""
         self._languages = frozenset(languages)
+        self._least = limits.min_probability
 
     def __call__(self, text: str, edits: Counter[str]) -> tuple[str, str]:
         ranking = _classifier().rank(text[:_LONGEST])
-        if sum(share for code, share in ranking if code in self._languages) >= MINIMUM_PROBABILITY:
+        if sum(share for code, share in ranking if code in self._languages) >= self._least:
             return text, ""
         best, share = ranking[0]
-        return text, f"language: {best}" if share >= MINIMUM_PROBABILITY else "language: uncertain"
+        return text, f"language: {best}" if share >= self._least else "language: uncertain"
 
 
 @functools.lru_cache(maxsize=1)

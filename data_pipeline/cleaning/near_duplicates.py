@@ -14,6 +14,7 @@ On disk a document takes 680 bytes while the work lasts; in memory, 8 bytes, bes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -44,10 +45,8 @@ _LEADERS = 16
 
 def check_library() -> None:
     """DataError if rensa is not installed."""
-    try:
-        import rensa  # noqa: F401
-    except ImportError as error:
-        raise DataError(f"the step 'near-duplicates' needs rensa: {how_to_install('rensa')}") from error
+    if find_spec("rensa") is None:  # not imported: see `_may_fork` in `workers`
+        raise DataError(f"the step 'near-duplicates' needs rensa: {how_to_install('rensa')}")
 
 
 def sign(gathered: Gathered) -> None:

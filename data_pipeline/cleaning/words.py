@@ -105,6 +105,12 @@ def words_of(text: NDArray[np.uint8]) -> Words:
     return Words(_spans(letters, starts, stops), places, ends[stops - 1], documents, weights)
 
 
+def count(text: str) -> int:
+    """How many words a text has, whether its script puts spaces between them or not."""
+    data = text.encode("utf-8", errors="replace")
+    return int(words_of(np.frombuffer(data, np.uint8)).weights.sum()) // WORD
+
+
 def pieces(stored: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[Any]]]:
     """Cut stored documents for `words_of`: (first document, last + 1, text).
 

@@ -6,11 +6,14 @@ import gzip
 import json
 import lzma
 import random
+import re
 import sys
 import unicodedata
 from collections import Counter
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from data_pipeline.cleaning.c4 import c4
 from data_pipeline.cleaning.decontamination import texts_of
 from data_pipeline.cleaning.documents import Cleaner, Cleaning, parse_steps
 from data_pipeline.cleaning.gopher import gopher
+from data_pipeline.cleaning.language import language_codes
 from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.words import OVERLAP, PIECE, WORD, pieces, words_of
 from data_pipeline.errors import DataError
@@ -148,6 +152,14 @@ def test_c4_keeps_sentences_and_counts_the_lines_it_drops() -> None:
     assert c4(kept + " Lorem ipsum.", Counter())[1] == "c4: lorem ipsum"
 
 
+def test_c4_knows_sentences_and_words_of_scripts_without_spaces() -> None:
+    text = "春天来了，花儿开了。小鸟在枝头唱歌！孩子们在公园里玩耍吗？\n菜单\nهذا كتاب جديد ومفيد جدا؟"
+    assert c4(text, Counter()) == (
+        "春天来了，花儿开了。小鸟在枝头唱歌！孩子们在公园里玩耍吗？\nهذا كتاب جديد ومفيد جدا؟",
+        "",
+    )
+
+
 def test_languages_are_told_apart() -> None:
     english = "The weather was fine this morning, so we went for a walk along the river with our friends."
     german = "Das Wetter war heute morgen schön, und so gingen wir mit unseren Freunden am Fluss spazieren."
@@ -155,8 +167,66 @@ def test_languages_are_told_apart() -> None:
     assert cleaner(english.encode()) == english.encode() and cleaner(german.encode()) is None
     assert cleaner.record.documents == {"language: de": 1}
     assert Cleaner(Cleaning(("language",), ("de", "en")))(german.encode()) == german.encode()
-    with pytest.raises(DataError, match="unknown language 'xx'"):
-        Cleaning(("language",), ("xx",))
+
+
+def test_languages_have_many_names() -> None:
+    names = (
+        "english",
+        "English",
+        "en",
+        "eng",
+        "en-US",
+        "German",
+        "deutsch",
+        "ger",
+        "deu",
+        "zh_CN",
+        "Español",
+        "日本語",
+    )
+    assert language_codes(names) == ("en", "de", "zh", "es", "ja")
+    with pytest.raises(DataError, match="unknown language 'englsh'; nearest: english"):
+        language_codes(("englsh",))
+    one, other = (PrepareConfig(("a",), clean=("language",), languages=(name,)).cleaning for name in ("en", "English"))
+    assert one == other
+
+
+def test_limits_are_settings() -> None:
+    def cleaning(*limits: str) -> Cleaning:
+        return PrepareConfig(("a",), clean=("c4", "gopher"), cleaning_limits=limits).cleaning
+
+    text = prose(20)
+    assert Cleaner(cleaning())(text.encode()) is None
+    cleaner = Cleaner(cleaning("gopher.min_words=21", "c4.min_sentences=0", "c4.min_words_in_line=0"))
+    assert cleaner(f"{text}.".encode()) is None and cleaner.rule == "gopher: fewer than 21 words"
+    cleaner = Cleaner(cleaning("gopher.min_words=20", "c4.min_sentences=1"))
+    assert cleaner(f"{text}.".encode()) == f"{text}.".encode()
+    german = cleaning("gopher.stop_words=der,die,und", "gopher.max_top_2gram=0.125").gopher
+    assert german.rule("min_stop_words") == "fewer than 2 of the words der, die, und"
+    assert german.rule("max_top_2gram") == "more than 12.5% of characters in one 2-gram"
+    assert german.changed == {"stop_words": ["der", "die", "und"], "max_top_2gram": 0.125}
+    for limits, message in {
+        ("gopher.min_wrds=3",): "unknown cleaning limit 'gopher.min_wrds'; nearest: gopher.min_words; the limits are",
+        ("gopher.min_words",): "expected STEP.NAME=VALUE",
+        ("gopher.min_words=2.5",): "gopher.min_words must be a whole number, 0 or more; got '2.5'",
+        ("c4.min_sentences=-1",): "c4.min_sentences must be a whole number",
+        ("gopher.max_duplicate_lines=30",): "max_duplicate_lines must be a share, 0 to 1; got '30'",
+        ("gopher.max_hashes=nan",): "max_hashes must be a number",
+        ("gopher.min_words=9", "gopher.min_words=8"): "gopher.min_words is set twice",
+        ("gopher.min_words=9", "gopher.max_words=8"): "gopher.min_words=9 is above gopher.max_words=8",
+        ("gopher.min_stop_words=9",): "gopher.min_stop_words=9 is above the number of gopher.stop_words, 8",
+        ("language.min_probability=0.5",): "limits of a cleaning step that is off: language.min_probability=0.5",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            cleaning(*limits)
+
+
+def test_every_limit_is_documented() -> None:
+    page = Path("docs/data.md").read_text(encoding="utf-8")
+    names = [(step, field.name) for step, limits in Cleaning().limits.items() for field in fields(limits)]
+    assert [
+        name for name in names if f"`{'.'.join(name)}`" not in page and f"`{name[1][-7:].strip('_')}`" not in page
+    ] == []
 
 
 def test_steps_are_named_and_ordered() -> None:
@@ -454,13 +524,96 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
     assert one.cleaning["removed"]["gopher: fewer than 50 words"]["documents"] == 3
 
 
-def test_where_no_document_is_left_to_compare_that_is_said(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("short\n\nand short\n")
-    config = PrepareConfig(
-        (str(tmp_path / "a.txt"),), output=str(tmp_path / "out"), clean=("gopher", "near-duplicates")
-    )
-    with pytest.raises(DataError, match="different documents of text in the input: 0; expected at least two"):
-        prepare(config)
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        ({"clean": ("gopher", "near-duplicates")}, "40 gopher: fewer than 50 words (the limit is gopher.min_words=50;"),
+        ({"clean": ("c4",)}, "40 c4: fewer than 3 sentences (the limit is c4.min_sentences=3;"),
+        (
+            {"clean": ("language",), "languages": ("de",)},
+            "40 language: en (kept: de, --languages; the limit is language.min_probability=0.65;",
+        ),
+        ({"decontaminate": ("a.jsonl",)}, "40 decontamination (13 words in a row of an evaluation text"),
+        ({"clean": ("near-duplicates",)}, "39 near-duplicates (a similarity of 0.8 or more to one that stays"),
+    ],
+)
+def test_what_removes_everything_is_named_with_its_limit_and_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, rules: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "The weather was fine this morning so we went for a long walk along the river with our old friends again"
+    Path("a.jsonl").write_text("".join(json.dumps({"text": text + "!" * n}) + "\n" for n in range(40)))
+    with pytest.raises(DataError) as caught:
+        prepare(PrepareConfig(("a.jsonl",), output="out", workers=1, **options))
+    message = str(caught.value)
+    assert re.match(r"different documents of text in the input: [01]; expected at least two: of 40, these", message)
+    assert rules in message and message.endswith("change the limit of a rule, or leave its step out")
+
+
+def test_all_that_is_removed_is_written_by_source_and_rule(
+    corpus: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = corpus
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_bytes(path.read_bytes() + json.dumps({"text": f"{name}\n short é"}).encode())
+    evaluation = tmp_path / "evaluation.txt"
+    evaluation.write_text(texts[250])
+    inputs = tuple(str(tmp_path / f"{name}.jsonl") for name in "ab")
+
+    def config(name: str, workers: int, removed: str | None = "removed") -> PrepareConfig:
+        return PrepareConfig(
+            inputs,
+            output=str(tmp_path / name),
+            workers=workers,
+            clean=("gopher", "near-duplicates"),
+            decontaminate=(str(evaluation),),
+            keep_removed=None if removed is None else str(tmp_path / f"{name}-{removed}.jsonl"),
+        )
+
+    from data_pipeline import selection
+
+    one = prepare(config("one", 1))
+    for function in ("drop_duplicates", "write_removed", "choose_by_hash"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(selection, function, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            prepare(config("two", 2))
+    prepare(config("two", 2))
+    written = (tmp_path / "one-removed.jsonl").read_bytes()
+    assert written == (tmp_path / "two-removed.jsonl").read_bytes()
+    entries = [json.loads(line) for line in written.decode().splitlines()]
+    counts = Counter(entry["rule"] for entry in entries)
+    assert counts == {rule: removed["documents"] for rule, removed in one.cleaning["removed"].items()}
+    assert counts["exact duplicates"] == 20 + 420 and counts["near-duplicates"] == 100
+    assert [entry["source"] for entry in entries].count(inputs[0]) == 20 + 51 + 100 + 1  # 50 repeat a word
+    first = [entry for entry in entries if entry["source"] == inputs[0]]
+    assert first[50] == {"source": inputs[0], "rule": "gopher: fewer than 50 words", "text": "a\n short é"}
+    assert [entry["text"] for entry in first if entry["rule"] == "exact duplicates"] == texts[:20]
+    assert {entry["text"] for entry in first if entry["rule"] == "near-duplicates"} == set(texts[300:400])
+    (found,) = [entry for entry in entries if entry["rule"] == "decontamination"]
+    assert found["text"] == texts[250] and found["ngram"] in texts[250]
+    assert all("stays" in entry for entry in entries if entry["rule"] == "near-duplicates")
+
+    # The list changes nothing in the data: finished data is recognised without it, but not if it is asked for and gone.
+    assert prepare(config("one", 1, None)).fingerprint == one.fingerprint
+    (tmp_path / "one-removed.jsonl").unlink()
+    with pytest.raises(DataError, match=r"is prepared already, but .*one-removed.jsonl is gone"):
+        prepare(config("one", 1))
+
+
+def test_the_list_of_what_is_removed_overwrites_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "list.jsonl").write_text('{"source": "a", "rule": "b", "text": "c"}\n')
+    for name, message in {
+        "in/a.jsonl": "lies in the input",
+        "in/b.jsonl": "lies in the input",
+        "list.txt": "expected a name in .jsonl",
+        "other.jsonl": "exists and is not a list of removed documents",
+    }.items():
+        (tmp_path / "other.jsonl").write_text('{"text": "x"}\n')
+        with pytest.raises(DataError, match=message):
+            PrepareConfig((str(tmp_path / "in"),), keep_removed=str(tmp_path / name))
+    PrepareConfig((str(tmp_path / "in"),), keep_removed=str(tmp_path / "list.jsonl"))
 
 
 def test_without_cleaning_nothing_is_mentioned_and_nothing_changed(tmp_path: Path) -> None:

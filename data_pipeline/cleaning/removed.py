@@ -1,0 +1,77 @@
+"""A list of all documents that cleaning removed, whole, with the source of each and the rule by which it went.
+
+Documents that a step on single documents removes are noted by whoever reads the unit, in the work folder; those that
+were compared with others are still among the gathered ones. Both are put together once it is decided what stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import atomic_file
+from data_pipeline.conversations import END_OF_STORED_SEGMENT
+from data_pipeline.errors import DataError
+from data_pipeline.gathering import REMOVED, Gathered
+
+_SEGMENT = bytes([END_OF_STORED_SEGMENT])  # between the parts of a conversation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Documents that one rule removed, counted over all units, and more about each."""
+
+    rule: str
+    gone: NDArray[np.bool_]
+    details: Callable[[int], dict[str, Any]] = lambda number: {}
+
+
+def write_removed(path: Path, units: Sequence[Gathered], names: Sequence[str], stages: Sequence[Stage]) -> None:
+    """Write a line of JSON for each removed document: source, rule, details and text. names: of each unit's source."""
+    start = 0
+    with atomic_file(path) as file:
+        for unit, name in zip(units, names, strict=True):
+            with unit.file(REMOVED).open("rb") as noted:
+                for line in noted:
+                    file.write(orjson.dumps({"source": name, **orjson.loads(line)}) + b"\n")
+            stop = start + len(unit.index)
+            for stage in stages:
+                places = np.flatnonzero(stage.gone[start:stop]).tolist()
+                for place, document in zip(places, unit.pick(places), strict=True):
+                    entry = {"source": name, "rule": stage.rule, **stage.details(start + place)}
+                    text = document.replace(_SEGMENT, b"\n").decode("utf-8")
+                    file.write(orjson.dumps(entry | {"text": text}) + b"\n")
+            start = stop
+
+
+def check_list(name: str, inputs: Sequence[str]) -> None:
+    """DataError if no such list can be written here, or if it would overwrite or become part of something else."""
+    path = Path(name)
+    if path.suffix != ".jsonl":
+        raise DataError(f"the list of removed documents is JSON Lines: expected a name in .jsonl, got {name!r}")
+    for source in inputs:
+        if Path(source).is_dir() and path.resolve().is_relative_to(Path(source).resolve()):
+            raise DataError(f"{name} lies in the input {source}, where it would be read as text; name another place")
+    if path.exists() and not _is_list(path):
+        raise DataError(f"{name} exists and is not a list of removed documents; name another file")
+    parent = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DataError(f"cannot write {name}: {parent} is not a folder that may be written to")
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file was written by `write_removed`."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+        return not line or list(json.loads(line))[:2] == ["source", "rule"]
+    except (OSError, ValueError, TypeError):
+        return False
