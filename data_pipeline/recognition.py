@@ -61,7 +61,7 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         old, new = there.get(key), wanted.get(key)
         if old == new:
             continue
-        if key == "version":
+        if key in ("version", "words"):
             found.append("an earlier version of this project prepared it, in another way")
         elif key in INPUTS:
             found += _differing_inputs(key, old or [], new or [])
@@ -155,6 +155,8 @@ def _size(described: dict[str, Any]) -> str:
 def _in_words(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_in_words(one)}" for name, one in value.items())
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     return str(value)
