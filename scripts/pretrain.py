@@ -18,7 +18,8 @@ from typing import Any
 from _command import run
 
 from data_pipeline.errors import DataError
-from stlm.config import RunConfig, load_deepspeed_config, load_run_config
+from data_pipeline.manifest import Manifest
+from stlm.config import RunConfig, data_folder, following, load_deepspeed_config, load_run_config
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.training.faults import NonFinite
 from stlm.training.ranks import BatchSplit, find_ranks
@@ -30,10 +31,13 @@ def main() -> int:
     told = "told_by_rank_zero"
     try:
         try:  # what needs no torch: a mistake is answered at once
-            config = load_run_config(arguments.config, arguments.set)
+            followed = follow_data(arguments)
+            config = load_run_config(arguments.config, [*followed, *arguments.set])
             deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
             BatchSplit.of(config.training, ranks.world_size)
             profiled = steps_to_profile(arguments.profile, config.training.max_steps)
+            if followed and ranks.rank == 0:
+                print(f"follows its data: {', '.join(followed)}", flush=True)
         except StlmError as error:
             setattr(error, told, True)  # every rank finds the same
             raise
@@ -93,6 +97,19 @@ def train(
     return 0
 
 
+def follow_data(arguments: argparse.Namespace) -> list[str]:
+    """Tokenizer, embedder and head that fit the data, as overrides, where the user has not chosen others."""
+    folder = arguments.data or data_folder(arguments.config, arguments.set)
+    try:
+        tokenizer = Manifest.load(folder).tokenizer["spec"] if folder else None
+    except DataError:  # which is told when the data is opened
+        return []
+    if tokenizer is None:
+        return []
+    followed = following(tokenizer, arguments.config, arguments.set, preset_is_chosen=arguments.config_is_chosen)
+    return [f"{key}={value}" for key, value in followed.items()]
+
+
 def name_of(config: str) -> str:
     """What a run is called: as its preset, its file, or the run whose config it has."""
     path = Path(os.path.abspath(config))
@@ -115,7 +132,10 @@ def parse_arguments() -> argparse.Namespace:
         help="preset, YAML file or run (default: the run of training.init_from where that is set, else quickstart)",
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="prepared data (default: data.dir of the config, else the default corpus)"
+        "--data",
+        metavar="DIR",
+        help="prepared data (default: data.dir of the config, else the default corpus); "
+        "tokenizer, embedder and head follow it unless the config or --set chooses others",
     )
     parser.add_argument(
         "--run", metavar="DIR", help="run directory (default: runs/PRESET; runs/PRESET-2 … once that is finished)"
@@ -135,6 +155,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     arguments = parser.parse_args()
+    arguments.config_is_chosen = arguments.config is not None
     if arguments.config is None:
         arguments.config = begun_from(arguments.set) or "quickstart"
         if arguments.config != "quickstart" and arguments.run is None:

@@ -28,7 +28,14 @@ from stlm.config.patching import (
     SpacePatchingConfig,
 )
 from stlm.config.positions import ALiBiConfig, LearnedPositionsConfig, NoPositionsConfig, PositionsConfig, RoPEConfig
-from stlm.config.reader import changed_keys, dump_run_config, load_run_config, preset_names
+from stlm.config.reader import (
+    changed_keys,
+    data_folder,
+    dump_run_config,
+    following,
+    load_run_config,
+    preset_names,
+)
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 from stlm.config.sharing import SharingConfig
 
@@ -77,6 +84,8 @@ __all__ = [
     "BytePatchHeadConfig",
     "PaperHeadConfig",
     "load_run_config",
+    "data_folder",
+    "following",
     "dump_run_config",
     "preset_names",
     "changed_keys",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from stlm.config.build import build, nearest, raise_problems, to_dict
+from stlm.config.embedders import EmbedderConfig
 from stlm.config.fields import FreeSection
 from stlm.config.schema import RunConfig
 from stlm.config.tree import Dumper, Node, Problem, describe, read_tree
@@ -40,6 +42,79 @@ def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunCon
     config = build(RunConfig, root, problems)
     raise_problems(problems)
     return config
+
+
+def data_folder(source: str | Path, overrides: Iterable[str] = ()) -> str | None:
+    """The first folder of prepared data that a config names; None if it names none, or has mistakes."""
+    root = _tree(source, overrides)
+    mixture = _node(root, "data", "mixture")
+    parts = mixture.value if mixture is not None and isinstance(mixture.value, list) else []
+    nodes = [_node(root, "data", "dir"), *(_node(part, "dir") for part in parts[:1])]
+    return next((node.value for node in nodes if node is not None and isinstance(node.value, str)), None)
+
+
+def following(
+    tokenizer: str, source: str | Path, overrides: Iterable[str] = (), preset_is_chosen: bool = True
+) -> dict[str, str]:
+    """What a config has to be for data of this tokenizer, as overrides, of what the user has not chosen otherwise.
+
+    The tokenizer follows unless a file or an override sets it; embedder and head follow unless these set them, or
+    `preset_is_chosen` and the preset does. Empty if the config fits, or has mistakes. ConfigError where an embedder was
+    chosen that reads bytes only.
+    """
+    root = _tree(source, overrides)
+    if root is None:
+        return {}
+    followed: dict[str, str] = {}
+    named = _node(root, "data", "tokenizer")
+    if _value(named, "byte") != tokenizer and not _is_chosen(named, preset_is_chosen=False):
+        followed["data.tokenizer"] = json.dumps(tokenizer)
+    kind = _value(_node(root, "model", "embedder", "kind"), "byte")
+    embedder = EmbedderConfig.kinds.get(kind) if isinstance(kind, str) else None
+    reads_bytes = isinstance(embedder, type) and issubclass(embedder, EmbedderConfig) and embedder.byte_ids
+    if tokenizer == "byte" or not reads_bytes or not followed:
+        return followed
+    if any(_is_chosen(_node(root, "model", name), preset_is_chosen) for name in ("embedder", "head")):
+        raise ConfigError(
+            f"model.embedder.kind: got {kind!r}, which reads bytes, but the data was prepared with {tokenizer!r}; "
+            "model.embedder={kind: token} with model.head={kind: linear} would work, or data prepared with "
+            "--tokenizer byte"
+        )
+    followed["model.embedder"] = "{kind: token}"
+    if _value(_node(root, "model", "head", "kind"), "linear") != "linear":
+        followed["model.head"] = "{kind: linear}"
+    return followed
+
+
+def _tree(source: str | Path, overrides: Iterable[str]) -> Node | None:
+    """The tree of a config with its overrides; None if it has mistakes, which `load_run_config` tells."""
+    problems: list[Problem] = []
+    try:
+        root = _read_with_bases(_locate(source), problems)
+    except ConfigError:
+        return None
+    for override in overrides:
+        _apply(override, root, problems)
+    return None if problems else root
+
+
+def _node(root: Node | None, *keys: str) -> Node | None:
+    for key in keys:
+        root = root.value.get(key) if root is not None and isinstance(root.value, dict) else None
+    return root
+
+
+def _value(node: Node | None, default: str) -> Any:
+    return default if node is None or node.value is None else node.value
+
+
+def _is_chosen(node: Node | None, preset_is_chosen: bool) -> bool:
+    """Whether a user has set this, in a file or by an override, or the preset has."""
+    if node is None:
+        return False
+    if preset_is_chosen or not node.place.startswith(tuple(_display(path) for path in PRESETS.glob("*.yaml"))):
+        return True
+    return isinstance(node.value, dict) and any(_is_chosen(part, preset_is_chosen) for part in node.value.values())
 
 
 def dump_run_config(config: RunConfig) -> str:

@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
+from stlm.config import load_run_config
+
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
 
@@ -208,6 +212,29 @@ def test_a_flipped_bit_in_the_data(pretrain, data_dir, tmp_path):
     assert output.count("error: ") == 1
     assert f"error: {shard} is damaged: its sha256 is not the one" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_data_alone_decides_on_tokenizer_embedder_and_head(tmp_path):
+    """With nothing else said: what was chosen is told in the first line, and the run goes on as it began."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"A line, the {number}th, of some text." for number in range(3000)))
+    prepare(
+        PrepareConfig(
+            (str(tmp_path / "a.txt"),), "sentencepiece:300", str(tmp_path / "data"), documents="paragraphs", workers=1
+        )
+    )
+    command = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--data", str(tmp_path / "data")]
+    command += ["--run", str(tmp_path / "run"), "--set", "model.context_length=32", "training.batch_size=1"]
+    for steps in (1, 2):
+        result = subprocess.run(
+            [*command, f"training.max_steps={steps}"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.splitlines()[0] == (
+            'follows its data: data.tokenizer="sentencepiece:300", model.embedder={kind: token}, '
+            "model.head={kind: linear}"
+        )
+    assert "continu" in result.stdout
+    assert load_run_config(tmp_path / "run").model.embedder.kind == "token"
 
 
 def test_missing_data(pretrain, tmp_path):
