@@ -14,6 +14,7 @@ from data_pipeline.cleaning.limits import parse_limits
 from data_pipeline.cleaning.removed import check_list
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
+from data_pipeline.grouping import grouped
 from data_pipeline.plaintext import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
@@ -151,6 +152,8 @@ class PrepareConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "validation", "test"):
+            object.__setattr__(self, name, grouped(getattr(self, name)))
         check_stdin_format(self.stdin_format)
         if Rule.parse(self.documents).kind != AUTO and not (self.inputs or self.validation or self.test):
             raise DataError("--documents divides plain text, and the default corpus is none: name files with --input")

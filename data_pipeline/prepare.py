@@ -163,7 +163,8 @@ def gather_all(
     """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     pairs = zip(units, gathered, strict=True)
-    roles = [roles_of(config)[unit.source] for unit in units]
+    of_sources = roles_of(config)
+    roles = [of_sources[unit.source] for unit in units]
     missing = [
         (
             unit,

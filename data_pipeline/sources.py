@@ -18,6 +18,7 @@ from data_pipeline import corpus
 from data_pipeline.errors import DataError
 from data_pipeline.files import Files, files_below
 from data_pipeline.formats import COMPRESSED, NOT_TEXT, format_of
+from data_pipeline.grouping import Group
 from data_pipeline.hub import HubDataset, is_saved_dataset
 from data_pipeline.indexed import IndexedFiles, indexed_prefix
 from data_pipeline.plaintext import AUTO, Rule, choose
@@ -132,6 +133,8 @@ def _refuse_other_than_lines(found: Sequence[Source]) -> None:
 
 
 def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFiles:
+    if isinstance(name, Group):
+        return Files(name, [Path(path) for path in name.paths], options.on_error)
     path = Path(name)
     if not name:
         raise DataError("an input without a name: expected a file, a folder, or the id of a Hugging Face data set")

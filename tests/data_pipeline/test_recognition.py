@@ -109,3 +109,20 @@ def test_evaluation_files_are_known_by_what_they_hold(folder: Path) -> None:
     prepare(config(decontaminate=("questions.txt",)))
     os.rename("questions.txt", "asked.txt")
     assert find_prepared(config(decontaminate=("asked.txt",))) is not None
+
+
+def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: Path) -> None:
+    """Each of them as a source would cost a piece of work, and entries in the manifest and the report."""
+    Path("many").mkdir()
+    names = [f"many/{number:03}.txt" for number in range(40)]
+    for name in names:
+        Path(name).write_text(f"the text of {name}")
+    manifest = prepare(config(*reversed(names), validation=("texts/b.md",)))
+    assert [source["name"] for source in manifest.sources] == ["many/0*.txt", "texts/b.md"]
+    assert manifest.sources[0]["documents"] == 40
+    for same in (config("many/*.txt", validation=("texts/b.md",)), config("many", validation=("texts/b.md",))):
+        found = find_prepared(same)
+        assert found is not None
+        assert found.fingerprint == manifest.fingerprint
+    few = prepare(config("texts/c.jsonl", *names[:5], output="few"))
+    assert [source["name"] for source in few.sources] == ["texts/c.jsonl", *names[:5]]
