@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from tqdm import tqdm
 
 from data_pipeline.loading import open_data
+from data_pipeline.progress import Progress
 from data_pipeline.reader import PreparedData
 from stlm.config import RunConfig, load_run_config
 from stlm.objectives import build_objective
@@ -159,7 +159,7 @@ def measure(chosen: dict[str, Architecture], rounds: int, clock: Callable[[], fl
     """Bytes per second of each architecture in each round, of four steps."""
     steps = {name: stepper(architecture.load()) for name, architecture in chosen.items()}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
-    for turn in tqdm(range(rounds + 1), "measuring", unit=" rounds"):
+    for turn in Progress(range(rounds + 1), "measuring", unit=" rounds"):
         for name, step in steps.items():
             started = clock()
             read = sum(step(4 * turn + number) for number in range(1, 5))

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -45,6 +44,7 @@ from data_pipeline import corpus, prepare
 from data_pipeline.atomic import fsync_tree
 from data_pipeline.manifest import SPLITS
 from data_pipeline.preparation import PrepareConfig
+from data_pipeline.progress import Progress
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
 from data_pipeline.workers import available_cores
 
@@ -251,7 +251,7 @@ def side_by_side(folder: Path, megabytes: int, workers: int, rounds: int, vocabu
     plan = [(row, big, None) for row in ("ours", "datasets", "megatron")]
     plan += [(row, small, folder / "tokenizer") for row in ("ours", "encoder")]
     measured: list[list[dict[str, dict[str, float]]]] = [[], []]
-    with tqdm(total=rounds * len(plan), desc="rows", leave=False) as bar:
+    with Progress(total=rounds * len(plan), desc="rows", leave=False) as bar:
         for number in range(rounds):
             found: list[dict[str, dict[str, float]]] = [{}, {}]
             for row, jsonl, tokenizer in plan if number % 2 == 0 else reversed(plan):
@@ -280,7 +280,7 @@ def large(folder: Path, gigabytes: float, workers: int, shapes: list[str]) -> No
         pool, separator = ways[shape]
         path = folder / "large.txt"
         size = int(gigabytes * 10**9)
-        with path.open("wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="text", leave=False) as bar:
+        with path.open("wb") as file, Progress(total=size, unit="B", unit_scale=True, desc="text", leave=False) as bar:
             for document in documents(pool, size):
                 file.write(document + separator)
                 bar.update(len(document))

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_pipeline.atomic import atomic_directory, sha256_file
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import WrittenFile
 from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
+from data_pipeline.progress import Progress
 from data_pipeline.reader import PreparedData, is_small
 from data_pipeline.scores import open_scores
 
@@ -299,7 +299,7 @@ class _Planner:
     def _blocks(self, what: str) -> Iterator[_Block]:
         stream = self._stream
         start = 0
-        with tqdm(total=stream.num_documents, desc=what, unit=" documents", unit_scale=True, delay=1) as bar:
+        with Progress(total=stream.num_documents, desc=what, unit=" documents", unit_scale=True, delay=1) as bar:
             for sizes, scores in zip(stream.document_sizes(), self._scores(), strict=True):
                 pending = np.cumsum(sizes // self._context_length + 1)
                 begin = 0

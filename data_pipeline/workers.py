@@ -17,9 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from data_pipeline.errors import DataError
+from data_pipeline.progress import Progress
 
 Result = TypeVar("Result")
 
@@ -93,16 +92,12 @@ class Workers:
         """Processes of one machine see the same files."""
 
 
-class _Bar(tqdm):
-    monitor_interval = 0  # no thread beside it, so that processes may begin as copies: see `_may_fork`
-
-
 def run_all(
     what: str, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int], team: Team
 ) -> list[Result]:
     """The results of all jobs, in their order, with a bar that says `what` and counts the bytes of their input."""
     results: dict[int, Result] = {}
-    with _Bar(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
+    with Progress(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
         for index, result in team.run(function, jobs, sum(sizes)):
             results[index] = result
             bar.update(sizes[index])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from data_pipeline.progress import Progress
 from data_pipeline.reader import IdStream, SourceRange
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import StlmError
@@ -133,7 +133,7 @@ def score_split(
     given, num_given = stream.given, 0
     documents, nats_D, bytes_D = 0, np.zeros(stream.num_documents), np.zeros(stream.num_documents)
     share = current_share()
-    with tqdm(
+    with Progress(
         total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2, disable=share.rank > 0
     ) as progress:
         for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):

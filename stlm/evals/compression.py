@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-from tqdm import tqdm
-
+from data_pipeline.progress import Progress
 from data_pipeline.reader import IdStream
 from data_pipeline.tokenizers import Tokenizer
 
@@ -37,7 +36,7 @@ def compressed_bits_per_byte(stream: IdStream, tokenizer: Tokenizer) -> dict[str
     compressors = {name: make() for name, make in COMPRESSORS.items()}
     sizes = dict.fromkeys(compressors, 0)
     num_bytes = 0
-    with tqdm(total=stream.num_bytes, desc="compressors", unit="B", unit_scale=True, delay=2) as progress:
+    with Progress(total=stream.num_bytes, desc="compressors", unit="B", unit_scale=True, delay=2) as progress:
         for document in stream.documents():
             text = tokenizer.decode_bytes(document)  # end_of_text gives no bytes
             num_bytes += len(text)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from data_pipeline.progress import Progress
 from stlm.config import LoRAConfig
 from stlm.errors import StlmError
 from stlm.evals.glue import Example, GlueTask, labels_of
@@ -84,7 +84,7 @@ class FineTuning:
         ids_of = [classifier.encode(one.texts) for one in examples]
         label_N = torch.from_numpy(labels_of(examples))
         order = np.random.default_rng(seed)
-        with tqdm(total=steps, desc=f"learning rate {rate:g}", unit="step", delay=2, leave=False) as progress:
+        with Progress(total=steps, desc=f"learning rate {rate:g}", unit="step", delay=2, leave=False) as progress:
             for epoch in range(1, self.epochs + 1):
                 classifier.train()
                 for places in shuffled_batches([len(ids) for ids in ids_of], order):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from data_pipeline.progress import Progress
 from data_pipeline.tokenizers import Tokenizer
 from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
@@ -91,7 +91,7 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
     short = [question for question in encoded if question.longest <= context_length]
     pieces = [[question] for question in encoded if question.longest > context_length]
     pieces += _batches(short, _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU)
-    with tqdm(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
+    with Progress(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
         for number, piece in enumerate(pieces):
             if share.has(number):
                 for question, likelihoods in zip(piece, _score(model, piece), strict=True):

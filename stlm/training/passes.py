@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from data_pipeline.progress import Progress
 from stlm.config import RunConfig
 from stlm.model import row_keys
 from stlm.objectives import Batch, Objective, Prepared
@@ -89,7 +89,7 @@ class Passes:
         turns = range(0, groups, ranks.world_size)
         self._engine.eval()
         with self._engine.averaged():
-            for turn in tqdm(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
+            for turn in Progress(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
                 group = turn + ranks.rank
                 first = min(group, groups - 1) * size
                 last = min(first + size, windows)
