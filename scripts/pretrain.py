@@ -41,7 +41,12 @@ def main() -> int:
         except StlmError as error:
             setattr(error, told, True)  # every rank finds the same
             raise
-        return train(arguments, config, deepspeed_config, profiled)
+        # Before torch is imported: where a rank is lost, its table would print pages of C++ frames in the others.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from stlm.training.lost import naming_lost_ranks
+
+        with naming_lost_ranks():
+            return train(arguments, config, deepspeed_config, profiled)
     except (Stopped, NonFinite) as ending:  # the trainer has told it
         return ending.exit_code
     except (StlmError, DataError) as error:

@@ -47,7 +47,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
 @watched("waiting for rank 0")
 def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
     """The value that rank 0, which alone knows the outcome, gives to all; or its error, raised everywhere."""
-    store = _store()
+    store = shared_store()
     key = f"stlm/{next(_turns)}"
     if outcome is not None:
         value, failure = outcome
@@ -104,7 +104,7 @@ def gather(value: T) -> list[T]:
     """The values of all ranks, in their order, on each of them; of the kinds that messages.py can encode."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
-    store = _store()
+    store = shared_store()
     key = f"stlm/{next(_turns)}"
     store.set(f"{key}/{dist.get_rank()}", encode(value))  # type: ignore[arg-type]
 
@@ -127,10 +127,10 @@ def watch_for_hangs(folder: Path, timeout_s: float) -> None:
         return
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2 * timeout_s + 60), group)
-    WATCHDOG.start(folder, dist.get_rank(), timeout_s, _store().clone())  # type: ignore[attr-defined]
+    WATCHDOG.start(folder, dist.get_rank(), timeout_s, shared_store().clone())  # type: ignore[attr-defined]
 
 
-def _store() -> dist.Store:
+def shared_store() -> dist.Store:
     """What torch's ranks met by: a table that rank 0 keeps."""
     return dist.distributed_c10d._get_default_store()
 

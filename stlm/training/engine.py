@@ -34,6 +34,7 @@ from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_rank
 from stlm.training.compilation import refuse_uncompilable
 from stlm.training.gradient_norms import GradientNorms
 from stlm.training.loss_scale import LossScale
+from stlm.training.lost import introduce
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
@@ -72,6 +73,7 @@ def connect() -> Ranks:
         ) from error
     # All that DeepSpeed sends goes through one object.
     time_collectives(sys.modules["deepspeed.comm.comm"].cdb)
+    introduce()
     _connected = ranks
     return ranks
 

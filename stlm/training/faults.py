@@ -19,6 +19,12 @@ class NonFinite(StlmError):
     exit_code = 1
 
 
+class LostRank(StlmError):
+    """Another rank has ended, and training cannot go on without it."""
+
+    exit_code = 1
+
+
 class StopRequest:
     """Notes that this process was asked to stop: by a signal, or by the end of its launcher. The trainer acts on it
     between two steps.

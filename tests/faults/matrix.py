@@ -82,6 +82,7 @@ def stale_lock(run: Path, data: Path) -> None:
 STOP = ((3, 3),)
 LOSS_OF_0 = ((KILLED, 1),)
 LOSS_OF_1 = ((1, KILLED),)
+GONE_0, GONE_1 = (rf"(?m)^error: rank {rank} is gone; the same command continues the run" for rank in (0, 1))
 BOTH = ((2, 2),)
 CUT_OFF = ("--set", "training.recovery.spike_factor=1.2", "training.recovery.spike_steps=2",
            "training.recovery.spike_window=3")  # fmt: skip
@@ -89,15 +90,21 @@ HANG = ("--set", "training.hang_timeout_s=3")
 
 FAULTS = (
     # ranks that are lost
-    Fault("kill_rank_0", "rank 0 is killed (SIGKILL) in a step", LOSS_OF_0, "kill_rank_0"),
-    Fault("kill_rank_1", "rank 1 is killed in a step", LOSS_OF_1, "kill_rank_1"),
+    Fault("kill_rank_0", "rank 0 is killed (SIGKILL) in a step", LOSS_OF_0, "kill_rank_0",
+          says=GONE_0),
+    Fault("kill_rank_1", "rank 1 is killed in a step", LOSS_OF_1, "kill_rank_1",
+          says=GONE_1),
     Fault("kill_all", "all ranks are killed, as when the power fails", ((KILLED, KILLED),), "kill_all"),
-    Fault("kill_rank_0_in_save", "rank 0 is killed while it writes a checkpoint", LOSS_OF_0, "kill_rank_0_in_save"),
-    Fault("kill_rank_1_in_save", "rank 1 is killed while the state is gathered", LOSS_OF_1, "kill_rank_1_in_save"),
-    Fault("kill_rank_0_in_validation", "rank 0 is killed in a validation", LOSS_OF_0, "kill_rank_0_in_validation"),
-    Fault("kill_rank_1_in_validation", "rank 1 is killed in a validation", LOSS_OF_1, "kill_rank_1_in_validation"),
-    Fault("lost_for_good", "rank 1 is killed, and one rank alone goes on", LOSS_OF_1, "kill_rank_1", ranks_after=1,
-          ends_as="that run within 1e-5"),
+    Fault("kill_rank_0_in_save", "rank 0 is killed while it writes a checkpoint", LOSS_OF_0, "kill_rank_0_in_save",
+          says=GONE_0),
+    Fault("kill_rank_1_in_save", "rank 1 is killed while the state is gathered", LOSS_OF_1, "kill_rank_1_in_save",
+          says=GONE_1),
+    Fault("kill_rank_0_in_validation", "rank 0 is killed in a validation", LOSS_OF_0, "kill_rank_0_in_validation",
+          says=GONE_0),
+    Fault("kill_rank_1_in_validation", "rank 1 is killed in a validation", LOSS_OF_1, "kill_rank_1_in_validation",
+          says=GONE_1),
+    Fault("lost_for_good", "rank 1 is killed, and one rank alone goes on", LOSS_OF_1, "kill_rank_1", says=GONE_1,
+          ranks_after=1, ends_as="that run within 1e-5"),
     Fault("stop_rank_0", "rank 0 stands still (SIGSTOP) in a step", ((STOPPED, 1),), "stop_rank_0",
           says=r"has not gone on for 3 s.*stacks in .*rank_1\.txt", settings=HANG),
     Fault("stop_rank_1", "rank 1 stands still in a step", ((1, STOPPED),), "stop_rank_1",

@@ -20,6 +20,8 @@ from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import prepare
 from stlm.config import load_run_config
+from stlm.training import lost
+from stlm.training.faults import LostRank
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
@@ -285,3 +287,29 @@ def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher
     found, expected = read_metrics(tmp_path / "run"), read_metrics(uninterrupted[0])
     assert len(found) == len(expected)
     assert [record["loss"] for record in found] == pytest.approx([record["loss"] for record in expected], abs=1e-5)
+
+
+def test_a_lost_rank_is_one_line(pretrain, tmp_path):
+    """Those who are left tell it once, by its number, whether or not it is the one that keeps the ranks' table."""
+    for victim in (1, 0):
+        run_dir = tmp_path / f"run-{victim}"
+        processes = pretrain.start(run_dir, "--set", "training.max_steps=100000", "training.batch_size=12", ranks=3)
+        wait_for_step(run_dir, 3, processes)
+        processes[victim].kill()
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [-9 if rank == victim else 1 for rank in range(3)]
+        assert "".join(errors) == f"error: rank {victim} is gone; the same command continues the run\n"
+
+
+def test_what_is_known_of_ranks_elsewhere(monkeypatch):
+    here, there = lost._identity(), {"host": "node2", "namespace": "", "pid": 1, "started": None}
+    monkeypatch.setattr(lost, "_WAIT_S", 0.0)
+    monkeypatch.setattr(lost.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(lost, "_everyone", [here, there])
+    message = r"^a rank on node2 is gone, or cannot be reached any more \(.*reset by peer\);"
+    with pytest.raises(LostRank, match=message), lost.naming_lost_ranks():
+        raise RuntimeError("[pair.cc:1] Connection reset by peer\nmore")
+    monkeypatch.setattr(lost, "_everyone", [here, here])
+    for message in ("Connection reset by peer", "CUDA out of memory"):  # all are there: no rank is lost
+        with pytest.raises(RuntimeError, match=message), lost.naming_lost_ranks():
+            raise RuntimeError(message)
