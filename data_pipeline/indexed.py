@@ -7,6 +7,7 @@ bytes of its ids, and what follows chooses, deduplicates and divides documents w
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -185,4 +186,7 @@ def _decoder(spec: str) -> tuple[int, Callable[[NDArray[np.int64]], bytes | str]
     if kind == "hf" and place:
         library = read_tokenizer(place)
         return size_of(library), lambda ids: library.decode(ids.tolist(), skip_special_tokens=True)
-    raise DataError(f"--input-tokenizer {spec!r} is unknown: expected {_FORMS}")
+    place = place or ("FILE.model" if spec.lower().startswith("s") else "DIR")
+    near = difflib.get_close_matches(kind.lower(), ("byte", "sentencepiece", "hf"), n=1)
+    form = "byte" if near == ["byte"] else f"{near[0]}:{place}" if near else ""
+    raise DataError(f"--input-tokenizer {spec!r} is unknown: expected {_FORMS}{f'; nearest: {form}' if form else ''}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -37,6 +38,17 @@ _FORMS = {
     "sentencepiece-bpe": "sentencepiece-bpe:4096",
     "hf": "hf:DIR",
 }
+# What other programs and papers call these.
+_ALSO_CALLED = {
+    **dict.fromkeys(
+        ("bytes", "byte-level", "utf8", "utf-8", "char", "character", "characters", "none"), "byte"
+    ),
+    **dict.fromkeys(("unigram", "sp", "spm", "sentencepiece-unigram", "unigram-sentencepiece", "ulm"), "sentencepiece"),
+    **dict.fromkeys(
+        ("bpe", "sp-bpe", "spm-bpe", "bpe-sentencepiece", "byte-pair", "bbpe"), "sentencepiece-bpe"
+    ),
+    **dict.fromkeys(("huggingface", "hugging-face", "transformers", "tokenizers", "pretrained"), "hf"),
+}
 _EXPECTED = (
     "byte, sentencepiece:N or sentencepiece-bpe:N (N ids, for example sentencepiece:4096), "
     "or hf:DIR (a folder with a tokenizer.json of Hugging Face)"
@@ -62,12 +74,31 @@ def parse_spec(spec: str) -> tuple[str, int]:
             f"tokenizer {spec!r}: the vocabulary must have at least {MINIMUM_VOCAB_SIZE} ids "
             f"(256 bytes, the special symbols, and room to learn)"
         )
-    nearest = difflib.get_close_matches(kind.lower(), _FORMS, n=1, cutoff=0.5)
-    suggestion = ""
-    if nearest:
-        form = _FORMS[nearest[0]]
-        suggestion = f"; nearest: {form.replace('4096', size) if size.isdigit() else form}"
-    raise DataError(f"tokenizer {spec!r} is unknown: expected {_EXPECTED}{suggestion}")
+    nearest = nearest_spec(spec)
+    raise DataError(f"tokenizer {spec!r} is unknown: expected {_EXPECTED}{f'; nearest: {nearest}' if nearest else ''}")
+
+
+def nearest_spec(spec: str) -> str | None:
+    """The valid spec that was probably meant: "bpe:8k" → "sentencepiece-bpe:8000"; None if it resembles none."""
+    if Path(spec).name == "tokenizer.json" or (Path(spec) / "tokenizer.json").is_file():
+        return f"hf:{spec}"
+    match = re.fullmatch(r"(?P<name>.*?)[:=_ -]*(?P<size>\d[\d,._]*)?(?P<thousands>k?)", spec.strip().lower())
+    assert match is not None  # every part may be empty
+    name = re.sub(r"[\s_-]+", "-", match["name"].partition(":")[0])
+    size = re.sub(r"\D", "", match["size"] or "")
+    size = f"{size}000" if size and match["thousands"] else size
+    if not name and size:
+        kind = "sentencepiece"
+    elif name in _ALSO_CALLED:
+        kind = _ALSO_CALLED[name]
+    else:
+        close = difflib.get_close_matches(name, [*_FORMS, *_ALSO_CALLED], n=1, cutoff=0.6)
+        if not close:
+            return None
+        kind = _ALSO_CALLED.get(close[0], close[0])
+    form = _FORMS[kind]
+    fits = size and MINIMUM_VOCAB_SIZE <= int(size) < 1_000_000_000
+    return form.replace("4096", size) if fits else form
 
 
 def build_tokenizer(spec: str) -> Tokenizer:
