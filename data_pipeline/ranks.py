@@ -4,11 +4,14 @@ Rank 0 prepares. It hands out one job after another, to processes of its own and
 but serve: each runs what it is sent on processes of its own and sends back what came of it. Rank 0 alone decides and
 prints, so an error anywhere is raised there, once. A rank that is killed ends the others: mpirun and srun see to it.
 
-Messages are looked for now and then and never waited for: whoever waits inside MPI keeps a core busy.
+Messages are looked for now and then and never waited for: whoever waits inside MPI keeps a core busy. They are JSON,
+and name functions of a list: MPI asks nobody who connects, and mpi4py's pickles would run whatever they hold.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import socket
 import sys
@@ -18,13 +21,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.errors import DataError
+from data_pipeline.messages import from_plain, to_plain
 from data_pipeline.workers import Result, process_pool, result_of, submit
 
 _PAUSE_S = 0.01
+_MOST_CORES = 1 << 13  # of a machine
 
 # What a launcher sets in each process that it starts: how many there are, and which this one is.
 _LAUNCHERS = (
@@ -107,8 +116,9 @@ class Ranks:
         self._pool: ProcessPoolExecutor | None = None  # this rank's processes, once there is work
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
-        cores: list[int] | None = self._comm.gather(_share_of_cores(self._comm.Split_type(mpi.COMM_TYPE_SHARED)))
-        self._workers = cores or []  # rank 0: the processes of each rank
+        cores = np.zeros(self.size, np.int64)
+        self._comm.Gather(np.array(_share_of_cores(self._comm.Split_type(mpi.COMM_TYPE_SHARED)), np.int64), cores)
+        self._workers: list[int] = cores.tolist()  # rank 0: the processes of each rank
 
     def use_workers(self, number: int | None) -> None:
         """Rank 0: let each rank use that many processes; None: one for each core that it may use."""
@@ -137,7 +147,7 @@ class Ranks:
             for rank, (index, result, error) in self._arrived():
                 free[rank] += 1
                 if error is not None:
-                    raise error
+                    raise DataError(error[1]) if error[0] == DataError.__name__ else RuntimeError(error[1])
                 yield index, result
 
     def check_shared(self, path: Path) -> None:
@@ -165,7 +175,7 @@ class Ranks:
                         try:
                             running[self._submit(workers, function, job)] = index
                         except DataError as error:
-                            self._send(0, (index, None, error))
+                            self._send(0, (index, None, (DataError.__name__, str(error))))
                     case ("look", path):
                         self._send(0, (socket.gethostname(), path.exists()))
                     case None:
@@ -185,15 +195,15 @@ class Ranks:
             time.sleep(_PAUSE_S)
             serving -= sum(message is None for _, message in self._arrived())
 
-    def _outcome(self, future: Future[Any]) -> tuple[Any, BaseException | None]:
-        """The result of a job, and the error if there was one, as something that can be sent."""
+    def _outcome(self, future: Future[Any]) -> tuple[Any, tuple[str, str] | None]:
+        """The result of a job, and the error if there was one: its class, and what it says."""
         try:
             return result_of(future), None
         except DataError as error:
-            return None, error
+            return None, (DataError.__name__, str(error))
         except BaseException as error:
             text = "".join(traceback.format_exception(error))
-            return None, RuntimeError(f"on rank {self.rank}, {socket.gethostname()}:\n{text}")
+            return None, (RuntimeError.__name__, f"on rank {self.rank}, {socket.gethostname()}:\n{text}")
 
     def _submit(self, workers: int, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
         self._pool = self._pool or process_pool(workers)
@@ -206,13 +216,15 @@ class Ranks:
 
     def _send(self, rank: int, message: Any) -> None:
         self._outbox = [request for request in self._outbox if not request.test()[0]]
-        self._outbox.append(self._comm.isend(message, rank))
+        self._outbox.append(self._comm.Isend(encode(message), rank))
 
     def _arrived(self) -> Iterator[tuple[int, Any]]:
         """Messages that are there, each with the rank that sent it."""
         status = self._mpi.Status()
-        while self._comm.iprobe(status=status):
-            yield status.Get_source(), self._comm.recv(source=status.Get_source())
+        while self._comm.Iprobe(status=status):
+            message = bytearray(status.Get_count(self._mpi.BYTE))
+            self._comm.Recv(message, source=status.Get_source(), tag=status.Get_tag())
+            yield status.Get_source(), decode(bytes(message))
 
 
 def _finished(running: dict[Future[Any], int]) -> list[Future[Any]]:
@@ -228,8 +240,74 @@ def _share_of_cores(node: Any) -> int:
 
     node: the communicator of the ranks of one machine. Launchers may give each rank cores of its own, or all to all.
     """
-    mine = os.sched_getaffinity(0)
-    everyone = node.allgather(mine)
-    share = sum(1 / sum(core in theirs for theirs in everyone) for core in mine)
-    granted = int(os.environ.get("SLURM_CPUS_PER_TASK", len(mine)))
+    mine = np.zeros(_MOST_CORES, np.uint8)
+    mine[[core for core in os.sched_getaffinity(0) if core < _MOST_CORES]] = 1
+    everyone = np.zeros((node.Get_size(), _MOST_CORES), np.uint8)
+    node.Allgather(mine, everyone)
+    share = float((1 / everyone.sum(axis=0, dtype=np.int64)[mine > 0]).sum())
+    granted = int(os.environ.get("SLURM_CPUS_PER_TASK", mine.sum()))
     return max(1, min(round(share), granted))
+
+
+# ---------------------------------------------------------------------- messages
+
+
+# The functions that one rank may ask another to call. What they work on is in files, as their jobs are small.
+JOBS = (
+    "data_pipeline.workers:call",
+    "data_pipeline.gathering:gather",
+    "data_pipeline.cleaning.decontamination:find",
+    "data_pipeline.cleaning.near_duplicates:sign",
+    "data_pipeline.encoding:encode_piece",
+    "data_pipeline.encoding:write_planned",
+    "data_pipeline.statistics:describe_source",
+    "data_pipeline.verifying:_problem",
+)
+
+
+def encode(message: Any) -> bytes:
+    """A message of plain values, dataclasses of this package and functions of JOBS. TypeError for anything else."""
+    return json.dumps(to_plain(message, _named)).encode()
+
+
+def decode(message: bytes) -> Any:
+    """What `encode` was given. ValueError for anything else."""
+    return from_plain(json.loads(message), _of_name)
+
+
+def _named(value: Any) -> list[Any]:
+    name = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if name in JOBS:
+        return ["job", name]
+    if dataclasses.is_dataclass(value) and type(value).__module__.startswith("data_pipeline."):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return [name, to_plain(parts, _named)]
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return ["number", value.item()]
+    raise TypeError(f"ranks exchange plain values, dataclasses and the functions of JOBS, got {name}")
+
+
+def _of_name(kind: str, contents: Any) -> Any:
+    if kind == "number" and isinstance(contents, (bool, int, float)):
+        return contents
+    if kind == "job" and contents in JOBS:
+        return _find(contents)
+    cls = _find(kind) if kind.startswith("data_pipeline.") else None
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ValueError(f"a message holds {kind}, which no rank sends")
+    parts = from_plain(contents, _of_name)
+    if set(parts) != {field.name for field in dataclasses.fields(cls)}:
+        raise ValueError(f"a message holds {kind} with other fields than it has here; all ranks need the same code")
+    value = object.__new__(cls)
+    for name, part in parts.items():
+        object.__setattr__(value, name, part)  # they may be frozen, and were checked where they were made
+    return value
+
+
+@cache
+def _find(name: str) -> Any:
+    """A class or function of this package."""
+    module, _, attribute = name.partition(":")
+    if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return vars(import_module(module)).get(attribute)
+    return None

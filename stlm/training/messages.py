@@ -7,13 +7,13 @@ class, its message and its exit code; a name that is not one of this project's e
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
 from data_pipeline.errors import DataError
+from data_pipeline.messages import from_plain, to_plain
 from stlm.errors import StlmError
 
 _LENGTH_BYTES = 8  # of the JSON, in front of it
@@ -25,15 +25,29 @@ def encode(value: Any) -> bytes:
     Raises TypeError for anything else: what a rank sends is to be built of these.
     """
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_plain(value, tensors)).encode()
+
+    def keep(value: Any) -> list[Any]:
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"ranks exchange plain values, paths and tensors, got {type(value).__name__}")
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous()
+        return ["tensor", name]
+
+    text = json.dumps(to_plain(value, keep)).encode()
     return len(text).to_bytes(_LENGTH_BYTES, "big") + text + (save(tensors) if tensors else b"")
 
 
 def decode(message: bytes) -> Any:
-    """The value that `encode` was given."""
+    """The value that `encode` was given. Raises ValueError, or an error of safetensors, for other messages."""
     end = _LENGTH_BYTES + int.from_bytes(message[:_LENGTH_BYTES], "big")
     tensors = load(message[end:]) if len(message) > end else {}
-    return _value(json.loads(message[_LENGTH_BYTES:end]), tensors)
+
+    def find(kind: str, contents: Any) -> torch.Tensor:
+        if kind != "tensor" or contents not in tensors:
+            raise ValueError(f"a message holds {kind} {contents!r}, which no rank sends")
+        return tensors[contents]
+
+    return from_plain(json.loads(message[_LENGTH_BYTES:end]), find)
 
 
 def describe_error(error: Exception) -> dict[str, Any]:
@@ -58,35 +72,3 @@ def _known_errors() -> dict[str, type[Any]]:
     for kind in kinds:
         kinds += kind.__subclasses__()
     return {kind.__name__: kind for kind in kinds if kind.__module__.partition(".")[0] in ("stlm", "data_pipeline")}
-
-
-def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """What JSON has no form for becomes [kind, contents], and so does a list."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return ["path", str(value)]
-    if isinstance(value, torch.Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous()
-        return ["tensor", name]
-    if type(value) in (list, tuple):
-        return [type(value).__name__, [_plain(part, tensors) for part in value]]
-    if type(value) is dict and all(type(key) is str for key in value):
-        return {key: _plain(part, tensors) for key, part in value.items()}
-    raise TypeError(f"ranks exchange plain values, paths and tensors, got {type(value).__name__}")
-
-
-def _value(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    match plain:
-        case ["path", str(text)]:
-            return Path(text)
-        case ["tensor", str(name)]:
-            return tensors[name]
-        case ["list", list(parts)]:
-            return [_value(part, tensors) for part in parts]
-        case ["tuple", list(parts)]:
-            return tuple(_value(part, tensors) for part in parts)
-        case dict():
-            return {key: _value(part, tensors) for key, part in plain.items()}
-    return plain

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.atomic import sha256_file
+from data_pipeline.gathering import gather
+from data_pipeline.hub import HubUnit, Rows
+from data_pipeline.indexed import IndexedReading, IndexedUnit
+from data_pipeline.preparation import PrepareConfig
+from data_pipeline.prepare import prepare
+from data_pipeline.ranks import JOBS, decode, encode
 from data_pipeline.reader import PreparedData
+from data_pipeline.sources import CorpusUnit
+from data_pipeline.verifying import verify
+from data_pipeline.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_mpirun = pytest.mark.skipif(
@@ -186,3 +198,72 @@ def test_mpi_is_not_touched_by_a_process_that_was_started_alone():
             [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
         )
         assert result.stdout == "None False\n", json.dumps(environment) + result.stderr
+
+
+# ---------------------------------------------------------------------- messages, without MPI
+
+
+class Posted(Workers):
+    """Workers that get their jobs and give their results as ranks do: as messages."""
+
+    def run(self, function, jobs, size):
+        self.functions.add(function.__name__)
+        for number, job in enumerate(jobs):
+            function_there, job_there = decode(encode((function, job)))
+            assert function_there is function and job_there == job
+            result = function_there(*job_there)
+            back = decode(encode(result))
+            assert back == result
+            yield number, back
+
+
+def test_all_jobs_and_results_are_messages(inputs, tmp_path):
+    """Those of a preparation with every step, and of its verification."""
+    team = Posted(1)
+    team.functions = set()
+    (tmp_path / "a.jsonl").write_text('{"text": "some of the text of a line that is long enough"}\n' * 3)
+    evaluation = tmp_path / "evaluation.txt"
+    evaluation.write_text("one two three four five six seven eight nine ten eleven twelve thirteen fourteen\n")
+    config = PrepareConfig(
+        (*map(str, inputs), str(tmp_path / "a.jsonl")), output=str(tmp_path / "data"), documents="paragraphs",
+        tokenizer="sentencepiece:300", clean=("normalize", "near-duplicates"), decontaminate=(str(evaluation),),
+        validation_fraction=0.1,
+    )  # fmt: skip
+    prepare(config, team=team)
+    verify(tmp_path / "data", team)
+    assert {name.rpartition(":")[2] for name in JOBS} - {"write_planned", "describe_source"} == team.functions
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        CorpusUnit(0, 9, "json", ("a.py", "b.py")),
+        HubUnit(1, 9, Rows("name", "train", "text", True), 0, 5),
+        IndexedUnit(2, 9, "prefix", 0, 3, 7, IndexedReading("byte", False, "stop")),
+    ],
+)
+def test_units_are_messages(unit):
+    assert decode(encode(("run", 2, 0, gather, (unit, np.int64(3))))) == ("run", 2, 0, gather, (unit, 3))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["job", "data_pipeline.atomic:write_bytes"],
+        ["job", "os:system"],
+        ["os:system", {}],
+        ["data_pipeline.atomic:write_bytes", {}],
+        ["data_pipeline.gathering:Gathered", {}],
+        ["data_pipeline.gathering:Gathered", {"prefix": ["path", "x"], "file": 1}],
+        ["data_pipeline.gathering:Path", {}],
+        ["path", 3],
+    ],
+)
+def test_other_messages_are_refused(message):
+    with pytest.raises(ValueError, match="a message holds"):
+        decode(json.dumps(message).encode())
+    with pytest.raises(ValueError):
+        decode(pickle.dumps(print))
+    for value in (print, object(), re.compile("x"), sha256_file):
+        with pytest.raises(TypeError):
+            encode(value)
