@@ -21,8 +21,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +253,7 @@ def _share_of_cores(node: Any) -> int:
 # The functions that one rank may ask another to call. What they work on is in files, as their jobs are small.
 JOBS = (
     "data_pipeline.workers:call",
+    "data_pipeline.recognition:_sha256",
     "data_pipeline.gathering:gather",
     "data_pipeline.cleaning.decontamination:find",
     "data_pipeline.cleaning.near_duplicates:sign",
@@ -304,10 +303,7 @@ def _of_name(kind: str, contents: Any) -> Any:
     return value
 
 
-@cache
 def _find(name: str) -> Any:
-    """A class or function of this package."""
+    """A class or function of this package; every rank has imported those that messages are made of."""
     module, _, attribute = name.partition(":")
-    if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return vars(import_module(module)).get(attribute)
-    return None
+    return vars(sys.modules[module]).get(attribute) if module in sys.modules else None
