@@ -32,7 +32,7 @@ EXTRAS = {
     "clean": ["py3langid>=0.4", "babel>=2.14", "rensa>=0.5,<0.6"],
     "report": ["matplotlib>=3.10"],  # the plots of DIR/report.html
     "export": ["transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
-    "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # scripts/serve.py
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.22"],  # scripts/serve.py
     "wandb": ["wandb>=0.31"],  # training.wandb=true
     "evals": [
         "lm-eval>=0.4.9",
@@ -58,9 +58,11 @@ EXTRAS = {
         "peft>=0.14",
         "fastapi>=0.115",
         "uvicorn>=0.34",
+        "prometheus-client>=0.22",
         "openai>=2.0",
         "httpx>=0.28",
         "lm-eval>=0.4.9",
+        "tenacity>=9.0",
         "scikit-learn>=1.6",
         "scipy>=1.14",
         "pydivsufsort>=0.0.18",

@@ -172,7 +172,7 @@ def main() -> int:
     if args.score is not None:
         score(model, args.score, args.per_line)
         return 0
-    rules = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
+    rules = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling) if field.name in args})
     conversation = Conversation(model, args.chat)
     talking = args.prompt is None and sys.stdin.isatty()
     for number_of_prompt, line in enumerate(prompts(args.prompt)):

@@ -183,13 +183,26 @@ class STLM(Network):
         )
         return [(self.tokenizer.decode(text.ids), text.log_probability) for text in found]
 
-    def row(self, prompt: str, sampling: Sampling, max_new_ids: int) -> Row:
-        """A text to be continued in a `Batch`, as `generate_batch` and a server do. DataError where a prompt holds a
-        lone surrogate."""
-        ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The ids that are read for a prompt: it is the beginning of a document, with the end of one in front."""
+        return [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
+
+    def row(
+        self, prompt: str | Sequence[int], sampling: Sampling, max_new_ids: int, num_likeliest: int | None = None
+    ) -> Row:
+        """A text to be continued in a `Batch`, as `generate_batch` and a server do.
+
+        `prompt` is a text, or the ids of a document's beginning, end_of_text in front of them. `num_likeliest` as in
+        `Row`. DataError where a text holds a lone surrogate, ConfigError where `logit_bias` names an id that the
+        vocabulary lacks.
+        """
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
+        for id, _ in sampling.logit_bias:
+            if not 0 <= id < self.tokenizer.vocab_size:
+                raise ConfigError(f"logit_bias: got id {id}, expected 0 to {self.tokenizer.vocab_size - 1}")
         banned_V, valid_text = self._drawable
         stop_id = self.tokenizer.end_of_text_id
-        return Row(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text))
+        return Row(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text), num_likeliest)
 
     @cached_property
     def _drawable(self) -> tuple[Tensor, ValidText]:

@@ -6,7 +6,7 @@ from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
 from stlm.generation.effort import Effort
 from stlm.generation.sampling import Sampling, probabilities
-from stlm.generation.scoring import nats_per_id
+from stlm.generation.scoring import ScoredId, nats_per_id, score_ids
 from stlm.generation.speculative import look_up, speculate
 from stlm.generation.text import TextStream
 from stlm.generation.utf8 import ValidText
@@ -19,6 +19,7 @@ __all__ = [
     "Hypothesis",
     "Row",
     "Sampling",
+    "ScoredId",
     "Steppable",
     "TextStream",
     "ValidText",
@@ -27,5 +28,6 @@ __all__ = [
     "look_up",
     "nats_per_id",
     "probabilities",
+    "score_ids",
     "speculate",
 ]

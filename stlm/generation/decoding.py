@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stlm.generation.drawing import Draws, draw
+from stlm.generation.scoring import ScoredId, scored_ids
 
 
 class Steppable(Protocol):
@@ -30,10 +31,13 @@ class Steppable(Protocol):
 class Row:
     """A text being continued: what is drawn for it, and the window of ids that the model reads for it."""
 
-    def __init__(self, prompt: Sequence[int], draws: Draws) -> None:
+    def __init__(self, prompt: Sequence[int], draws: Draws, num_likeliest: int | None = None) -> None:
+        """`num_likeliest`: also score each id drawn, beside so many of the most probable ones; None for no scores."""
         self.draws = draws
         self.read = list(prompt)
         self.newest: int | None = None  # the id drawn last
+        self.num_likeliest = num_likeliest
+        self.score: ScoredId | None = None  # of the id drawn last
         self.error: Exception | None = None  # why no more ids can be drawn for it
 
     def take(self, id: int) -> None:
@@ -102,10 +106,13 @@ class Batch:
             logits.append(self._read_prompts())
         if not self.rows:
             return []
-        ids = draw(torch.cat(logits), [row.draws for row in self.rows])
-        for row, id in zip(self.rows, ids, strict=True):
+        logits_BV = torch.cat(logits)
+        ids = draw(logits_BV, [row.draws for row in self.rows])
+        for place, (row, id) in enumerate(zip(self.rows, ids, strict=True)):
             try:
                 row.take(id)
+                if row.num_likeliest is not None:
+                    (row.score,) = scored_ids(logits_BV[place : place + 1], [id], row.num_likeliest)
             except Exception as error:
                 row.error = error
         return list(self.rows)
@@ -139,20 +146,25 @@ class Batch:
         return self.model.step(torch.tensor([row.read[-1:] for row in self.rows]), self._state)[:, -1]
 
     def _read_prompts(self) -> Tensor:
-        """Those that wait join the state, prompts of one length read in one pass: logits [B, V]."""
+        """Those that wait join the state, prompts of one length read in one pass: logits [B, V].
+
+        Rows with the same prompt share one reading of it.
+        """
         self._waiting.sort(key=lambda row: len(row.read))  # stable: rows of one length stay in their order
         parts = [(self._state, torch.tensor(self._places))] if self.rows else []
         logits = []
         while self._waiting:
             length = len(self._waiting[0].read)
             group = [row for row in self._waiting if len(row.read) == length][:READ_AT_ONCE]
-            ids_BN = torch.tensor([row.read for row in group], dtype=torch.long).view(len(group), length)
-            logits_BV, state = self.model.begin(len(group), ids_BN)
+            places: dict[tuple[int, ...], int] = {}  # of each prompt among those read
+            place_of_R = torch.tensor([places.setdefault(tuple(row.read), len(places)) for row in group])
+            ids_BN = torch.tensor(list(places), dtype=torch.long).view(len(places), length)
+            logits_BV, state = self.model.begin(len(places), ids_BN)
             self._waiting = self._waiting[len(group) :]
-            logits.append(logits_BV)
-            parts.append((state, torch.arange(len(group))))
+            logits.append(logits_BV[place_of_R.to(logits_BV.device)])
+            parts.append((state, place_of_R))
             self.rows += group
-        if len(parts) == 1:
+        if len(parts) == 1 and len(parts[0][1]) == parts[0][1].unique().numel():
             self._state = parts[0][0]
         else:
             self._state = self.model.join(parts)

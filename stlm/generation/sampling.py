@@ -22,6 +22,7 @@ class Sampling:
     repetition_penalty: float = 1.0  # logits of ids that prompt or text hold: positive ones divided by it, others times
     frequency_penalty: float = 0.0  # what the logit of an id loses for each time that the text holds it
     presence_penalty: float = 0.0  # what it loses once if the text holds it
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), -100 to 100
     temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest id
     top_k: int | None = None  # keep the k likeliest ids
     typical_p: float | None = None  # keep the ids nearest to the expected surprise that hold this share
@@ -39,6 +40,9 @@ class Sampling:
             raise ConfigError("repetition_penalty: got 0, expected above 0 and at most 100; 1 changes nothing")
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
+        for id, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise ConfigError(f"logit_bias: got {bias!r} for id {id}, expected a number from -100 to 100")
 
     @property
     def counts(self) -> bool:
@@ -95,7 +99,7 @@ def _fewest(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
 
 
 def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, counts_BV: Tensor | None) -> Tensor:
-    """Logits with the penalties of what came before.
+    """Logits with the penalties of what came before, and with `logit_bias`.
 
     `seen_BV`: whether prompt or text hold an id (the repetition penalty of CTRL: Keskar et al. 2019, arXiv 1909.05858,
     section 4.1); `counts_BV`: how often the text alone does.
@@ -108,4 +112,7 @@ def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, cou
     if counts_BV is not None and sampling.counts:
         logits_BV = logits_BV - sampling.frequency_penalty * counts_BV
         logits_BV = logits_BV - sampling.presence_penalty * (counts_BV > 0)
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        logits_BV = logits_BV.index_add(-1, torch.tensor(ids), torch.tensor(biases).expand(len(logits_BV), -1))
     return logits_BV

@@ -1,11 +1,47 @@
-"""Exact likelihood of a sequence of any length by overlapping windows."""
+"""Exact likelihood of a sequence of any length by overlapping windows, and log-probabilities id by id."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from stlm.generation.decoding import Steppable
+
+IDS_AT_ONCE = 256  # whose logits are held at a time
+
+
+class ScoredId(NamedTuple):
+    """An id with its log-probability under the model, and the most probable ids in its place."""
+
+    id: int
+    log_probability: float  # nats, of the logits as they are: temperature, penalties and limits do not matter
+    likeliest: tuple[tuple[int, float], ...]  # (id, log-probability), the most probable one first
+
+
+def scored_ids(logits_MV: Tensor, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
+    """The log-probability of one id for each row of logits, with `num_likeliest` of the most probable ids there."""
+    log_MV = logits_MV.float().log_softmax(-1)
+    own_M = log_MV.gather(-1, torch.tensor(ids, device=log_MV.device)[:, None])[:, 0].tolist()
+    values_MK, ids_MK = log_MV.topk(min(num_likeliest, log_MV.size(-1)), dim=-1)
+    likeliest = [tuple(zip(*row, strict=True)) for row in zip(ids_MK.tolist(), values_MK.tolist(), strict=True)]
+    return [ScoredId(*found) for found in zip(ids, own_M, likeliest, strict=True)]
+
+
+@torch.inference_mode()
+def score_ids(model: Steppable, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
+    """The log-probability of every id of a text that fits into the context, the first one included."""
+    logits_1V, state = model.begin(1)
+    found: list[ScoredId] = []
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        piece = ids[start : start + IDS_AT_ONCE]
+        logits_NV = model.step(torch.tensor([piece]), state)[0]
+        found += scored_ids(torch.cat((logits_1V, logits_NV[:-1])), piece, num_likeliest)
+        logits_1V = logits_NV[-1:]
+    return found
 
 
 @torch.no_grad()

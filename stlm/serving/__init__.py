@@ -1,8 +1,21 @@
 """A model behind the OpenAI protocol: requests of many clients are decoded together."""
 
+from stlm.serving.access import Access, checked_origins
 from stlm.serving.app import build_app
 from stlm.serving.chat import ChatTemplate
 from stlm.serving.protocol import Limits
 from stlm.serving.scheduler import Scheduler
+from stlm.serving.server import Server, is_loopback, listen_on, url_of
 
-__all__ = ["ChatTemplate", "Limits", "Scheduler", "build_app"]
+__all__ = [
+    "Access",
+    "ChatTemplate",
+    "Limits",
+    "Scheduler",
+    "Server",
+    "build_app",
+    "checked_origins",
+    "is_loopback",
+    "listen_on",
+    "url_of",
+]

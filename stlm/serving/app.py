@@ -7,47 +7,83 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
+from data_pipeline.tokenizers import Tokenizer
+from stlm.serving.access import Access, CheckAccess, DrainBodies
 from stlm.serving.chat import ChatTemplate
+from stlm.serving.metrics import CountRequests, Metrics
 from stlm.serving.protocol import Asked, Limits, Refused, parse_body, read_request
-from stlm.serving.scheduler import Busy, Job, Piece, Scheduler
+from stlm.serving.scheduler import Busy, Closed, Job, Piece, Prompt, Scheduler
+from stlm.serving.tokens import Tokens, chat_logprobs, completion_logprobs
+from stlm.stlm import STLM
 
-LOOK_EVERY_S = 0.25  # whether a client that waits is still there
+READ = ["GET", "HEAD"]
 
 
-def build_app(scheduler: Scheduler, name: str, limits: Limits, template: ChatTemplate) -> FastAPI:
+def build_app(
+    scheduler: Scheduler, name: str, limits: Limits, template: ChatTemplate, access: Access | None = None
+) -> FastAPI:
     """The server of one model, which clients call `name`."""
-    app = FastAPI(title="stlm", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="stlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    access = access or Access()
     started = int(time.time())
+    described = {
+        "id": name, "object": "model", "created": started, "owned_by": "stlm",
+        "context_length": scheduler.model.config.context_length,
+    }  # fmt: skip
+    answers = "/v1/completions", "/v1/chat/completions"
+    metrics = Metrics(scheduler, name, frozenset({*answers, "/v1/models", "/health", "/metrics"}))
+
+    # The last one added is the first to see a request.
+    app.add_middleware(CheckAccess, access=access)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )  # fmt: skip
+    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(DrainBodies)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(error.body, error.status, headers=headers)
+        headers = {"Retry-After": "1"} if error.status in (429, 503) else {"Connection": "close"}
+        return JSONResponse(error.body, error.status, headers=headers if error.status in (408, 413, 429, 503) else None)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         told = f"{request.method} {request.url.path}: {error.detail}; see GET /v1/models and POST /v1/completions"
-        return JSONResponse(Refused(told, status=error.status_code).body, error.status_code)
+        return JSONResponse(Refused(told, status=error.status_code).body, error.status_code, headers=error.headers)
 
-    @app.get("/health")
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(Refused("the server failed; its log says more", status=500).body, 500)
+
+    @app.api_route("/health", methods=READ)
     async def health() -> dict[str, Any]:
         running, waiting = scheduler.load()
         return {"status": "ok", "model": name, "running": running, "waiting": waiting}
 
-    @app.get("/v1/models")
+    @app.api_route("/metrics", methods=READ)
+    async def numbers() -> Response:
+        return metrics.page()
+
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> dict[str, Any]:
-        described = {
-            "id": name, "object": "model", "created": started, "owned_by": "stlm",
-            "context_length": scheduler.model.config.context_length,
-        }  # fmt: skip
         return {"object": "list", "data": [described]}
+
+    @app.api_route("/v1/models/{model:path}", methods=READ)
+    async def model(model: str) -> dict[str, Any]:
+        check_name(model)
+        return described
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -57,27 +93,45 @@ def build_app(scheduler: Scheduler, name: str, limits: Limits, template: ChatTem
     async def chat_completions(request: Request) -> Response:
         return await answer(request, chat=True)
 
+    def check_name(asked: str | None) -> None:
+        if asked not in (None, name):
+            raise Refused(f"model: got {asked!r}, expected {name!r}", "model", 404, "model_not_found")
+
     async def answer(request: Request, chat: bool) -> Response:
-        asked = read_request(parse_body(await read_body(request, limits)), chat, limits, template)
-        if asked.model not in (None, name):
-            raise Refused(f"model: got {asked.model!r}, expected {name!r}", "model", 404, "model_not_found")
-        exchange = Exchange(scheduler, asked, name)
+        begun, body = time.perf_counter(), await read_body(request, limits)
+
+        def understand() -> tuple[Asked, list[Given]]:
+            asked = read_request(parse_body(body), chat, limits, template)
+            check_name(asked.model)
+            return asked, [given_of(scheduler.model, asked, prompt) for prompt in asked.prompts]
+
+        asked, given = await run_in_threadpool(understand)  # a long text takes a while to encode
+        exchange = Exchange(scheduler, asked, given, name, metrics, begun)
+        watch = asyncio.create_task(exchange.watch(request))
         if asked.stream:
-            return StreamingResponse(exchange.events(), media_type="text/event-stream")
-        return JSONResponse(await exchange.whole(request))
+            return EventStream(exchange, watch)
+        try:
+            found = await exchange.whole()
+            return await run_in_threadpool(JSONResponse, found)
+        finally:
+            watch.cancel()
+            exchange.close()
 
     return app
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The body of a request, or Refused where it is too large or too slow."""
+    too_large = Refused(f"the body: expected at most {limits.max_body_bytes:,} bytes", status=413)
+    if int(request.headers.get("content-length", 0)) > limits.max_body_bytes:  # not told to go on, if it waits for that
+        raise too_large
 
     async def read() -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > limits.max_body_bytes:
-                raise Refused(f"the body: expected at most {limits.max_body_bytes:,} bytes", status=413)
+                raise too_large
         return bytes(body)
 
     try:
@@ -86,32 +140,84 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise Refused(f"the body did not arrive within {limits.body_timeout_s:g} s", status=408) from None
 
 
+@dataclass
+class Given:
+    """A prompt as it was given, and as the model reads it."""
+
+    prompt: Prompt
+    text: str
+    front: list[int]  # symbols of a document's beginning that were given as well
+
+
+def given_of(model: STLM, asked: Asked, prompt: str | list[int]) -> Given:
+    """Encode a prompt, or check its ids. Raises Refused where it is longer than the context."""
+    tokenizer, context_length = model.tokenizer, model.config.context_length
+    param = "messages" if asked.chat else "prompt"
+    scores_only = asked.echo and asked.max_tokens <= 1  # ids that are drawn after the last place are not scored
+    longest = context_length - (1 if scores_only else 2)
+    if not isinstance(prompt, str):
+        for place, id in enumerate(prompt):
+            if not 0 <= id < tokenizer.vocab_size:
+                last = tokenizer.vocab_size - 1
+                raise Refused(f"prompt: got id {str(id)[:40]} at place {place}, expected 0 to {last}", "prompt")
+    for id, _ in asked.sampling.logit_bias:
+        if id >= tokenizer.vocab_size:
+            raise Refused(f"logit_bias: got id {id}, expected 0 to {tokenizer.vocab_size - 1}", "logit_bias")
+
+    def refuse(told: str) -> None:
+        raise Refused(
+            f"the prompt has {told} ids, expected at most {longest}, for the context is {context_length}; shorten it",
+            param, code="context_length_exceeded",
+        )  # fmt: skip
+
+    if isinstance(prompt, str):
+        least = -(-len(prompt.encode()) // int(tokenizer.bytes_per_id.max()))
+        if least > longest and len(prompt) > 1 << 16:
+            refuse(f"at least {least}")  # without encoding what may be a megabyte
+        ids, text, front = model.prompt_ids(prompt), prompt, []
+    else:
+        front = front_of(tokenizer, prompt)
+        text = tokenizer.decode(prompt[len(front) :])
+        ids = [tokenizer.end_of_text_id, *prompt[len(front) :]]
+    if len(ids) - 1 > longest:
+        refuse(str(len(ids) - 1))
+    return Given(Prompt(ids, asked.logprobs if asked.echo else None), text, front)
+
+
+def front_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The symbols in front of a prompt's ids which say that a document begins: start, end_of_text, or both."""
+    number = 0
+    for symbol in (tokenizer.start_id, tokenizer.end_of_text_id):
+        number += ids[number : number + 1] == [symbol]
+    return ids[:number]
+
+
 class Exchange:
     """One request on its way through the scheduler."""
 
-    def __init__(self, scheduler: Scheduler, asked: Asked, name: str) -> None:
-        self.scheduler, self.asked, self.name = scheduler, asked, name
+    def __init__(
+        self, scheduler: Scheduler, asked: Asked, given: list[Given], name: str, metrics: Metrics, begun: float
+    ) -> None:
+        self.scheduler, self.asked, self.given, self.name = scheduler, asked, given, name
+        self.metrics, self.begun = metrics, begun
         self.id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self.jobs = [self._job(place) for place in range(len(asked.prompts) * asked.choices)]
-        longest = max(len(job.row.read) for job in self.jobs)
-        if longest >= scheduler.model.config.context_length:
-            raise Refused(
-                f"the prompt has {longest - 1} ids, expected at most {scheduler.model.config.context_length - 2}, for "
-                f"the context is {scheduler.model.config.context_length}; shorten it",
-                "messages" if asked.chat else "prompt", code="context_length_exceeded",
-            )  # fmt: skip
-        self.prompt_ids = sum(len(job.row.read) - 1 for job in self.jobs[:: asked.choices])
+        self.pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()  # None: the client has left
+        self.jobs = [self._job(place) for place in range(len(given) * asked.choices)]
+        self.prompt_ids = sum(len(one.front) + len(one.prompt.ids) - 1 for one in given)
+        self._silent = set(range(len(self.jobs)))  # places of which nothing was heard
+        self._closed = False
         try:
             scheduler.submit(self.jobs)
         except Busy:
             raise Refused("too many requests are waiting; try again in a moment", status=429) from None
+        except Closed:
+            raise Refused("the server is stopping", status=503) from None
 
     def _job(self, place: int) -> Job:
         """Choice c of a prompt draws as a text alone does with seed + c."""
         asked, loop = self.asked, asyncio.get_running_loop()
-        prompt, choice = divmod(place, asked.choices)
+        number, choice = divmod(place, asked.choices)
 
         def tell(piece: Piece) -> None:
             try:
@@ -120,68 +226,142 @@ class Exchange:
                 job.cancelled = True
 
         sampling = replace(asked.sampling, seed=asked.sampling.seed + choice)
-        job = self.scheduler.job(asked.prompts[prompt], sampling, asked.max_tokens, asked.stop, tell)
+        prompt = self.given[number].prompt
+        job = self.scheduler.job(prompt, sampling, asked.max_tokens, asked.stop, tell, asked.logprobs)
         return job
 
-    async def whole(self, request: Request) -> dict[str, Any]:
+    async def watch(self, request: Request) -> None:
+        """Wait until the client leaves, and free its rows."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.scheduler.cancel(self.jobs)
+        self.pieces.put_nowait(None)
+
+    def close(self) -> None:
+        """The request is over, however it ended."""
+        if not self._closed:
+            self._closed = True
+            self.scheduler.cancel(self.jobs)
+            self.metrics.answer.observe(time.perf_counter() - self.begun)
+            self.metrics.prompt_ids.inc(self.prompt_ids)
+            self.metrics.completion_ids.inc(self._drawn)
+
+    async def _next(self) -> tuple[int, Piece]:
+        """The next piece, with the prompt in front where it is wanted. Raises Refused where there will be no other."""
+        found = await self.pieces.get()
+        if found is None:
+            raise Refused("the client has left", status=499)
+        place, piece = found
+        if piece.finish is not None:
+            self.metrics.texts.labels(piece.finish).inc()
+        if piece.finish == "error":
+            raise Refused("the model failed", status=500)
+        if piece.finish == "closed":
+            raise Refused("the server is stopping", status=503)
+        if len(self._silent) == len(self.jobs):
+            self.metrics.first_piece.observe(time.perf_counter() - self.begun)
+        return place, piece
+
+    def _choice(self, place: int, piece: Piece) -> tuple[str, dict[str, Any] | None]:
+        """The text of a piece and its log-probabilities; of the first one, with the prompt where it is wanted."""
+        tokenizer, asked = self.scheduler.model.tokenizer, self.asked
+        first = place in self._silent
+        self._silent.discard(place)
+        given = self.given[place // asked.choices]
+        text = given.text + piece.text if asked.echo and first else piece.text
+        if asked.logprobs is None:
+            return text, None
+        if asked.chat:
+            return text, chat_logprobs(tokenizer, piece.tokens)
+        found = completion_logprobs(tokenizer, piece.tokens, len(given.text) if asked.echo else 0)
+        if asked.echo and first:
+            assert given.prompt.scores is not None
+            tokens = Tokens(tokenizer)
+            for id in given.front:
+                tokens.add(given.prompt.scores[0]._replace(id=id), known=False)
+            for scored in given.prompt.scores[1:]:
+                tokens.add(scored)
+            of_prompt = completion_logprobs(tokenizer, tokens.all())
+            found = {name: of_prompt[name] + found[name] for name in found}
+        return text, found
+
+    async def _said(self, place: int, piece: Piece) -> tuple[str, dict[str, Any] | None]:
+        """`_choice`, off the event loop where it may take long: log-probabilities of long prompts are large."""
+        if self.asked.logprobs is None:
+            return self._choice(place, piece)
+        return await run_in_threadpool(self._choice, place, piece)
+
+    async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         texts = [""] * len(self.jobs)
         finishes: dict[int, str] = {}
-        try:
-            while len(finishes) < len(self.jobs):
-                try:
-                    place, piece = await asyncio.wait_for(self.pieces.get(), LOOK_EVERY_S)
-                except asyncio.TimeoutError:
-                    if await request.is_disconnected():
-                        raise Refused("the client has left", status=499) from None
-                    continue
-                texts[place] += piece.text
-                if piece.finish is not None:
-                    finishes[place] = piece.finish
-        finally:
-            self.scheduler.cancel(self.jobs)
-        if "error" in finishes.values():
-            raise Refused("the model failed", status=500)
+        logprobs: list[dict[str, Any] | None] = [None] * len(self.jobs)
+        while len(finishes) < len(self.jobs):
+            place, piece = await self._next()
+            text, found = await self._said(place, piece)
+            texts[place] += text
+            logprobs[place] = merged(logprobs[place], found)
+            if piece.finish is not None:
+                finishes[place] = piece.finish
         choices = []
         for place, text in enumerate(texts):
-            said = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
-            choices.append({"index": place, **said, "logprobs": None, "finish_reason": finishes[place]})
+            message = {"role": "assistant", "content": text, "refusal": None}
+            said = {"message": message} if self.asked.chat else {"text": text}
+            choices.append(choice_of(place, said, logprobs[place], finishes[place]))
         return {**self._head("chat.completion" if self.asked.chat else "text_completion"), "choices": choices,
                 "usage": self._usage()}  # fmt: skip
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         head = self._head("chat.completion.chunk" if self.asked.chat else "text_completion")
+        if self.asked.usage:
+            head["usage"] = None
         unfinished = len(self.jobs)
         try:
             if self.asked.chat:
                 for place in range(len(self.jobs)):
-                    yield event(head, [choice_of(place, {"delta": {"role": "assistant", "content": ""}}, None)])
+                    yield event(head, [choice_of(place, {"delta": {"role": "assistant", "content": ""}}, None, None)])
             while unfinished:
-                place, piece = await self.pieces.get()
+                place, piece = await self._next()
                 unfinished -= piece.finish is not None
-                if piece.finish == "error":
-                    yield f"data: {json.dumps(Refused('the model failed', status=500).body)}\n\n"
-                    return
-                delta = {"content": piece.text} if piece.text else {}
-                said = {"delta": delta} if self.asked.chat else {"text": piece.text}
-                yield event(head, [choice_of(place, said, piece.finish)])
-            if self.asked.usage:
-                yield event({**head, "usage": self._usage()}, [])
-            yield "data: [DONE]\n\n"
-        finally:  # also where the client has left
-            self.scheduler.cancel(self.jobs)
+                text, logprobs = await self._said(place, piece)
+                said = {"delta": {"content": text} if text else {}} if self.asked.chat else {"text": text}
+                yield event(head, [choice_of(place, said, logprobs, piece.finish)])
+        except Refused as refused:
+            yield f"data: {json.dumps(refused.body)}\n\n"
+            return
+        if self.asked.usage:
+            yield event({**head, "usage": self._usage()}, [])
+        yield "data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.name}
 
+    @property
+    def _drawn(self) -> int:
+        return sum(self.asked.max_tokens - job.row.draws.left for job in self.jobs)
+
     def _usage(self) -> dict[str, int]:
-        drawn = sum(self.asked.max_tokens - job.row.draws.left for job in self.jobs)
         return {
             "prompt_tokens": self.prompt_ids,
-            "completion_tokens": drawn,
-            "total_tokens": self.prompt_ids + drawn,
+            "completion_tokens": self._drawn,
+            "total_tokens": self.prompt_ids + self._drawn,
         }
+
+
+class EventStream(StreamingResponse):
+    """An answer as events, which frees its rows whatever becomes of it."""
+
+    def __init__(self, exchange: Exchange, watch: asyncio.Task[None]) -> None:
+        super().__init__(exchange.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.exchange, self.watch = exchange, watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.watch.cancel()
+            self.exchange.close()
 
 
 def event(head: dict[str, Any], choices: list[dict[str, Any]]) -> str:
@@ -189,6 +369,13 @@ def event(head: dict[str, Any], choices: list[dict[str, Any]]) -> str:
     return f"data: {json.dumps({**head, 'choices': choices})}\n\n"
 
 
-def choice_of(place: int, said: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    """One choice of an event."""
-    return {"index": place, **said, "logprobs": None, "finish_reason": finish}
+def choice_of(place: int, said: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+    """One choice of an answer or event."""
+    return {"index": place, **said, "logprobs": logprobs, "finish_reason": finish}
+
+
+def merged(before: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The log-probabilities of two pieces as those of one."""
+    if before is None or more is None:
+        return before or more
+    return {name: before[name] + more[name] if isinstance(before[name], list) else before[name] for name in before}

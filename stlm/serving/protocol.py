@@ -1,9 +1,10 @@
-"""What a request may say: OpenAI's completions and chat completions, checked field by field."""
+"""The fields of a request: OpenAI's completions and chat completions, checked one by one."""
 
 from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ class Refused(Exception):
     """A request that is not served: an HTTP status, and OpenAI's error object."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+        message = message.encode(errors="backslashreplace").decode()  # it may quote what no UTF-8 can express
         super().__init__(message)
         self.status = status
         kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
@@ -31,13 +33,14 @@ class Limits:
     max_choices: int = 16  # prompts times n
     max_body_bytes: int = 1 << 20
     body_timeout_s: float = 30.0
+    head_timeout_s: float = 10.0  # until the headers of a request have arrived
 
 
 @dataclass(frozen=True)
 class Asked:
     """A request that makes sense."""
 
-    prompts: list[str]
+    prompts: list[str | list[int]]  # text, or ids
     choices: int  # of each prompt
     max_tokens: int
     stop: tuple[str, ...]
@@ -46,17 +49,58 @@ class Asked:
     usage: bool  # whether a stream ends with the counts
     model: str | None
     chat: bool
+    logprobs: int | None = None  # how many of the most probable ids to list beside each one; None: no log-probabilities
+    echo: bool = False  # whether the prompt is part of the text
 
 
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-COMMON = {*NUMBERS, "top_k", "model", "n", "stream", "stream_options", "stop", "seed", "user", "max_tokens"}
-OWN = {False: {"prompt"}, True: {"messages", "max_completion_tokens"}}
-# Fields of the protocol that ask for what is not there; these values ask for nothing.
-NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
-UNSERVED = {"logprobs", "top_logprobs", "echo", "best_of", "logit_bias", "suffix", "tools", "tool_choice", "functions",
-            "function_call", "response_format", "modalities", "audio", "store", "metadata",
-            "parallel_tool_calls"}  # fmt: skip
-MOST_STOPS, LONGEST_STOP = 16, 256
+LABELS = ("user", "safety_identifier", "prompt_cache_key")  # say nothing about the answer
+COMMON = {*NUMBERS, *LABELS, "top_k", "logit_bias", "seed", "n", "max_tokens", "stop", "logprobs", "model", "stream",
+          "stream_options"}  # fmt: skip
+OWN = {False: {"prompt", "echo", "best_of"}, True: {"messages", "max_completion_tokens", "top_logprobs"}}
+# Fields of the protocol, and of other servers, for what is not there. Null and these values ask for nothing.
+UNSERVED: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True,),
+    "audio": (),
+    "best_of": (1,),
+    "cache_prompt": (True, False),
+    "continue_final_message": (False,),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "metadata": ({},),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "num_beams": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 16, 256, 20
 
 
 def parse_body(body: bytes) -> Mapping[str, Any]:
@@ -71,43 +115,102 @@ def parse_body(body: bytes) -> Mapping[str, Any]:
         raise Refused(f"the body is not JSON: {error}") from None
     if not isinstance(asked, dict):
         raise Refused(f"the body: got {_kind(asked)}, expected a JSON object")
+    for name, value in asked.items():
+        _text(name, "the body")
+        _refuse_surrogates(value, name)
     return asked
+
+
+def _refuse_surrogates(value: Any, param: str) -> None:
+    """Refuse what no UTF-8 can express, in keys and values at any depth."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            waiting += [*found, *found.values()]
+        elif isinstance(found, list):
+            waiting += found
+        elif isinstance(found, str):
+            _text(found, param)
 
 
 def read_request(asked: Mapping[str, Any], chat: bool, limits: Limits, template: ChatTemplate) -> Asked:
     """What a request asks for. Raises Refused, naming the field."""
     for name, value in asked.items():
-        if name in UNSERVED and value not in NOTHING and not (name == "best_of" and value == 1):
-            raise Refused(f"{name}: not supported by this server; leave it out", name)
-        if name not in COMMON | OWN[chat] | UNSERVED:
+        if name in COMMON | OWN[chat] or (value is None and name in UNSERVED):
+            continue
+        if name not in UNSERVED:
             raise Refused(f"{name}: unknown; expected any of {', '.join(sorted(COMMON | OWN[chat]))}", name)
+        if value not in UNSERVED[name]:
+            neutral = "".join(f", or send {json.dumps(one)}" for one in UNSERVED[name][:1])
+            raise Refused(f"{name}: not supported by this server; leave it out{neutral}", name)
+    for name in LABELS:
+        if not isinstance(asked.get(name), str | None):
+            raise Refused(f"{name}: got {_kind(asked[name])}, expected a string", name)
+    prompts: list[str | list[int]]
     if chat:
         prompts, stop = [_prompt_of(asked.get("messages"), template)], template.stop
     else:
         prompts, stop = _prompts(asked.get("prompt")), ()
     choices = _integer(asked, "n", 1, 1, limits.max_choices)
+    if not chat and _integer(asked, "best_of", choices, 1, limits.max_choices) not in (1, choices):
+        raise Refused(f"best_of: not supported by this server but for n, which is {choices}; leave it out", "best_of")
     if len(prompts) * choices > limits.max_choices:
         raise Refused(
             f"n: got {len(prompts)} prompts times {choices}, expected at most {limits.max_choices} texts at once", "n"
         )
     length = "max_completion_tokens" if asked.get("max_completion_tokens") is not None else "max_tokens"
-    options = asked.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise Refused(f"stream_options: got {_kind(options)}, expected an object", "stream_options")
+    stream = _boolean(asked, "stream")
+    echo = not chat and _boolean(asked, "echo")
+    least = 0 if echo else 1  # the prompt's log-probabilities alone
     model = asked.get("model")
     if model is not None and not isinstance(model, str):
         raise Refused(f"model: got {_kind(model)}, expected a string", "model")
     return Asked(
         prompts=prompts,
         choices=choices,
-        max_tokens=_integer(asked, length, min(256 if chat else 16, limits.max_tokens), 1, limits.max_tokens),
+        max_tokens=_integer(asked, length, min(256 if chat else 16, limits.max_tokens), least, limits.max_tokens),
         stop=(*stop, *_stops(asked.get("stop"))),
         sampling=_sampling(asked),
-        stream=_boolean(asked, "stream"),
-        usage=bool(options and options.get("include_usage") is True),
+        stream=stream,
+        usage=_stream_options(asked.get("stream_options"), stream),
         model=model,
         chat=chat,
+        logprobs=_logprobs_of_chat(asked) if chat else _logprobs(asked),
+        echo=echo,
     )
+
+
+def _stream_options(options: Any, stream: bool) -> bool:
+    """Whether the stream is to end with the counts of ids."""
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise Refused(f"stream_options: got {_kind(options)}, expected an object", "stream_options")
+    for name, value in options.items():
+        if value is not None and not isinstance(value, bool):
+            raise Refused(f"stream_options.{name}: got {_kind(value)}, expected true or false", "stream_options")
+        if value and name != "include_usage":
+            raise Refused(f"stream_options.{name}: not supported by this server; leave it out", "stream_options")
+    usage = bool(options.get("include_usage"))
+    if usage and not stream:
+        raise Refused("stream_options: only for streams; an answer in one piece always has its usage", "stream_options")
+    return usage
+
+
+def _logprobs(asked: Mapping[str, Any]) -> int | None:
+    if asked.get("logprobs") is None or asked["logprobs"] is False:
+        return None
+    return _integer(asked, "logprobs", 0, 0, MOST_LOGPROBS)
+
+
+def _logprobs_of_chat(asked: Mapping[str, Any]) -> int | None:
+    likeliest = _integer(asked, "top_logprobs", 0, 0, MOST_LOGPROBS)
+    if _boolean(asked, "logprobs"):
+        return likeliest
+    if likeliest:
+        raise Refused("top_logprobs: only beside logprobs, expected logprobs to be true", "top_logprobs")
+    return None
 
 
 def _sampling(asked: Mapping[str, Any]) -> Sampling:
@@ -118,22 +221,52 @@ def _sampling(asked: Mapping[str, Any]) -> Sampling:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise Refused(f"{name}: got {_kind(value)}, expected a number", name)
             rules[name] = value if abs(value) < 1e9 else math.inf  # an integer may be beyond any float
-    if asked.get("top_k") is not None:
+    if asked.get("top_k") not in (None, -1, 0):  # the last two mean all, to other servers
         rules["top_k"] = _integer(asked, "top_k", 1, 1, 1 << 31)
-    rules["seed"] = _integer(asked, "seed", 0, -(1 << 63), (1 << 64) - 1)
+    rules["logit_bias"] = _logit_bias(asked.get("logit_bias"))
+    rules["seed"] = _integer(asked, "seed", secrets.randbits(62), -(1 << 63), (1 << 64) - 1)
     try:
         return Sampling(**rules)
     except ConfigError as error:
         raise Refused(str(error), str(error).partition(":")[0]) from None
 
 
-def _prompts(value: Any) -> list[str]:
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     if value is None:
-        raise Refused("prompt: missing; expected a string, or a list of strings", "prompt")
-    prompts = [value] if isinstance(value, str) else value
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise Refused(f"prompt: got {_kind(value)}, expected a string, or a list of strings", "prompt")
-    return [_text(prompt, "prompt") for prompt in prompts]
+        return ()
+    if not isinstance(value, dict):
+        raise Refused(f"logit_bias: got {_kind(value)}, expected an object of ids and numbers", "logit_bias")
+    found = {}
+    for id, bias in value.items():
+        if not (id.isascii() and id.isdecimal() and len(id) < 10):
+            raise Refused(f"logit_bias: got {id[:40]!r}, expected an id of the vocabulary, in digits", "logit_bias")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise Refused(f"logit_bias.{id}: expected a number from -100 to 100", "logit_bias")
+        if bias:
+            found[int(id)] = float(bias)
+    return tuple(sorted(found.items()))
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    expected = "expected a string, a list of ids, or a list of either"
+    if value is None:
+        raise Refused(f"prompt: missing; {expected}", "prompt")
+    if isinstance(value, str):
+        return [_text(value, "prompt")]
+    if isinstance(value, list) and value and all(map(_is_id, value)):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise Refused(f"prompt: got {_kind(value)}, {expected}", "prompt")
+    if all(isinstance(prompt, str) for prompt in value):
+        return [_text(prompt, "prompt") for prompt in value]
+    for place, prompt in enumerate(value):
+        if not isinstance(prompt, list) or not all(map(_is_id, prompt)):
+            raise Refused(f"prompt: got a list whose place {place} holds {_kind(prompt)}, {expected}", "prompt")
+    return value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _prompt_of(value: Any, template: ChatTemplate) -> str:
@@ -152,7 +285,11 @@ def _prompt_of(value: Any, template: ChatTemplate) -> str:
             content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(content, str):
             raise Refused(f"{param}.content: got {_kind(message.get('content'))}, expected text", param)
-        messages.append({"role": message["role"], "content": _text(content, param)})
+        if message.get("tool_calls") or message.get("function_call"):
+            raise Refused(f"{param}: calls of tools are not supported by this server; leave the message out", param)
+        role = "system" if message["role"] == "developer" else message["role"]  # its name in other templates
+        named = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
+        messages.append({"role": role, "content": _text(content, param), **named})
     try:
         return _text(template.prompt(messages), "messages")
     except ValueError as error:

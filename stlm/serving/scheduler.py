@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from stlm.generation import Batch, Row, Sampling, TextStream
+from stlm.generation import Batch, Row, Sampling, ScoredId, TextStream, score_ids
+from stlm.serving.tokens import Token, Tokens
 from stlm.stlm import STLM
 
 
@@ -20,19 +21,43 @@ class Busy(Exception):
     """Too many texts are waiting already."""
 
 
+class Closed(Exception):
+    """The scheduler has ended."""
+
+
 class Piece(NamedTuple):
-    """Some text of a job, and how it ended if it did: "stop", "length", or "error"."""
+    """Some text of a job, and how it ended if it did: "stop", "length", "error", or "closed" with the scheduler."""
 
     text: str
     finish: str | None
+    tokens: Sequence[Token] = ()  # whose text begins in this piece, where log-probabilities are asked for
+
+
+class Prompt:
+    """A prompt of a request, which all its choices share."""
+
+    def __init__(self, ids: Sequence[int], num_likeliest: int | None = None) -> None:
+        """`num_likeliest`: score the prompt too, beside so many of the most probable ids; None for no scores."""
+        self.ids = ids  # end_of_text first
+        self.num_likeliest = num_likeliest
+        self.scores: list[ScoredId] | None = None  # of each id, set before the first piece of a job comes
+
+    def score(self, model: STLM) -> None:
+        """Score the ids, once."""
+        if self.num_likeliest is not None and self.scores is None:
+            self.scores = score_ids(model, self.ids, self.num_likeliest)
 
 
 class Job:
     """One text to be written; `tell` is called with its pieces, from the scheduler's thread."""
 
-    def __init__(self, row: Row, stream: TextStream, tell: Callable[[Piece], None]) -> None:
+    def __init__(
+        self, prompt: Prompt, row: Row, stream: TextStream, tokens: Tokens, tell: Callable[[Piece], None]
+    ) -> None:
+        self.prompt = prompt
         self.row = row
         self.stream = stream
+        self.tokens = tokens
         self.tell = tell
         self.cancelled = False
 
@@ -55,14 +80,23 @@ class Scheduler:
         self._thread.start()
 
     def job(
-        self, prompt: str, sampling: Sampling, max_new_ids: int, stop: Sequence[str], tell: Callable[[Piece], None]
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        max_new_ids: int,
+        stop: Sequence[str],
+        tell: Callable[[Piece], None],
+        num_likeliest: int | None = None,
     ) -> Job:
-        """A text to be written, not begun yet."""
-        return Job(self.model.row(prompt, sampling, max_new_ids), TextStream(self.model.tokenizer, stop), tell)
+        """A text to be written, not begun yet. `num_likeliest` as in `Row`."""
+        row = self.model.row(prompt.ids, sampling, max_new_ids, num_likeliest)
+        return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), tell)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let jobs take part, all or none. Raises Busy."""
+        """Let jobs take part, all or none. Raises Busy or Closed."""
         with self._changed:
+            if self._closed:
+                raise Closed
             if len(self._waiting) + len(jobs) > self.max_waiting and self._waiting:
                 raise Busy
             self._waiting.extend(jobs)
@@ -78,13 +112,17 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """Texts that are being written, and those that wait."""
         with self._changed:
-            return len(self._running), len(self._waiting)
+            return len(self._running), sum(not job.cancelled for job in self._waiting)
 
-    def close(self) -> None:
-        """End the thread; texts that are not finished stay so."""
+    def stop(self) -> None:
+        """Let the thread end after its step; jobs that are not finished are told "closed"."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def close(self) -> None:
+        """`stop`, and wait for the end."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
@@ -94,8 +132,12 @@ class Scheduler:
                 while not (self._waiting or self._running or self._closed):
                     self._changed.wait()
                 if self._closed:
-                    return
-                self._exchange(batch)
+                    unfinished = [*self._running.values(), *self._waiting]
+                    self._running, self._waiting = {}, deque()
+                    break
+                joining = self._exchange(batch)
+            for job in joining:
+                self._begin(batch, job)
             for row in batch.step():
                 job = self._running[row]
                 try:
@@ -105,17 +147,34 @@ class Scheduler:
                 except Exception:  # of the program, or memory that is short: the client must not wait for ever
                     logging.getLogger("uvicorn.error").exception("a text cannot be continued")
                     self._fail(batch, job)
+        for job in unfinished:
+            job.tell(Piece("", "closed"))
 
-    def _exchange(self, batch: Batch) -> None:
-        """Rows whose clients have left become free, and those who wait take the free ones."""
+    def _exchange(self, batch: Batch) -> list[Job]:
+        """Rows whose clients have left become free; returns the jobs that take the free ones."""
         for job in [job for job in self._running.values() if job.cancelled]:
             batch.remove(job.row)
             del self._running[job.row]
+        joining = []
         while self._waiting and len(self._running) < self.max_rows:
             job = self._waiting.popleft()
             if not job.cancelled:
                 self._running[job.row] = job
-                batch.add([job.row])
+                joining.append(job)
+        return joining
+
+    def _begin(self, batch: Batch, job: Job) -> None:
+        """Score a job's prompt if that is asked for, and let the job take part if anything is to be written."""
+        try:
+            job.prompt.score(self.model)
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("a prompt cannot be scored")
+            self._fail(batch, job)
+            return
+        if job.row.draws.left:
+            batch.add([job.row])
+        else:
+            self._end(job, Piece("", "length"))
 
     def _fail(self, batch: Batch, job: Job) -> None:
         """End one job, and no other, with an error."""
@@ -130,6 +189,8 @@ class Scheduler:
         newest, stream = job.row.newest, job.stream
         assert newest is not None
         ended = newest == self.model.tokenizer.end_of_text_id
+        if job.row.score is not None:
+            job.tokens.add(job.row.score)
         text = "" if ended else stream.push(newest)
         finish = "stop" if ended or stream.stopped else "length" if job.row.draws.left == 0 else None
         if finish is not None:
@@ -137,7 +198,14 @@ class Scheduler:
             if stream.stopped:  # the stop string may have been completed by what was held back
                 finish = "stop"
             batch.remove(job.row)
-            with self._changed:
-                del self._running[job.row]
-        if text or finish:
-            job.tell(Piece(text, finish))
+        piece = Piece(text, finish, job.tokens.told(text, finish is not None))
+        if finish is not None:
+            self._end(job, piece)
+        elif text:
+            job.tell(piece)
+
+    def _end(self, job: Job, piece: Piece) -> None:
+        """A job's last piece; its row is free."""
+        with self._changed:
+            del self._running[job.row]
+        job.tell(piece)

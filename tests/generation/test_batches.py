@@ -215,3 +215,18 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, plac
     assert [row.error is not None for row in rows] == [row is poisoned for row in rows]
     for row, text in zip(rows, expected, strict=True):
         assert row is poisoned or model.tokenizer.decode(drawn[row]) == text
+
+
+def test_rows_with_one_prompt_share_one_reading_of_it(model, monkeypatch):
+    """Each still draws what it would alone, and reads on by itself."""
+    read, begin = [], model.begin
+
+    def counted(batch_size, ids_BN=None):
+        read.append(batch_size)
+        return begin(batch_size, ids_BN)
+
+    alone = [model.generate("another", max_new_ids=20, seed=seed) for seed in range(4)]
+    monkeypatch.setattr(model, "begin", counted)
+    prompts = ["another"] * 4 + ["A text"]
+    assert model.generate_batch(prompts, max_new_ids=20, sampling=Sampling(seed=0))[:4] == alone
+    assert read == [1, 1]

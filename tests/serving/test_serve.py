@@ -9,10 +9,12 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import openai
 import pytest
+import torch
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
@@ -22,6 +24,7 @@ from stlm.serving.protocol import Refused, parse_body, read_request
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
+HI = [{"role": "user", "content": "Hi"}]
 pytestmark = pytest.mark.slow
 
 
@@ -69,7 +72,9 @@ def idle(server, seconds=30.0):
 
 
 def test_the_official_client_gets_the_text_that_the_model_writes(model, client):
-    assert [one.id for one in client.models.list()] == ["tiny"]
+    assert [one.id for one in client.models.list()] == ["tiny"] == [client.models.retrieve("tiny").id]
+    with pytest.raises(openai.NotFoundError, match="expected 'tiny'"):
+        client.models.retrieve("some/other")
     options = {"max_tokens": 30, "temperature": 0.9, "seed": 7}
     answer = client.completions.create(model="tiny", prompt="Some text", n=2, top_p=0.9, **options)
     alone = [
@@ -99,6 +104,112 @@ def test_a_chat_is_the_prompt_that_the_template_makes_of_it(model, client):
     assert chunks[-1].usage == answer.usage
 
 
+def test_without_a_seed_every_answer_is_another_one(client):
+    ask = {"model": "tiny", "prompt": "Some text", "max_tokens": 12}
+    texts = [client.completions.create(**ask).choices[0].text for _ in range(3)]
+    assert len(set(texts)) == 3
+    assert len({client.completions.create(**ask, seed=0).choices[0].text for _ in range(2)}) == 1
+
+
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_model(model, client):
+    """In both shapes, of prompt and answer, whatever the ids are drawn by; an id alone may be no character."""
+    ask = {"model": "tiny", "temperature": 0.5, "seed": 3}
+    for stream in (False, True):
+        answers = client.completions.create(
+            **ask, prompt=["Aé", "b"], max_tokens=9, logprobs=2, echo=True, n=2, stream=stream, logit_bias={"255": -100}
+        )  # fmt: skip
+        found = {}
+        for answer in answers if stream else [answers]:
+            for choice in answer.choices:
+                text, tokens = found.setdefault(choice.index, ([], []))
+                text.append(choice.text)
+                places = choice.logprobs
+                tokens += zip(
+                    places.tokens, places.token_logprobs, places.top_logprobs, places.text_offset, strict=True
+                )
+        assert sorted(found) == [0, 1, 2, 3]
+        for number, (pieces, tokens) in found.items():
+            text, prompt = "".join(pieces), ["Aé", "b"][number // 2]
+            assert text.startswith(prompt) and len(tokens) == len(prompt.encode()) + 9
+            spelt = [eval(f"b'{token[6:]}'") if token.startswith("bytes:") else token.encode() for token, *_ in tokens]
+            ids = [255, *b"".join(spelt)]
+            assert bytes(ids[1:]).decode(errors="replace") == text
+            log_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)[1:]
+            for id, log_V, (token, own, top, offset) in zip(ids[1:], log_TV, tokens, strict=True):
+                assert own == pytest.approx(log_V[id].item(), abs=1e-4) and top[token] == own
+                assert len(top) in (2, 3) and max(top.values()) == pytest.approx(log_V.max().item(), abs=1e-4)
+                assert token.startswith("bytes:") or text[offset] == token
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = {**ask, "messages": messages, "max_tokens": 8, "logprobs": True, "top_logprobs": 1}
+    content = client.chat.completions.create(**chat).choices[0].logprobs.content
+    ids = [255, *b"User: Hi\nAssistant:"]
+    for place in content:
+        log_V = model(torch.tensor([[*ids, 0]])).logits[0, -1].log_softmax(-1)
+        assert place.logprob == pytest.approx(log_V[place.bytes[0]].item(), abs=1e-4)
+        assert [top.logprob for top in place.top_logprobs] == pytest.approx([log_V.max().item()], abs=1e-4)
+        ids += place.bytes
+    chunks = client.chat.completions.create(**chat, stream=True)
+    assert [place for c in chunks if c.choices[0].logprobs for place in c.choices[0].logprobs.content] == content
+
+
+def test_a_prompt_alone_may_be_scored(model, client):
+    """Log-probabilities of 0 others, no ids drawn; as long as the context; and with the symbols in front as given."""
+    text = "é" + "abcdefghi" * 6 + "jklmnop"
+    assert len(text.encode()) == 63
+    ask = {"model": "tiny", "max_tokens": 0, "logprobs": 0, "echo": True}
+    whole = client.completions.create(**ask, prompt=text)
+    assert whole.choices[0].text == text and whole.usage.completion_tokens == 0
+    places = whole.choices[0].logprobs
+    assert sum(places.token_logprobs) == pytest.approx(model.log_likelihood(text), abs=1e-3)
+    assert places.top_logprobs[5] == {places.tokens[5]: places.token_logprobs[5]}
+    as_ids = client.completions.create(**ask, prompt=[list(text.encode()), [255, *b"a"], [0xFC, 255, *b"a"]])
+    assert as_ids.choices[0].logprobs == places and as_ids.choices[0].text == text
+    for choice, front in zip(as_ids.choices[1:], (1, 2), strict=True):
+        assert choice.text == "a" and choice.logprobs.token_logprobs[:front] == [None] * front
+        assert choice.logprobs.token_logprobs[front] == pytest.approx(model.log_likelihood("a"), abs=1e-4)
+
+
+def test_a_stop_string_and_the_end_in_log_probabilities(client):
+    ask = {"model": "tiny", "prompt": "x", "max_tokens": 3, "logprobs": 1, "temperature": 0}
+    held = client.completions.create(**ask, logit_bias={"97": 100}, stop=["aa"]).choices[0]
+    assert (held.text, held.logprobs.tokens, held.finish_reason) == ("", [], "stop")
+    ended = client.completions.create(**ask, logit_bias={"255": 100}).choices[0]
+    assert (ended.text, ended.logprobs.tokens, ended.finish_reason) == ("", ["<|end_of_text|>"], "stop")
+
+
+def test_ids_are_a_prompt_as_their_text_is(client):
+    ask = {"model": "tiny", "max_tokens": 12, "seed": 5}
+    text = client.completions.create(**ask, prompt=["Some text", "more"])
+    ids = client.completions.create(**ask, prompt=[list(b"Some text"), list(b"more")])
+    alone = client.completions.create(**ask, prompt=list(b"Some text"))
+    assert [c.text for c in ids.choices] == [c.text for c in text.choices]
+    assert alone.choices[0].text == text.choices[0].text and ids.usage == text.usage
+    with pytest.raises(openai.BadRequestError, match="got id 256 at place 1, expected 0 to 255"):
+        client.completions.create(**ask, prompt=[1, 256])
+
+
+def test_a_bias_is_added_to_the_logit_of_an_id(model, client):
+    ask = {"model": "tiny", "prompt": "x", "max_tokens": 5}
+    assert client.completions.create(**ask, logit_bias={"97": 100}).choices[0].text == "aaaaa"
+    greedy = client.completions.create(**ask, temperature=0).choices[0].text
+    banned = {str(byte): -100 for byte in greedy.encode()[:1]}
+    assert client.completions.create(**ask, temperature=0, logit_bias=banned).choices[0].text != greedy
+    assert model.generate("x", max_new_ids=5, logit_bias=((97, 100.0),)) == "aaaaa"
+    with pytest.raises(openai.BadRequestError, match="logit_bias: got id 256"):
+        client.completions.create(**ask, logit_bias={"256": 1})
+
+
+def test_metrics_are_in_the_format_of_prometheus(server):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    answer = urllib.request.urlopen(f"{server}/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    assert families["stlm_requests"].type == "counter" and families["stlm_texts_running"].type == "gauge"
+    assert {"stlm_prompt_ids", "stlm_answer_seconds", "stlm_first_piece_seconds"} <= families.keys()
+
+
 def test_what_is_beside_a_request_does_not_matter(model, client):
     """Twenty clients on four rows, all with prompts, lengths and rules of their own, beyond the context too."""
 
@@ -121,17 +232,30 @@ def test_curl(server):
     assert "".join(event["choices"][0]["text"] for event in events) == one["choices"][0]["text"]
 
 
-def test_a_client_that_leaves_frees_its_row(server, client):
-    for stream in (True, False):
-        body = json.dumps({"prompt": "a", "max_tokens": 3000, "n": 4, "stream": stream}).encode()
-        host, port = server.removeprefix("http://").split(":")
-        connection = socket.create_connection((host, int(port)))
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
-        while not health(server)["running"]:
-            time.sleep(0.02)
-        connection.close()
-        assert idle(server)
+def metric(server, name):
+    text = urllib.request.urlopen(f"{server}/metrics").read().decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("more", [b"", b"GET /health"], ids=["", "after half of another request"])
+def test_a_client_that_leaves_frees_its_rows_at_once(server, client, stream, more):
+    """Four texts that cannot end by themselves, and four that wait: of 24,000 ids few are drawn, and none is ended."""
+    drawn, ended = metric(server, "stlm_completion_ids_total"), metric(server, "stlm_texts_total")
+    asked = {"prompt": "a", "max_tokens": 3000, "n": 8, "stream": stream, "logit_bias": {"255": -100}}
+    body = json.dumps(asked).encode()
+    host, port = server.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body + more)
+    end = time.time() + 60
+    while not health(server)["running"] and time.time() < end:
+        time.sleep(0.02)
+    assert health(server)["running"] == 4
+    connection.close()
+    assert idle(server)
+    assert metric(server, "stlm_completion_ids_total") - drawn < 12_000
+    assert metric(server, "stlm_texts_total") == ended
 
 
 def test_more_than_may_wait_are_told_to_come_back(server, client):
@@ -157,6 +281,11 @@ def test_more_than_may_wait_are_told_to_come_back(server, client):
         ("completions", b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413, "at most 1,048,576 bytes"),
         ("completions", b'{"prompt": "' + b"a" * 63 + b'"}', 400, "63 ids, expected at most 62"),
         ("completions", b'{"prompt": "a", "model": "other"}', 404, "expected 'tiny'"),
+        ("completions", b'{"prompt": "a", "\\ud800": 1}', 400, "surrogate"),
+        ("completions", b'{"prompt": "a", "user": "\\udfff"}', 400, "user: holds a lone surrogate"),
+        ("completions", b'{"prompt": "a", "metadata": {"\xed\xa0\x80": []}}', 400, "metadata: holds a lone surrogate"),
+        ("chat/completions", b'{"messages": [{"role": "\\ud800", "content": ""}]}', 400, "messages: holds a lone"),
+        ("completions", b'{"prompt": "a", "stop": ["b\\ud800"]}', 400, "stop: holds a lone surrogate at character 1"),
         ("nothing", b"{}", 404, "Not Found"),
     ],
 )
@@ -188,7 +317,27 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
         ({"prompt": "a", "stop": ""}, "stop: expected up to 16 strings of 1 to 256"),
         ({"prompt": "a", "stream": 1}, "stream: got a number"),
         ({"prompt": "a", "seed": "x"}, "seed: got a string"),
-        ({"prompt": "a", "logprobs": 3}, "logprobs: not supported"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs: got 21, expected 0 to 20"),
+        ({"prompt": "a", "logprobs": True}, "logprobs: got a boolean, expected an integer"),
+        ({"prompt": [1, "a"]}, "prompt: got a list whose place 0 holds a number"),
+        ({"prompt": [[1], [True]]}, "prompt: got a list whose place 1 holds a list"),
+        ({"prompt": "a", "logit_bias": {"a": 1}}, "logit_bias: got 'a', expected an id"),
+        ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias.1: expected a number from -100 to 100"),
+        ({"prompt": "a", "logit_bias": [1]}, "logit_bias: got a list"),
+        ({"prompt": "a", "top_k": -2}, "top_k: got -2"),
+        ({"prompt": "a", "best_of": 3}, "best_of: not supported"),
+        ({"prompt": "a", "suffix": "x"}, "suffix: not supported"),
+        ({"prompt": "a", "ignore_eos": True}, "ignore_eos: not supported"),
+        ({"prompt": "a", "user": 3}, "user: got a number"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options: only for streams"),
+        ({"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}, "include_obfuscation: not"),
+        ({"messages": HI, "logprobs": 1}, "logprobs: got a number, expected true or false"),
+        ({"messages": HI, "top_logprobs": 1}, "top_logprobs: only beside logprobs"),
+        ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format: not supported"),
+        ({"messages": HI, "tools": [{"type": "function"}]}, "tools: not supported"),
+        ({"messages": HI, "tool_choice": "required"}, "tool_choice: not supported"),
+        ({"messages": HI, "echo": True}, "echo: not supported"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0]: calls of tools"),
         ({"prompt": "a", "temprature": 1}, "temprature: unknown; expected any of"),
         ({"messages": "hi"}, "messages: got a string"),
         ({"messages": [{"role": "user"}]}, "messages[0].content: got null"),
@@ -200,6 +349,23 @@ def test_every_field_is_checked(asked, message):
         read_request(asked, "messages" in asked, Limits(), ChatTemplate())
     assert message in str(refused.value) and refused.value.status == 400
     assert refused.value.body["error"]["param"] is not None
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "a"}, {"messages": HI}], ids=["completion", "chat"])
+def test_fields_that_ask_for_nothing_are_accepted(asked):
+    nothing = {
+        "response_format": {"type": "text"}, "tool_choice": "none", "tools": [], "functions": [],
+        "function_call": "none", "parallel_tool_calls": True, "top_k": -1, "logit_bias": {}, "n": 1, "store": False,
+        "metadata": {}, "service_tier": "auto", "modalities": ["text"], "suffix": "", "echo": False, "best_of": 1,
+        "logprobs": False, "top_logprobs": 0, "user": "me", "prompt_cache_key": "x", "stream": False, "stop": [],
+        "stream_options": {"include_usage": False}, "repetition_penalty": 1, "min_tokens": 0,
+        "reasoning_effort": "none",
+    }  # fmt: skip
+    names = [*nothing, "seed", "max_tokens", "audio", "prediction", "web_search_options", "guided_json", "temperature"]
+    for more in (nothing, dict.fromkeys(names), {"top_k": 0}):
+        both = asked, asked | more
+        plain, found = (read_request(one, "messages" in asked, Limits(), ChatTemplate()) for one in both)
+        assert replace(found, sampling=replace(found.sampling, seed=plain.sampling.seed)) == plain
 
 
 def test_the_template_of_a_tokenizer_is_used():

@@ -1,0 +1,136 @@
+"""Who may ask: pages of other sites, names that were made to point here, and clients without the key are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stlm.errors import StlmError
+from stlm.serving.protocol import Refused
+
+OPEN_ROUTES = frozenset({"/health"})  # need no key
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
+_DRAINED_BYTES, _DRAINED_S = 64 << 20, 5.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """The rules of one server."""
+
+    loopback: bool = True  # it listens on this machine alone: Host must name this machine
+    origins: tuple[str, ...] = ()  # of pages that may ask, as browsers write them; "*" is all
+    api_key: str | None = None
+
+    def refusal(self, path: str, headers: Headers) -> Refused | None:
+        """The reason why a request is not served; None if it is."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if self.loopback and host is not None and not self._is_here(host):
+            return Refused(
+                f"Host: got {host[:100]!r}, expected localhost or an address of this machine; a server that listens on "
+                "it alone answers to no other name: --allow-origin http://NAME adds one",
+                status=403, code="host_not_allowed",
+            )  # fmt: skip
+        if origin is not None and not self._may(origin, host):
+            return Refused(
+                f"Origin: pages of {origin[:100]!r} may not use this server; --allow-origin {origin[:100]} lets them",
+                status=403, code="origin_not_allowed",
+            )  # fmt: skip
+        if self.api_key is not None and path not in OPEN_ROUTES:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            given = key.strip().encode("latin-1", "replace")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self.api_key.encode()):
+                told = "the API key is wrong" if key else "the API key is missing"
+                return Refused(f"{told}; send the header Authorization: Bearer KEY", status=401, code="invalid_api_key")
+        return None
+
+    def _is_here(self, host: str) -> bool:
+        """Whether a Host header names this machine, or the site of a page that may ask."""
+        match = _AUTHORITY.fullmatch(host)
+        if match is None:
+            return False
+        name = match["name"].lower().rstrip(".")
+        if name == "localhost" or name.endswith(".localhost") or "*" in self.origins:
+            return True
+        if any(urlsplit(origin).hostname == name for origin in self.origins):
+            return True
+        try:
+            return ipaddress.ip_address(name.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    def _may(self, origin: str, host: str | None) -> bool:
+        """Whether a page of this origin may ask: the server's own, or one that was allowed."""
+        own = host is not None and origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+        return own or "*" in self.origins or origin.lower() in self.origins
+
+
+def checked_origins(origins: list[str]) -> tuple[str, ...]:
+    """Origins as browsers write them. StlmError where one never would be."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin in ("*", "null"):
+            continue
+        if not parts.scheme or not parts.netloc or origin.lower() != f"{parts.scheme}://{parts.netloc}".lower():
+            works = f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "http://localhost:3000"
+            raise StlmError(f"--allow-origin: got {origin!r}, expected scheme://host:port without a path, as {works}")
+    return tuple(origin.lower() for origin in origins)
+
+
+class CheckAccess:
+    """Middleware that answers requests which the rules refuse."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refused := self.access.refusal(scope["path"], Headers(scope=scope))):
+            headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
+            await JSONResponse(refused.body, refused.status, headers=headers)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class DrainBodies:
+    """Middleware that reads the rest of a request before it is answered.
+
+    A connection that is closed while bytes of the client wait to be read is reset, and the answer lost. A client that
+    waits to be told to go on (Expect: 100-continue) is answered at once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        untouched, unread = True, True
+
+        async def noted() -> Message:
+            nonlocal untouched, unread
+            message = await receive()
+            untouched, unread = False, message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            size = 0
+            while unread and size < _DRAINED_BYTES:
+                size += len((await noted()).get("body", b""))
+
+        async def drained(message: Message) -> None:
+            expects = untouched and "expect" in Headers(scope=scope)
+            if message["type"] == "http.response.start" and unread and not expects and message["status"] != 408:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(drain(), _DRAINED_S)
+            await send(message)
+
+        await self.app(scope, noted, drained)
