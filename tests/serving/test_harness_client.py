@@ -37,8 +37,9 @@ def test_local_completions_scores_a_served_model_as_evaluate_does(tmp_path, monk
     from lm_eval.tasks import TaskManager
 
     text = " ".join(f"The zebra {n} that you saw ran far, jumped é {n * 7}." for n in range(200))
-    trained = build_tokenizer("byte") if tokenizer == "byte" else train_sentencepiece([text], 320)
-    config = {"context_length": 64, "width": 32, "core": {"num_layers": 2, "attention": {"num_heads": 2}}}
+    trained = build_tokenizer("byte") if tokenizer == "byte" else train_sentencepiece([text], 295)
+    config = {"context_length": 64, "width": 32, "core": {"num_layers": 2, "attention": {"num_heads": 2}},
+              "embedder": {"kind": "token"}}  # fmt: skip
     model = STLM.from_config(from_dict(ModelConfig, config), trained, seed=1).eval()
     with torch.no_grad():
         for parameter in model.parameters():
