@@ -12,7 +12,7 @@ EXTRAS = {
     "clean": ("py3langid>=0.4", "babel>=2.14", "rensa>=0.5,<0.6"),
     "report": ("matplotlib>=3.10",),
     "export": ("transformers>=5.24", "gguf>=0.17", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"),
-    "serve": ("fastapi>=0.115", "uvicorn>=0.34"),
+    "serve": ("fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.22"),
     "wandb": ("wandb>=0.31",),
     "evals": (
         "lm-eval>=0.4.9", "scikit-learn>=1.6", "scipy>=1.14", "pydivsufsort>=0.0.18", "pyphen>=0.14", "sacrebleu>=2.4",

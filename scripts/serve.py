@@ -70,7 +70,7 @@ def main() -> int:
             url_of,
         )  # fmt: skip
     except ImportError as error:
-        raise StlmError(f"{error.name} is not installed: {how_to_install('fastapi', 'uvicorn')}") from None
+        raise StlmError(f"{error.name} is not installed: {how_to_install('fastapi', 'uvicorn', 'prometheus-client')}") from None
 
     listener = listen_on(args.host, args.port)
     access = Access(is_loopback(listener), checked_origins(args.allow_origin), args.api_key)
