@@ -70,7 +70,8 @@ def main() -> int:
             url_of,
         )  # fmt: skip
     except ImportError as error:
-        raise StlmError(f"{error.name} is not installed: {how_to_install('fastapi', 'uvicorn', 'prometheus-client')}") from None
+        needed = how_to_install("fastapi", "uvicorn", "prometheus-client")
+        raise StlmError(f"{error.name} is not installed: {needed}") from None
 
     listener = listen_on(args.host, args.port)
     access = Access(is_loopback(listener), checked_origins(args.allow_origin), args.api_key)
