@@ -62,12 +62,13 @@ def train(
     from data_pipeline.loading import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks
+    from stlm.training.collectives import on_every_rank, on_rank_zero
     from stlm.training.engine import connect, disconnect
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.profiling import Profiler
     from stlm.training.run_directory import choose_run_directory
+    from stlm.training.stopping import Interruptible
     from stlm.training.trainer import Trainer
 
     ranks = connect()
@@ -78,9 +79,9 @@ def train(
 
     data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
-    share = Share(ranks.rank, ranks.world_size, sum_over_ranks)
+    share = Share(ranks.rank, ranks.world_size, Interruptible.sum)
     tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
-    model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    model = on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
     optimizer = build_optimizer(model, config.training)
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,

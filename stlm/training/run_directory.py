@@ -78,6 +78,8 @@ def is_finished(run_dir: Path) -> bool:
         return False
     try:
         made = read_progress(newest)
+        if made.get("pending"):  # interrupted in its last validation
+            return False
         return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
     except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
         return False

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -31,6 +31,7 @@ from stlm.training.background import Background
 from stlm.training.checkpoint import (
     check_checkpoint,
     checkpoint_path,
+    is_scheduled,
     prune_checkpoints,
     read_progress,
     read_state,
@@ -53,11 +54,13 @@ from stlm.training.quantization import check_stage
 from stlm.training.recovery import Recovery
 from stlm.training.run_directory import RunDirectory, Start
 from stlm.training.schedules import learning_rate_at
+from stlm.training.stopping import AgreedStop, Interrupted, Interruptible
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.wandb_mirror import check_wandb
 from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
+SPLITS = {"tasks": "evals", "validation": "validation"}  # of the records of what may be pending
 
 # What is asked of the model beside its training: (step, weights by name) → figures for the record, a line for people.
 Evaluate = Callable[[int, Iterable[tuple[str, torch.Tensor]]], tuple[dict[str, Any], str]]
@@ -110,15 +113,18 @@ class Trainer:
         on_every_rank(self._run.check_shared)
         chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
         precision = Precision(**chosen)
-        self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
+        begun = read_progress(start.checkpoint) if start.checkpoint else {}
+        self.step = begun.get("step", 0)
+        self._pending = list(begun.get("pending") or ())  # what the newest step is still owed, see `_save`
         self.monitor = Monitor(self.run_dir)
         wandb_config = to_dict(config) if config.training.wandb else None
-        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config))
+        again = [SPLITS[name] for name in self._pending if name in SPLITS]
+        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config, again))
         for note in start.notes:
             self.monitor.say(f"warning: {note}")
         if start.checkpoint is None:
-            if begun := begin_from(model, config.training):
-                self.monitor.say(begun)
+            if taken_over := begin_from(model, config.training):
+                self.monitor.say(taken_over)
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
@@ -133,18 +139,20 @@ class Trainer:
         self._passes = Passes(config, model, self.engine, self.objective, self._gauges)
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            finished = ", which is its last step" if self._is_finished() else ""
+            finished = ", which is its last step" if self._is_finished() and not self._pending else ""
             self.monitor.say(f"continuing from {start.checkpoint}{finished}")
         on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
         stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
         watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
+        self._saved_on_schedule = begun.get("scheduled", True)
         self._copied: State | None = None  # for the newest checkpoint, and then the room for the next
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
         self._trouble = ""  # what was wrong with the newest step that made none
         self._stop = StopRequest()
+        self._interruptible = Interruptible(self._stop)
 
     # ------------------------------------------------------------------ the loop
 
@@ -152,15 +160,18 @@ class Trainer:
         """Yield the numbers of the steps that are still to be made.
 
         Between two steps the ranks agree whether one of them was asked to stop, by SIGINT, SIGTERM, SIGUSR1, SIGHUP or
-        the end of its launcher; then a checkpoint is saved and Stopped is raised. So is the error of a checkpoint that
-        could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
-        run directory is released.
+        the end of its launcher; then a checkpoint is saved and Stopped is raised. Within a validation or tasks, which
+        may take long, they agree as well: the work is given up, and done when the run continues. The error of a
+        checkpoint that could not be written beside the steps is raised, too. At the end the last checkpoint is on the
+        disk; however the end comes, the run directory is released.
         """
         started = time.monotonic() - self.seconds
         finished = self._is_finished()
         try:
             if self.step == 0:
                 self._ask()
+            elif self._pending:
+                self._do_pending()
             while not finished:
                 yield self.step + 1
                 finished = self._is_finished()
@@ -171,11 +182,7 @@ class Trainer:
                 if failed:
                     on_rank_zero(self._writer.wait)
                 if stop:
-                    self._save()
-                    on_rank_zero(self._writer.wait)
-                    text = f"stopped by {asked or 'a request to another rank'} at step {self.step} after saving"
-                    self.monitor.say(f"{text}; the same command continues it")
-                    raise Stopped(text)
+                    self._end_on_request()
             on_rank_zero(self._writer.wait)
         finally:
             self.close()
@@ -266,10 +273,17 @@ class Trainer:
         What else is asked of the model every `evals.every_steps` is asked here too.
         """
         self._ask()
+        return self._validate()
+
+    def _validate(self) -> float | None:
         if not self._due(self.config.training.eval_every_steps):
             return None
         started = time.perf_counter()
-        by_source = self.validate_sources()
+        try:
+            stop = AgreedStop(self._stop, self.ranks.rank)
+            by_source = self._passes.validate(self.validation_loader, self.ranks, stop)
+        except Interrupted:
+            self._end_on_request("validation", "checkpoint")
         seconds = time.perf_counter() - started
         nats, ids, bytes = (math.fsum(column) for column in zip(*by_source.values(), strict=True))
         self.validation_bits_per_byte = nats / math.log(2) / bytes
@@ -297,7 +311,7 @@ class Trainer:
 
         The state is copied at once, and written to the disk beside the next steps; the loop's end waits for it.
         """
-        return self._save() if self._due(self.config.training.save_every_steps) else None
+        return self._save(scheduled=True) if self._due(self.config.training.save_every_steps) else None
 
     # ------------------------------------------------------------------ what the loop is made of
 
@@ -316,7 +330,11 @@ class Trainer:
         if self._evaluate is None or every is None or not self._due(every):
             return
         started = time.perf_counter()
-        figures, text = self._evaluate(self.step, self.engine.weights())
+        evaluate, weights = self._evaluate, self._interruptible.first(self.engine.weights())
+        answer = self._interruptible.run(lambda: evaluate(self.step, weights))
+        if answer is None:
+            self._end_on_request("tasks", "validation", "checkpoint")
+        figures, text = answer
         seconds = time.perf_counter() - started
         self._tell(
             {"step": self.step, "split": "evals", **figures, "timing": {"seconds": seconds}},
@@ -349,9 +367,34 @@ class Trainer:
         self.monitor.close()
         self._run.close()
 
-    def _save(self) -> Path:
+    def _do_pending(self) -> None:
+        """Do what was given up when the run was interrupted in its newest step."""
+        pending, self._pending = self._pending, []
+        if "tasks" in pending:
+            self._ask()
+        if "validation" in pending:
+            self._validate()
+        if "checkpoint" in pending:
+            self.save_checkpoint(self.step)
+
+    def _end_on_request(self, *given_up: str) -> NoReturn:
+        """Save, release the run directory and raise Stopped. given_up: what this step would have been followed by."""
+        asked = f"stopped by {self._stop.reason() or 'a request to another rank'}"
+        if self.step == 0:  # nothing is lost
+            text = f"{asked} before the first step"
+        else:
+            self._save(scheduled=False, pending=given_up)
+            on_rank_zero(self._writer.wait)
+            text = f"{asked} at step {self.step} after saving"
+        self.monitor.say(f"{text}; the same command {'continues' if self.step else 'begins'} it")
+        self.close()
+        raise Stopped(text)
+
+    def _save(self, scheduled: bool, pending: Sequence[str] = ()) -> Path:
+        """Save a checkpoint, unless there is one of this step. One that an interruption made is replaced by a scheduled
+        one; pending: what has to be done first when the run continues."""
         path = checkpoint_path(self.run_dir, self.step)
-        if self._saved_step == self.step:
+        if self._saved_step == self.step and (self._saved_on_schedule or not scheduled) and not pending:
             return path
         on_rank_zero(self._writer.wait)  # before another copy of the state is made
         state = self._copied = self.engine.full_state(reused=self._copied)
@@ -367,6 +410,8 @@ class Trainer:
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
             "validation_bits_per_byte": self.validation_bits_per_byte if self._validated_step == self.step else None,
+            "scheduled": scheduled,
+            "pending": list(pending),
         }
 
         def write() -> None:
@@ -374,7 +419,7 @@ class Trainer:
             prune_checkpoints(self.run_dir, self.config.training)
 
         on_rank_zero(lambda: self._writer.start(write))
-        self._saved_step = self.step
+        self._saved_step, self._saved_on_schedule = self.step, scheduled
         return path
 
     def _tell(self, record: dict[str, Any], line: str) -> None:
@@ -412,7 +457,7 @@ class Trainer:
     def _roll_back(self) -> None:
         """Put the weights of an older checkpoint in the place of those that went wrong; the step's number stays.
 
-        Raises NonFinite where there is none, or too many were needed, unless it was but a spike of the loss.
+        It is a scheduled one: a run that was interrupted goes back to where an uninterrupted run does. Raises NonFinite where there is none, or too many were needed, unless it was but a spike of the loss.
         """
         since, step, recovery = self.recovery.since, self.step, self.recovery
         assert since is not None
@@ -420,7 +465,7 @@ class Trainer:
         def find() -> Path | None:
             self._writer.wait()
             older = (path for path in checkpoints_of(self.run_dir) if step_of(path) < since)
-            return next((path for path in older if check_checkpoint(path) is None), None)
+            return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
 
         found = on_rank_zero(find) if recovery.may_roll_back else None
         if found is not None:
