@@ -117,7 +117,28 @@ class _Builder:
                         values[key] = child.value  # there is nothing better, and the config will not be used
                 else:
                     values[key] = value
-        return cls(**values)
+        config = cls(**values)
+        self._refuse_idle(config, node, path)
+        return config
+
+    def _refuse_idle(self, config: Any, node: Node, path: str) -> None:
+        """Refuse what is set but needs another setting of its section, which is off. A default value beside a setting
+        that is written as off is accepted: complete configs have it, and overrides that put one back."""
+        prefix = f"{path}." if path else ""
+        for field in dataclasses.fields(config):
+            needs, works = field.metadata.get("needs", (None, None))
+            if needs is None or field.name not in node.value or getattr(config, needs):
+                continue
+            value, dotted, other = getattr(config, field.name), prefix + field.name, prefix + needs
+            if {dotted, other} & self.doubtful or (value == field.default and needs in node.value):
+                continue
+            off = describe(getattr(config, needs))
+            self._refuse(
+                node.value[field.name],
+                dotted,
+                f"{dotted}: got {value!r}, which has no effect while {other} is {off}; leave it out, or set "
+                f"{other}={works} as well",
+            )
 
     def _list(self, cls: Any, node: Node, path: str) -> tuple[Any, ...]:
         """A list of sections; `path` of its third item is `path[2]`."""

@@ -36,8 +36,8 @@ class Monitor:
     def open(
         self, first_step: int, wandb_config: Mapping[str, Any] | None = None, again: Collection[str] = ()
     ) -> None:  # fmt: skip
-        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away, and of
-        the step before it the splits in `again`.
+        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away, and
+        of the step before it the splits in `again`.
 
         A run that begins anew is asked its tasks anew before the first step, too. With `wandb_config`, the settings of
         the run, its records go to Weights & Biases as well.
@@ -102,7 +102,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Mapping):
             for key, part in value.items():
                 yield from walk(path if key == "timing" else f"{path}/{key}", part)
-        else:
+        elif isinstance(value, int | float):
             yield path, value
 
     return dict(walk(record["split"], {key: value for key, value in record.items() if key not in ("step", "split")}))
@@ -130,9 +130,9 @@ def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -
     timing = record["timing"]
     mfu = f"mfu {timing['mfu']:.1%}  " if "mfu" in timing else ""
     return (
-        f"step {step}  {record['bits_per_byte']:.4f} bits/byte  lr {record['learning_rate']:.2e}  "
-        f"grad {record['gradient_norm']:.3f}  {timing['bytes_per_second'] / 1e3:.1f} kB/s  {mfu}"
-        f"{readable_time(seconds_left)} left"
+        f"step {step}  {record['loss']:.4f} nats/id  {record['bits_per_byte']:.4f} bits/byte  "
+        f"lr {record['learning_rate']:.2e}  grad {record['gradient_norm']:.3f}  "
+        f"{timing['bytes_per_second'] / 1e3:.1f} kB/s  {mfu}{readable_time(seconds_left)} left"
     )
 
 
