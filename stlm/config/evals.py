@@ -55,4 +55,5 @@ class EvalsConfig:
                     f"got {value!r}, which has no effect: each task of evals.tasks = {self.tasks} {what}; "
                     "expected null, or another task",
                     ("tasks",),
+                    idle=True,
                 )

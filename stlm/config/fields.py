@@ -38,16 +38,19 @@ class Conflict(NamedTuple):
     """Two settings that do not go together.
 
     `key` is the dotted key to change, `message` says got and expected with a value that would work, and `related` are
-    the other keys that took part; all keys are relative to the config that is checked.
+    the other keys that took part; all keys are relative to the config that is checked. `idle`: nothing but a setting
+    without effect, which is no reason to refuse what an earlier version accepted and saved.
     """
 
     key: str
     message: str
     related: tuple[str, ...] = ()
+    idle: bool = False
 
     def under(self, section: str) -> Conflict:
         """The same conflict with its keys seen from one level up."""
-        return Conflict(f"{section}.{self.key}", self.message, tuple(f"{section}.{key}" for key in self.related))
+        related = tuple(f"{section}.{key}" for key in self.related)
+        return self._replace(key=f"{section}.{self.key}", related=related)
 
 
 @dataclasses.dataclass(frozen=True)

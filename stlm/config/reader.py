@@ -39,7 +39,7 @@ def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunCon
     root = _read_with_bases(path, problems)
     for override in overrides:
         _apply(override, root, problems)
-    config = build(RunConfig, root, problems)
+    config = build(RunConfig, root, problems, saved=path.name == CONFIG_NAME and Path(source).is_dir())
     raise_problems(problems)
     return config
 

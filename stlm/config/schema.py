@@ -188,6 +188,7 @@ class TrainingConfig:
                 f"got {final:g}, which has no effect with training.schedule = constant; leave it out (or set "
                 f"{TrainingConfig.final_learning_rate_fraction:g}), or choose training.schedule = cosine or wsd",
                 ("schedule",),
+                idle=True,
             )
         if self.schedule == "wsd" and self.decay_steps == 0:
             yield Conflict(

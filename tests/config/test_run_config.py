@@ -487,6 +487,8 @@ def test_settings_without_effect_are_refused_together(problems):
         (["training.schedule=constant", "training.final_learning_rate_fraction=0.2"], "no effect with training.sch"),
         (["training.recovery.spike_factor=2", "training.recovery.max_rollbacks=0"], "factor: got 2, which has no"),
         (["evals.every_steps=9", "evals.tasks=bits_per_byte", "evals.items=9"], "evals.items: got 9, which has no eff"),
+        (["model.embedder={kind: byte_patch, num_layers: 0, window: 9}", "model.head={kind: byte_patch}"],
+         "model.embedder.window: got 9, which has no effect while model.embedder.num_layers is 0"),
         (["evals.every_steps=9", "evals.tasks_dir=d"], "evals.tasks_dir: got 'd', which has no effect"),
     ],
 )
@@ -500,6 +502,19 @@ def test_what_is_put_back_to_a_default_is_no_setting_in_vain(load):
     off = ("training.recovery.spike_factor=null", "training.recovery.spike_steps=10", "evals.every_steps=null",
            "evals.tasks=minimal_pairs")  # fmt: skip
     assert load(text, *off) == RunConfig()
+
+
+def test_a_saved_run_keeps_what_has_no_effect(load, tmp_path):
+    """Refusing it would lose runs of earlier versions; an override of it is refused as anywhere."""
+    (tmp_path / "run").mkdir()
+    text = dump_run_config(RunConfig()).replace("tasks: minimal_pairs", "tasks: blimp")
+    text = text.replace("schedule: cosine", "schedule: constant").replace("_fraction: 0.1", "_fraction: 0.0")
+    (tmp_path / "run/config.yaml").write_text(text)
+    config = load_run_config(tmp_path / "run")
+    assert config.evals.tasks == "blimp" and config.training.final_learning_rate_fraction == 0.0
+    for override in ("evals.items=9", "training.final_learning_rate_fraction=0.5"):
+        with pytest.raises(ConfigError, match="has no effect"):
+            load_run_config(tmp_path / "run", [override])
 
 
 def test_tasks_without_items_or_files_are_those_of_the_evaluation():
