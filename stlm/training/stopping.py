@@ -144,9 +144,12 @@ class Interruptible:
         """Tell the other ranks what this one was asked, and hear of theirs."""
         while not done.wait(POLL_S):
             here = self._request.reason() is not None
-            if here and self._board is not None:
-                self._board.set(ASKED, "1")
-            self._told = self._told or (self._board is not None and self._board.check([ASKED]))
+            try:
+                if here and self._board is not None:
+                    self._board.set(ASKED, "1")
+                self._told = self._told or (self._board is not None and self._board.check([ASKED]))
+            except RuntimeError:  # rank 0, which keeps the board, is gone: the next sum says so
+                return
             if (here or self._told) and self._armed:
                 self._request.wake()
 
