@@ -9,6 +9,7 @@ of what is held back, or half of the corpus.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,30 +22,47 @@ _HASHES = 1 << 64
 _Visit = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def choose_by_hash(units: Sequence[Gathered], validation_fraction: float, kept: NDArray[np.bool_]) -> None:
+@dataclass(frozen=True)
+class Share:
+    """Documents and their bytes, and those of them that are held back."""
+
+    documents: int = 0
+    bytes: int = 0
+    held_documents: int = 0
+    held_bytes: int = 0
+
+
+def choose_by_hash(
+    units: Sequence[Gathered], validation_fraction: float, kept: NDArray[np.bool_], before: Share | None = None
+) -> None:
     """Decide for every document that is kept whether it is for training or for validation; drop the others.
 
-    The hash of its bytes decides, so equal documents never stand on both sides. Neither side stays empty. Raises
-    DataError if there are fewer than two documents.
+    before: the documents that these are added to; the share is then that of all together. The hash of a document's
+    bytes decides, so equal documents never stand on both sides. Neither side stays empty. Raises DataError if there are
+    fewer than two documents.
     """
-    number = int(kept.sum())
+    adding, before = before is not None, before or Share()
+    number = before.documents + int(kept.sum())
     if number < 2:
         raise DataError(
             f"different documents of text in the input: {number}; expected at least two, one to train on, one to "
             f"validate with: give more text, text of its own with --validation PATH, or divide plain text with "
             "--documents paragraphs (at blank lines) or lines"
         )
-    total = sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
+    total = before.bytes + sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
     least, limit = validation_fraction * total / 2, int(validation_fraction * _HASHES)
     most = max(4 * least, min(2 * total / number, total / 2))  # one document of usual length is never too much
     bound = limit
     while True:
         visit = _visit(units, kept, bound)
-        taken = _taken(visit, limit, least, most, max(2 * validation_fraction * number, 1))
-        if bound >= _HASHES or (taken.any() and visit[1][taken].sum() >= least):
+        taken = _taken(visit, limit, least, most, max(2 * validation_fraction * number, 1), before)
+        held = before.held_documents + taken.sum(), before.held_bytes + visit[1][taken].sum()
+        if bound >= _HASHES or (held[0] and held[1] >= least):
             break
         bound = min(8 * bound + 1, _HASHES)
-    places = np.flatnonzero(taken)[: number - 1]  # one at least is for training
+    places = np.flatnonzero(taken)
+    if not adding:
+        places = places[: number - 1]  # one at least is for training
     for one, (unit, mine) in enumerate(_units(units, kept)):
         choice = np.where(mine, TRAIN, DROPPED).astype(np.uint8)
         choice[visit[3][places[visit[2][places] == one]]] = VALIDATION
@@ -59,20 +77,19 @@ def choose_all(units: Sequence[Gathered], kept: NDArray[np.bool_], choice: int) 
 
 def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np.bool_]:
     """Which documents of `units`, counted over all of them, equal one that is held back."""
-    hashes = {pair for unit in held for pair in _hashes(unit, np.arange(len(unit.index)))}
-    high = np.array(sorted({pair[0] for pair in hashes}), dtype=np.uint64)
+    high = np.concatenate([np.empty(0, np.uint64), *(unit.index["high"] for unit in held)])
+    low = np.concatenate([np.empty(0, np.uint64), *(unit.index["low"] for unit in held)])
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
     found = [np.zeros(0, np.bool_)]
     for unit in units:
-        equal = np.isin(unit.index["high"], high)
-        places = np.flatnonzero(equal)
-        equal[places] = [pair in hashes for pair in _hashes(unit, places)]
+        index = unit.index
+        first, last = np.searchsorted(high, index["high"], "left"), np.searchsorted(high, index["high"], "right")
+        equal = first < last  # hardly ever by chance
+        for place in np.flatnonzero(equal).tolist():
+            equal[place] = index["low"][place] in low[first[place] : last[place]]
         found.append(equal)
     return np.concatenate(found)
-
-
-def _hashes(unit: Gathered, places: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    index = unit.index
-    return zip(index["high"][places].tolist(), index["low"][places].tolist(), strict=True)
 
 
 def _units(units: Sequence[Gathered], kept: NDArray[np.bool_]) -> Iterator[tuple[Gathered, NDArray[np.bool_]]]:
@@ -100,15 +117,15 @@ def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _V
     return high[order], np.concatenate(sizes)[order], np.concatenate(owners)[order], np.concatenate(places)[order]
 
 
-def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float) -> NDArray[np.bool_]:
+def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float, before: Share) -> NDArray[np.bool_]:
     """Which documents of a visit are held back. least, most: bytes. documents: after which no further one is added."""
     highs, sizes = visit[:2]
     below = len(highs) if limit >= _HASHES else int(np.searchsorted(highs, np.uint64(limit)))
     taken = np.arange(len(sizes)) < below
-    if below and least <= sizes[:below].sum() <= most:
+    if below + before.held_documents and least <= before.held_bytes + sizes[:below].sum() <= most:
         return taken
     taken[:] = False
-    number = total = 0
+    number, total = before.held_documents, before.held_bytes
     for place, size in enumerate(sizes.tolist()):
         if place >= below and (number >= documents or (number and total >= least)):
             break

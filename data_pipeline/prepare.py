@@ -20,6 +20,7 @@ from typing import Any
 from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.errors import DataError
+from data_pipeline.existing import Existing
 from data_pipeline.files import Files
 from data_pipeline.gathering import TEST, VALIDATION, Gathered, gather
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
@@ -56,27 +57,38 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
     return _find_prepared(config.directory, settings_of(config, sources), sources, Workers(1))
 
 
-def prepare(config: PrepareConfig, wait: bool = False, team: Team | None = None) -> Manifest:
+def prepare(
+    config: PrepareConfig, wait: bool = False, team: Team | None = None, after: Existing | None = None
+) -> Manifest:
     """Prepare data, or go on with what was interrupted; if it is there already, nothing is done.
 
     wait: if another process is preparing the same folder, wait for it instead of refusing.
-    team: who shares the work; none: `config.workers` processes.
+    team: who shares the work; none: `config.workers` processes. after: the data that this will be added to: see
+    `appending`.
 
     Raises DataError for whatever a user can mend: input that is missing, empty or broken, a folder that holds something
     else, a full disk. Nothing that looks finished is left behind then.
     """
-    sources = open_inputs(config)
-    settings = settings_of(config, sources)
+    sources, settings = find_source_settings(config)
+    if after is not None:
+        settings["after"] = after.manifest.fingerprint
     output = config.directory
     manifest = _find_prepared(output, settings, sources, Workers(1))
     if manifest is not None and not (output / WORK_DIR).exists():
         return manifest
     with locked(output, wait), nullcontext(team) if team else Workers(config.workers) as team:
-        return _find_prepared(output, settings, sources, team) or _prepare(config, output, sources, settings, team)
+        return _find_prepared(output, settings, sources, team) or _prepare(
+            config, output, sources, settings, team, after
+        )
 
 
 def _prepare(
-    config: PrepareConfig, output: Path, sources: list[Source], settings: dict[str, Any], team: Team
+    config: PrepareConfig,
+    output: Path,
+    sources: list[Source],
+    settings: dict[str, Any],
+    team: Team,
+    after: Existing | None,
 ) -> Manifest:
     work = output / WORK_DIR
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
@@ -88,7 +100,7 @@ def _prepare(
     continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
 
-    gathered, selection = gather_all(config, sources, units, work, team)
+    gathered, selection = gather_all(config, sources, units, work, team, after)
     divisions = _divisions(sources, units, gathered)
 
     tokenizer_dir = output / TOKENIZER_DIR
@@ -159,7 +171,12 @@ def roles_of(config: PrepareConfig) -> list[int | None]:
 
 
 def gather_all(
-    config: PrepareConfig, sources: Sequence[Source], units: Sequence[Unit], work: Path, team: Team
+    config: PrepareConfig,
+    sources: Sequence[Source],
+    units: Sequence[Unit],
+    work: Path,
+    team: Team,
+    after: Existing | None = None,
 ) -> tuple[list[Gathered], Selection]:
     """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
@@ -192,6 +209,8 @@ def gather_all(
         output=work.parent,
         run=lambda what, function, jobs, sizes: run_all(what, function, jobs, sizes, team),
         removed_list=None if config.keep_removed is None else Path(config.keep_removed),
+        existing=after.gathered(work, config.keep_ids, team) if after else (),
+        before=after.share if after and "validation" not in after.manifest.settings else None,
     )
     return gathered, selection
 
@@ -226,6 +245,12 @@ def _encode_and_describe(
     sizes = [plan.stored_bytes for plan in plans] + [SAMPLE_BYTES] * len(by_source)
     results = run_all("writing", call, together, sizes, team)
     return results[: len(plans)], results[len(plans) :]
+
+
+def find_source_settings(config: PrepareConfig) -> tuple[list[Source], dict[str, Any]]:
+    """The sources of a preparation, and all that decides about its bytes."""
+    sources = open_inputs(config)
+    return sources, settings_of(config, sources)
 
 
 def open_inputs(config: PrepareConfig) -> list[Source]:

@@ -65,6 +65,9 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             found.append("an earlier version of this project prepared it, in another way")
         elif key in INPUTS:
             found += _differing_inputs(key, old or [], new or [])
+        elif key == "appended":
+            names = [_names(record["input"]) for record in old or []]
+            found.append(f"{', '.join(names)} was added to it by --append")
         elif key == "tokenizer_fingerprint":
             if there["tokenizer"] == wanted["tokenizer"]:
                 found.append(f"the files of --tokenizer {wanted['tokenizer']} have changed since")

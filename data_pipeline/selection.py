@@ -25,10 +25,10 @@ from data_pipeline.cleaning.removed import Stage, write_removed
 from data_pipeline.cleaning.words import WORD
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
-from data_pipeline.holdout import choose_all, choose_by_hash, copies_of
+from data_pipeline.holdout import Share, choose_all, choose_by_hash, copies_of
 
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
-HELD_BACK = "copies of documents that are held back"
+HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
 
 # What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
 Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
@@ -61,13 +61,16 @@ def select(
     output: Path,
     run: Run,
     removed_list: Path | None = None,
+    existing: Sequence[tuple[Gathered, int]] = (),
+    before: Share | None = None,
 ) -> Selection:
     """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 
     names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. cleaning:
     the steps that are on. evaluation_files: whose texts may not be in the data; what goes for their sake is listed in
     output/removed.jsonl. removed_list: where all documents that are left out are written; none: nowhere.
-    Raises DataError if fewer than two documents are left.
+    existing, before: the documents that these are added to, each unit with its split, and how many are held back of
+    them. Raises DataError if fewer than two documents are left.
     """
     record = Record()
     for unit in units:
@@ -83,15 +86,21 @@ def select(
         kept &= ~copies
         _count(record, HELD_BACK, units, copies)
         stages.append(Stage(HELD_BACK, copies))
+    if existing:
+        there = copies_of([unit for unit, split in existing if deduplicate or split != TRAIN], units)
+        kept &= ~there
+        _count(record, ALREADY_THERE, units, there)
+        stages.append(Stage(ALREADY_THERE, there))
+        held = [unit for unit, _ in existing] + held
     if deduplicate:
-        before = kept.copy()
+        left = kept.copy()
         drop_duplicates(units, kept)
-        _count(record, EXACT_DUPLICATES, units, before & ~kept)
-        stages.append(Stage(EXACT_DUPLICATES, before & ~kept))
+        _count(record, EXACT_DUPLICATES, units, left & ~kept)
+        stages.append(Stage(EXACT_DUPLICATES, left & ~kept))
     sizes = [int(unit.index["length"].sum()) for unit in units]
     decontaminated: dict[str, Any] = {}
     if evaluation_files:
-        before = kept.copy()
+        left = kept.copy()
         runs = units[0].prefix.with_name("runs.npy")
         counts = decontamination.write_runs(evaluation_files, runs)
         run("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes)
@@ -99,7 +108,7 @@ def select(
         path = output / decontamination.REMOVED_FILE
         sha256 = decontamination.write_list(path, entries)
         decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
-        stages.append(Stage(DECONTAMINATION, before & ~kept, partial(_match, units, evaluation_files)))
+        stages.append(Stage(DECONTAMINATION, left & ~kept, partial(_match, units, evaluation_files)))
     if NEAR_DUPLICATES in cleaning.steps:
         together = [*held, *units]  # of documents that are alike the first stays
         number = int(starts_of(held)[-1])
@@ -117,13 +126,13 @@ def select(
     for unit, role in zip(everything, roles, strict=True):
         if role is not None:
             choose_all([unit], np.ones(len(unit.index), np.bool_), role)
-    least = 1 if VALIDATION in roles else 2
+    least = 0 if existing else 1 if VALIDATION in roles else 2
     if kept.sum() < least and any(record.documents.values()):
         where = f"; {removed_list} lists what was left out" if removed_list else ""
         raise DataError(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
-    if VALIDATION not in roles:
-        choose_by_hash(units, validation_fraction, kept)
-    elif not kept.any():
+    if VALIDATION not in roles and (before or not existing):
+        choose_by_hash(units, validation_fraction, kept, before)
+    elif not kept.any() and not existing:
         raise DataError("no document of the input is left to train on")
     else:
         choose_all(units, kept, TRAIN)

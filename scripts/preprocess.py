@@ -17,6 +17,7 @@ from contextlib import nullcontext
 
 import _command
 
+from data_pipeline.appending import append, append_config
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.plots import PlotsMissing
@@ -44,8 +45,10 @@ def main() -> None:
         elif sys.argv[1:2] == ["plan"]:
             plan(sys.argv[2:])
         else:
-            config, specs, widths = parse(sys.argv[1:])
-            if len(specs) > 1:
+            config, specs, widths, adding = parse(sys.argv[1:])
+            if adding:
+                append_data(config, ranks)
+            elif len(specs) > 1:
                 compare_tokenizers(config, specs, widths, ranks)
             else:
                 prepare_data(config, ranks)
@@ -72,14 +75,34 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     print(f"done in {time.monotonic() - start:.1f} s")
 
 
+def append_data(config: PrepareConfig, ranks: Ranks | None) -> None:
+    start = time.monotonic()
+    if ranks is not None:
+        ranks.use_workers(config.workers)
+    manifest, new = append(config, team=ranks)
+    directory = config.directory.parent
+    if not new:
+        print(f"{directory} already holds this text; nothing to do\n")
+    print(summary(manifest, directory))
+    if new:
+        try:
+            print(f"report: {write_report(directory)}")
+        except PlotsMissing as error:
+            print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
+    print(f"done in {time.monotonic() - start:.1f} s")
+
+
 def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: Ranks | None) -> None:
     if ranks is not None:
         ranks.use_workers(config.workers)
     print(sweep_table(sweep(config, specs, team=ranks), widths))
 
 
-def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
-    """What to prepare; the tokenizers, several if they are to be compared; and the widths that the table is for."""
+def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool]:
+    """What to prepare; the tokenizers, several if they are to be compared; the widths that the table is for; and
+
+    whether the text is added to what is there.
+    """
     defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
 
     def explain(name: str) -> dict[str, object]:
@@ -103,6 +126,11 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         "widths of models for which it gives the parameters of the embedding (default: 256,512)",
     )
     parser.add_argument("--output", metavar="DIR", **explain("output"))
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add the inputs to the finished data in --output: tokenizer, cleaning and the rule of validation stay",
+    )
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
     parser.add_argument("--documents", metavar="RULE", **explain("documents"))
@@ -138,8 +166,17 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
     )
     options = vars(parser.parse_args(arguments))
+    adding = options.pop("append")
     for name in ("inputs", "validation", "test", "decontaminate", "cleaning_limits"):
         options[name] = tuple(options[name] or ())
+    if adding:
+        unset = object()
+        marked = argparse.Namespace(**{name: unset for name, value in options.items() if not isinstance(value, tuple)})
+        given = {name for name, value in vars(parser.parse_args(arguments, marked)).items() if value is not unset}
+        given -= {name for name, value in options.items() if value == ()}
+        if options.pop("widths"):
+            parser.error("--widths is for several tokenizers, and --append keeps that of the folder")
+        return append_config(options, given), [options["tokenizer"]], [], True
     if options["tokenizer_from"]:
         options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
     specs = expand_specs(options["tokenizer"])
@@ -154,7 +191,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int]]:
         numbers = [int(width) for width in (widths or "256,512").split(",")]
     except ValueError:
         parser.error(f"--widths: expected whole numbers such as 256,512, got {widths!r}")
-    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers
+    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers, False
 
 
 def _names(value: str) -> tuple[str, ...]:

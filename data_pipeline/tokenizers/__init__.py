@@ -40,13 +40,9 @@ _FORMS = {
 }
 # What other programs and papers call these.
 _ALSO_CALLED = {
-    **dict.fromkeys(
-        ("bytes", "byte-level", "utf8", "utf-8", "char", "character", "characters", "none"), "byte"
-    ),
+    **dict.fromkeys(("bytes", "byte-level", "utf8", "utf-8", "char", "character", "characters", "none"), "byte"),
     **dict.fromkeys(("unigram", "sp", "spm", "sentencepiece-unigram", "unigram-sentencepiece", "ulm"), "sentencepiece"),
-    **dict.fromkeys(
-        ("bpe", "sp-bpe", "spm-bpe", "bpe-sentencepiece", "byte-pair", "bbpe"), "sentencepiece-bpe"
-    ),
+    **dict.fromkeys(("bpe", "sp-bpe", "spm-bpe", "bpe-sentencepiece", "byte-pair", "bbpe"), "sentencepiece-bpe"),
     **dict.fromkeys(("huggingface", "hugging-face", "transformers", "tokenizers", "pretrained"), "hf"),
 }
 _EXPECTED = (
