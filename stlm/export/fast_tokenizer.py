@@ -7,16 +7,29 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.conversations import END_OF_TURN
 from data_pipeline.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import SPACE
 from data_pipeline.tokenizers.huggingface import DEFINITION_FILE
+from stlm.export.chat import MARK
 
+_SYMBOL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 SPECIALS = ("start", "end_of_text", "pad", "mask")
 
 
-def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
+def is_marked(tokenizer: Tokenizer) -> bool:
+    """Whether symbols have names there that no text spells out by chance, and are therefore recognised in texts.
+
+    Where the tokenizer is of the `tokenizers` library, symbols keep the names that people know, and texts that spell
+    them out are texts; but the templates of chats have to name them.
+    """
+    return not isinstance(tokenizer, HuggingFaceTokenizer) or tokenizer.chat_template is not None
+
+
+def definition_of(tokenizer: Tokenizer, scratch: Path, end_of_turn: int | None = None) -> dict[str, Any]:
     """A tokenizer.json whose ids are those of `tokenizer`; before a text it puts the start and end_of_text symbols, as
-    a model reads them at the beginning of a document. `scratch` is an empty folder.
+    a model reads them at the beginning of a document. `scratch` is an empty folder. The id `end_of_turn` becomes a
+    symbol, which is left out of answers as others are.
     """
     if isinstance(tokenizer, ByteTokenizer):
         definition = _of_bytes(tokenizer)
@@ -26,6 +39,11 @@ def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
         assert isinstance(tokenizer, HuggingFaceTokenizer)
         tokenizer.save(scratch)
         definition = json.loads((scratch / DEFINITION_FILE).read_bytes())
+    if is_marked(tokenizer):
+        _mark(definition)
+    if end_of_turn is not None:
+        _rename(definition, {end_of_turn: END_OF_TURN})
+        definition["added_tokens"].append({"id": end_of_turn, "content": END_OF_TURN, **_SYMBOL})
     names = {token["id"]: token["content"] for token in definition["added_tokens"]}
     front = [(names[id], id) for id in (tokenizer.start_id, tokenizer.end_of_text_id)]
     definition["post_processor"] = {
@@ -35,6 +53,27 @@ def definition_of(tokenizer: Tokenizer, scratch: Path) -> dict[str, Any]:
         "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]} for name, id in front},
     }
     return definition
+
+
+def _mark(definition: dict[str, Any]) -> None:
+    """Begin the names of all symbols with MARK."""
+    symbols = [token for token in definition["added_tokens"] if token["special"]]
+    _rename(definition, {token["id"]: f"{MARK}{token['content'].removeprefix(MARK)}" for token in symbols})
+
+
+def _rename(definition: dict[str, Any], names: dict[int, str]) -> None:
+    """Give ids other names, in the table of the model and among the added tokens."""
+    model = definition["model"]
+    old = {token["id"]: token["content"] for token in definition["added_tokens"]}
+    for token in definition["added_tokens"]:
+        token["content"] = names.get(token["id"], token["content"])
+    for id, name in names.items():
+        if model.get("unk_token") is not None and model["unk_token"] == old.get(id):
+            model["unk_token"] = name
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[names.get(id, piece), score] for id, (piece, score) in enumerate(model["vocab"])]
+    else:
+        model["vocab"] = {names.get(id, piece): id for piece, id in model["vocab"].items()}
 
 
 def special_names(tokenizer: Tokenizer, definition: dict[str, Any]) -> dict[str, str]:
@@ -48,8 +87,7 @@ def _text(id: str) -> dict[str, Any]:
 
 
 def _frame(model: dict[str, Any], added: dict[int, str], **parts: Any) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokens = [{"id": id, "content": content, **flags} for id, content in sorted(added.items())]
+    tokens = [{"id": id, "content": content, **_SYMBOL} for id, content in sorted(added.items())]
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     return {"version": "1.0", **empty, "added_tokens": tokens, **parts, "model": model}
 

@@ -20,6 +20,7 @@ from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_fi
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
 from stlm.errors import ConversionError, StlmError
+from stlm.export.chat import MARK, end_of_turn, own_template
 from stlm.export.comparison import Logits
 from stlm.export.fast_tokenizer import definition_of
 from stlm.export.foreign import express, take
@@ -47,7 +48,7 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
     config = there.settings() if ours else express(there, str(place))
     tokenizer = read_tokenizer(directory, there.vocab_size)
     template = directory / TEMPLATE_FILE
-    tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
+    tokenizer.chat_template = own_template(template.read_text(encoding="utf-8")) if template.is_file() else None
     if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not ours:
         config = replace(config, embedder=ByteEmbedderConfig(scaled=config.embedder.scaled))
     loaded = _load(_our_classes()[1] if ours else transformers.AutoModelForCausalLM, directory)
@@ -78,11 +79,12 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         place = directory if (directory / "tokenizer.json").is_file() else _converted(directory, Path(scratch))
         definition = json.loads(tokenizer_file(str(place)).read_bytes())
-        for number, known in enumerate(_known(directory)):
-            empty = Path(scratch, str(number))
-            empty.mkdir()
-            if _vocabulary(definition_of(known, empty)) == _vocabulary(definition):
-                return known
+        for known in _known(directory):
+            known.chat_template = ""  # it may be that of a chat model
+            for end in (None, end_of_turn(known).single):
+                with tempfile.TemporaryDirectory() as empty:
+                    if _vocabulary(definition_of(known, Path(empty), end)) == _vocabulary(definition):
+                        return known
         return adopt_huggingface(str(place), f"hf:{directory}", vocab_size)
 
 
@@ -94,9 +96,16 @@ def _known(directory: Path) -> list[Tokenizer]:
 
 
 def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two definitions the same mapping: the model's table, and the symbols beside it."""
-    added = [(token["id"], token["content"]) for token in definition.get("added_tokens") or ()]
-    return *(definition["model"].get(key) for key in ("type", "vocab", "merges")), sorted(added)
+    """What makes two definitions the same mapping: the model's table, and the symbols beside it, marked or not."""
+    added = {token["id"]: token["content"].removeprefix(MARK) for token in definition.get("added_tokens") or ()}
+    model = definition["model"]
+    table = dict(enumerate(model["vocab"])) if isinstance(model["vocab"], list) else _by_id(model["vocab"])
+    pieces = {id: piece for id, piece in table.items() if id not in added}
+    return model.get("type"), pieces, model.get("merges"), added
+
+
+def _by_id(vocab: dict[str, int]) -> dict[int, str]:
+    return {id: piece for piece, id in vocab.items()}
 
 
 def _converted(directory: Path, scratch: Path) -> Path:

@@ -68,12 +68,18 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
         path = folder / FILE
         arrays = write_gguf(model, Origin.of(directory), path, type)
         if installed():
-            difference = _compare(model, LlamaCpp(path, model.config.context_length), TOLERANCES[type])
+            try:
+                there = LlamaCpp(path, model.config.context_length)
+            except RuntimeError as error:
+                what = "" if model.tokenizer.chat_template is None else "; is it tokenizer/chat_template.jinja?"
+                told = f"llama.cpp does not load the file ({error}){what}; nothing was written"
+                raise ConversionError(told) from None
+            difference = _compare(model, there, TOLERANCES[type])
         else:
             difference = None
-            there = read_tensors(path)
+            tensors = read_tensors(path)
             for name, array in arrays.items():
-                if name not in there or not np.array_equal(array, there[name]):
+                if name not in tensors or not np.array_equal(array, tensors[name]):
                     raise ConversionError(f"{path}: {name} is not what was written; nothing was written")
         size = path.stat().st_size
     return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _remark(model.tokenizer))

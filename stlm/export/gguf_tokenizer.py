@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.conversations import END_OF_TURN
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
+from stlm.export.chat import MARK, end_of_turn
 from stlm.export.fast_tokenizer import definition_of
 
 # How a text is cut before characters are merged: the expression in tokenizer.json, and its name in llama.cpp.
@@ -49,15 +51,21 @@ def is_unigram(tokenizer: Tokenizer) -> bool:
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What llama.cpp is told of a tokenizer. Raises ConversionError where it has no such tokenizer."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return _of_sentencepiece(tokenizer)
-    with tempfile.TemporaryDirectory() as scratch:
-        definition = definition_of(tokenizer, Path(scratch))
-    return _of_byte_level(tokenizer, definition)
+        vocabulary = _of_sentencepiece(tokenizer)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            definition = definition_of(tokenizer, Path(scratch))
+        vocabulary = _of_byte_level(tokenizer, definition)
+    if tokenizer.chat_template is None:  # symbols are typed in prompts; there is no message that could spell one out
+        vocabulary.pieces[:] = [piece.removeprefix(MARK) for piece in vocabulary.pieces]
+    if (turn := end_of_turn(tokenizer).single) is not None:  # as a symbol, it is not part of the answer that it ends
+        vocabulary.pieces[turn], vocabulary.kinds[turn] = END_OF_TURN, "CONTROL"
+    return vocabulary
 
 
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
     processor, ids = tokenizer._processor, range(tokenizer.vocab_size)
-    pieces = [processor.id_to_piece(id) for id in ids]
+    pieces = [(MARK if processor.is_control(id) else "") + processor.id_to_piece(id) for id in ids]
     scores = [processor.get_score(id) for id in ids]
     kinds = [
         "UNKNOWN" if processor.is_unknown(id)

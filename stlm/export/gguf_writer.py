@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data_pipeline.extras import how_to_install
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
+from stlm.export.chat import end_of_turn, exported_template, spelled_out
 from stlm.export.families import describe, name_there
 from stlm.export.gguf_tokenizer import Vocabulary, vocabulary_of
 from stlm.export.origin import Origin
@@ -121,6 +122,10 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: Voc
         writer.add_token_merges(vocabulary.merges)
     writer.add_bos_token_id(tokenizer.start_id)
     writer.add_eos_token_id(tokenizer.end_of_text_id)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(spelled_out(exported_template(tokenizer.chat_template)))
+    if ids := end_of_turn(tokenizer).ids:
+        writer.add_eot_token_id(ids[0])
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_mask_token_id(tokenizer.mask_id)
     if vocabulary.unknown is not None:

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from data_pipeline.extras import how_to_install
-from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
 from stlm.export.card import model_card
+from stlm.export.chat import end_of_turn, exported_template
 from stlm.export.comparison import Logits, sample_text
 from stlm.export.families import describe, name_there, obstacles
-from stlm.export.fast_tokenizer import definition_of, special_names
+from stlm.export.fast_tokenizer import definition_of, is_marked, special_names
 from stlm.export.origin import Origin
-from stlm.export.remote.files import NAME, remote_files
+from stlm.export.remote.files import LICENCE, NAME, remote_files
 from stlm.stlm import STLM
 
 
@@ -34,32 +35,39 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     """
     transformers = library()
     tokenizer = model.tokenizer
-    symbols = {
-        "bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id,
-    }  # fmt: skip
+    turn = end_of_turn(tokenizer)
+    ends = [tokenizer.end_of_text_id, *turn.ids] if turn.ids else tokenizer.end_of_text_id
+    symbols = {"bos_token_id": tokenizer.start_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
     native = not obstacles(model.config)
     there = _of_theirs(model, symbols) if native else _of_ours(model, symbols)
     textless = (tokenizer.bytes_per_id == 0).nonzero()[0].tolist()
     never = [id for id in textless if id != tokenizer.end_of_text_id]
-    there.generation_config = transformers.GenerationConfig(**symbols, suppress_tokens=never)
+    stop = {"stop_strings": turn.strings} if turn.strings else {}
+    there.generation_config = transformers.GenerationConfig(**symbols, **stop, suppress_tokens=never)
     there.save_pretrained(folder)
     if not native:
         for name, source in remote_files().items():
             (folder / name).write_text(source, encoding="utf-8")
+        (folder / "LICENSE").write_text(LICENCE, encoding="utf-8")
 
     write_tokenizer(model, folder)
-    (folder / "README.md").write_text(model_card(model, origin, type(there).__name__, native), encoding="utf-8")
-    _compare_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not native))
+    tokenizer_there = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not native)
+    _compare_ids(tokenizer, tokenizer_there)
     if native:
-        return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
-    return logits_of(_with_its_code(transformers, folder), tokenizer)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        loaded = _with_its_code(transformers, folder)
+    card = model_card(model, origin, loaded, tokenizer_there, native)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return logits_of(loaded, tokenizer)
 
 
 def write_tokenizer(model: STLM, folder: Path) -> None:
     """The tokenizer's files, for AutoTokenizer and for the `tokenizers` library."""
     tokenizer = model.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
-        definition = definition_of(tokenizer, Path(scratch))
+        turn = None if isinstance(tokenizer, HuggingFaceTokenizer) else end_of_turn(tokenizer).single
+        definition = definition_of(tokenizer, Path(scratch), turn)
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
         tokenizer.save_model(folder)
@@ -72,14 +80,15 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
         "mask_token": names["mask"],
         "model_max_length": model.config.context_length,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a text that spells out a symbol is a text
+        "split_special_tokens": not is_marked(tokenizer),  # a text that spells out a symbol is a text
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     if tokenizer.chat_template is not None:
-        (folder / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(exported_template(tokenizer.chat_template), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def _of_theirs(model: STLM, symbols: dict[str, int]) -> Any:
+def _of_theirs(model: STLM, symbols: dict[str, Any]) -> Any:
     """The model as an object of one of their classes."""
     transformers = library()
     fields = {**describe(model.config), "vocab_size": model.tokenizer.vocab_size, **symbols}
@@ -89,7 +98,7 @@ def _of_theirs(model: STLM, symbols: dict[str, int]) -> Any:
     return there
 
 
-def _of_ours(model: STLM, symbols: dict[str, int]) -> Any:
+def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
     """The model as an object of the classes that travel with it."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ class Origin:
     step: int | None = None
     data_fingerprint: str | None = None  # sha256 of what it was trained on
     bits_per_byte: float | None = None  # of the validation text, where the step was validated
-    command: str | None = None  # that started the run, the last time
+    command: str | None = None  # that started the run, the last time, as it can be typed
 
     @classmethod
     def of(cls, model: Path) -> Origin:
@@ -31,10 +33,18 @@ class Origin:
                 progress.get("step"),
                 progress.get("data_fingerprint"),
                 progress.get("validation_bits_per_byte"),
-                starts[-1].get("command"),
+                _typed(starts[-1].get("command")),
             )
         except (AttributeError, LookupError, OSError, ValueError) as error:
             raise CheckpointError(f"{model.parent}: its files cannot be read ({error!r})") from None
+
+
+def _typed(command: str | None) -> str | None:
+    """A recorded command, which is what the script was given, with the launcher and without what that has added."""
+    if not command:
+        return None
+    words = [word for word in shlex.split(command) if not re.match(r"--local[_-]rank=", word)]
+    return shlex.join(["deepspeed", *words] if words and words[0].endswith(".py") else words)
 
 
 def _read(path: Path, missing: Any) -> Any:

@@ -153,6 +153,7 @@ def test_the_chat_template_travels_both_ways(tokenizers, tmp_path):
     convert_to("huggingface", tmp_path / "model", tmp_path / "out")
     messages = [{"role": "user", "content": "Hi {{ there }}"}]
     there = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert there.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == prompt_of(messages)
+    rendered = there.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == there.bos_token + there.eos_token + prompt_of(messages)
     back, _ = read_huggingface(tmp_path / "out")
     assert back.tokenizer.chat_template == TEMPLATE

@@ -40,20 +40,16 @@ training:
 """
 
 
-def build_trainer(
-    config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None, evaluate=None,
-    allow_change=False,
-):  # fmt: skip
+def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None):
     """What scripts/pretrain.py builds, in this process, on one rank."""
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
-    if evaluate is None and config.evals.every_steps:
-        evaluate = LiveTasks(config, data, Share())
+    tasks = LiveTasks(config, data, Share()) if config.evals.every_steps else None
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     return Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),
         run_dir=run_dir, deepspeed_config=deepspeed_config or {"zero_optimization": {"stage": stage}}, resume=resume,
-        allow_change=allow_change, evaluate=evaluate,
+        evaluate=tasks,
     )  # fmt: skip
 
 
