@@ -11,9 +11,11 @@ document; one that lowercases, normalises or forgets is refused.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,8 @@ class HuggingFaceTokenizer:
         self._spaces = _vocabulary_kind(described) == "spaces"
         self._byte_level = _vocabulary_kind(described) == "bytes"
         self._cutter = Cutter(described)
+        symbols = [token.content for token in library.get_added_tokens_decoder().values() if token.special]
+        self._symbols = re.compile("|".join(["<0x[0-9A-F]{2}>", *map(re.escape, symbols)]))
         self._bytes, byte_ids = _bytes_of_ids(library, described)
         self._space_ids = [byte_ids[byte] for byte in SPACE.encode() if byte in byte_ids]
         self.bytes_per_id: NDArray[np.int32] = np.array([len(piece) for piece in self._bytes], dtype=np.int32)
@@ -142,9 +146,22 @@ class HuggingFaceTokenizer:
         encodings = iter(self._library.encode_batch_fast(pieces, add_special_tokens=False))
         for number, piece, raw in batch:
             ids = next(encodings).ids if piece else self._space_ids
-            if b"".join([self._bytes[id] for id in ids]) != raw:
+            if self._raw(ids) != raw and self._raw(ids := self._spelled(piece)) != raw:
                 raise DataError(self._loss(piece or SPACE, ids))
             encoded[number].append(np.array(ids, dtype=self.dtype))
+
+    def _raw(self, ids: Sequence[int]) -> bytes:
+        return b"".join([self._bytes[id] for id in ids])
+
+    def _spelled(self, piece: str) -> list[int]:
+        """The ids of a text that spells a special symbol, or a byte, which the model has among its own pieces.
+
+        The library would take that piece; it does not where the text is cut after the first character of each.
+        """
+        cuts = [found.start() + 1 for found in self._symbols.finditer(piece)]
+        parts = [piece[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(piece)])]
+        encodings = self._library.encode_batch_fast([part for part in parts if part], add_special_tokens=False)
+        return [id for encoding in encodings for id in encoding.ids]
 
     def _pieces(self, text: bytes) -> Iterator[str]:
         """What is handed to the library; "" stands for a U+2581, which it would take for a space."""

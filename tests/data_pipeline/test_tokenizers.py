@@ -266,3 +266,36 @@ def test_damaged_tokenizer_folders_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"kind": ')
     with pytest.raises(DataError, match="damaged"):
         load_tokenizer(tmp_path)
+
+
+def write_with_symbols_among_pieces(folder, kind):
+    """Tokenizers whose models know special symbols as pieces: a unigram model, and BPE that takes whole words first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    symbols = ["<unk>", "</s>", "<|endoftext|>", "<|im_start|>"]
+    if kind == "unigram":
+        bytes_ = [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+        learned = [(character, -2.0) for character in "abcdefghijklmnopqrstuvwxyz<>/|_\u2581"]
+        library = Tokenizer(models.Unigram([*((symbol, 0.0) for symbol in symbols), *bytes_, *learned], 0, True))
+        library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        pieces = [*symbols, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        vocabulary = {piece: id for id, piece in enumerate(pieces)}
+        library = Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(symbols)
+    folder.mkdir()
+    library.save(str(folder / "tokenizer.json"))
+    return build_tokenizer(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "whole words"])
+def test_text_that_spells_a_symbol_is_text_also_where_the_model_has_it_among_its_pieces(tmp_path, kind):
+    tokenizer = write_with_symbols_among_pieces(tmp_path / "tokenizer", kind)
+    specials = {tokenizer.start_id, tokenizer.end_of_text_id, tokenizer.pad_id, tokenizer.mask_id}
+    for text in ("</s>", "a <|endoftext|> b</s></s>", "<|im_start|>user", "<0x41>", "<</s>|endoftext|>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not set(ids.tolist()) & specials
