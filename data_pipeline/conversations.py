@@ -23,6 +23,8 @@ from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT, Tokenizer
 
 TURN, END_OF_TURN = "\x02", "\x03"
 ROLES = ("system", "user", "assistant")
+# What ShareGPT and its heirs call them.
+_SHARED_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 END_OF_STORED_SEGMENT = 0xFE
 
 # The same for programs that know templates of Jinja, as transformers does.
@@ -38,18 +40,28 @@ def prompt_of(messages: Iterable[Mapping[str, Any]]) -> str:
 
 
 def segments_of(record: Mapping[str, Any]) -> list[str]:
-    """Given text and answers in turn, given text first: of {"messages": [{"role": …, "content": …}, …]}, or of
-    {"prompt": …, "completion": …}, whose texts stand as they are. ValueError where it is neither."""
-    if "messages" in record:
-        messages = record["messages"]
+    """Given text and answers in turn, given text first. ValueError where a record is none of these.
+
+    {"messages": [{"role": …, "content": …}, …]}
+    {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}, as ShareGPT writes them
+    {"instruction": …, "input": …, "output": …}, as Alpaca writes them
+    {"prompt": …, "completion": …}, whose texts stand as they are
+    """
+    key = next((key for key in ("messages", "conversations", "conversation") if key in record), None)
+    if key or ("instruction" in record and "output" in record):
+        messages = record[key] if key else _instruction(record)
         if not isinstance(messages, list) or not messages:
-            raise ValueError(f"'messages' is not a list of messages but {_kind(messages)}")
+            raise ValueError(f"{key!r} is not a list of messages but {_kind(messages)}")
+        messages = [_shared(message) for message in messages]
+        system, first = record.get("system"), messages[0]
+        if system and isinstance(system, str) and isinstance(first, Mapping) and first.get("role") != "system":
+            messages = [{"role": "system", "content": system}, *messages]
         pieces: list[tuple[bool, str]] = []
         for message in messages:
             head, said = _turn(message)
             pieces += [(False, head), (message["role"] == "assistant", said)]
         if not any(counts for counts, _ in pieces):
-            raise ValueError("'messages' holds no message of the role 'assistant', so there is nothing to learn")
+            raise ValueError(f"{key!r} holds no message of the role 'assistant', so there is nothing to learn")
         return ["".join(text for _, text in group) for _, group in groupby(pieces, key=lambda piece: piece[0])]
     if "prompt" in record and "completion" in record:
         texts = [record["prompt"], record["completion"]]
@@ -59,7 +71,37 @@ def segments_of(record: Mapping[str, Any]) -> list[str]:
             raise ValueError("'completion' is empty, so there is nothing to learn")
         return texts
     keys = ", ".join(map(str, [*record][:10]))
-    raise ValueError(f"expected the key 'messages', or 'prompt' and 'completion'; the keys are: {keys}")
+    raise ValueError(
+        "expected the key 'messages' or 'conversations', or 'prompt' and 'completion', or 'instruction' and 'output'; "
+        f"the keys are: {keys}"
+    )
+
+
+def _instruction(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of an instruction: its input follows it after a blank line; a history of turns stands before."""
+    texts = [record["instruction"], record.get("input") or "", record["output"]]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"'instruction', 'input' and 'output' are texts, got {_kind(wrong[0])}")
+    instruction, given, output = texts
+    if not output:
+        raise ValueError("'output' is empty, so there is nothing to learn")
+    history = record.get("history") or []
+    if not isinstance(history, list) or any(not isinstance(turn, list) or len(turn) != 2 for turn in history):
+        raise ValueError(f"'history' is not a list of pairs of an instruction and its answer but {_kind(history)}")
+    asked = "\n\n".join(text for text in (instruction, given) if text)
+    turns = [*history, [asked, output]]
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+def _shared(message: Any) -> Any:
+    """A message of ShareGPT as one with `role` and `content`; any other as it is."""
+    if not isinstance(message, Mapping) or "role" in message or "from" not in message:
+        return message
+    return {"role": _SHARED_ROLES.get(str(message["from"]), message["from"]), "content": message.get("value")}
 
 
 def encode_conversations(

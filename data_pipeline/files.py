@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.formats import READABLE, format_of, format_of_named, open_input
+from data_pipeline.formats import READABLE, format_of_named, open_input
+from data_pipeline.jsonfiles import json_texts
 from data_pipeline.plaintext import AUTO, LINES, Rule, divided
 from data_pipeline.records import page_text, parquet_texts, table_texts
 from data_pipeline.textfiles import (
@@ -35,11 +37,10 @@ class Files:
     rule = Rule(AUTO)  # what a document of plain text is
     reading: Callable[[], Reading]  # found out when the units are asked for
 
-    def __init__(self, name: str, paths: Sequence[Path], on_error: str, others: int = 0) -> None:
-        """others: how many files of other formats were left out. DataError if one of these is of such a format."""
+    def __init__(self, name: str, paths: Sequence[Path], on_error: str, problems: Problems | None = None) -> None:
+        """problems: met while the files were looked for. DataError for a file of a format that is not supported."""
         self.name = name
-        self.problems = Problems()
-        self.problems.count("files_of_other_formats", others)
+        self.problems = problems or Problems()
         self._files: list[tuple[str, int, int]] = []
         self.text: list[tuple[str, int]] = []  # files of plain text that are not empty, and their sizes
         self.kinds: set[str] = set()  # of formats
@@ -51,14 +52,18 @@ class Files:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("it is no file; what another program writes is read with --input -")
+                if not os.access(path, os.R_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             except OSError as error:
                 message = f"cannot read {path}: {error.strerror or error}"
                 if on_error != "skip":
                     raise DataError(f"{message}; leave such files out with --on-error skip") from error
-                self.problems.count("unreadable_files", 1, message)
+                self.problems.leave_out("unreadable_files", message)
                 continue
             self._files.append((str(path), status.st_size, status.st_mtime_ns))
             self.kinds.add(found.kind)
+            if not status.st_size:
+                self.problems.leave_out("empty_files", str(path))
             if found.kind == "text" and status.st_size:
                 self.text.append((str(path), status.st_size))
 
@@ -127,64 +132,55 @@ class FilesUnit:
                     yield clean(document, problems)
 
 
-def files_below(folder: Path) -> tuple[list[Path], int]:
-    """The readable files below a folder in the order of their names, and how many others there are.
-
-    Hidden ones do not count. DataError if there are none.
-    """
-    found: list[Path] = []
-    others: set[str] = set()
-    skipped = 0
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
-            if format_of(path):
-                found.append(path)
-            else:
-                others.add(path.suffix or name)
-                skipped += 1
-    if not found:
-        what = f"only {', '.join(sorted(others)[:8])}" if others else "no files"
-        raise DataError(f"nothing to read in the folder {folder}: it holds {what}; the formats are {READABLE}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix()), skipped
-
-
 def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
     """The documents that begin in a slice, as they are in the file (`clean` comes later).
 
-    Raises DataError for a file that is unreadable, cut short, damaged, in UTF-16 or without the text column, and for a
-    broken line or row. If on_error is "skip" these are counted instead; what was read before them stays.
+    Raises DataError for a file that is unreadable, cut short, damaged, in UTF-16, without the text column or shorter
+    than it was, and for a broken line or row. If on_error is "skip" these are counted instead; what was read before
+    them stays.
     """
     try:
-        with open_input(piece.path, piece.format.compression) as file:
-            if piece.format.kind == "parquet":
-                yield from parquet_texts(file, piece, reading)
-                return
-            beginning = file.read(3)
-            if beginning[:2] in UTF16_BOMS:
-                raise DataError(f"{piece.path} is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
-            first = len(BOM) if beginning == BOM else 0
-            if piece.start == 0:
-                problems.count("byte_order_marks", int(first > 0))
-            file.seek(first)
-            match piece.format.kind:
-                case "csv":
-                    yield from table_texts(file, piece, reading, problems)
-                case "html":
-                    yield from page_text(file, piece, problems)
-                case "jsonl":
-                    yield from lines(file, piece, first, reading, problems)
-                case _ if reading.division.rule.kind == LINES:
-                    for _, line in records(file, piece, first, reading, problems):
-                        problems.division["lines"] += 1
-                        yield line.strip(b"\r\n")
-                case _:
-                    span = piece.start, piece.limit
-                    yield from divided(file, piece.path, span, first, piece.size, reading.division, problems.division)
+        yield from _read_slice(piece, reading, problems)
+        if _size(piece.path, piece.size) < piece.size:
+            raise DataError(f"cannot read {piece.path}: it became shorter while it was read")
     except DataError as error:
         if reading.on_error != "skip":
             raise
-        problems.count("unreadable_files", 1, str(error))
+        problems.leave_out("unreadable_files", str(error))
+
+
+def _size(path: str, otherwise: int) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # removed meanwhile, after it was opened and read
+        return otherwise
+
+
+def _read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
+    with open_input(piece.path, piece.format.compression) as file:
+        if piece.format.kind == "parquet":
+            yield from parquet_texts(file, piece, reading)
+            return
+        beginning = file.read(3)
+        if beginning[:2] in UTF16_BOMS:
+            raise DataError(f"{piece.path} is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+        first = len(BOM) if beginning == BOM else 0
+        if piece.start == 0:
+            problems.count("byte_order_marks", int(first > 0))
+        file.seek(first)
+        match piece.format.kind:
+            case "csv":
+                yield from table_texts(file, piece, reading, problems)
+            case "html":
+                yield from page_text(file, piece, problems)
+            case "jsonl":
+                yield from lines(file, piece, first, reading, problems)
+            case "json":
+                yield from json_texts(file, piece, first, reading, problems)
+            case _ if reading.division.rule.kind == LINES:
+                for _, line in records(file, piece, first, reading, problems):
+                    problems.division["lines"] += 1
+                    yield line.strip(b"\r\n")
+            case _:
+                span = piece.start, piece.limit
+                yield from divided(file, piece.path, span, first, piece.size, reading.division, problems.division)

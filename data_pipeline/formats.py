@@ -3,14 +3,16 @@
     text    plain text: see `plaintext` for what a document is
     html    a page: one document, the text that a reader sees
     jsonl   JSON Lines: a document is the string under the text key
+    json    JSON Lines, an array of such records, or records over any number of lines
     csv     tables with a header; a document is a cell of the text column. tsv: the same with tabs
     parquet columns; a document is a string of the text column
 
-Each may be compressed once more: .gz, .xz or .zst, with any number of streams in one file.
+Each may be compressed once more: .gz, .bz2, .xz or .zst, with any number of streams in one file.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -33,17 +35,18 @@ SUFFIXES = {
     "text": (".txt", ".text", ".md", ".markdown", ".rst"),
     "html": (".html", ".htm", ".xhtml"),
     "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
 MARKUP = (".md", ".markdown", ".rst")  # plain text that may show a separator of documents as an example
 _BUFFER = 256 << 10  # bytes read at a time: lines of JSON are often longer than the few kilobytes that are usual
-COMPRESSED = (".gz", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # Named by itself, a file of an unknown kind is plain text, but surely not these.
 NOT_TEXT = frozenset(
     f".{suffix}"
     for suffix in re.findall(
-        r"\w+", "arrow json xml pdf doc docx odt epub bz2 zip tar tgz 7z rar pkl pt npy npz safetensors"
+        r"\w+", "arrow xml pdf doc docx odt epub zip tar tgz 7z rar pkl pt npy npz safetensors"
     )
 )
 READABLE = (
@@ -107,12 +110,16 @@ def open_input(path: str, compression: str) -> Iterator[IO[bytes]]:
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
         raise DataError(f"cannot read {path}: its {compression} compression is damaged: {error}") from None
     except OSError as error:
+        if compression == ".bz2" and error.errno is None:
+            raise DataError(f"cannot read {path}: its .bz2 compression is damaged: {error}") from None
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _open(path: str, compression: str) -> IO[bytes]:
     if compression == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
+    if compression == ".bz2":
+        return cast(IO[bytes], bz2.open(path, "rb"))
     if compression == ".xz":
         return cast(IO[bytes], lzma.open(path, "rb"))
     if compression == ".zst":

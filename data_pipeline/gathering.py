@@ -27,7 +27,7 @@ from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
 from data_pipeline.plaintext import LONGEST_DOCUMENT
 from data_pipeline.sources import Unit
-from data_pipeline.textfiles import Problems
+from data_pipeline.textfiles import Problems, is_blank
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
@@ -122,7 +122,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: boo
     removed_list = atomic_file(gathered.file(REMOVED)) if list_removed else nullcontext()
     with atomic_file(gathered.file("text")) as file, removed_list as removed:
         for raw in unit.read(problems):
-            if not raw or raw.isspace():
+            if is_blank(raw):
                 problems.count("empty_documents")
                 continue
             if len(raw) > LONGEST_DOCUMENT:
@@ -153,6 +153,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: boo
                 **counts,
                 "problems": dict(problems.counts),
                 "examples": problems.examples,
+                "left_out": problems.left_out,
                 "division": dict(problems.division),
                 "cleaned": cleaner.record.to_json(),
             }

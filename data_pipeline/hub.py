@@ -9,14 +9,14 @@ import functools
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import state_of
-from data_pipeline.textfiles import Problems, clean
+from data_pipeline.textfiles import Problems, clean, column_of, value_at
 
 _HUB_ROWS = 1 << 16  # in one unit
 _DATASET_FILES = ("state.json", "dataset_info.json")
@@ -87,10 +87,12 @@ class HubUnit:
     last: int
 
     def read(self, problems: Problems) -> Iterator[bytes]:
-        column = _load(self.rows).select_columns([self.rows.text_key])
+        data = _load(self.rows)
+        name = column_of(data.column_names, self.rows.text_key)
+        column = data.select_columns([name])
         for start in range(self.first, self.last, 1000):
-            for text in column[start : min(start + 1000, self.last)][self.rows.text_key]:
-                yield clean(text or "", problems)
+            for value in column[start : min(start + 1000, self.last)][name]:
+                yield clean(_text({name: value}, self.rows.text_key), problems)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,14 @@ class StreamUnit:
                 ) from error
             if row is None:
                 return
-            yield clean(row[self.rows.text_key] or "", problems)
+            yield clean(_text(row, self.rows.text_key), problems)
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    try:
+        return value_at(row, key) or ""
+    except KeyError:  # a column within another that is null
+        return ""
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -127,9 +136,13 @@ def _check_column(data: Any, rows: Rows) -> None:
     if names is None:  # a stream says what it has with its first row
         names = list(next(itertools.chain(data.take(1), [{rows.text_key: ""}])))
     columns = ", ".join(names)
-    if rows.text_key not in names:
+    name = column_of(names, rows.text_key)
+    feature = data.features[name] if data.features and name in names else None
+    for part in rows.text_key.removeprefix(name).split(".")[1:] if data.features else ():
+        feature = feature.get(part) if isinstance(feature, Mapping) else None
+    if name not in names or (data.features and feature is None):
         raise DataError(f"{rows.name} has no column {rows.text_key!r} (--text-key); its columns are: {columns}")
-    kind = getattr(data.features[rows.text_key], "dtype", "a nested value") if data.features else "string"
+    kind = getattr(feature, "dtype", "a nested value") if data.features else "string"
     if kind not in ("string", "large_string"):
         raise DataError(f"the column {rows.text_key!r} of {rows.name} holds no text; its columns are: {columns}")
 

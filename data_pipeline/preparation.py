@@ -32,9 +32,9 @@ class PrepareConfig:
     inputs: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "files of text, HTML, JSON Lines, CSV or Parquet, also with .gz, .xz or .zst behind; folders; quoted "
-            "patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders of "
-            "save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
+            "files of text, HTML, JSON (Lines), CSV or Parquet, also with .gz, .bz2, .xz or .zst behind; folders; "
+            "quoted patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders "
+            "of save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
         ),
     )
     tokenizer: str = field(
@@ -54,7 +54,8 @@ class PrepareConfig:
         default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
     )
     text_key: str = field(
-        default="text", metadata=_option("key or column of the text in JSON Lines, CSV, Parquet and data sets")
+        default="text",
+        metadata=_option("key or column of the text in JSON, CSV, Parquet and data sets; meta.text: `text` in `meta`"),
     )
     documents: str = field(
         default=AUTO,
@@ -111,8 +112,9 @@ class PrepareConfig:
     conversations: bool = field(
         default=False,
         metadata=_option(
-            'lines of JSON hold conversations, {"messages": [{"role": …, "content": …}, …]}, or a prompt and its '
-            "completion; only what the assistant says, or the completion, counts in the loss"
+            'records of JSON hold conversations, {"messages": [{"role": …, "content": …}, …]}, those of ShareGPT or '
+            "Alpaca, or a prompt and its completion; only what the assistant says, or the completion, counts in the "
+            "loss"
         ),
     )
     clean: tuple[str, ...] = field(

@@ -33,6 +33,7 @@ from data_pipeline.settings import settings_of
 from data_pipeline.shares import shares_of_sources
 from data_pipeline.sources import Source, SourceOptions, Unit, open_sources
 from data_pipeline.statistics import SAMPLE_BYTES, describe_source
+from data_pipeline.textfiles import Problems
 from data_pipeline.tokenizers import ByteTokenizer, find_tokenizer, load_tokenizer
 from data_pipeline.tokenizers.base import TOKENIZER_FILE
 from data_pipeline.work_folder import SETTINGS_FILE, continue_or_begin, interrupted_settings, locked
@@ -273,17 +274,19 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:
     """What was read from a source, for the manifest."""
     counts = [place.counts for unit, place in zip(units, gathered, strict=True) if unit.source == number]
-    problems = Counter(source.problems.counts)
+    problems = Problems()
+    problems.add(source.problems)
     for count in counts:
-        problems.update(count["problems"])
+        problems.add(Problems(Counter(count["problems"]), left_out=count["left_out"]))
     examples = [*source.problems.examples, *(example for count in counts for example in count["examples"])]
     return {
         "name": source.name,
         **source.describe(),
         "documents": sum(count["documents"] for count in counts),
         "text_bytes": sum(count["bytes"] for count in counts),
-        "problems": dict(problems),
+        "problems": dict(problems.counts),
         "examples": examples[:10],
+        **({"left_out": problems.left_out} if problems.left_out else {}),
     }
 
 

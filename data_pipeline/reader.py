@@ -234,6 +234,10 @@ class TrainLoader:
             raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size}")
         return self._windows.read(self._windows_at(step * self.batch_size + first, step * self.batch_size + last))
 
+    def span(self, first: int, last: int) -> Windows:
+        """The windows at positions [first, last) of the order, whatever steps they belong to."""
+        return self._windows.read(self._windows_at(first, last))
+
     def epoch(self, step: int) -> float:
         """Windows visited before `step`, in units of all windows; of a mixture, those of all its parts."""
         return step * self.batch_size / self.num_windows

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
-from data_pipeline.textfiles import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, decoded
+from data_pipeline.textfiles import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, column_of, decoded
 
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 1 << 14  # of a Parquet column, decoded at a time
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.IGNORECASE)
@@ -81,7 +81,7 @@ def _table_lines(file: IO[bytes], piece: FileSlice) -> Iterator[str]:
 
 def parquet_texts(file: IO[bytes], piece: FileSlice, reading: Reading) -> Iterator[bytes]:
     """The strings of the text column in the row groups that begin in a slice of a Parquet file, as their bytes."""
-    import pyarrow
+    import pyarrow.compute
     from pyarrow import parquet
 
     with tempfile.TemporaryFile() as copy:
@@ -89,7 +89,7 @@ def parquet_texts(file: IO[bytes], piece: FileSlice, reading: Reading) -> Iterat
             shutil.copyfileobj(file, copy, 1 << 20)
         try:
             table = parquet.ParquetFile(copy if piece.format.compression else file, buffer_size=1 << 20)
-            _check_column(table.schema_arrow, piece.path, reading.text_key)
+            within = _check_column(table.schema_arrow, piece.path, reading.text_key)
             places = [table.schema.column(place).path for place in range(len(table.schema))]
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -98,6 +98,8 @@ def parquet_texts(file: IO[bytes], piece: FileSlice, reading: Reading) -> Iterat
                     rows = min(max(_BATCH_BYTES * group.num_rows // max(size, 1), 1), _BATCH_ROWS)
                     for batch in table.iter_batches(rows, row_groups=[number], columns=[reading.text_key]):
                         column = batch.column(0)
+                        if pyarrow.types.is_struct(column.type):
+                            column = pyarrow.compute.struct_field(column, within)
                         if isinstance(column, pyarrow.DictionaryArray):
                             column = column.dictionary_decode()
                         # As bytes, for they may be invalid UTF-8. An empty cell is an empty document.
@@ -113,12 +115,21 @@ def _begin(row_group: Any) -> int:
     return min(place for place in places if place)
 
 
-def _check_column(schema: Any, path: str, text_key: str) -> None:
-    if text_key not in schema.names:
+def _check_column(schema: Any, path: str, text_key: str) -> list[str]:
+    """The fields that lead to the text within its column: of `meta.text`, [text]. DataError if there is none."""
+    name = column_of(schema.names, text_key)
+    within = text_key.removeprefix(name).split(".")[1:]
+    if name not in schema.names:
         raise DataError(_no_column(path, text_key, schema.names))
-    kind = schema.field(text_key).type
+    kind = schema.field(name).type
+    for part in within:
+        fields = [kind.field(place).name for place in range(kind.num_fields)] if str(kind).startswith("struct") else []
+        if part not in fields:
+            raise DataError(_no_column(path, text_key, schema.names))
+        kind = kind.field(fields.index(part)).type
     if not re.search("string|binary", str(kind)) or kind.num_fields:
         raise DataError(f"the column {text_key!r} of {path} holds {kind}, expected text; {_columns(schema.names)}")
+    return within
 
 
 def _no_column(path: str, text_key: str, columns: list[str]) -> str:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from data_pipeline import corpus
 from data_pipeline.errors import DataError
-from data_pipeline.files import Files, files_below
+from data_pipeline.files import Files
+from data_pipeline.folders import files_below, matches_of
 from data_pipeline.formats import COMPRESSED, NOT_TEXT, format_of
 from data_pipeline.grouping import Group
 from data_pipeline.hub import HubDataset, is_saved_dataset
@@ -124,11 +125,11 @@ def open_sources(
 
 def _refuse_other_than_lines(found: Sequence[Source]) -> None:
     for source in found:
-        kinds = source.kinds - {"jsonl"} if isinstance(source, Files) else {source.kind}
+        kinds = source.kinds - {"jsonl", "json"} if isinstance(source, Files) else {source.kind}
         if kinds:
             raise DataError(
-                f"conversations are read from JSON Lines (.jsonl), but {source.name} holds {', '.join(sorted(kinds))}; "
-                "write one conversation a line"
+                f"conversations are read from JSON Lines (.jsonl) and .json, but {source.name} holds "
+                f"{', '.join(sorted(kinds))}; write one conversation a line"
             )
 
 
@@ -145,8 +146,8 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
     if is_saved_dataset(path):
         return HubDataset(name, options.hub_split, options.text_key, saved=True)
     if path.is_dir():
-        below, others = files_below(path)
-        return Files(name, below, options.on_error, others)
+        problems = Problems()
+        return Files(name, files_below(path, options.on_error, problems), options.on_error, problems)
     if prefix := indexed_prefix(path):
         return IndexedFiles(name, [prefix], options.input_tokenizer, options.keep_ids, options.on_error)
     if path.exists():
@@ -163,20 +164,22 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
 
 def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
     """What a pattern matches, in the order of the names: text files, and those of folders; or indexed files alone."""
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    problems = Problems()
+    matches = matches_of(pattern, options.on_error, problems)
     if not matches:
-        raise DataError(f"input {pattern!r} matches no file; patterns know *, ?, [...], and ** for any folders")
+        left_out = "".join(f"; left out: {name}" for names in problems.left_out.values() for name in names[:3])
+        raise DataError(
+            f"input {pattern!r} matches no file; patterns know *, ?, [...], and ** for any folders{left_out}"
+        )
     prefixes = [indexed_prefix(match) for match in matches]
     if all(prefixes):
         unique = list(dict.fromkeys(prefix for prefix in prefixes if prefix))
         return IndexedFiles(pattern, unique, options.input_tokenizer, options.keep_ids, options.on_error)
     files: dict[Path, None] = {}
-    skipped = 0
     for match in matches:
-        below, others = files_below(match) if match.is_dir() else ([match], 0)
+        below = files_below(match, options.on_error, problems) if match.is_dir() else [match]
         files |= dict.fromkeys(below)
-        skipped += others
-    return Files(pattern, list(files), options.on_error, skipped)
+    return Files(pattern, list(files), options.on_error, problems)
 
 
 class DefaultCorpus:

@@ -17,6 +17,12 @@ PROBLEMS = {
     "unreadable_files": "unreadable files left out, or the rest of them",
     "broken_documents": "documents with ids outside the vocabulary left out",
     "files_of_other_formats": "files of other formats left out",
+    "empty_files": "empty files",
+    "hidden_files": "hidden files and folders left out",
+    "linked_folders": "links to folders that are read already left out",
+    "prepared_folders": "folders of prepared data (with a manifest.json) left out",
+    "reports": "reports (report.html) left out",
+    "unreadable_folders": "unreadable folders left out",
 }
 
 
@@ -37,7 +43,12 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
     for source in manifest.sources:
         lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
         lines += [f"  {sentence}" for sentence in source.get("division", {}).get("text", ())]
-        lines += [f"  {number:,} {PROBLEMS[name]}" for name, number in sorted(source["problems"].items())]
+        for name, number in sorted(source["problems"].items()):
+            names = source.get("left_out", {}).get(name, ())
+            lines.append(f"  {number:,} {PROBLEMS[name]}" + ":" * bool(names))
+            lines += [f"    {one}" for one in names]
+            if names and number > len(names):
+                lines.append(f"    and {number - len(names):,} more")
         lines += [f"    {example}" for example in source["examples"]]
         missing = [name for name, version in source.get("packages", {}).items() if version is None]
         if missing:

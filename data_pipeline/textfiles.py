@@ -15,8 +15,9 @@ import functools
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 ON_ERROR = ("stop", "skip")
+NAMED = 20  # of the inputs that are left out for one reason; the others are counted
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Problems:
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plaintext.divided`
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # by reason, the first names of what was left out
     score: float = math.nan  # of the document that was read last, where scores are asked for
 
     def count(self, name: str, number: int = 1, example: str = "") -> None:
@@ -51,6 +54,19 @@ class Problems:
             self.counts[name] += number
             if example and self.wants_examples:
                 self.examples.append(example)
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Count an input that is left out as a whole, or its rest, and keep its name."""
+        self.counts[reason] += 1
+        names = self.left_out.setdefault(reason, [])
+        if len(names) < NAMED:
+            names.append(name)
+
+    def add(self, other: Problems) -> None:
+        """Take over what was left out elsewhere."""
+        self.counts.update(other.counts)
+        for reason, names in other.left_out.items():
+            self.left_out[reason] = [*self.left_out.get(reason, []), *names][:NAMED]
 
     @property
     def wants_examples(self) -> bool:
@@ -125,6 +141,23 @@ def clean(document: bytes | str, problems: Problems) -> bytes:
     return raw
 
 
+def is_blank(document: bytes) -> bool:
+    """Whether a document shows nothing: white space of any script, zero-width and other invisible characters."""
+    text = document.lstrip()
+    if not text or not (text[0] < 0x80 and text[0] > 0x20):
+        return all(map(_is_invisible, text.decode("utf-8", "replace")))
+    return False
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_invisible(character: str) -> bool:
+    return (
+        character.isspace()
+        or unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp")
+        or character in "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # fillers, and the blank of Braille
+    )
+
+
 def decoded(raw: bytes, problems: Problems) -> str:
     """UTF-8 as text; what is not valid becomes U+FFFD and is counted."""
     try:
@@ -150,7 +183,7 @@ def records(
                 position += len(rest)
             position += len(rest)
             error = ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
-            broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
+            broken_line(piece, functools.partial(line_number, piece, begin), error, reading, problems)
         elif not line.isspace():
             yield begin, line
 
@@ -159,9 +192,9 @@ def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, probl
     """The documents of the lines of JSON that begin in a slice."""
     for begin, line in records(file, piece, first, reading, problems):
         try:
-            yield _document_of(line, reading, problems)
+            yield document_of(line, reading, problems)
         except ValueError as error:
-            broken_line(piece, functools.partial(_line_number, piece, begin), error, reading, problems)
+            broken_line(piece, functools.partial(line_number, piece, begin), error, reading, problems)
 
 
 def broken_line(
@@ -174,27 +207,48 @@ def broken_line(
     problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
 
 
-def _document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | str:
-    text_key = reading.text_key
+def document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | str:
+    """The document of a record, given as JSON. ValueError where there is none."""
     try:
         record = _parsed(line, problems)
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
+    text_key = reading.text_key
     if not isinstance(record, dict):
         wanted = "" if reading.conversations else f" with the key {text_key!r}"
         raise ValueError(f"expected an object{wanted}, got {type(record).__name__}")
     if reading.conversations:
         return bytes([END_OF_STORED_SEGMENT]).join(clean(text, problems) for text in segments_of(record))
-    if text_key not in record:
-        raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(map(str, list(record)[:10]))}")
-    if not isinstance(record[text_key], str):
-        raise ValueError(f"{text_key!r} is not a string but {type(record[text_key]).__name__}")
+    try:
+        document = value_at(record, text_key)
+    except KeyError as error:
+        keys = error.args[0]
+        raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(keys[:10])}") from None
+    if not isinstance(document, str):
+        raise ValueError(f"{text_key!r} is not a string but {type(document).__name__}")
     if reading.score_key is not None:
         problems.score = _score_of(record, reading.score_key)
-    document: str = record[text_key]
     return document
+
+
+def value_at(record: dict[str, Any], key: str) -> Any:
+    """The value under a key, or under the keys of a path such as `meta.text`. KeyError with the keys that there are."""
+    if key in record:
+        return record[key]
+    first, dot, rest = key.partition(".")
+    if dot and isinstance(record.get(first), dict):
+        try:
+            return value_at(record[first], rest)
+        except KeyError as error:
+            raise KeyError([f"{first}.{name}" for name in error.args[0]]) from None
+    raise KeyError([*map(str, record)])
+
+
+def column_of(names: Sequence[str], key: str) -> str:
+    """The column that holds the value under a key or a path."""
+    return key if key in names else key.partition(".")[0]
 
 
 def _parsed(line: bytes, problems: Problems) -> Any:
@@ -206,7 +260,10 @@ def _parsed(line: bytes, problems: Problems) -> Any:
 
 
 def _score_of(record: dict[str, Any], key: str) -> float:
-    score = record.get(key)
+    try:
+        score = value_at(record, key)
+    except KeyError:
+        score = None
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise ValueError(f"expected a number under {key!r} (--score-key), got {score!r}")
     return float(score)
@@ -222,7 +279,7 @@ def _line_start(file: IO[bytes], position: int, first: int) -> int:
     return file.tell()
 
 
-def _line_number(piece: FileSlice, position: int) -> int:
+def line_number(piece: FileSlice, position: int) -> int:
     """The number of the line that begins at `position`, counted only when it is needed for a message."""
     number = 1
     with open_input(piece.path, piece.format.compression) as file:

@@ -45,7 +45,7 @@ def main() -> int:
 
     config = load_run_config(args.source, args.set)
     if args.step is not None:
-        print(text_of_step(config, args.step, args.rows))
+        print(text_of_step(config, args.step, args.rows, progress_of(Path(args.source))))
         return 0
     facts = {**state(Path(args.source)), **costs(config, args)}
     print(json.dumps(facts, indent=2) if args.json else readable(args.source, facts))
@@ -161,21 +161,34 @@ def state(source: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the text of a step
 
 
-def text_of_step(config: Any, step: int, rows: str | None) -> str:
-    """A line for each row: what it holds, shortened. The order of the data is a function of seed and step."""
+def progress_of(source: Path) -> dict[str, Any]:
+    """The state of a run's newest checkpoint; empty where there is none."""
+    from stlm.stlm import newest_checkpoint
+    from stlm.training.checkpoint import read_progress
+
+    newest = newest_checkpoint(source)
+    return {} if newest is None else read_progress(newest)
+
+
+def text_of_step(config: Any, step: int, rows: str | None, progress: dict[str, Any]) -> str:
+    """A line for each row: what it holds, shortened. The order of the data is a function of seed, step and the batch
+    sizes, of which `progress` knows the earlier ones."""
     from data_pipeline.loading import open_data
     from stlm.errors import StlmError
-    from stlm.training.loaders import build_loaders
+    from stlm.training.loaders import batch_sizes_of, build_loaders
 
-    size, last_step = config.training.batch_size, config.training.max_steps
+    last_step = config.training.max_steps
     if step > last_step:
         raise StlmError(f"--step: got {step}, expected a step of the run, 1 to {last_step}; {last_step} would work")
+    data = open_data(config.data)
+    loader = build_loaders(config, data).train
+    loader.batch_sizes = batch_sizes_of(progress, config.training.batch_size)
+    size = loader.batch_size(step)
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", rows or f"0-{size - 1}")
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not first <= last < size:
         raise StlmError(f"--rows: got {rows!r}, expected rows of a step within 0-{size - 1}; 0-{size - 1} would work")
-    data = open_data(config.data)
-    batch = build_loaders(config, data).train.rows(step, first, last + 1)
+    batch = loader.rows(step, first, last + 1)
     lines = []
     for number, ids, counted in zip(range(first, last + 1), batch.ids, batch.loss_mask, strict=True):
         text = data.tokenizer.decode(ids[counted].numpy())

@@ -62,29 +62,33 @@ def train(
     from data_pipeline.loading import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks
+    from stlm.training.collectives import on_every_rank, on_rank_zero
     from stlm.training.engine import connect, disconnect
     from stlm.training.loaders import build_loaders
     from stlm.training.optimizers import build_optimizer
     from stlm.training.profiling import Profiler
-    from stlm.training.run_directory import choose_run_directory
+    from stlm.training.stopping import Interruptible
     from stlm.training.trainer import Trainer
 
     ranks = connect()
     if arguments.data:
         config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
     on_rank_zero(lambda: check_data(config))
-    run_dir = arguments.run or on_rank_zero(lambda: choose_run_directory(name_of(arguments.config), arguments.resume))
-
     data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
-    share = Share(ranks.rank, ranks.world_size, sum_over_ranks)
+    run_dir, note = arguments.run, ""
+    if run_dir is None:
+        run_dir, note = on_rank_zero(lambda: choose(arguments, config, data.fingerprint))
+    if note and ranks.rank == 0:
+        print(note, flush=True)
+    share = Share(ranks.rank, ranks.world_size, Interruptible.sum)
     tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
-    model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
+    model = on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
     optimizer = build_optimizer(model, config.training)
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
-        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume, evaluate=tasks,
+        run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,
+        allow_change=arguments.allow_change, evaluate=tasks,
     )  # fmt: skip
     with Profiler(trainer, profiled) as profiler:
         for step in trainer.steps():
@@ -121,6 +125,16 @@ def name_of(config: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
+def choose(arguments: argparse.Namespace, config: RunConfig, fingerprint: str) -> tuple[Path, str]:
+    """The run directory where none is named, and what people should know of the choice."""
+    from stlm.training.run_directory import choose_run_directory, why_not_extended
+
+    return choose_run_directory(
+        name_of(arguments.config), arguments.resume,
+        obstacle=lambda run_dir: why_not_extended(run_dir, config, fingerprint, arguments.allow_change),
+    )  # fmt: skip
+
+
 def check_data(config: RunConfig) -> None:
     """Open the data once to see that it is whole; the default corpus is made if it is missing."""
     from data_pipeline.loading import open_data
@@ -143,11 +157,17 @@ def parse_arguments() -> argparse.Namespace:
         "tokenizer, embedder and head follow it unless the config or --set chooses others",
     )
     parser.add_argument(
-        "--run", metavar="DIR", help="run directory (default: runs/PRESET; runs/PRESET-2 … once that is finished)"
+        "--run", metavar="DIR", help="run directory (default: runs/PRESET; once that is finished, the same "
+        "command begins runs/PRESET-2 …, and one with a larger training.max_steps or limit continues it)",
     )
     parser.add_argument(
         "--resume", choices=("auto", "never", "must"), default="auto",
         help="auto: continue what the run directory holds; never: begin anew; must: only continue (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-change", action="store_true",
+        help="continue a run with another learning rate, schedule or batch size (training.learning_rate, .schedule, "
+        ".warmup_steps, .decay_steps, .final_learning_rate_fraction, .batch_size), keeping its weights and moments",
     )  # fmt: skip
     parser.add_argument(
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],

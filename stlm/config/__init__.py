@@ -15,6 +15,7 @@ from stlm.config.embedders import (
 from stlm.config.evals import EvalsConfig
 from stlm.config.exits import ExitsConfig
 from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
+from stlm.config.fields import ON_REQUEST
 from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
 from stlm.config.loops import LoopsConfig
 from stlm.config.lora import LoRAConfig
@@ -40,6 +41,7 @@ from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 from stlm.config.sharing import SharingConfig
 
 __all__ = [
+    "ON_REQUEST",
     "RunConfig",
     "DataConfig",
     "ModelConfig",

@@ -44,7 +44,7 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], source: str = "conf
     Raises ConfigError with all problems at once.
     """
     problems: list[Problem] = []
-    config = build(cls, tree_of(mapping, str(source)), problems)
+    config = build(cls, tree_of(mapping, str(source)), problems, saved=True)
     raise_problems(problems)
     return config
 
@@ -57,9 +57,12 @@ def raise_problems(problems: list[Problem]) -> None:
         raise ConfigError("\n".join([f"{len(problems)} problems in the configuration:", *(f"  {p}" for p in problems)]))
 
 
-def build(cls: type[Config], root: Node, problems: list[Problem]) -> Config:
-    """The config that the tree describes, defaults elsewhere; to be used only where no problem was added."""
-    builder = _Builder(cls, problems)
+def build(cls: type[Config], root: Node, problems: list[Problem], saved: bool = False) -> Config:
+    """The config that the tree describes, defaults elsewhere; to be used only where no problem was added.
+
+    `saved`: the tree is that of a run or model, where settings without effect stay as they are; overrides do not.
+    """
+    builder = _Builder(cls, problems, saved)
     config = builder.section(cls, root, "")
     for conflict in config.check() if hasattr(config, "check") else ():
         builder.report(conflict, root)
@@ -74,8 +77,9 @@ def nearest(name: str, valid: Iterable[str]) -> list[str]:
 class _Builder:
     """Walks a tree and a class together; collects problems, and where each key was set."""
 
-    def __init__(self, root: Any, problems: list[Problem]):
+    def __init__(self, root: Any, problems: list[Problem], saved: bool):
         self.root = root
+        self.saved = saved
         self.problems = problems
         self.places: dict[str, Node] = {}
         self.doubtful: set[str] = set()  # keys whose value is not what was meant: conflicts with them prove nothing
@@ -117,7 +121,30 @@ class _Builder:
                         values[key] = child.value  # there is nothing better, and the config will not be used
                 else:
                     values[key] = value
-        return cls(**values)
+        config = cls(**values)
+        self._refuse_idle(config, node, path)
+        return config
+
+    def _refuse_idle(self, config: Any, node: Node, path: str) -> None:
+        """Refuse what is set but needs another setting of its section, which is off. A default value beside a setting
+        that is written as off is accepted: complete configs have it, and overrides that put one back."""
+        prefix = f"{path}." if path else ""
+        for field in dataclasses.fields(config):
+            needs, works = field.metadata.get("needs", (None, None))
+            if needs is None or field.name not in node.value or getattr(config, needs):
+                continue
+            if self.saved and not node.value[field.name].override:
+                continue
+            value, dotted, other = getattr(config, field.name), prefix + field.name, prefix + needs
+            if {dotted, other} & self.doubtful or (value == field.default and needs in node.value):
+                continue
+            off = describe(getattr(config, needs))
+            self._refuse(
+                node.value[field.name],
+                dotted,
+                f"{dotted}: got {value!r}, which has no effect while {other} is {off}; leave it out, or set "
+                f"{other}={works} as well",
+            )
 
     def _list(self, cls: Any, node: Node, path: str) -> tuple[Any, ...]:
         """A list of sections; `path` of its third item is `path[2]`."""
@@ -161,6 +188,8 @@ class _Builder:
             return
         given = [self.places[key] for key in keys if key in self.places]
         chosen = [node for node in given if node.override] or given or [root]
+        if conflict.idle and self.saved and not chosen[0].override:
+            return
         self.problems.append(Problem(chosen[0].place, f"{conflict.key}: {conflict.message}"))
 
     def _member(self, family: type[Component], default: Any, node: Node, path: str) -> Any:

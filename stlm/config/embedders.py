@@ -79,8 +79,10 @@ class BytePatchEmbedderConfig(EmbedderConfig):
     patching: PatchingConfig = field(default=FixedPatchingConfig(), metadata={"help": "where patches begin"})
     width: int = setting(128, "width of the local layers, in the embedder and in the byte_patch head", minimum=2)
     num_layers: int = setting(1, "local layers before patches are formed", minimum=0)
-    num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
-    window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+    num_heads: int = setting(2, "attention heads of a local layer", minimum=1, needs=("num_layers", 1))
+    window: int = setting(
+        32, "bytes that local attention sees, its own included", minimum=1, needs=("num_layers", 1)
+    )
     ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
 
     def positions_of(self, length: int) -> int:
@@ -100,7 +102,7 @@ class PaperEmbedderConfig(EmbedderConfig):
     slots: int = setting(16, "bytes by which an id is read, and spelt by the paper head", minimum=1)
     width: int = setting(128, "width of the layers over bytes, in the embedder and in the paper head", minimum=2)
     num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
-    num_heads: int = setting(4, "attention heads of such a layer", minimum=1)
+    num_heads: int = setting(4, "attention heads of such a layer", minimum=1, needs=("num_layers", 1))
     reconstruction_weight: float = setting(
         0.0, "weight of the paper head's nats in spelling the id just read from its vector; 0: not asked", minimum=0.0
     )

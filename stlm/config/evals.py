@@ -1,4 +1,4 @@
-"""The section `evals`: which tasks a model is asked while it is trained."""
+"""The section `evals`: the tasks that evaluate a model while it is trained."""
 
 from __future__ import annotations
 
@@ -7,22 +7,53 @@ from dataclasses import dataclass
 
 from stlm.config.fields import Conflict, setting
 
+WHOLE_TEXT = ("bits_per_byte", "extrapolation", "calibration", "text_quality")  # tasks without items
+OWN_ITEMS = (*WHOLE_TEXT, "corruptions", "minimal_pairs")  # tasks that read no file
+
 
 @dataclass(frozen=True)
 class EvalsConfig:
-    """Tasks of scripts/evaluate.py, asked of the model in training. They do not change what it learns."""
+    """Tasks of scripts/evaluate.py, run on the model in training. They do not change what it learns."""
 
     every_steps: int | None = setting(
-        None, "steps between two evaluations, which also come before the first step and behind the last; null: none",
+        None, "steps between two evaluations by tasks, of which one follows the last step; null: none",
         minimum=1, may_change=True,
     )  # fmt: skip
-    tasks: str = setting("minimal_pairs", "tasks to ask, with commas between them", may_change=True)
-    tasks_dir: str | None = setting(None, "folder of NAME.jsonl, the items of tasks that need them", may_change=True)
+    tasks: str = setting(
+        "minimal_pairs", "tasks to run, with commas between them", may_change=True, needs=("every_steps", 500)
+    )
+    tasks_dir: str | None = setting(
+        None, "folder of NAME.jsonl, the items of tasks that need them", may_change=True, needs=("every_steps", 500)
+    )
+    items: int | None = setting(
+        None,
+        "items of each task that are scored, the same sample every time; null: all. Tasks over the whole validation "
+        "text (bits_per_byte, extrapolation, calibration) and text_quality have no items",
+        minimum=1,
+        may_change=True,
+        needs=("every_steps", 500),
+    )
+    at_start: bool = setting(
+        False, "evaluate before the first step as well", may_change=True, needs=("every_steps", 500)
+    )
 
     def check(self) -> Iterator[Conflict]:
         """Conflicts between these settings."""
-        if not all(name.strip() for name in self.tasks.split(",")):
+        names = [name.strip() for name in self.tasks.split(",")]
+        if not all(names):
             yield Conflict(
                 "tasks",
                 f"got {self.tasks!r}, expected names of tasks with commas between them; minimal_pairs would work",
             )
+            return
+        for key, without in (("items", WHOLE_TEXT), ("tasks_dir", OWN_ITEMS)):
+            value = getattr(self, key)
+            if self.every_steps is not None and value is not None and set(names) <= set(without):
+                what = "has no items" if key == "items" else "reads no file"
+                yield Conflict(
+                    key,
+                    f"got {value!r}, which has no effect: each task of evals.tasks = {self.tasks} {what}; "
+                    "expected null, or another task",
+                    ("tasks",),
+                    idle=True,
+                )

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+ON_REQUEST = "on request"  # pretrain.py --allow-change
+
 
 def setting(
     default: Any,
@@ -16,14 +18,18 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
-    may_change: bool = False,
+    may_change: bool | str = False,
+    needs: tuple[str, Any] | None = None,
 ) -> Any:
     """A dataclass field with its help line and limits.
 
     `minimum` and `maximum` are allowed themselves, `above` and `below` are not. `may_change` marks what may differ
-    when a run is resumed; everything else must stay as it was.
+    when a run is resumed, always or ON_REQUEST; everything else must stay as it was. `needs` names a setting of the
+    same section without which (null, false or 0) this one has no effect, and a value of it that would work: what is set
+    in vain is refused.
     """
-    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices,
+              "needs": needs}  # fmt: skip
     given = {name: value for name, value in limits.items() if value is not None}
     return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change, **given})
 
@@ -32,16 +38,19 @@ class Conflict(NamedTuple):
     """Two settings that do not go together.
 
     `key` is the dotted key to change, `message` says got and expected with a value that would work, and `related` are
-    the other keys that took part; all keys are relative to the config that is checked.
+    the other keys that took part; all keys are relative to the config that is checked. `idle`: nothing but a setting
+    without effect, which is no reason to refuse what an earlier version accepted and saved.
     """
 
     key: str
     message: str
     related: tuple[str, ...] = ()
+    idle: bool = False
 
     def under(self, section: str) -> Conflict:
         """The same conflict with its keys seen from one level up."""
-        return Conflict(f"{section}.{self.key}", self.message, tuple(f"{section}.{key}" for key in self.related))
+        related = tuple(f"{section}.{key}" for key in self.related)
+        return self._replace(key=f"{section}.{self.key}", related=related)
 
 
 @dataclasses.dataclass(frozen=True)

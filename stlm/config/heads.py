@@ -80,7 +80,7 @@ class PaperHeadConfig(HeadConfig):
     """Spells the next id in bytes, all at once: a small bidirectional transformer over slots, as in the embedder."""
 
     num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
-    num_heads: int = setting(4, "attention heads of such a layer", minimum=1)
+    num_heads: int = setting(4, "attention heads of such a layer", minimum=1, needs=("num_layers", 1))
 
     def check(self, model: ModelConfig) -> Iterator[Conflict]:
         embedder = model.embedder

@@ -17,8 +17,8 @@ class NgramsConfig:
     """Vectors for the n ids up to and including each one, for every n from `shortest` to `longest`."""
 
     table_size: int = setting(0, "vectors for each n, shared by the n-grams whose hashes agree; 0: none", minimum=0)
-    shortest: int = setting(2, "smallest n", minimum=2)
-    longest: int = setting(2, "largest n", minimum=2)
+    shortest: int = setting(2, "smallest n", minimum=2, needs=("table_size", 4096))
+    longest: int = setting(2, "largest n", minimum=2, needs=("table_size", 4096))
 
     def check(self, model: ModelConfig, key: str) -> Iterator[Conflict]:
         """Conflicts within and with the context; `key` is this section's."""
@@ -42,5 +42,5 @@ class NgramsConfig:
 class ByteNgramsConfig(NgramsConfig):
     """The same over bytes, where longer ones are worth a vector."""
 
-    shortest: int = setting(3, "smallest n", minimum=2)
-    longest: int = setting(8, "largest n", minimum=2)
+    shortest: int = setting(3, "smallest n", minimum=2, needs=("table_size", 4096))
+    longest: int = setting(8, "largest n", minimum=2, needs=("table_size", 4096))

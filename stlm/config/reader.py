@@ -39,7 +39,7 @@ def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunCon
     root = _read_with_bases(path, problems)
     for override in overrides:
         _apply(override, root, problems)
-    config = build(RunConfig, root, problems)
+    config = build(RunConfig, root, problems, saved=path.name == CONFIG_NAME and Path(source).is_dir())
     raise_problems(problems)
     return config
 
@@ -122,17 +122,18 @@ def dump_run_config(config: RunConfig) -> str:
     return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=2**31)
 
 
-def changed_keys(old: Any, new: Any) -> list[str]:
-    """Dotted keys in which two configs differ and a resumed run may not."""
+def changed_keys(old: Any, new: Any, but: tuple[bool | str, ...] = (True,)) -> list[str]:
+    """Dotted keys in which two configs differ and a resumed run may not. `but`: the values of a setting's `may_change`
+    that are left out."""
     keys = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
-        if before == after or field.metadata.get("may_change"):
+        if before == after or field.metadata.get("may_change", False) in but:
             continue
         if type(before) is not type(after) and dataclasses.is_dataclass(before):
             keys.append(f"{field.name}.kind")
         elif dataclasses.is_dataclass(before) and not isinstance(before, FreeSection):
-            keys += [f"{field.name}.{key}" for key in changed_keys(before, after)]
+            keys += [f"{field.name}.{key}" for key in changed_keys(before, after, but)]
         else:
             keys.append(field.name)
     return keys

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stlm.config.fields import setting
+from stlm.config.fields import Conflict, setting
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,21 @@ class RecoveryConfig:
         may_change=True,
     )
     spike_steps: int = setting(
-        10, "steps in a row that a spike lasts before the run goes back to a checkpoint", minimum=1, may_change=True
-    )
+        10, "steps in a row that a spike lasts before the run goes back to a checkpoint", minimum=1, may_change=True,
+        needs=("spike_factor", 1.5),
+    )  # fmt: skip
     spike_window: int = setting(
         100, "losses whose median a spike is measured by; before there are so many, none is one", minimum=1,
-        may_change=True,
+        may_change=True, needs=("spike_factor", 1.5),
     )  # fmt: skip
+
+    def check(self) -> Iterator[Conflict]:
+        """Conflicts between these settings."""
+        if self.spike_factor is not None and self.max_rollbacks == 0:
+            yield Conflict(
+                "spike_factor",
+                f"got {self.spike_factor:g}, which has no effect with training.recovery.max_rollbacks = 0, as a spike "
+                "is answered by a return to a checkpoint; expected null, or training.recovery.max_rollbacks=2",
+                ("max_rollbacks",),
+                idle=True,
+            )

@@ -9,7 +9,7 @@ from data_pipeline.config import DataConfig
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.evals import EvalsConfig
-from stlm.config.fields import Conflict, setting
+from stlm.config.fields import ON_REQUEST, Conflict, setting
 from stlm.config.heads import HeadConfig, LinearHeadConfig
 from stlm.config.limits import LimitsConfig
 from stlm.config.lora import LoRAConfig
@@ -65,10 +65,12 @@ class TrainingConfig:
     init_from: str | None = setting(
         None, "run, checkpoint or model whose weights the run begins with; null: initial values", may_change=True
     )
-    init_parts: str = setting("embedder,core,head", "parts of the model that begin so", may_change=True)
+    init_parts: str = setting(
+        "embedder,core,head", "parts of the model that begin so", may_change=True, needs=("init_from", "RUN")
+    )
     frozen_parts: str = setting("", "parts of the model that do not learn: some of embedder,core,head; empty: none")
     max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
-    batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1)
+    batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1, may_change=ON_REQUEST)
     micro_batch_size: int | None = setting(
         None, "sequences per rank and forward; null: batch_size / ranks", minimum=1, may_change=True
     )
@@ -78,7 +80,7 @@ class TrainingConfig:
         "muon: orthogonalised updates for the matrices inside the model, AdamW for the rest, at one learning rate",
         choices=("adamw", "muon"),
     )
-    learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0.0, may_change=ON_REQUEST)
     weight_decay: float = setting(0.1, "decoupled weight decay; vectors and embeddings are exempt", minimum=0.0)
     beta1: float = setting(0.9, "decay of the first moment per step", minimum=0.0, below=1.0)
     beta2: float = setting(0.95, "decay of the second moment per step", minimum=0.0, below=1.0)
@@ -101,13 +103,21 @@ class TrainingConfig:
         "learning rate after the warm-up: cosine to max_steps, wsd (steady, then a decay over the last decay_steps) "
         "or constant",
         choices=("cosine", "wsd", "constant"),
+        may_change=ON_REQUEST,
     )
     warmup_steps: int = setting(
-        100, "steps over which the learning rate rises from 0; may be more than max_steps", minimum=0
+        100,
+        "steps over which the learning rate rises from 0; may be more than max_steps",
+        minimum=0,
+        may_change=ON_REQUEST,
     )
-    decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0)
+    decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0, may_change=ON_REQUEST)
     final_learning_rate_fraction: float = setting(
-        0.1, "learning rate of the end, as a fraction of the peak (cosine, wsd)", minimum=0.0, maximum=1.0
+        0.1,
+        "learning rate of the end, as a fraction of the peak (cosine, wsd)",
+        minimum=0.0,
+        maximum=1.0,
+        may_change=ON_REQUEST,
     )
 
     quantization_bits: int | None = setting(
@@ -170,6 +180,16 @@ class TrainingConfig:
                 ("batch_size",),
             )
         yield from self._check_quantization()
+        yield from (conflict.under("recovery") for conflict in self.recovery.check())
+        final = self.final_learning_rate_fraction
+        if self.schedule == "constant" and final != TrainingConfig.final_learning_rate_fraction:
+            yield Conflict(
+                "final_learning_rate_fraction",
+                f"got {final:g}, which has no effect with training.schedule = constant; leave it out (or set "
+                f"{TrainingConfig.final_learning_rate_fraction:g}), or choose training.schedule = cosine or wsd",
+                ("schedule",),
+                idle=True,
+            )
         if self.schedule == "wsd" and self.decay_steps == 0:
             yield Conflict(
                 "decay_steps",

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from stlm.evals.items import (
     choice_item,
     minimal_pair,
     read_items,
+    sample,
     target_item,
     task_file,
 )
@@ -96,6 +97,7 @@ class Loaded:
     items: list[Item]
     shots: list[Item]
     file_sha256: str | None  # None where items are made or fetched
+    sampled_from: int | None = None  # items that there are, where not all of them are scored
 
     @classmethod
     def fetch(cls, name: str) -> Loaded:
@@ -118,6 +120,11 @@ class Loaded:
             raise StlmError(f"{name}.shots: {min(repeated)!r} is scored as well; remove it from one of the two files")
         return cls(name, task, items, shots[:num_shots], sha256_file(path))
 
+    def sampled(self, number: int | None) -> Loaded:
+        """The same task with at most `number` of its items."""
+        items = sample(self.items, number)
+        return self if len(items) == len(self.items) else replace(self, items=items, sampled_from=len(self.items))
+
     def questions(self) -> list[list[Row]]:
         """What is scored: a row for each choice."""
         shots = "".join(f"{_shot(self.task, shot)}\n\n" for shot in self.shots)
@@ -134,6 +141,8 @@ class Loaded:
         values["published_50m"] = self.task.published
         values["shots"] = len(self.shots)
         values["contexts_cut"] = found.num_cut
+        if self.sampled_from is not None:
+            values["sampled_from"] = self.sampled_from
         values["sha256"] = fingerprint(questions, self.items)
         if self.file_sha256 is not None:
             values["file_sha256"] = self.file_sha256

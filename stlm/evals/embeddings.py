@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import sha256_file
 from data_pipeline.errors import DataError
-from stlm.evals.items import number_of, read_items, task_file, text_of
+from stlm.evals.items import number_of, read_items, sample, task_file, text_of
 from stlm.evals.measures import Estimate, estimates, statistic_estimate
 from stlm.evals.scores import require_sklearn, spearman
 from stlm.evals.table import table
@@ -62,11 +62,13 @@ def query_item(record: dict[str, Any]) -> Query:
     return Query(*(text_of(record, name) for name in Query._fields))
 
 
-def load_similarity(tasks_dir: str | os.PathLike[str] | None) -> Measure:
+def load_similarity(tasks_dir: str | os.PathLike[str] | None, items: int | None = None) -> Measure:
     """DIR/similarity.jsonl. DataError where it is not there, breaks the schema or rates all pairs alike."""
     require_sklearn("similarity")
     path = task_file(tasks_dir, "similarity")
-    pairs = read_items(path, rated_pair)
+    found = read_items(path, rated_pair)
+    pairs = sample(found, items)
+    whole = {"sampled_from": len(found)} if len(pairs) < len(found) else {}
     if len({pair.score for pair in pairs}) < 2:
         raise DataError(f"{path}: all {len(pairs)} scores are {pairs[0].score:g}; expected scores that differ")
     sentences = [one.sentence1 for one in pairs], [one.sentence2 for one in pairs]
@@ -78,13 +80,13 @@ def load_similarity(tasks_dir: str | os.PathLike[str] | None) -> Measure:
         found = statistic_estimate(lambda places: spearman(score_N[places], cosine_N[places]), len(pairs))
         text = table([["spearman", *_cells(found), "0.0"]], ["similarity", "100 rho", "95 %", "chance"], "lrrr")
         cut = num_cut(model, sentences[0] + sentences[1])
-        same = {"items": len(pairs), "chance": 0.0, "texts_cut": cut, **_hashes(path, pairs)}
+        same = {"items": len(pairs), "chance": 0.0, "texts_cut": cut, **whole, **_hashes(path, pairs)}
         return text, {"spearman": found._asdict(), **same}
 
     return measure
 
 
-def load_retrieval(tasks_dir: str | os.PathLike[str] | None) -> Measure:
+def load_retrieval(tasks_dir: str | os.PathLike[str] | None, items: int | None = None) -> Measure:
     """DIR/retrieval.jsonl. DataError where it is not there or breaks the schema, or holds a query twice."""
     path = task_file(tasks_dir, "retrieval")
     queries = read_items(path, query_item)
@@ -93,6 +95,8 @@ def load_retrieval(tasks_dir: str | os.PathLike[str] | None) -> Measure:
         if one.query in seen:
             raise DataError(f"{path}: {one.id} has the query of {seen[one.query]}; expected each query once")
         seen[one.query] = one.id
+    whole = {} if items is None or items >= len(queries) else {"sampled_from": len(queries)}
+    queries = sample(queries, items)
     documents = list(dict.fromkeys(one.document for one in queries))
     if len(documents) < 2:
         raise DataError(f"{path}: all queries ask for the same document; expected two documents or more")
@@ -111,7 +115,7 @@ def load_retrieval(tasks_dir: str | os.PathLike[str] | None) -> Measure:
         return table(rows, ["retrieval", "100 x", "95 %", "chance"], "lrrr"), {
             **{name: one._asdict() for name, one in found.items()},
             "items": len(queries), "documents": len(documents), "chance": chance._asdict(), "texts_cut": cut,
-            **_hashes(path, queries),
+            **whole, **_hashes(path, queries),
         }  # fmt: skip
 
     return measure

@@ -7,12 +7,13 @@ text}. Other fields may be there and are not read. docs/evals.md shows one of ea
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +34,24 @@ class Item:
     groups: dict[str, str] = field(default_factory=dict)  # what it belongs to, such as {"phenomenon": "binding"}
     passage: str | None = None  # what it was made from, where others were too: they are not independent
     place: str = field(default="", compare=False)  # file:line, for messages
+
+
+Sampled = TypeVar("Sampled")
+
+
+def sample(items: Sequence[Sampled], number: int | None) -> list[Sampled]:
+    """`number` of the items, or all, in their order: those whose contents have the smallest hashes. The choice is the
+    same every time, whatever the order of the file, and more items include fewer."""
+    if number is None or number >= len(items):
+        return list(items)
+    places = sorted(range(len(items)), key=lambda place: _hash_of(items[place]))
+    return [items[place] for place in sorted(places[:number])]
+
+
+def _hash_of(item: Any) -> bytes:
+    """Of an item's contents: not of its place in a file."""
+    compared = [getattr(item, one.name) for one in fields(item) if one.compare] if is_dataclass(item) else item
+    return hashlib.sha256(repr(compared).encode()).digest()
 
 
 Parse = Callable[[dict[str, Any]], Item]

@@ -1,4 +1,4 @@
-"""Tasks asked of a model while it is trained, and what of their results goes into its metrics."""
+"""Tasks that evaluate a model while it is trained, and what of their results goes into its metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class LiveTasks:
     """
 
     def __init__(self, config: RunConfig, data: Data, share: Share) -> None:
-        self._tasks = load_tasks(config.evals.tasks, Options(config.evals.tasks_dir), "evals.tasks")
+        options = Options(config.evals.tasks_dir, items=config.evals.items)
+        self._tasks = load_tasks(config.evals.tasks, options, "evals.tasks")
         self._config = config
         self._data = data
         self._share = share
@@ -41,7 +42,7 @@ class LiveTasks:
         subject = Subject(Path(), model, self._data, apart, {"step": step})
         with shared(self._share):
             results = {name: task(subject).values for name, task in self._tasks.items()}
-        line = "  ".join(f"{name} {headline(values)}" for name, values in results.items())
+        line = "  ".join(f"{name} {headline(values)}{_sample(values)}" for name, values in results.items())
         return {name: figures(values) for name, values in results.items()}, line
 
     @torch.no_grad()
@@ -52,6 +53,11 @@ class LiveTasks:
             self._model.get_parameter(name).copy_(tensor)
         assert self._model is not None, "a model without weights"
         return self._model
+
+
+def _sample(values: Mapping[str, Any]) -> str:
+    """How much of a task was scored, where it was not all of it."""
+    return f" ({values['items']:,} of {values['sampled_from']:,} items)" if "sampled_from" in values else ""
 
 
 def figures(values: Mapping[str, Any]) -> dict[str, Any]:

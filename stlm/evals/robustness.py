@@ -53,7 +53,9 @@ def perturbed(name: str, text: str, seed: int = 0) -> str:
     return PERTURBATIONS[name](text, random.Random(seed))
 
 
-def measure_robustness(model: STLM, documents: Iterable[str], pairs: Sequence[Item]) -> tuple[str, dict[str, Any]]:
+def measure_robustness(
+    model: STLM, documents: Iterable[str], pairs: Sequence[Item], num_passages: int = NUM_PASSAGES
+) -> tuple[str, dict[str, Any]]:
     """A table and its values: of each perturbation, bits per byte and per character of text, and accuracy on `pairs`.
 
     Both sentences of a pair are perturbed by the same draws. StlmError if the documents hold no passage.
@@ -61,7 +63,7 @@ def measure_robustness(model: STLM, documents: Iterable[str], pairs: Sequence[It
     texts = []
     for passage in passages_of(documents):
         texts.append(f"{passage.context} {passage.continuation}")
-        if len(texts) == NUM_PASSAGES:
+        if len(texts) >= min(num_passages, NUM_PASSAGES):
             break
     if not texts:
         raise StlmError(

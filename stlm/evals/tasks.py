@@ -16,11 +16,11 @@ from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.compression import compressed_bits_per_byte
-from stlm.evals.corruptions import corruption_items, score_corruptions
+from stlm.evals.corruptions import NUM_PASSAGES, corruption_items, score_corruptions
 from stlm.evals.embeddings import Measure, load_retrieval, load_similarity
 from stlm.evals.extrapolation import bits_by_position, next_id_calibration
 from stlm.evals.glue import GLUE_TASKS, PREFIX
-from stlm.evals.items import Item, minimal_pair
+from stlm.evals.items import Item, minimal_pair, sample
 from stlm.evals.measures import Estimate
 from stlm.evals.minimal_pairs import minimal_pairs
 from stlm.evals.report import groups_text
@@ -40,6 +40,7 @@ class Options(NamedTuple):
     precision: str = "fp32"
     hub: bool = False  # items from there rather than from tasks_dir
     reference: str | None = None  # run, checkpoint or model that judges text
+    items: int | None = None  # of each task that are scored; None: all
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ def _load(name: str, options: Options) -> Task:
     if name == "bits_per_byte":
         return lambda subject: bits_per_byte(subject, options.stride)
     if name == "corruptions":
-        return corruptions
+        return lambda subject: corruptions(subject, options.items)
     if name == "robustness":
         pairs = Loaded.read("blimp", options.tasks_dir, 0).items if options.tasks_dir else minimal_pairs()
-        return lambda subject: robustness(subject, pairs)
+        return lambda subject: robustness(subject, pairs, options.items)
     if name == "text_quality":
         return _text_quality(options.reference)
     if name == "extrapolation":
@@ -112,7 +113,7 @@ def _load(name: str, options: Options) -> Task:
     if name in OF_VECTORS:
         if options.hub:
             raise StlmError(f"{name}: not fetched from the hub; expected --tasks-dir DIR with DIR/{name}.jsonl")
-        return _of_vectors(OF_VECTORS[name](options.tasks_dir))
+        return _of_vectors(OF_VECTORS[name](options.tasks_dir, options.items))
     if name == "minimal_pairs":
         loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
     elif options.hub:
@@ -122,6 +123,7 @@ def _load(name: str, options: Options) -> Task:
         loaded = Loaded.fetch(name)
     else:
         loaded = Loaded.read(name, options.tasks_dir, options.shots)
+    loaded = loaded.sampled(options.items)
 
     def score(subject: Subject) -> TaskResult:
         items, values = loaded.score(subject.model)
@@ -164,15 +166,20 @@ def _documents(subject: Subject) -> Iterator[str]:
     return (subject.model.tokenizer.decode(ids) for ids in _held_back(subject).documents())
 
 
-def robustness(subject: Subject, pairs: Sequence[Item]) -> TaskResult:
-    """What typos and the like cost: on passages of the validation text, and on some of `pairs`, spread evenly."""
-    some = pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)]
-    return TaskResult(*measure_robustness(subject.model, _documents(subject), some))
+def robustness(subject: Subject, pairs: Sequence[Item], items: int | None = None) -> TaskResult:
+    """What typos and the like cost: on passages of the validation text, and on some of `pairs`, spread evenly; on
+    `items` of each at most."""
+    some = sample(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
+    return TaskResult(*measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES))
 
 
-def corruptions(subject: Subject) -> TaskResult:
-    """How often the model prefers how the validation text goes on to corruptions of it."""
-    pairs, values = score_corruptions(subject.model, corruption_items(_documents(subject)))
+def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
+    """How often the model prefers how the validation text goes on to corruptions of it; `items`: pairs at most."""
+    found = corruption_items(_documents(subject))
+    chosen = sample(found, items)
+    pairs, values = score_corruptions(subject.model, chosen)
+    if len(chosen) < len(found):
+        values["sampled_from"] = len(found)
     return TaskResult(groups_text("corruptions", values), values, pairs)
 
 

@@ -5,7 +5,7 @@
         optimizer.safetensors             moments, keyed "exp_avg/NAME"; in several files where they are large. Where
                                           the model is an average of weights: "master/NAME", the weights themselves
         optimizer.safetensors.index.json  which file holds which tensor
-        state.json                        step, what was seen, fingerprints
+        state.json                        step, what was seen, fingerprints; whether the schedule asked for it
         COMPLETE                          written last: size and sha256 of every other file
 
 A checkpoint is written to a temporary folder, flushed to the disk and renamed, so it is there whole or not at all.
@@ -134,12 +134,15 @@ def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:
     """Delete the checkpoints that are not to be kept, and what killed processes left half-written.
 
     Kept are the newest `keep_last`, those of every `keep_every_steps`-th step, and with `keep_best` the one with the
-    lowest validation bits per byte.
+    lowest validation bits per byte: all of them among scheduled checkpoints, as if the run had never been interrupted.
+    Those that an interruption made are kept, `keep_last` of them, until a scheduled one is newer.
     """
     found = checkpoints_of(run_dir)
-    kept = set(found[: training.keep_last])
+    scheduled = [path for path in found if is_scheduled(path)]
+    newer = found[: found.index(scheduled[0])] if scheduled else found
+    kept = {*scheduled[: training.keep_last], *newer[: training.keep_last]}
     if training.keep_every_steps is not None:
-        kept |= {path for path in found if step_of(path) % training.keep_every_steps == 0}
+        kept |= {path for path in scheduled if step_of(path) % training.keep_every_steps == 0}
     if training.keep_best and (best := best_checkpoint(run_dir)) is not None:
         kept.add(best)
     for path in found:
@@ -151,11 +154,20 @@ def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def is_scheduled(path: Path) -> bool:
+    """Whether a run saves this checkpoint however often it is interrupted; False for one that an interruption made."""
+    try:
+        return bool(read_progress(path).get("scheduled", True))
+    except (OSError, ValueError, AttributeError):  # damaged: whoever reads the checkpoint finds out
+        return True
+
+
 def best_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint with the lowest validation bits per byte, the newest of equals; None if none has any."""
+    """The complete scheduled checkpoint with the lowest validation bits per byte, the newest of equals; None if none
+    has any."""
     scored = []
     for path in checkpoints_of(run_dir):
-        if (path / "COMPLETE").is_file():
+        if (path / "COMPLETE").is_file() and is_scheduled(path):
             score = read_progress(path).get("validation_bits_per_byte")
             if score is not None:
                 scored.append((score, -step_of(path), path))

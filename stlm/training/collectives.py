@@ -130,6 +130,13 @@ def watch_for_hangs(folder: Path, timeout_s: float) -> None:
     WATCHDOG.start(folder, dist.get_rank(), timeout_s, shared_store().clone())  # type: ignore[attr-defined]
 
 
+def notice_board() -> dist.Store | None:
+    """A connection of its own to the table by which the ranks met, for another thread; None for a single rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return shared_store().clone()  # type: ignore[attr-defined]
+
+
 def shared_store() -> dist.Store:
     """What torch's ranks met by: a table that rank 0 keeps."""
     return dist.distributed_c10d._get_default_store()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -32,9 +34,13 @@ class StopRequest:
     A handler runs anywhere between two instructions, so it only notes. Launchers pass a signal on a second time and to
     the ranks one after another: a repeated signal changes nothing, and the ranks agree on the step to stop at by
     themselves. Handlers are installed in the main thread only, where Python allows it; `restore` brings the old ones.
+
+    `noted` is called by the handler, in the main thread, after each note: work that may be given up raises there.
     """
 
     def __init__(self) -> None:
+        self.noted: Callable[[], None] | None = None
+        self._waking = False
         self._signal: str | None = None
         self._launcher = Launcher()
         self._previous: dict[int, Any] = {}
@@ -50,6 +56,12 @@ class StopRequest:
             return "the end of its launcher"
         return self._signal
 
+    def wake(self) -> None:
+        """From another thread, let the main thread call `noted` without a note."""
+        if self._previous:
+            self._waking = True
+            _thread.interrupt_main(signal.SIGUSR1)
+
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
         for number, handler in self._previous.items():
@@ -57,4 +69,9 @@ class StopRequest:
         self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
+        if self._waking and number == signal.SIGUSR1:
+            self._waking = False
+        else:
+            self._signal = signal.Signals(number).name
+        if self.noted is not None:
+            self.noted()

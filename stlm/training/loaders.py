@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from data_pipeline.loading import Data, train_loader, validation_loader
+from data_pipeline.mixture import Mixture
 from data_pipeline.reader import TrainLoader, ValidationLoader
 from data_pipeline.windows import Windows
 from stlm.config import RunConfig
@@ -15,19 +17,40 @@ from stlm.objectives import Batch
 
 
 class TrainingBatches:
-    """Batches of the training split. Steps are numbered from 1, as everywhere in training."""
+    """Batches of the training split. Steps are numbered from 1, as everywhere in training.
 
-    def __init__(self, loader: TrainLoader, fingerprint: str) -> None:
+    A step takes the windows that follow those of the step before it, so none is repeated or skipped in an epoch where a
+    run changes its batch size. `batch_sizes` says from which step on it has which: [[0, 32], [500, 64]] is 32 up to
+    step 500 and 64 after it.
+    """
+
+    def __init__(self, loader: TrainLoader, fingerprint: str, description: str = "") -> None:
         self._loader = loader
         self.fingerprint = fingerprint  # of the data
+        self.description = description  # of the data, for people
+        self.batch_sizes = [[0, loader.batch_size]]
 
     def rows(self, step: int, first: int, last: int) -> Batch:
-        """Rows [first, last) of a step: a pure function of the data, the seed, the step and the row."""
-        return _tensors(self._loader.rows(step - 1, first, last))
+        """Rows [first, last) of a step: a pure function of the data, the seed, the batch sizes, step and row."""
+        if not 0 <= first <= last <= self.batch_size(step):
+            raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size(step)}")
+        start = self.sequences(step - 1)
+        return _tensors(self._loader.span(start + first, start + last))
+
+    def batch_size(self, step: int) -> int:
+        """Rows of a step."""
+        return next(size for first, size in reversed(self.batch_sizes) if first < step or first == 0)
+
+    def sequences(self, step: int) -> int:
+        """Rows of the first `step` steps together."""
+        ends = [first for first, _ in self.batch_sizes[1:]] + [step]
+        return sum(
+            size * max(0, min(end, step) - first) for (first, size), end in zip(self.batch_sizes, ends, strict=True)
+        )
 
     def epoch(self, step: int) -> float:
         """How many times the data has been read when `step` is done."""
-        return self._loader.epoch(step)
+        return self.sequences(step) / self._loader.num_windows
 
 
 class ValidationWindows:
@@ -67,7 +90,28 @@ def build_loaders(config: RunConfig, data: Data) -> Loaders:
         )
     train = train_loader(data, config.data, context, config.training.batch_size, config.seed)
     validation = validation_loader(data, config.data, context)
-    return Loaders(TrainingBatches(train, data.fingerprint), ValidationWindows(validation))
+    return Loaders(TrainingBatches(train, data.fingerprint, describe_data(data)), ValidationWindows(validation))
+
+
+def batch_sizes_of(progress: Mapping[str, Any], batch_size: int) -> list[list[int]]:
+    """The `batch_sizes` of a run that continues from `progress` with `batch_size`."""
+    step, seen = progress.get("step", 0), progress.get("sequences_seen", 0)
+    before = seen // step if step and seen and seen % step == 0 else batch_size  # of runs that recorded no list
+    sizes = [list(each) for each in progress.get("batch_sizes") or [[0, before]]]
+    if sizes[-1][1] != batch_size:
+        sizes = [each for each in sizes if each[0] < step] + [[step, batch_size]]
+    return sizes
+
+
+def describe_data(data: Data) -> str:
+    """One line: folder, size, tokenizer and fingerprint."""
+    parts = data.parts if isinstance(data, Mixture) else [data]
+    ids, held_back = (sum(part.manifest.total(split, "ids") for part in parts) for split in ("train", "validation"))
+    folders = " + ".join(str(part.dir) for part in parts)
+    return (
+        f"{folders}: {ids:,} ids to train on, {held_back:,} to validate with, tokenizer {data.tokenizer.spec}, "
+        f"fingerprint {data.fingerprint[:12]}"
+    )
 
 
 def _tensors(windows: Windows) -> Batch:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,14 +33,17 @@ class Monitor:
         self._mirror: WandbMirror | None = None
         self._printing = True
 
-    def open(self, first_step: int, wandb_config: Mapping[str, Any] | None = None) -> None:
-        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away.
+    def open(
+        self, first_step: int, wandb_config: Mapping[str, Any] | None = None, again: Collection[str] = ()
+    ) -> None:  # fmt: skip
+        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away, and
+        of the step before it the splits in `again`.
 
         A run that begins anew is asked its tasks anew before the first step, too. With `wandb_config`, the settings of
         the run, its records go to Weights & Biases as well.
         """
         path = self._run_dir / "metrics.jsonl"
-        cut_metrics(path, first_step - 1 if first_step > 1 else -1)
+        cut_metrics(path, first_step - 1 if first_step > 1 else -1, again)
         with writing(path):
             self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
             self._log = open(self._run_dir / "train.log", "a", encoding="utf-8")  # noqa: SIM115
@@ -99,20 +102,22 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Mapping):
             for key, part in value.items():
                 yield from walk(path if key == "timing" else f"{path}/{key}", part)
-        else:
+        elif isinstance(value, int | float):
             yield path, value
 
     return dict(walk(record["split"], {key: value for key, value in record.items() if key not in ("step", "split")}))
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Keep the records of steps up to `last_step`, and drop a line that was cut off when a process was killed."""
+def cut_metrics(path: Path, last_step: int, again: Collection[str] = ()) -> None:
+    """Keep the records of steps up to `last_step`, of that one without the splits in `again`, and drop a line that was
+    cut off when a process was killed."""
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
+            record = json.loads(line)
+            if record["step"] < last_step or (record["step"] == last_step and record["split"] not in again):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
@@ -125,9 +130,9 @@ def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -
     timing = record["timing"]
     mfu = f"mfu {timing['mfu']:.1%}  " if "mfu" in timing else ""
     return (
-        f"step {step}  {record['bits_per_byte']:.4f} bits/byte  lr {record['learning_rate']:.2e}  "
-        f"grad {record['gradient_norm']:.3f}  {timing['bytes_per_second'] / 1e3:.1f} kB/s  {mfu}"
-        f"{readable_time(seconds_left)} left"
+        f"step {step}  {record['loss']:.4f} nats/id  {record['bits_per_byte']:.4f} bits/byte  "
+        f"lr {record['learning_rate']:.2e}  grad {record['gradient_norm']:.3f}  "
+        f"{timing['bytes_per_second'] / 1e3:.1f} kB/s  {mfu}{readable_time(seconds_left)} left"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stlm.training.loaders import TrainingBatches, ValidationWindows
 from stlm.training.quantization import rounded
 from stlm.training.ranks import Ranks
 from stlm.training.recovery import spoilt_unless_finite
+from stlm.training.stopping import Interrupted, never
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import watched
 
@@ -75,12 +77,15 @@ class Passes:
 
     @watched("validation")
     @torch.no_grad()
-    def validate(self, loader: ValidationWindows, ranks: Ranks) -> dict[str, tuple[float, float, float]]:
+    def validate(
+        self, loader: ValidationWindows, ranks: Ranks, stop: Callable[[], bool] = never
+    ) -> dict[str, tuple[float, float, float]]:  # fmt: skip
         """(nats, ids, bytes) for each source of the validation text, by its name, summed in float64.
 
         Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
         gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
-        the weights is kept, that is validated: it is what a checkpoint holds as its model.
+        the weights is kept, that is validated: it is what a checkpoint holds as its model. `stop` is asked before each
+        forward, by all ranks; Interrupted is raised where it says so.
         """
         windows, size = loader.num_windows, self._engine.split.micro_batch_size
         groups = -(-windows // size)
@@ -90,6 +95,8 @@ class Passes:
         self._engine.eval()
         with self._engine.averaged():
             for turn in Progress(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
+                if stop():
+                    raise Interrupted
                 group = turn + ranks.rank
                 first = min(group, groups - 1) * size
                 last = min(first + size, windows)

@@ -22,7 +22,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
-from stlm.config import RunConfig, changed_keys, dump_run_config, load_run_config, value_at
+from stlm.config import ON_REQUEST, RunConfig, changed_keys, dump_run_config, load_run_config, value_at
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
 from stlm.training.checkpoint import (
@@ -52,20 +52,50 @@ class Start(NamedTuple):
 
     checkpoint: Path | None  # None: at the beginning
     notes: list[str]  # what people should know
+    changed: dict[str, list[Any]]  # settings that differ from those of the job before: key → old and new value
 
 
-def choose_run_directory(name: str, resume: str, root: Path = Path("runs")) -> Path:
-    """root/NAME if it is new or unfinished, else the first of root/NAME-2, root/NAME-3 … that is.
+def choose_run_directory(
+    name: str, resume: str, root: Path = Path("runs"), obstacle: Callable[[Path], str | None] = lambda run_dir: ""
+) -> tuple[Path, str]:  # fmt: skip
+    """root/NAME if it is new or unfinished, else the first of root/NAME-2, root/NAME-3 … that is. Where all are
+    finished, the newest one is extended if there is no `obstacle` to that (see `why_not_extended`). Also returns what
+    people should know of the choice.
 
     With resume "never" the first that does not exist, with "must" the last that does.
     """
     candidates = [root / name, *(root / f"{name}-{number}" for number in range(2, 10_000))]
     new = next(number for number, path in enumerate(candidates) if not path.exists())
     if resume == "never":
-        return candidates[new]
+        return candidates[new], ""
     if resume == "must":
-        return candidates[max(new - 1, 0)]
-    return next(path for path in candidates[: new + 1] if not is_finished(path))
+        return candidates[max(new - 1, 0)], ""
+    for path in candidates[:new]:
+        if not is_finished(path):
+            return path, ""
+    if new == 0:
+        return candidates[0], ""
+    newest = candidates[new - 1]
+    reason = obstacle(newest)
+    if reason is None:
+        return newest, f"{newest} is finished, and this command takes it further"
+    return candidates[new], f"{newest} is finished{reason}; this is a new run"
+
+
+def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_change: bool) -> str | None:
+    """Why a command with `config`, on data with `fingerprint`, does not take a finished run further: ", and …" or ""
+    for the same command; None where it does, as it allows more steps, ids, bytes or seconds and changes nothing else.
+    """
+    newest = newest_checkpoint(run_dir)
+    assert newest is not None, "a finished run without a checkpoint"
+    made, training = read_progress(newest), config.training
+    at = f" at step {made['step']:,}"
+    if used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1:
+        return f"{at}; to continue it, raise training.max_steps" if made["step"] >= training.max_steps else at
+    changed = changed_keys(load_run_config(run_dir), config, (True, ON_REQUEST) if allow_change else (True,))
+    if changed:
+        return f"{at}, and was made with another {', '.join(changed)}"
+    return None if made["data_fingerprint"] in (None, fingerprint) else f"{at}, and was trained on other data"
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -78,6 +108,8 @@ def is_finished(run_dir: Path) -> bool:
         return False
     try:
         made = read_progress(newest)
+        if made.get("pending"):  # interrupted in its last validation
+            return False
         return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
     except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
         return False
@@ -113,11 +145,13 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
+        self.saved: RunConfig | None = None  # the config of the job before
 
-    def open(self, config: RunConfig, fingerprint: str, resume: str) -> Start:
+    def open(self, config: RunConfig, fingerprint: str, resume: str, allow_change: bool = False) -> Start:
         """Lock the folder, check that the run may continue as `resume` says, and write its config.
 
-        `fingerprint` is that of the data. Raises ConfigError or CheckpointError where the run cannot go on.
+        `fingerprint` is that of the data; `allow_change`: settings that may change on request may differ. Raises
+        ConfigError or CheckpointError where the run cannot go on.
         """
         if resume == "must" and not self.path.exists():
             raise self._nothing_to_continue()
@@ -125,8 +159,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if (self.path / "config.yaml").is_file():
-                self._refuse_changes(config, resume)
-            start = self._find_start(resume)
+                self._refuse_changes(config, resume, allow_change)
+            start = self._find_start(resume)._replace(changed=self._changes_to(config))
             if start.checkpoint is not None:
                 refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
@@ -198,7 +232,7 @@ class RunDirectory:
         for path in found:
             problem = check_checkpoint(path)
             if problem is None:
-                return Start(path, notes)
+                return Start(path, notes, {})
             if resume == "must":
                 raise CheckpointError(
                     f"{path} is damaged: {problem}; with --resume auto the one before is used, or delete this folder"
@@ -209,26 +243,36 @@ class RunDirectory:
             notes.append(f"{path} is damaged: {problem}; moved to {aside.name}, going back to the checkpoint before")
         if resume == "must":
             raise self._nothing_to_continue()
-        return Start(None, notes)
+        return Start(None, notes, {})
 
     def _nothing_to_continue(self) -> CheckpointError:
         return CheckpointError(f"{self.path} holds no checkpoint to continue from, expected checkpoints/step_…")
 
-    def _refuse_changes(self, config: RunConfig, resume: str) -> None:
+    def _refuse_changes(self, config: RunConfig, resume: str, allow_change: bool) -> None:
         if resume == "never":
             raise CheckpointError(
                 f"{self.path} already holds a run, and --resume never would overwrite it; choose another --run"
             )
-        saved = load_run_config(self.path)
-        changed = changed_keys(saved, config)
+        self.saved = saved = load_run_config(self.path)
+        changed = changed_keys(saved, config, (True, ON_REQUEST) if allow_change else (True,))
         if changed:
             lines = [f"  {key}: was {value_at(saved, key)!r}, now {value_at(config, key)!r}" for key in changed]
+            refused = changed_keys(saved, config, (True, ON_REQUEST))
+            requested = [key for key in changed if key not in refused]
+            request = f"With --allow-change as well, keeping weights and moments: {', '.join(requested)}. "
             raise ConfigError(
                 f"{self.path} was started with other settings, and a run continues with its own:\n"
                 + "\n".join(lines)
-                + f"\nMay change: {', '.join(_changeable(config))}. For a new run choose another folder with --run, "
-                "or --resume never."
+                + f"\nMay change: {', '.join(_changeable(config))}. "
+                + (request if requested else "")
+                + "For a new run choose another folder with --run, or --resume never."
             )
+
+    def _changes_to(self, config: RunConfig) -> dict[str, list[Any]]:
+        if self.saved is None:
+            return {}
+        keys = changed_keys(self.saved, config, ())
+        return {key: [value_at(self.saved, key), value_at(config, key)] for key in keys}
 
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
@@ -245,9 +289,9 @@ class RunDirectory:
 
 
 def _changeable(config: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys that may differ when a run is resumed."""
+    """Dotted keys that may differ whenever a run is resumed."""
     for field in dataclasses.fields(config):
-        if field.metadata.get("may_change"):
+        if field.metadata.get("may_change") is True:
             yield prefix + field.name
         elif dataclasses.is_dataclass(value := getattr(config, field.name)):
             yield from _changeable(value, f"{prefix}{field.name}.")

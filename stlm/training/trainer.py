@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from stlm.config import RunConfig
+from stlm.config import ON_REQUEST, RunConfig, TrainingConfig
 from stlm.config.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
@@ -31,6 +32,7 @@ from stlm.training.background import Background
 from stlm.training.checkpoint import (
     check_checkpoint,
     checkpoint_path,
+    is_scheduled,
     prune_checkpoints,
     read_progress,
     read_state,
@@ -44,7 +46,7 @@ from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.gauges import Gauges
 from stlm.training.initial import begin_from
 from stlm.training.limits import used_up
-from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
 from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Monitor, progress_line, readable_time
 from stlm.training.passes import Passes
@@ -53,11 +55,18 @@ from stlm.training.quantization import check_stage
 from stlm.training.recovery import Recovery
 from stlm.training.run_directory import RunDirectory, Start
 from stlm.training.schedules import learning_rate_at
+from stlm.training.stopping import AgreedStop, Interrupted, Interruptible
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.wandb_mirror import check_wandb
 from stlm.training.watchdog import WATCHDOG, watched
 
 RESUME = ("auto", "never", "must")
+SPLITS = {"tasks": "evals", "validation": "validation"}  # of the records of what may be pending
+
+# Settings that may change on request: they change what is learned.
+REQUESTED = {
+    f"training.{field.name}" for field in fields(TrainingConfig) if field.metadata.get("may_change") == ON_REQUEST
+}
 
 # What is asked of the model beside its training: (step, weights by name) → figures for the record, a line for people.
 Evaluate = Callable[[int, Iterable[tuple[str, torch.Tensor]]], tuple[dict[str, Any], str]]
@@ -67,7 +76,8 @@ class Trainer:
     """Trains one model into one run directory, from its newest checkpoint on.
 
     Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" continues what the directory holds,
-    "must" refuses to begin anew, "never" refuses to continue. `evaluate` is called by all ranks every
+    "must" refuses to begin anew, "never" refuses to continue. `allow_change`: a run that continues may have another
+    learning rate, schedule or batch size than it had; weights and moments stay. `evaluate` is called by all ranks every
     `evals.every_steps`, with weights that belong to the engine and are there to be copied. Raises ConfigError or
     CheckpointError where the run cannot begin or go on as asked.
     """
@@ -83,6 +93,7 @@ class Trainer:
         run_dir: str | os.PathLike[str],
         deepspeed_config: Mapping[str, Any] | None = None,
         resume: str = "auto",
+        allow_change: bool = False,
         evaluate: Evaluate | None = None,
     ) -> None:
         if resume not in RESUME:
@@ -105,20 +116,23 @@ class Trainer:
         refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
         if config.training.wandb:
             on_rank_zero(check_wandb)
-        opened = on_rank_zero(lambda: self._run.open(config, train_loader.fingerprint, resume)._asdict())
-        start = Start(**opened)
+        known = config, train_loader.fingerprint, resume, allow_change
+        start = Start(**on_rank_zero(lambda: self._run.open(*known)._asdict()))
         on_every_rank(self._run.check_shared)
         chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
         precision = Precision(**chosen)
-        self.step = read_progress(start.checkpoint)["step"] if start.checkpoint else 0
+        begun = read_progress(start.checkpoint) if start.checkpoint else {}
+        self.step = begun.get("step", 0)
+        self._pending = list(begun.get("pending") or ())  # what the newest step is still owed, see `_save`
         self.monitor = Monitor(self.run_dir)
         wandb_config = to_dict(config) if config.training.wandb else None
-        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config))
-        for note in start.notes:
-            self.monitor.say(f"warning: {note}")
+        again = [SPLITS[name] for name in self._pending if name in SPLITS]
+        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config, again))
+        train_loader.batch_sizes = batch_sizes_of(begun, config.training.batch_size)
+        self._introduce(start)
         if start.checkpoint is None:
-            if begun := begin_from(model, config.training):
-                self.monitor.say(begun)
+            if taken_over := begin_from(model, config.training):
+                self.monitor.say(taken_over)
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
@@ -133,18 +147,21 @@ class Trainer:
         self._passes = Passes(config, model, self.engine, self.objective, self._gauges)
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
-            finished = ", which is its last step" if self._is_finished() else ""
-            self.monitor.say(f"continuing from {start.checkpoint}{finished}")
-        on_rank_zero(lambda: self._run.record_start(self.step, self._environment()))
+            self._tell_changes(start.changed)
+        changed = {"changed": start.changed} if start.changed else {}
+        on_rank_zero(lambda: self._run.record_start(self.step, self._environment() | changed))
         stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
         watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
+        self._saved_on_schedule = begun.get("scheduled", True)
         self._copied: State | None = None  # for the newest checkpoint, and then the room for the next
         self._writer = Background()  # of checkpoints, on rank 0
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
         self._trouble = ""  # what was wrong with the newest step that made none
+        self._has_asked = False  # the tasks, in this job
         self._stop = StopRequest()
+        self._interruptible = Interruptible(self._stop)
 
     # ------------------------------------------------------------------ the loop
 
@@ -152,15 +169,18 @@ class Trainer:
         """Yield the numbers of the steps that are still to be made.
 
         Between two steps the ranks agree whether one of them was asked to stop, by SIGINT, SIGTERM, SIGUSR1, SIGHUP or
-        the end of its launcher; then a checkpoint is saved and Stopped is raised. So is the error of a checkpoint that
-        could not be written beside the steps. At the end the last checkpoint is on the disk; however the end comes, the
-        run directory is released.
+        the end of its launcher; then a checkpoint is saved and Stopped is raised. Within a validation or tasks, which
+        may take long, they agree as well: the work is given up, and done when the run continues. The error of a
+        checkpoint that could not be written beside the steps is raised, too. At the end the last checkpoint is on the
+        disk; however the end comes, the run directory is released.
         """
         started = time.monotonic() - self.seconds
         finished = self._is_finished()
         try:
-            if self.step == 0:
+            if self.step == 0 and self.config.evals.at_start:
                 self._ask()
+            elif self._pending:
+                self._do_pending()
             while not finished:
                 yield self.step + 1
                 finished = self._is_finished()
@@ -171,11 +191,7 @@ class Trainer:
                 if failed:
                     on_rank_zero(self._writer.wait)
                 if stop:
-                    self._save()
-                    on_rank_zero(self._writer.wait)
-                    text = f"stopped by {asked or 'a request to another rank'} at step {self.step} after saving"
-                    self.monitor.say(f"{text}; the same command continues it")
-                    raise Stopped(text)
+                    self._end_on_request()
             on_rank_zero(self._writer.wait)
         finally:
             self.close()
@@ -266,10 +282,17 @@ class Trainer:
         What else is asked of the model every `evals.every_steps` is asked here too.
         """
         self._ask()
+        return self._validate()
+
+    def _validate(self) -> float | None:
         if not self._due(self.config.training.eval_every_steps):
             return None
         started = time.perf_counter()
-        by_source = self.validate_sources()
+        try:
+            stop = AgreedStop(self._stop, self.ranks.rank)
+            by_source = self._passes.validate(self.validation_loader, self.ranks, stop)
+        except Interrupted:
+            self._end_on_request("validation", "checkpoint")
         seconds = time.perf_counter() - started
         nats, ids, bytes = (math.fsum(column) for column in zip(*by_source.values(), strict=True))
         self.validation_bits_per_byte = nats / math.log(2) / bytes
@@ -286,8 +309,8 @@ class Trainer:
             record["bits_per_byte_of"] = parts
         self._tell(
             record,
-            f"step {self.step}/{self.config.training.max_steps}  validation {self.validation_bits_per_byte:.4f} "
-            f"bits/byte  ({bytes:,.0f} bytes in {readable_time(seconds)})"
+            f"step {self.step}/{self.config.training.max_steps}  validation {record['loss']:.4f} nats/id  "
+            f"{self.validation_bits_per_byte:.4f} bits/byte  ({bytes:,.0f} bytes in {readable_time(seconds)})"
             + "".join(f"\n  {value:.4f} bits/byte  {name}" for name, value in parts.items() if len(by_source) > 1),
         )
         return self.validation_bits_per_byte
@@ -297,7 +320,7 @@ class Trainer:
 
         The state is copied at once, and written to the disk beside the next steps; the loop's end waits for it.
         """
-        return self._save() if self._due(self.config.training.save_every_steps) else None
+        return self._save(scheduled=True) if self._due(self.config.training.save_every_steps) else None
 
     # ------------------------------------------------------------------ what the loop is made of
 
@@ -310,18 +333,81 @@ class Trainer:
         """(nats, ids, bytes) for each source of the validation text, by its name."""
         return self._passes.validate(self.validation_loader, self.ranks)
 
+    def _introduce(self, start: Start) -> None:
+        """The first lines of a job: its run, data and model, and what it continues."""
+        parts, steps = self.config.model, f"{self.config.training.max_steps:,} steps"
+        how = f"a new run of {steps}"
+        if start.checkpoint is not None:
+            is_last = self._is_done_at(start.checkpoint)
+            how = f"continuing from {start.checkpoint}, {'which is its last step' if is_last else f'of {steps}'}"
+        self.monitor.say(f"run: {self.run_dir}, {how}")
+        self.monitor.say(f"data: {self.train_loader.description}")
+        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        total = self.model.num_parameters()
+        self.monitor.say(
+            f"model: {' → '.join(part.kind for part in (parts.embedder, parts.core, parts.head))}, width "
+            f"{parts.width}, context {parts.context_length}, {total:,} parameters"
+            + (f", of which {learning:,} learn" if learning != total else "")
+        )
+        for note in start.notes:
+            self.monitor.say(f"warning: {note}")
+
+    def _is_done_at(self, checkpoint: Path) -> bool:
+        made = read_progress(checkpoint)
+        seen = made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0
+        return not made.get("pending") and used_up(self.config.training, made["step"], *seen) > 1
+
+    def _tell_changes(self, changed: Mapping[str, Sequence[Any]]) -> None:
+        """Print the settings that differ from those of the job before, and what becomes of the learning rate; record
+        those that change the training."""
+        if not changed:
+            return
+        for key, (was, now) in changed.items():
+            self.monitor.say(f"changed: {key} from {was} to {now}")
+        training, before = self.config.training, self._run.saved
+        limits = to_dict(training.limits)
+        ends = [f"step {training.max_steps:,}", *(f"{value:,} {key}" for key, value in limits.items() if value)]
+        scheduled = {"max_steps", "warmup_steps", "decay_steps", "schedule", "learning_rate",
+                     "final_learning_rate_fraction", *(f"limits.{name}" for name in limits)}  # fmt: skip
+        if before is not None and {key.removeprefix("training.") for key in changed} & scheduled:
+            made = self.step - 1, self.seen["ids"], self.seen["bytes"], self.seconds
+            then = learning_rate_at(max(self.step, 1), before.training, used_up(before.training, *made))
+            next_rate = learning_rate_at(self.step + 1, training, self._used_up())
+            self.monitor.say(
+                f"the schedule ({training.schedule}) now ends at {' or '.join(ends)}; the learning rate of step "
+                f"{self.step + 1:,} is {next_rate:.2e}, that of step {self.step:,} was {then:.2e}"
+            )
+        asked = {key: values for key, values in changed.items() if key in REQUESTED}
+        if asked:
+            was, now = ({key: values[place] for key, values in asked.items()} for place in (0, 1))
+            on_rank_zero(lambda: self.monitor.record({"step": self.step, "split": "changes", "was": was, "now": now}))
+
     def _ask(self) -> None:
-        """Let `evaluate` ask its tasks: every `evals.every_steps`, before the first step and behind the last."""
+        """Let `evaluate` ask its tasks: every `evals.every_steps`, after the last step, and before the first one with
+        `evals.at_start`. The first time in a job, what it costs is printed."""
         every = self.config.evals.every_steps
         if self._evaluate is None or every is None or not self._due(every):
             return
         started = time.perf_counter()
-        figures, text = self._evaluate(self.step, self.engine.weights())
+        evaluate, weights = self._evaluate, self._interruptible.first(self.engine.weights())
+        answer = self._interruptible.run(lambda: evaluate(self.step, weights))
+        if answer is None:
+            self._end_on_request("tasks", "validation", "checkpoint")
+        figures, text = answer
         seconds = time.perf_counter() - started
         self._tell(
             {"step": self.step, "split": "evals", **figures, "timing": {"seconds": seconds}},
             f"step {self.step}/{self.config.training.max_steps}  {text}  (in {readable_time(seconds)})",
         )
+        if not self._has_asked and not self._is_finished():
+            last = round((self.step + 1) / self._used_up())
+            more = -(-last // every) - self.step // every
+            times = "once more" if more == 1 else f"{more:,} times more"
+            self.monitor.say(
+                f"an evaluation by tasks takes {seconds:.1f} s; with evals.every_steps = {every} that is done {times}, "
+                f"{readable_time(more * seconds)} in all (evals.items scores a sample)"
+            )
+        self._has_asked = True
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
@@ -349,9 +435,34 @@ class Trainer:
         self.monitor.close()
         self._run.close()
 
-    def _save(self) -> Path:
+    def _do_pending(self) -> None:
+        """Do what was given up when the run was interrupted in its newest step."""
+        pending, self._pending = self._pending, []
+        if "tasks" in pending:
+            self._ask()
+        if "validation" in pending:
+            self._validate()
+        if "checkpoint" in pending:
+            self.save_checkpoint(self.step)
+
+    def _end_on_request(self, *given_up: str) -> NoReturn:
+        """Save, release the run directory and raise Stopped. given_up: what this step would have been followed by."""
+        asked = f"stopped by {self._stop.reason() or 'a request to another rank'}"
+        if self.step == 0:  # nothing is lost
+            text = f"{asked} before the first step"
+        else:
+            self._save(scheduled=False, pending=given_up)
+            on_rank_zero(self._writer.wait)
+            text = f"{asked} at step {self.step} after saving"
+        self.monitor.say(f"{text}; the same command {'continues' if self.step else 'begins'} it")
+        self.close()
+        raise Stopped(text)
+
+    def _save(self, scheduled: bool, pending: Sequence[str] = ()) -> Path:
+        """Save a checkpoint, unless there is one of this step. One that an interruption made is replaced by a scheduled
+        one; pending: what has to be done first when the run continues."""
         path = checkpoint_path(self.run_dir, self.step)
-        if self._saved_step == self.step:
+        if self._saved_step == self.step and (self._saved_on_schedule or not scheduled) and not pending:
             return path
         on_rank_zero(self._writer.wait)  # before another copy of the state is made
         state = self._copied = self.engine.full_state(reused=self._copied)
@@ -360,13 +471,16 @@ class Trainer:
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
             "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
-            "sequences_seen": self.step * self.config.training.batch_size,
+            "sequences_seen": self.train_loader.sequences(self.step),
+            "batch_sizes": self.train_loader.batch_sizes,
             "seed": self.config.seed,  # with the step, all randomness there is
             "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
             "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
             "tokenizer_fingerprint": self.model.tokenizer.fingerprint,
             "validation_bits_per_byte": self.validation_bits_per_byte if self._validated_step == self.step else None,
+            "scheduled": scheduled,
+            "pending": list(pending),
         }
 
         def write() -> None:
@@ -374,7 +488,7 @@ class Trainer:
             prune_checkpoints(self.run_dir, self.config.training)
 
         on_rank_zero(lambda: self._writer.start(write))
-        self._saved_step = self.step
+        self._saved_step, self._saved_on_schedule = self.step, scheduled
         return path
 
     def _tell(self, record: dict[str, Any], line: str) -> None:
@@ -412,7 +526,8 @@ class Trainer:
     def _roll_back(self) -> None:
         """Put the weights of an older checkpoint in the place of those that went wrong; the step's number stays.
 
-        Raises NonFinite where there is none, or too many were needed, unless it was but a spike of the loss.
+        It is a scheduled one: a run that was interrupted goes back to where an uninterrupted run does. Raises NonFinite
+        where there is none, or too many were needed, unless it was but a spike of the loss.
         """
         since, step, recovery = self.recovery.since, self.step, self.recovery
         assert since is not None
@@ -420,7 +535,7 @@ class Trainer:
         def find() -> Path | None:
             self._writer.wait()
             older = (path for path in checkpoints_of(self.run_dir) if step_of(path) < since)
-            return next((path for path in older if check_checkpoint(path) is None), None)
+            return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
 
         found = on_rank_zero(find) if recovery.may_roll_back else None
         if found is not None:

@@ -449,3 +449,77 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
 
 def test_byte_embedder_is_the_default():
     assert RunConfig().model.embedder == ByteEmbedderConfig()
+
+
+IDLE = """
+evals: {tasks: blimp, items: 100, at_start: true}
+training:
+  init_parts: core
+  recovery: {spike_steps: 10}
+model:
+  embedder: {kind: byte, ngrams: {longest: 4}}
+"""
+
+
+def test_settings_without_effect_are_refused_together(problems):
+    """In a file and as overrides, also where the value is the default; each message has a line that would work."""
+    found = problems(IDLE, "evals.tasks_dir=items", "training.recovery.spike_window=50", "training.warmup_stpes=3")
+    found = "\n".join(found)
+    for expected in (
+        "evals.tasks: got 'blimp', which has no effect while evals.every_steps is null; leave it out, or set "
+        "evals.every_steps=500 as well",
+        "evals.items: got 100, which",
+        "evals.at_start: got True, which",
+        "evals.tasks_dir: got 'items', which",
+        "training.init_parts: got 'core', which has no effect while training.init_from is null",
+        "training.recovery.spike_steps: got 10, which has no effect while training.recovery.spike_factor is null",
+        "--set training.recovery.spike_window=50: training.recovery.spike_window: got 50, which",
+        "model.embedder.ngrams.longest: got 4, which has no effect while model.embedder.ngrams.table_size is 0",
+        "training.warmup_stpes: unknown key",
+    ):
+        assert expected in found, found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evals.tasks=minimal_pairs"], "evals.tasks: got 'minimal_pairs', which has no effect"),
+        (["training.schedule=constant", "training.final_learning_rate_fraction=0.2"], "no effect with training.sch"),
+        (["training.recovery.spike_factor=2", "training.recovery.max_rollbacks=0"], "factor: got 2, which has no"),
+        (["evals.every_steps=9", "evals.tasks=bits_per_byte", "evals.items=9"], "evals.items: got 9, which has no eff"),
+        (["model.embedder={kind: byte_patch, num_layers: 0, window: 9}", "model.head={kind: byte_patch}"],
+         "model.embedder.window: got 9, which has no effect while model.embedder.num_layers is 0"),
+        (["evals.every_steps=9", "evals.tasks_dir=d"], "evals.tasks_dir: got 'd', which has no effect"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(problems, overrides, message):
+    (found,) = problems("", *overrides)
+    assert message in found
+
+
+def test_what_is_put_back_to_a_default_is_no_setting_in_vain(load):
+    text = "training: {recovery: {spike_factor: 1.5, spike_steps: 5}}\nevals: {every_steps: 9, tasks: blimp}\n"
+    off = ("training.recovery.spike_factor=null", "training.recovery.spike_steps=10", "evals.every_steps=null",
+           "evals.tasks=minimal_pairs")  # fmt: skip
+    assert load(text, *off) == RunConfig()
+
+
+def test_a_saved_run_keeps_what_has_no_effect(load, tmp_path):
+    """Refusing it would lose runs of earlier versions; an override of it is refused as anywhere."""
+    (tmp_path / "run").mkdir()
+    text = dump_run_config(RunConfig()).replace("tasks: minimal_pairs", "tasks: blimp")
+    text = text.replace("schedule: cosine", "schedule: constant").replace("_fraction: 0.1", "_fraction: 0.0")
+    (tmp_path / "run/config.yaml").write_text(text)
+    config = load_run_config(tmp_path / "run")
+    assert config.evals.tasks == "blimp" and config.training.final_learning_rate_fraction == 0.0
+    for override in ("evals.items=9", "training.final_learning_rate_fraction=0.5"):
+        with pytest.raises(ConfigError, match="has no effect"):
+            load_run_config(tmp_path / "run", [override])
+
+
+def test_tasks_without_items_or_files_are_those_of_the_evaluation():
+    from stlm.config.evals import OWN_ITEMS, WHOLE_TEXT
+    from stlm.evals import CHOICE_TASKS, NEED_DATA, TASKS
+
+    assert set(WHOLE_TEXT) == NEED_DATA - {"corruptions", "robustness"}
+    assert set(OWN_ITEMS) == set(TASKS) - set(CHOICE_TASKS) - {"robustness", "similarity", "retrieval"}

@@ -58,7 +58,7 @@ def test_the_jinja_template_renders_the_same() -> None:
         ({"messages": [{"role": "user", "content": "x\x03"}]}, r"the character U\+0003"),
         ({"messages": ["x"]}, "a message is not an object"),
         ({"prompt": "x", "completion": ""}, "'completion' is empty"),
-        ({"text": "x"}, "expected the key 'messages', or 'prompt' and 'completion'; the keys are: text"),
+        ({"text": "x"}, "expected the key 'messages' or 'conversations', or 'prompt' and 'completion', or"),
     ],
 )
 def test_what_is_no_conversation_is_refused(record: dict, message: str) -> None:

@@ -103,7 +103,7 @@ def test_every_document_arrives_once_and_every_byte_is_counted(inputs, tmp_path,
     assert manifest.duplicates["documents"] == 25
     assert [source["documents"] for source in manifest.sources] == [220, 105]
     assert [source["problems"] for source in manifest.sources] == [
-        {"files_of_other_formats": 1},
+        {"files_of_other_formats": 1, "empty_files": 1},
         {"empty_documents": 1},
     ]
     table = summary(manifest, tmp_path / "out")

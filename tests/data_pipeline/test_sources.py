@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -27,7 +28,7 @@ from data_pipeline.tokenizers import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ['Ein Satz, "quoted".', "two\nlines, and more", "caf\u00e9 \U0001f600", "tab\there"]
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd.compress}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd.compress}
 
 
 def read(*inputs, text_key="text", on_error="stop", split="train", **options):
@@ -70,7 +71,7 @@ def test_every_format_gives_its_documents_compressed_or_not(suffix, compression,
     assert not problems.counts
 
 
-@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 def test_compressed_files_may_have_several_streams_and_must_have_an_end(compression, tmp_path):
     compress = COMPRESS[compression]
     texts = [random.Random(number).randbytes(3000).hex() for number in range(20)]

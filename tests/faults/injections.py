@@ -197,6 +197,12 @@ def hang_up(rank):
 
 
 @fault
+def terminate_rank_1_in_validation(rank):
+    if rank == 1:
+        in_validation(me(signal.SIGTERM))
+
+
+@fault
 def terminate_the_group(rank):
     if rank == 0:
         at_step(7, lambda _: os.killpg(0, signal.SIGTERM))

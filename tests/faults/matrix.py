@@ -121,6 +121,8 @@ FAULTS = (
           says="stopped by SIGINT at step 7"),
     Fault("usr1_to_rank_1", "SIGUSR1 to rank 1", STOP, "usr1_to_rank_1", says="at step 7 after saving"),
     Fault("hang_up", "SIGHUP to rank 0", STOP, "hang_up", says="stopped by SIGHUP at step 7"),
+    Fault("terminate_rank_1_in_validation", "SIGTERM to rank 1 in a validation", STOP,
+          "terminate_rank_1_in_validation", says="at step 6 after saving"),
     Fault("terminate_the_group", "SIGTERM to the launcher and all ranks", ((LOST,),), "terminate_the_group",
           says="at step 7 after saving"),
     Fault("terminate_the_launcher", "SIGTERM to a launcher that leaves its ranks", ((LOST,),),

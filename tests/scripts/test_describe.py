@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_the_text_of_a_step(run, describe):
     ids = build_loaders(config, data).train.rows(3, 1, 3).ids
     lines = describe(run, "--step", "3", "--rows", "1-2").splitlines()
     assert lines == [f"{row}  32 ids  {data.tokenizer.decode(ids[row - 1].numpy())!r}" for row in (1, 2)]
+
+
+def test_the_text_of_a_step_of_a_run_whose_batch_size_changed(run, describe, tmp_path):
+    """Step 1 had two rows, so step 3 begins at row 6 of the order."""
+    shutil.copytree(run, tmp_path / "run")
+    state = {"step": 2, "bytes_seen": 256, "batch_sizes": [[0, 2], [1, 4]]}
+    (tmp_path / "run/checkpoints/step_00000002/state.json").write_text(json.dumps(state))
+    assert len(describe(tmp_path / "run", "--step", "1").splitlines()) == 2
+    changed = describe(tmp_path / "run", "--step", "3", "--rows", "2-3").splitlines()
+    unchanged = describe(run, "--step", "3", "--rows", "0-1").splitlines()  # rows 8 and 9
+    assert [line[1:] for line in changed] == [line[1:] for line in unchanged]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from tiny_run import read_metrics, train
 
 from stlm.errors import StlmError
-from stlm.evals import Options, Subject, load_tasks
+from stlm.evals import Loaded, Options, Subject, load_tasks
+from stlm.evals.items import sample
 from stlm.evals.live import figures
 from stlm.stlm import checkpoints_of
 
@@ -27,7 +28,8 @@ def settings(tmp_path_factory):
          "linguistics_term": "agreement", "pairID": str(n)} for n in range(8)
     ]  # fmt: skip
     (folder / "blimp.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return [f"evals.tasks={TASKS}", f"evals.tasks_dir={folder}", "evals.every_steps=4", "training.save_every_steps=4",
+    return [f"evals.tasks={TASKS}", f"evals.tasks_dir={folder}", "evals.every_steps=4", "evals.at_start=true",
+            "training.save_every_steps=4",
             "training.keep_last=9"], folder  # fmt: skip
 
 
@@ -84,6 +86,25 @@ def test_a_run_begun_anew_tells_its_start_once(make_trainer, tmp_path, settings)
     for until in (1, 2):
         train(make_trainer(tmp_path / "run", *settings[0]), until)
     assert [record["step"] for record in read_metrics(tmp_path / "run", "evals")] == [0]
+
+
+def test_a_sample_of_items_is_fixed_and_stated(make_trainer, tmp_path, settings, capsys):
+    """Nothing is asked before the first step unless that is set, and the first cost is printed."""
+    folder = settings[1]
+    asked = (f"evals.tasks_dir={folder}", "evals.every_steps=6", "evals.tasks=hellaswag,blimp", "evals.items=4")
+    train(make_trainer(tmp_path / "run", *asked))
+    records = read_metrics(tmp_path / "run", "evals")
+    assert [record["step"] for record in records] == [6, 12]
+    assert [(record["blimp"]["items"], record["blimp"]["sampled_from"]) for record in records] == [(4, 8)] * 2
+    printed = capsys.readouterr().out
+    assert printed.count("(4 of 9 items)") == printed.count("(4 of 8 items)") == 2
+    assert printed.count("with evals.every_steps = 6 that is done once more") == 1
+
+    items = Loaded.read("hellaswag", folder, 0).items
+    chosen = sample(items, 4)
+    assert sorted(sample(items[::-1], 4), key=items.index) == chosen
+    assert all(item in sample(items, 6) for item in chosen)
+    assert sample(items, None) == sample(items, 99) == items
 
 
 def test_what_cannot_be_asked_is_refused_before_training(make_trainer, tmp_path):

@@ -42,14 +42,23 @@ def uninterrupted(pretrain, tmp_path_factory):
 def test_what_is_printed(uninterrupted):
     run_dir, output = uninterrupted
     lines = output.splitlines()
-    assert lines[0] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
+    assert lines[0] == f"run: {run_dir}, a new run of 60 steps"
+    data = r"data: \S+: [\d,]+ ids to train on, [\d,]+ to validate with, tokenizer byte, fingerprint \w{12}"
+    assert re.fullmatch(data, lines[1])
+    assert re.fullmatch(r"model: byte → transformer → linear, width 32, context 32, [\d,]+ parameters", lines[2])
+    assert lines[3] == "1 rank, started by python; ZeRO stage 0; fp32: training.precision=fp32"
+    lines = lines[3:]
     number = r"\d+\.\d+"
     peak = r"peak: [\d.]+ [GT]FLOP/s of 1 rank, measured on products of \d+ × \d+ in fp32 \(1 thread\)(; no energy .*)?"
     assert re.fullmatch(peak, lines[1])
-    line = rf"step  1/60  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  {number} kB/s  mfu {number}%  \? left"
+    line = (
+        rf"step  1/60  {number} nats/id  8\.\d{{4}} bits/byte  lr 1\.00e-03  grad {number}  "
+        rf"{number} kB/s  mfu {number}%  \? left"
+    )
     assert re.fullmatch(line, lines[2])
-    assert max(map(len, lines[2:12])) < 100
-    assert re.fullmatch(rf"step 10/60  validation {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)", lines[12])
+    assert max(map(len, lines[2:12])) < 110
+    validated = rf"step 10/60  validation {number} nats/id  {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)"
+    assert re.fullmatch(validated, lines[12])
     assert lines[-3:] == [
         f"The run is in {run_dir}. What now:",
         f"  python scripts/evaluate.py {run_dir}",

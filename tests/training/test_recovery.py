@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from tiny_run import read_metrics, train
 
 from stlm.config import RunConfig, from_dict
 from stlm.config.recovery import RecoveryConfig
+from stlm.errors import Stopped
+from stlm.stlm import checkpoints_of, step_of
 from stlm.training.faults import NonFinite
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 
@@ -37,6 +41,19 @@ def spoil(trainer, steps, kind):
 
     trainer.train_loader.rows, trainer.engine.forward = watched_rows, spoilt_forward
     return trainer
+
+
+def train_until_asked(trainer, step=None):
+    """The short loop; after `step` this process is asked to stop, which makes a checkpoint."""
+    try:
+        for number in trainer.steps():
+            trainer.log(number, trainer.train_step(number))
+            trainer.val_step()
+            trainer.save_checkpoint(number)
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Stopped:
+        assert trainer.step == step
 
 
 def state_of(trainer):
@@ -143,6 +160,31 @@ def test_a_spike_leads_back_and_a_stopped_run_does_the_same(make_trainer, tmp_pa
     for until in (7, 9, None):
         train(build("parts"), until)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["spike", "loss"])
+def test_an_interrupted_run_goes_back_where_an_uninterrupted_one_does(make_trainer, tmp_path, kind):
+    """To the same scheduled checkpoint: those of interruptions neither serve for it nor take the place of others."""
+    overrides = (
+        "training.save_every_steps=3", "training.eval_every_steps=4", "training.keep_last=2",
+        "training.recovery.spike_factor=1.3", "training.recovery.spike_steps=2", "training.recovery.spike_window=3",
+        "training.recovery.max_skipped_in_a_row=1",
+    )  # fmt: skip
+    runs = {"whole": (None,), "parts": (4, 5, 7, 8, 10, None)}  # 8 and 9 go wrong: both go back to step 6
+    for name, stops in runs.items():
+        for stop in stops:
+            trainer = make_trainer(tmp_path / name, *overrides)
+            train_until_asked(spoil(trainer, {8, 9}, kind), stop)
+            if stop == 8:
+                kept = [step_of(path) for path in checkpoints_of(tmp_path / name)]
+                assert kept == [8, 7, 6, 3]  # two of interruptions beside the two that are kept anyway
+        assert trainer.recovery.rollbacks == 1
+        assert "going back to the weights of step 6" in (tmp_path / name / "train.log").read_text()
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    whole, parts = (checkpoints_of(tmp_path / name) for name in ("whole", "parts"))
+    assert [path.name for path in whole] == [path.name for path in parts]
+    for one, other in zip(whole, parts, strict=True):
+        assert (one / "COMPLETE").read_bytes() == (other / "COMPLETE").read_bytes()
 
 
 def test_a_run_stops_where_nothing_is_left_to_try(make_trainer, tmp_path):

@@ -40,16 +40,20 @@ training:
 """
 
 
-def build_trainer(config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None):
+def build_trainer(
+    config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None, evaluate=None,
+    allow_change=False,
+):  # fmt: skip
     """What scripts/pretrain.py builds, in this process, on one rank."""
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
-    tasks = LiveTasks(config, data, Share()) if config.evals.every_steps else None
+    if evaluate is None and config.evals.every_steps:
+        evaluate = LiveTasks(config, data, Share())
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     return Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),
         run_dir=run_dir, deepspeed_config=deepspeed_config or {"zero_optimization": {"stage": stage}}, resume=resume,
-        evaluate=tasks,
+        allow_change=allow_change, evaluate=evaluate,
     )  # fmt: skip
 
 
