@@ -45,9 +45,7 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # Named by itself, a file of an unknown kind is plain text, but surely not these.
 NOT_TEXT = frozenset(
     f".{suffix}"
-    for suffix in re.findall(
-        r"\w+", "arrow xml pdf doc docx odt epub zip tar tgz 7z rar pkl pt npy npz safetensors"
-    )
+    for suffix in re.findall(r"\w+", "arrow xml pdf doc docx odt epub zip tar tgz 7z rar pkl pt npy npz safetensors")
 )
 READABLE = (
     "; ".join(f"{kind}: {', '.join(suffixes)}" for kind, suffixes in SUFFIXES.items())

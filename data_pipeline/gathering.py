@@ -25,6 +25,7 @@ from data_pipeline.cleaning.documents import Cleaner, Cleaning
 from data_pipeline.cleaning.record import Record
 from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
+from data_pipeline.limit import Limit
 from data_pipeline.plaintext import LONGEST_DOCUMENT
 from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems, is_blank
@@ -110,15 +111,19 @@ class Gathered:
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
 
-def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: bool = False) -> None:
+def gather(
+    unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: bool = False, limit: Limit | None = None
+) -> None:
     """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources.
 
-    list_removed: write the documents that the steps leave out too, each a line of JSON with its rule.
+    list_removed: write the documents that the steps leave out too, each a line of JSON with its rule. limit: stop
+    before the document that would exceed it; `full` of the counts says so.
     """
     problems = Problems()
     cleaner = Cleaner(cleaning)
     lengths, scores, hashes = array("q"), array("f"), bytearray()
     end, mark, marks = bytes([END_OF_STORED_DOCUMENT]), bytes([END_OF_STORED_SEGMENT]), 0
+    size, full = 0, False
     removed_list = atomic_file(gathered.file(REMOVED)) if list_removed else nullcontext()
     with atomic_file(gathered.file("text")) as file, removed_list as removed:
         for raw in unit.read(problems):
@@ -132,6 +137,9 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: boo
                 if removed is not None:
                     removed.write(orjson.dumps({"rule": cleaner.rule, "text": raw.decode("utf-8")}) + b"\n")
                 continue
+            if limit is not None and not limit.allows(len(lengths) + 1, size := size + len(document)):
+                full = True
+                break
             if mark in document:  # to look for one is several times as quick as to count
                 marks += document.count(mark)
             file.write(document + end)
@@ -151,6 +159,7 @@ def gather(unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: boo
         json.dumps(
             {
                 **counts,
+                "full": full,
                 "problems": dict(problems.counts),
                 "examples": problems.examples,
                 "left_out": problems.left_out,

@@ -15,6 +15,7 @@ from data_pipeline.cleaning.removed import check_list
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.grouping import grouped
+from data_pipeline.limit import Limit
 from data_pipeline.plaintext import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
 from data_pipeline.stdin import STDIN, check_stdin_format
 from data_pipeline.textfiles import ON_ERROR
@@ -70,6 +71,12 @@ class PrepareConfig:
         default=0.01,
         metadata=_option(
             "share of the documents, and of their bytes, held back for validation, chosen by hash; 0 < share < 1"
+        ),
+    )
+    limit: str | None = field(
+        default=None,
+        metadata=_option(
+            "read no more of the inputs than so many documents, 1000, or so much text, 10MB or 1GiB: the first ones"
         ),
     )
     validation: tuple[str, ...] = field(
@@ -157,6 +164,8 @@ class PrepareConfig:
         for name in ("inputs", "validation", "test"):
             object.__setattr__(self, name, grouped(getattr(self, name)))
         check_stdin_format(self.stdin_format)
+        if self.limit is not None:
+            Limit.parse(self.limit)
         if Rule.parse(self.documents).kind != AUTO and not (self.inputs or self.validation or self.test):
             raise DataError("--documents divides plain text, and the default corpus is none: name files with --input")
         parse_spec(self.tokenizer)

@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.existing import Existing
 from data_pipeline.files import Files
 from data_pipeline.gathering import TEST, VALIDATION, Gathered, gather
+from data_pipeline.limit import Limit
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.plaintext import check_found, describe
 from data_pipeline.preparation import PrepareConfig, default_data_dir
@@ -96,10 +97,12 @@ def _prepare(
         raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
     if there := interrupted_settings(output):
         settings = recognised(there, settings, sources, team)
-    settings = with_hashes(settings, sources, team)
+    if config.limit is None:  # else most of the input is not even read
+        settings = with_hashes(settings, sources, team)
     continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
 
+    units = within_limit(config, units, work)
     gathered, selection = gather_all(config, sources, units, work, team, after)
     divisions = _divisions(sources, units, gathered)
 
@@ -120,7 +123,7 @@ def _prepare(
 
     if config.score_key is not None:
         write_scores(gathered, output, config.score_key)
-    shares = shares_of_sources([unit.source for unit in units], gathered, output, shards)
+    shares = shares_of_sources([unit.source for unit in units], len(sources), gathered, output, shards)
     manifest = Manifest(
         tokenizer={
             "spec": tokenizer.spec,
@@ -168,6 +171,28 @@ def roles_of(config: PrepareConfig) -> list[int | None]:
     """For each source the split that the user holds it back for; None: an input."""
     inputs: list[int | None] = [None] * max(len(config.inputs), 1)  # none: the default corpus
     return inputs + [VALIDATION] * len(config.validation) + [TEST] * len(config.test)
+
+
+def within_limit(config: PrepareConfig, units: Sequence[Unit], work: Path) -> list[Unit]:
+    """The units that are read under --limit, already gathered: one after the other, as each gets what is left."""
+    if config.limit is None:
+        return list(units)
+    roles = roles_of(config)
+    left, used = Limit.parse(config.limit), []
+    for number, unit in enumerate(units):
+        if roles[unit.source] is not None:
+            break  # what is held back stands behind the inputs, and is read whole
+        place = Gathered(work / f"unit_{number:05d}")
+        if not place.complete:
+            gather(unit, place, config.cleaning, config.keep_removed is not None, left)
+        counts = place.counts
+        used.append(unit)
+        left = left.without(counts["documents"], counts["bytes"])
+        if counts["full"] or not left.allows(1, 1):
+            break
+    if not any(Gathered(work / f"unit_{number:05d}").counts["documents"] for number in range(len(used))):
+        raise DataError(f"--limit {config.limit} leaves nothing: the first document is longer, or there is none")
+    return used + [unit for unit in units if roles[unit.source] is not None]
 
 
 def gather_all(

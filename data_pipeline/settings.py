@@ -33,6 +33,7 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         # What is off is not mentioned, so data prepared before there was such a step is still up to date.
         **({"validation": described[first:last]} if config.validation else {}),
         **({"test": described[last:]} if config.test else {}),
+        **({"limit": config.limit} if config.limit is not None else {}),
         **({"conversations": True} if config.conversations else {}),
         **({"clean": list(config.cleaning.steps)} if config.clean else {}),
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),

@@ -18,13 +18,14 @@ from data_pipeline.shards import Shard
 
 
 def shares_of_sources(
-    owners: Sequence[int], gathered: Sequence[Gathered], output: Path, shards: Sequence[ShardEntry]
+    owners: Sequence[int], sources: int, gathered: Sequence[Gathered], output: Path, shards: Sequence[ShardEntry]
 ) -> list[dict[str, dict[str, int]]]:
     """For each source {"train": {"documents": …, "ids": …}, "validation": …}.
 
-    owners: the source of each unit, not falling. gathered: the units. shards: all that were written to `output`.
+    owners: the source of each unit, not falling. sources: how many there are. gathered: the units. shards: all that
+    were written to `output`.
     """
-    shares: list[dict[str, dict[str, int]]] = [{} for _ in range(max(owners) + 1)]
+    shares: list[dict[str, dict[str, int]]] = [{} for _ in range(sources)]
     for split, choice in CHOICES.items():
         documents = np.zeros(len(shares), dtype=np.int64)
         for owner, unit in zip(owners, gathered, strict=True):

@@ -22,7 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.manifest import WORK_DIR
 from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import gather_all, open_inputs
+from data_pipeline.prepare import gather_all, open_inputs, within_limit
 from data_pipeline.tokenizers import parse_spec
 from data_pipeline.workers import Team, Workers
 
@@ -74,6 +74,7 @@ def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None)
     with folder as name:
         work = Path(name, WORK_DIR)
         work.mkdir()
+        units = within_limit(config, units, work)
         gathered, _ = gather_all(config, sources, units, work, team or Workers(config.workers))
         for_compression = _documents(gathered, VALIDATION, _COMPRESSION_BYTES)
         for_speed = _documents(gathered, TRAIN, _SPEED_BYTES)

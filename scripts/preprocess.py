@@ -131,6 +131,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
         action="store_true",
         help="add the inputs to the finished data in --output: tokenizer, cleaning and the rule of validation stay",
     )
+    parser.add_argument("--limit", metavar="N|SIZE", **explain("limit"))
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
     parser.add_argument("--documents", metavar="RULE", **explain("documents"))

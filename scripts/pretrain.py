@@ -157,7 +157,9 @@ def parse_arguments() -> argparse.Namespace:
         "tokenizer, embedder and head follow it unless the config or --set chooses others",
     )
     parser.add_argument(
-        "--run", metavar="DIR", help="run directory (default: runs/PRESET; once that is finished, the same "
+        "--run",
+        metavar="DIR",
+        help="run directory (default: runs/PRESET; once that is finished, the same "
         "command begins runs/PRESET-2 …, and one with a larger training.max_steps or limit continues it)",
     )
     parser.add_argument(

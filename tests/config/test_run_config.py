@@ -487,8 +487,10 @@ def test_settings_without_effect_are_refused_together(problems):
         (["training.schedule=constant", "training.final_learning_rate_fraction=0.2"], "no effect with training.sch"),
         (["training.recovery.spike_factor=2", "training.recovery.max_rollbacks=0"], "factor: got 2, which has no"),
         (["evals.every_steps=9", "evals.tasks=bits_per_byte", "evals.items=9"], "evals.items: got 9, which has no eff"),
-        (["model.embedder={kind: byte_patch, num_layers: 0, window: 9}", "model.head={kind: byte_patch}"],
-         "model.embedder.window: got 9, which has no effect while model.embedder.num_layers is 0"),
+        (
+            ["model.embedder={kind: byte_patch, num_layers: 0, window: 9}", "model.head={kind: byte_patch}"],
+            "model.embedder.window: got 9, which has no effect while model.embedder.num_layers is 0",
+        ),
         (["evals.every_steps=9", "evals.tasks_dir=d"], "evals.tasks_dir: got 'd', which has no effect"),
     ],
 )

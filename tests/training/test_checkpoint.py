@@ -336,7 +336,7 @@ def test_damaged_records_of_a_run(make_trainer, finished, stopped):
 
 def test_names_of_runs(tmp_path, finished, stopped):
     runs = tmp_path / "runs"
-    assert choose_run_directory("tiny", "auto", runs)== (runs / "tiny", "")
+    assert choose_run_directory("tiny", "auto", runs) == (runs / "tiny", "")
     shutil.copytree(stopped, runs / "tiny")
     assert choose_run_directory("tiny", "auto", runs)[0] == runs / "tiny"
     assert choose_run_directory("tiny", "never", runs)[0] == runs / "tiny-2"
