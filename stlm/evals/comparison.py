@@ -1,9 +1,12 @@
-"""Which of several models is better, item by item: paired tests on the same items, corrected for their number.
+"""Which of several models, or groups of seeds, is better: tests on the same items, corrected for their number.
 
 Accuracies, where every item counts 0, 1 or a share of a tie, are compared by McNemar's exact test (McNemar 1947): of
 the items on which two models differ, how many did each win? Everything else is compared by the paired bootstrap (Efron
 and Tibshirani 1993, section 16): bits per byte over documents, the rest over items, and over passages where several
 items are made from one. All p-values of a comparison are corrected together (Holm 1979).
+
+Runs that differ in their seed alone are a group. Groups are compared with each other, never the seeds of one: by a
+t-test whose variance is that of seeds and of items (Welch 1947; Satterthwaite 1946).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates
+from stlm.evals.seed_groups import Groups
 from stlm.evals.table import table
 
 SIGNIFICANT = 0.05
@@ -57,6 +61,11 @@ class Sample:
         )
 
     @property
+    def value(self) -> float:
+        """The mean over the items."""
+        return float(self.totals_N.sum() / self.units_N.sum())
+
+    @property
     def independent(self) -> bool:
         return len(np.unique(self.clusters_N)) == len(self.ids)
 
@@ -77,7 +86,7 @@ class Difference(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two models on one task."""
+    """Two groups of runs on one task; a model without others is a group of its own."""
 
     task: str
     first: str
@@ -100,14 +109,61 @@ def difference(first: Sample, second: Sample) -> Difference:
     return Difference(value, float(low), float(high), p, "bootstrap")
 
 
+def group_difference(first: Sequence[Sample], second: Sequence[Sample]) -> Difference:
+    """The difference between the means of two groups of runs, each run a sample of the same items.
+
+    Two single runs are compared as `difference` does. Otherwise by Student's t: the variance of the difference is that
+    of seeds, of each group's runs by their number, plus that of items, of the mean difference of an item. The degrees
+    of freedom are Welch's and Satterthwaite's. Seeds of a group of one run are taken to vary as those of the other.
+    """
+    if len(first) == len(second) == 1:
+        return difference(first[0], second[0])
+    mean_first, mean_second = mean_sample(first), mean_sample(second)
+    delta_C, units_C = (
+        _by_cluster(values, mean_first.clusters_N)
+        for values in (mean_first.totals_N - mean_second.totals_N, mean_first.units_N)
+    )
+    value = float(delta_C.sum() / units_C.sum())
+    parts = _seed_variances(first, second)  # each with its degrees of freedom
+    if (number := len(delta_C)) > 1:
+        residual_C = delta_C - value * units_C
+        parts.append((float((residual_C**2).sum() / units_C.sum() ** 2 * number / (number - 1)), number - 1))
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Difference(value, value, value, float(value == 0), "t of seeds, items")
+    t = _scipy_stats().t
+    freedom = variance**2 / sum(part**2 / free for part, free in parts)
+    half = float(t.isf(0.025, freedom)) * math.sqrt(variance)
+    p = 2 * float(t.sf(abs(value) / math.sqrt(variance), freedom))
+    return Difference(value, value - half, value + half, p, "t of seeds, items")
+
+
+def _seed_variances(first: Sequence[Sample], second: Sequence[Sample]) -> list[tuple[float, int]]:
+    """Parts of the variance of the difference that come from seeds, each with its degrees of freedom."""
+    several = [group for group in (first, second) if len(group) > 1]
+    variances = [float(np.var([sample.value for sample in group], ddof=1)) for group in several]
+    if len(several) == 2:
+        return [(var / len(group), len(group) - 1) for var, group in zip(variances, several, strict=True)]
+    return [(variances[0] * (1 + 1 / len(several[0])), len(several[0]) - 1)]
+
+
+def mean_sample(samples: Sequence[Sample]) -> Sample:
+    """The items of several runs of one group, each with its mean over the runs."""
+    return replace(samples[0], totals_N=np.mean([sample.totals_N for sample in samples], axis=0))
+
+
 def mcnemar(delta_N: NDArray[np.float64]) -> float:
     """The exact two-sided p-value of so many items won and lost, where winning each is as probable as losing it."""
+    won, lost = int((delta_N > 0).sum()), int((delta_N < 0).sum())
+    return float(_scipy_stats().binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def _scipy_stats() -> Any:
     try:
-        from scipy.stats import binomtest
+        from scipy import stats
     except ImportError as error:
         raise StlmError(f"comparing needs scipy ({error}): {how_to_install('scipy')}") from error
-    won, lost = int((delta_N > 0).sum()), int((delta_N < 0).sum())
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return stats
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -138,24 +194,37 @@ def _resampled(delta_C: NDArray[np.float64], units_C: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class Comparison:
-    """All models on all tasks, and each two of them against each other."""
+    """All models on all tasks, and each two groups of them against each other."""
 
     samples: dict[str, dict[str, Sample]]  # task → model → what it got
+    groups: Groups
     pairs: list[Pair]
 
+    def measure(self, task: str) -> str:
+        """The measure of a task."""
+        return next(iter(self.samples[task].values())).measure
+
+    def of_group(self, task: str, group: str) -> list[Sample]:
+        """What each run of a group got."""
+        return [self.samples[task][model] for model in self.groups[group]]
+
     def best(self, task: str) -> str | None:
-        """The model that is significantly better than every other one; None if no one is."""
-        sign = -1 if next(iter(self.samples[task].values())).measure == "bits_per_byte" else 1
-        for name in self.samples[task]:
+        """The group that is significantly better than every other one; None if no one is."""
+        sign = -1 if self.measure(task) == "bits_per_byte" else 1
+        for name in self.groups:
             mine = [pair for pair in self.pairs if pair.task == task and name in (pair.first, pair.second)]
+            if not mine:  # nothing to be better than
+                return None
             ahead = [sign * pair.difference.value * (1 if pair.first == name else -1) > 0 for pair in mine]
             if all(ahead) and all(pair.corrected_p < SIGNIFICANT for pair in mine):
                 return name
         return None
 
 
-def compare(samples: Mapping[str, Mapping[str, Sample]]) -> Comparison:
+def compare(samples: Mapping[str, Mapping[str, Sample]], groups: Groups | None = None) -> Comparison:
     """Compare models, each given as task → what it got there, on the tasks that all of them have.
+
+    `groups`: runs that differ in their seed, by name (see `seed_groups`); if left out, each model is a group.
 
     StlmError where they have none in common, or where a task was not the same one for all.
     """
@@ -168,10 +237,14 @@ def compare(samples: Mapping[str, Mapping[str, Sample]]) -> Comparison:
     for task, of in by_task.items():
         for name in names[1:]:
             _refuse_others(task, names[0], of[names[0]], name, of[name])
-    found = [(task, *two, difference(by_task[task][two[0]], by_task[task][two[1]]))
-             for task in tasks for two in combinations(names, 2)]  # fmt: skip
+    groups = groups or {name: (name,) for name in names}
+    found = []
+    for task, of in by_task.items():
+        for two in combinations(groups, 2):
+            runs = ([of[model] for model in groups[group]] for group in two)
+            found.append((task, *two, group_difference(*runs)))
     corrected = holm([one[-1].p for one in found])
-    return Comparison(by_task, [Pair(*one, p) for one, p in zip(found, corrected, strict=True)])
+    return Comparison(by_task, groups, [Pair(*one, p) for one, p in zip(found, corrected, strict=True)])
 
 
 def _refuse_others(task: str, first: str, mine: Sample, second: str, other: Sample) -> None:
@@ -207,25 +280,50 @@ def read_samples(path: Path, measure: str) -> dict[str, Sample]:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """A table of scores, * where a model is better than all others, and one of differences."""
-    names = list(next(iter(comparison.samples.values())))
+    """Tables for people: the scores of groups, of each run where a group has several, and the differences."""
+    groups = comparison.groups
     rows = []
-    for task, of in comparison.samples.items():
+    for task in comparison.samples:
         best = comparison.best(task)
-        cells = [_scored(sample) + ("*" if name == best else " ") for name, sample in of.items()]
-        rows.append([task, next(iter(of.values())).measure, f"{len(next(iter(of.values())).ids):,}", *cells])
-    scores = table(rows, ["task", "measure", "items", *names], "llr" + "r" * len(names))
-    differences = [
-        [pair.task, f"{pair.first} - {pair.second}", *map(_signed, pair.difference[:3]), pair.difference.test,
-         f"{pair.difference.p:.2g}", f"{pair.corrected_p:.2g}"] for pair in comparison.pairs
-    ]  # fmt: skip
-    header = ["task", "models", "difference", "95 % from", "to", "test", "p", "p (Holm)"]
-    note = f"*: better than every other model at p < {SIGNIFICANT}, corrected for {len(comparison.pairs)} tests (Holm)"
-    return f"{scores}\n{note}\n\n{table(differences, header, 'llrrrlrr')}"
+        cells = [scored(comparison.of_group(task, name)) + ("*" if name == best else " ") for name in groups]
+        items = len(comparison.of_group(task, next(iter(groups)))[0].ids)
+        rows.append([task, comparison.measure(task), f"{items:,}", *cells])
+    header = [name if len(runs) == 1 else f"{name} ({len(runs)} seeds)" for name, runs in groups.items()]
+    parts = [table(rows, ["task", "measure", "items", *header], "llr" + "r" * len(groups))]
+    notes = []
+    if any(len(runs) == 1 for runs in groups.values()):
+        notes.append("in brackets: 95 % interval over items")
+    if any(len(runs) > 1 for runs in groups.values()):
+        notes.append("±: standard deviation over the seeds of a group")
+    if comparison.pairs:
+        notes.append(f"*: better than every other one at p < {SIGNIFICANT}, corrected for {_tests(comparison)} (Holm)")
+    parts[0] += "\n" + "\n".join(notes)
+    if any(len(runs) > 1 for runs in groups.values()):
+        of_runs = [
+            [name, model, *(f"{of[model].value:.4f}" for of in comparison.samples.values())]
+            for name, runs in groups.items() for model in runs
+        ]  # fmt: skip
+        parts.append(table(of_runs, ["group", "run", *comparison.samples], "ll" + "r" * len(comparison.samples)))
+    if comparison.pairs:
+        differences = [
+            [pair.task, f"{pair.first} - {pair.second}", *map(_signed, pair.difference[:3]), pair.difference.test,
+             f"{pair.difference.p:.2g}", f"{pair.corrected_p:.2g}"] for pair in comparison.pairs
+        ]  # fmt: skip
+        header = ["task", "models", "difference", "95 % from", "to", "test", "p", "p (Holm)"]
+        parts.append(table(differences, header, "llrrrlrr"))
+    return "\n\n".join(parts)
 
 
-def _scored(sample: Sample) -> str:
-    value, low, high = sample.estimate()
+def _tests(comparison: Comparison) -> str:
+    return "1 test" if len(comparison.pairs) == 1 else f"{len(comparison.pairs)} tests"
+
+
+def scored(runs: Sequence[Sample]) -> str:
+    """The score of one run with its interval, or the mean and standard deviation of several."""
+    if len(runs) > 1:
+        values = [run.value for run in runs]
+        return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    value, low, high = runs[0].estimate()
     if low is None or high is None:
         return f"{value:.4f}"
     return f"{value:.4f} ({low:.4f} to {high:.4f})"

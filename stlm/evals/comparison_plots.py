@@ -1,96 +1,216 @@
-"""Plots beside a comparison: the curves of training, and the scores with their intervals. By matplotlib."""
+"""Figures of a comparison, fit for a paper: one panel each, as SVG and PDF, or on one page. By matplotlib."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.atomic import write_text
+import numpy as np
+
+from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.comparison import Comparison, comparison_text
 
+# Okabe and Ito's colours, which the colour-blind tell apart, with lines that tell apart what is printed in black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINES = ("-", "--", "-.", ":")
+_STYLE = {
+    "font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "legend.frameon": False,
+    "pdf.fonttype": 42, "svg.hashsalt": "stlm",  # letters as letters; the same file for the same numbers
+}  # fmt: skip
+_WIDTH, _HEIGHT = 3.4, 2.4  # inches: a column of a paper
+
 
 class Curve(NamedTuple):
-    """Training of one run, at each of its logged steps."""
+    """Of one run: bits per byte in training or on the validation text, at each step where it was logged."""
 
     megabytes: list[float]  # read so far
     minutes: list[float]  # of training steps so far
     bits_per_byte: list[float]
 
 
-def read_curve(run_dir: Path) -> Curve | None:
-    """From metrics.jsonl; None where there is none."""
+class Figure(NamedTuple):
+    """A figure with what it shows."""
+
+    drawn: Any  # of matplotlib
+    caption: str
+
+
+def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
+    """From metrics.jsonl; None where there is none of this split ("train" or "validation")."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return None
-    curve, minutes, before = Curve([], [], []), 0.0, 0
+    steps, trained, minutes, before = [0.0], Curve([0.0], [0.0], [0.0]), 0.0, 0
+    asked: list[tuple[float, float]] = []  # step and bits per byte
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        if record["split"] != "train":
-            continue
-        minutes += (record["bytes_seen"] - before) / record["timing"]["bytes_per_second"] / 60
-        before = record["bytes_seen"]
-        for values, value in zip(curve, (before / 1e6, minutes, record["bits_per_byte"]), strict=True):
-            values.append(value)
-    return curve
+        if record["split"] == "train":
+            minutes += (record["bytes_seen"] - before) / record["timing"]["bytes_per_second"] / 60
+            before = record["bytes_seen"]
+            steps.append(record.get("step", len(steps)))
+            for values, value in zip(trained, (before / 1e6, minutes, record["bits_per_byte"]), strict=True):
+                values.append(value)
+        elif record["split"] == split and "bits_per_byte" in record:
+            asked.append((record.get("step", steps[-1]), record["bits_per_byte"]))
+    if split == "train":
+        curve = Curve(trained.megabytes[1:], trained.minutes[1:], trained.bits_per_byte[1:])
+    else:
+        at = [step for step, _ in asked]
+        read, spent = (np.interp(at, steps, values).tolist() for values in (trained.megabytes, trained.minutes))
+        curve = Curve(read, spent, [value for _, value in asked])
+    return curve if curve.bits_per_byte else None
 
 
-def write_plots(path: Path, comparison: Comparison, curves: Mapping[str, Curve]) -> None:
-    """A PNG of all plots, or one page of HTML that needs no other file and has the tables too."""
-    if path.suffix not in (".html", ".png"):
-        raise StlmError(
-            f"--output: got {str(path)!r}, expected a name that ends in .html or .png; {path.stem}.html works"
+def write_page(path: Path, comparison: Comparison, runs: Mapping[str, Path]) -> None:
+    """One page of HTML that needs no other file: tables, figures, and the settings of the runs.
+
+    `runs`: the folder of each model that belongs to a run.
+    """
+    title = next(iter(comparison.groups)) if len(comparison.groups) == 1 else "Comparison"
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(comparison_text(comparison))}</pre>"]
+    for figure in figures(comparison, runs).values():
+        parts.append(f"<figure>{_svg(figure)}<figcaption>{html.escape(figure.caption)}</figcaption></figure>")
+    for name, folder in runs.items():
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        parts.append(
+            f"<details><summary>Settings of {html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>"
         )
-    figure = _figure(comparison, curves)
-    if path.suffix == ".png":
-        figure.savefig(path, dpi=150)
-        return
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    image = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(comparison_text(comparison))
-    write_text(
-        path,
-        "<!doctype html><meta charset=utf-8><title>Comparison</title>"
-        f"<body style='font-family: sans-serif; max-width: 75em; margin: 2em auto'><h1>Comparison</h1>"
-        f"<pre>{text}</pre><img style='max-width: 100%' alt='curves and scores' src='data:image/png;base64,{image}'>\n",
+    style = (
+        "body{font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em}pre{overflow-x:auto}"
+        "figure{display:inline-block;margin:1em;width:26em;vertical-align:top}figure svg{width:100%;height:auto}"
+        "figcaption{font-size:85%;color:#444}"
     )
+    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
+    write_text(path, head + "\n".join(parts) + "\n")
 
 
-def _figure(comparison: Comparison, curves: Mapping[str, Curve]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise StlmError(f"plots need matplotlib ({error}): {how_to_install('matplotlib')}") from error
-    number = (2 if curves else 0) + len(comparison.samples)
-    figure = Figure(figsize=(4.2 * number, 3.6), layout="constrained")
-    axes = list(figure.subplots(1, number, squeeze=False)[0])
-    if curves:
-        over_bytes, over_time = axes.pop(0), axes.pop(0)
-        for name, curve in curves.items():
-            over_bytes.plot(curve.megabytes, curve.bits_per_byte, label=_short(name))
-            over_time.plot(curve.minutes, curve.bits_per_byte, label=_short(name))
-        over_bytes.set(xlabel="MB read", ylabel="bits per byte in training")
-        over_time.set(xlabel="minutes of steps")
-        over_bytes.legend(frameon=False)
-    for task, plot in zip(comparison.samples, axes, strict=True):
-        for place, (name, sample) in enumerate(comparison.samples[task].items()):
-            value, low, high = sample.estimate()
-            spread = [[value - (value if low is None else low)], [(value if high is None else high) - value]]
-            plot.errorbar([place], [value], yerr=spread, fmt="*" if comparison.best(task) == name else "o", capsize=3)
-        names = [_short(name) for name in comparison.samples[task]]
-        plot.set_xticks(range(len(names)), names, rotation=20)
-        plot.set(title=task, ylabel=next(iter(comparison.samples[task].values())).measure)
-        plot.margins(x=0.3)
+def write_figures(folder: Path, comparison: Comparison, runs: Mapping[str, Path]) -> list[Path]:
+    """Each figure as NAME.svg and NAME.pdf; returns the files."""
+    files = []
+    for name, figure in figures(comparison, runs).items():
+        for kind, without in (("svg", "Date"), ("pdf", "CreationDate")):
+            path = folder / f"{name}.{kind}"
+            with atomic_file(path) as file, _styled():
+                figure.drawn.savefig(file, format=kind, metadata={without: None}, bbox_inches="tight")
+            files.append(path)
+    return files
+
+
+def figures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Figure]:
+    """The figures that the numbers allow, by the name of their files."""
+    found, labels = {}, _labels(list(comparison.groups))
+    for split, label in (("validation", "validation bits per byte"), ("train", "training bits per byte")):
+        curves = {
+            labels[group]: [curve for model in models if model in runs and (curve := read_curve(runs[model], split))]
+            for group, models in comparison.groups.items()
+        }
+        for place, (by, unit) in enumerate((("data", "MB of text read"), ("time", "minutes of training steps"))):
+            if any(curves.values()):
+                caption = f"{label[0].upper()}{label[1:]} over {unit}{_of_seeds(comparison)}."
+                found[f"{split}_by_{by}"] = Figure(_curves(curves, place, unit, label), caption)
+    for task in comparison.samples:
+        found[f"score_{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}"] = _scores(comparison, task, labels)
+    return found
+
+
+def _of_seeds(comparison: Comparison) -> str:
+    several = any(len(models) > 1 for models in comparison.groups.values())
+    return ": mean over seeds, and one standard deviation to each side" if several else ""
+
+
+def _curves(curves: Mapping[str, Sequence[Curve]], place: int, unit: str, label: str) -> Any:
+    with _styled():
+        figure, axes = _panel(_HEIGHT)
+        for number, (name, of_seeds) in enumerate(curves.items()):
+            if not of_seeds:
+                continue
+            look = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)]}
+            x, mean, sd = _mean(of_seeds, place)
+            axes.plot(x, mean, label=name, marker="o" if len(x) < 2 else None, markersize=3, **look)
+            if len(of_seeds) > 1:
+                axes.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.2, linewidth=0)
+        axes.set(xlabel=unit, ylabel=label)
+        axes.set_xlim(left=0)
+        if len(curves) > 1:
+            axes.legend(handlelength=2.6)
     return figure
 
 
-def _short(name: str) -> str:
-    """The end of a long path, which tells runs apart and leaves room for the plot."""
-    return name if len(name) <= 24 else f"…{name[-23:]}"
+def _mean(of_seeds: Sequence[Curve], place: int) -> tuple[Any, Any, Any]:
+    """Where each curve is known: the mean over curves and the standard deviation."""
+    xs = [np.asarray(curve[place]) for curve in of_seeds]
+    low, high = max(x[0] for x in xs), min(x[-1] for x in xs)
+    x = np.unique(np.concatenate(xs))
+    x = x[(x >= low) & (x <= high)]
+    values = np.stack([np.interp(x, own, curve.bits_per_byte) for own, curve in zip(xs, of_seeds, strict=True)])
+    return x, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(x))
+
+
+def _scores(comparison: Comparison, task: str, labels: Mapping[str, str]) -> Figure:
+    """A line for each group: its runs, and the mean with what it may be off by."""
+    best, measure = comparison.best(task), comparison.measure(task).replace("_", " ")
+    with _styled():
+        figure, axes = _panel(0.6 + 0.26 * max(2, len(comparison.groups)))
+        for row, name in enumerate(comparison.groups):
+            samples, colour = comparison.of_group(task, name), _COLOURS[row % len(_COLOURS)]
+            values = np.array([sample.value for sample in samples])
+            estimate = samples[0].estimate()
+            below = above = values.std(ddof=1) if len(values) > 1 else 0.0
+            if len(values) == 1 and estimate.low is not None and estimate.high is not None:
+                below, above = estimate.value - estimate.low, estimate.high - estimate.value
+            bounds = [[max(0.0, below)], [max(0.0, above)]]
+            axes.errorbar([values.mean()], [row], xerr=bounds, fmt="o", color=colour, markersize=4, capsize=2.5)
+            if len(values) > 1:
+                axes.plot(values, [row] * len(values), "|", color=colour, markersize=7, alpha=0.6)
+        names = [labels[name] + (" *" if name == best else "") for name in comparison.groups]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel("bits per byte (less is better)" if measure == "bits per byte" else f"{task}: {measure}")
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.1)
+    groups = comparison.groups.values()
+    bars = ["mean and standard deviation over seeds, a stroke for each seed"] if any(len(m) > 1 for m in groups) else []
+    bars += ["95 % interval over items"] if any(len(models) == 1 for models in groups) else []
+    starred = "; *: better than every other one" if best else ""
+    return Figure(figure, f"{task}, {measure}: {'; of single runs, '.join(bars)}{starred}.")
+
+
+def _panel(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure as Drawn
+
+    figure = Drawn(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _styled() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise StlmError(f"plots need matplotlib ({error}): {how_to_install('matplotlib')}") from error
+    return matplotlib.rc_context(_STYLE)
+
+
+def _svg(figure: Figure) -> str:
+    """For a page: without the prolog of a file."""
+    buffer = io.StringIO()
+    with _styled():
+        figure.drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """What tells paths apart: without the folder that all are in, and of long ones the end."""
+    folders = [os.path.join(os.path.dirname(name), "") for name in names]
+    shared = os.path.dirname(os.path.commonprefix(folders))  # noqa: RUF071 (some may be absolute, others not)
+    short = {name: (os.path.relpath(name, shared) if shared else name).removesuffix(".json") for name in names}
+    return {name: text if len(text) <= 28 else f"…{text[-27:]}" for name, text in short.items()}
