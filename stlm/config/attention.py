@@ -90,6 +90,15 @@ class GroupedQueryConfig(AttentionConfig):
                 f"{fitting} would work",
                 ("core.attention.num_heads",),
             )
+        positions = model.embedder.positions_of(model.context_length)
+        if self.window is not None and self.window >= positions:
+            yield Conflict(
+                "core.attention.window",
+                f"got {self.window}, which has no effect on the {positions} positions of model.context_length = "
+                f"{model.context_length}; expected less, or null; {max(1, positions // 4)} would work",
+                ("context_length",),
+                idle=True,
+            )
         if self.full_every is not None and self.window is None:
             yield Conflict(
                 "core.attention.full_every",

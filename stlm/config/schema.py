@@ -263,6 +263,13 @@ class RunConfig:
                 "data.dir=null would work",
                 ("data.dir",),
             )
+        if len(self.data.mixture) == 1 and self.data.mixture[0].weight != 1.0:
+            yield Conflict(
+                "data.mixture",
+                f"got the weight {self.data.mixture[0].weight:g} of a single folder, which has no effect; leave it "
+                "out, or name a second folder",
+                idle=True,
+            )
         if self.model.embedder.byte_ids and self.data.tokenizer != "byte":
             yield Conflict(
                 "data.tokenizer",

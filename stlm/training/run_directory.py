@@ -23,6 +23,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +31,8 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
-from stlm.config import ON_REQUEST, RunConfig, changed_keys, dump_run_config, load_run_config, value_at
+from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, changed_keys, dump_run_config, load_run_config, value_at
+from stlm.config.limits import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
 from stlm.training.checkpoint import (
@@ -90,12 +92,23 @@ def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_c
     assert newest is not None, "a finished run without a checkpoint"
     made, training = read_progress(newest), config.training
     at = f" at step {made['step']:,}"
-    if used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1:
-        return f"{at}; to continue it, raise training.max_steps" if made["step"] >= training.max_steps else at
+    reached = _limits_reached(training, made)
+    if reached:
+        return f"{at}; to continue it, raise {' and '.join(reached)}"
     changed = changed_keys(load_run_config(run_dir), config, (True, ON_REQUEST) if allow_change else (True,))
     if changed:
         return f"{at}, and was made with another {', '.join(changed)}"
     return None if made["data_fingerprint"] in (None, fingerprint) else f"{at}, and was trained on other data"
+
+
+def _limits_reached(training: TrainingConfig, made: Mapping[str, Any]) -> list[str]:
+    """The settings that allow no step after those that were made."""
+    seen = made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0
+    alone = {"training.max_steps": replace(training, limits=LimitsConfig())}
+    for name, value in dataclasses.asdict(training.limits).items():
+        only = {name: value}
+        alone[f"training.limits.{name}"] = replace(training, max_steps=2**62, limits=LimitsConfig(**only))
+    return [key for key, one in alone.items() if used_up(one, *seen) > 1]
 
 
 def is_finished(run_dir: Path) -> bool:

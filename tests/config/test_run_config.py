@@ -491,6 +491,8 @@ def test_settings_without_effect_are_refused_together(problems):
             ["model.embedder={kind: byte_patch, num_layers: 0, window: 9}", "model.head={kind: byte_patch}"],
             "model.embedder.window: got 9, which has no effect while model.embedder.num_layers is 0",
         ),
+        (["model.core.attention.window=128", "model.context_length=128"], "got 128, which has no effect on"),
+        (["data.mixture=[{dir: a, weight: 2}]"], "got the weight 2 of a single folder, which has no effect"),
         (["evals.every_steps=9", "evals.tasks_dir=d"], "evals.tasks_dir: got 'd', which has no effect"),
     ],
 )

@@ -80,7 +80,8 @@ def test_a_finished_run_is_extended_by_a_larger_limit(tmp_path, finished, config
 def test_a_limit_that_is_raised_extends_a_run(tmp_path, config_file, data_dir, limit):
     runs, key = tmp_path / "runs", f"training.limits.{limit}"
     train(build_trainer(config_file, data_dir, runs / "tiny", f"{key}=1000"))
-    assert chosen(runs, config_file, data_dir, f"{key}=1000")[0] == "tiny-2"
+    name, note = chosen(runs, config_file, data_dir, f"{key}=1000")
+    assert name == "tiny-2" and f"; to continue it, raise {key}; this is a new run" in note
     assert chosen(runs, config_file, data_dir, f"{key}=2000")[0] == "tiny"
     assert chosen(runs, config_file, data_dir)[0] == "tiny"
 
