@@ -176,16 +176,19 @@ def check_training() -> Finding:
         (folder / "text.txt").write_text("\n\n".join(lines))
         data, run_dir = folder / "data", folder / "run"
         start = time.monotonic()
-        for command in (
+        for command in (  # ZeRO 2, as in the documentation: stage 0 would not notice a DeepSpeed that is too old
             ["scripts/preprocess.py", "--input", folder / "text.txt", "--output", data],
-            ["scripts/pretrain.py", "--config", folder / "run.yaml", "--data", data, "--run", run_dir],
+            ["scripts/pretrain.py", "--ds_config", ROOT / "ds_configs" / "zero2.json", "--config", folder / "run.yaml",
+             "--data", data, "--run", run_dir],
         ):
             failure = run_command([sys.executable, *map(str, command)])
             if failure:
                 return Finding("two steps", f"{command[0]} failed", "problem", failure)
+        if "ZeRO stage 2" not in (run_dir / "train.log").read_text(encoding="utf-8"):
+            return Finding("two steps", "not with ZeRO 2", "problem", f"{run_dir}/train.log should say so")
         if not list(run_dir.glob("checkpoints/*2/COMPLETE")):
             return Finding("two steps", "no checkpoint", "problem", f"{run_dir} should hold one of step 2")
-    return Finding("two steps", f"prepared, trained and saved in {time.monotonic() - start:.0f} s")
+    return Finding("two steps", f"prepared, trained with ZeRO 2 and saved in {time.monotonic() - start:.0f} s")
 
 
 def run_command(command: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
 }
 
 # The files that may know DeepSpeed. They import it inside functions only.
-KNOW_DEEPSPEED = {"stlm/training/engine.py", "stlm/training/deepspeed_reader.py"}
+KNOW_DEEPSPEED = {"stlm/training/engine.py", "stlm/training/deepspeed_internals.py"}
 
 
 def room_of(module: str) -> str | None:

@@ -1,7 +1,8 @@
 """The DeepSpeed side of a run: `ds_configs/*.json`, checked before DeepSpeed sees it.
 
-DeepSpeed accepts a misspelt top-level key silently and clips gradients at 1.0 where the key is absent. So every key is
-checked here against what DeepSpeed 0.19 reads, and what the run config owns may only be "auto": the engine fills it.
+DeepSpeed accepts a misspelt key silently, reads keys that have no effect under a training loop of one's own, and fails
+at others with a traceback. So every key that DeepSpeed 0.19 reads either works here, on any number of ranks, or is
+refused by name with what to use instead. What the run config owns may only be "auto": the engine fills it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stlm.config.build import nearest, raise_problems
+from stlm.config.deepspeed_keys import EFFECTIVE_AT, REFUSED, SECTIONS, STAGES, TOP_LEVEL, VALUES
 from stlm.config.tree import Node, Problem, describe, read_tree
 from stlm.errors import ConfigError
 
@@ -36,59 +38,6 @@ STATED: dict[str, dict[Any, str | None]] = {
     "torch_autocast.enabled": {True: None},  # in the precision of its dtype, or of the run config
     "torch_autocast.dtype": {"bfloat16": "bf16", "float16": "fp16"},
 }
-
-# What must be so because the optimizer is this project's own.
-FIXED = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-
-STAGES = (0, 1, 2, 3)
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# What DeepSpeed 0.19 reads at the top level.
-TOP_LEVEL = _names("""
-    train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping optimizer scheduler
-    fp16 bf16 torch_autocast data_types zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
-    managed_gradient_accumulation communication_data_type seq_parallel_communication_data_type prescale_gradients
-    gradient_predivide_factor gradient_allreduce_op disable_allgather sequence_parallel_size data_parallel_size
-    use_data_before_expert_parallelism tensor_parallel expert_parallel pipeline hybrid_engine compile
-    activation_checkpointing aio data_efficiency dataloader_drop_last weight_quantization checkpoint datastates_ckpt
-    steps_per_print dump_state disable_python_gc vocabulary_size wall_clock_breakdown memory_breakdown log_level timers
-    flops_profiler comms_logger autotuning tensorboard wandb comet csv_monitor
-    """)
-
-# What it reads inside the sections that decide how a run behaves; the other sections are passed on as they are.
-SECTIONS = {
-    "zero_optimization": _names("""
-        stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce
-        allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights
-        elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size
-        stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_model_persistence_threshold
-        stage3_max_live_parameters stage3_max_reuse_distance stage3_gather_16bit_weights_on_model_save
-        stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential
-        ignore_unused_parameters legacy_stage1 round_robin_gradients parameter_alignment
-        zero_hpz_partition_size zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
-        memory_efficient_linear pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings
-        enable_sanity_checks save_muon_momentum_buffer_in_memory leaf_module
-        """),
-    "zero_optimization.offload_optimizer": _names("""
-        device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio super_offload
-        cpuadam_cores_perc
-        """),
-    "zero_optimization.offload_param": _names("device nvme_path buffer_count buffer_size max_in_cpu pin_memory"),
-    "fp16": _names("""
-        enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis
-        min_loss_scale fp16_master_weights_and_grads
-        """),
-    "bf16": _names(
-        "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states"
-    ),
-    "torch_autocast": _names("enabled dtype lower_precision_safe_modules"),
-    "data_types": _names("grad_accum_dtype param_dtype buffer_dtype"),
-}
-
 
 def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     """The DeepSpeed config of a JSON file, checked, its "auto" values left for the engine to fill.
@@ -117,7 +66,9 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     problems: list[Problem] = []
     tree = read_tree(text.replace("\t", " "), os.fspath(path), problems)
     if tree is not None:
-        _check(tree, "", problems)
+        zero = config.get("zero_optimization")
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
+        _check(tree, "", stage, problems)
         stated = _stated(config)
         if len(set(stated.values())) > 1:
             says = " and ".join(f"{key} ({name})" for key, name in stated.items())
@@ -143,40 +94,60 @@ def _stated(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _check(node: Node, path: str, problems: list[Problem]) -> None:
+def _check(node: Node, path: str, stage: Any, problems: list[Problem]) -> None:
     """Problems of a section and of those within it."""
-    known = SECTIONS.get(path) if path else TOP_LEVEL
     for key, child in node.value.items():
-        dotted = f"{path}.{key}" if path else key
-        if known is not None and key not in known:
-            problems.append(Problem(child.place, f"{dotted}: {_unknown(key, path, known)}"))
-        elif dotted in STATED:
-            allowed = [AUTO, *STATED[dotted]]
-            if not any(type(child.value) is type(value) and child.value == value for value in allowed):
-                expected = " or ".join(describe(value) for value in STATED[dotted])
-                problems.append(
-                    Problem(
-                        child.place,
-                        f'{dotted}: got {_shown(child.value)}, expected {expected}, "auto" or no such key: '
-                        "the run config decides it with training.precision",
-                    )
-                )
-        elif owner := OWNED.get(dotted) or OWNED_SECTIONS.get(path):
-            if child.value != AUTO:
-                expected = f'expected "auto" or no such key: the run config decides it with {owner}'
-                problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, {expected}"))
-        elif dotted in FIXED:
-            if child.value is not FIXED[dotted]:
-                expected = f"expected {describe(FIXED[dotted])} or no such key: the optimizer is not one of DeepSpeed's"
-                problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, {expected}"))
-        elif dotted == "zero_optimization.stage" and not (type(child.value) is int and child.value in STAGES):
-            problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, expected 0, 1, 2 or 3"))
-        elif child.value == AUTO:
-            problems.append(Problem(child.place, f'{dotted}: got "auto", expected a value: nothing here would fill it'))
-        elif dotted in SECTIONS and not isinstance(child.value, dict):
-            problems.append(Problem(child.place, f"{dotted}: got {_shown(child.value)}, expected an object {{…}}"))
-        elif isinstance(child.value, dict):
-            _check(child, dotted, problems)
+        problem = _problem(f"{path}.{key}" if path else key, key, path, child, stage, problems)
+        if problem is not None:
+            problems.append(Problem(child.place, problem))
+
+
+def _problem(dotted: str, key: str, path: str, child: Node, stage: Any, problems: list[Problem]) -> str | None:
+    """What is wrong with a key itself; problems of keys within it are added to `problems`."""
+    known = SECTIONS[path] if path else TOP_LEVEL
+    got = f"{dotted}: got {_shown(child.value)}"
+    if (refusal := REFUSED.get(dotted)) is not None:
+        value = _plain(child)
+        if any(type(value) is type(harmless) and value == harmless for harmless in refusal.harmless):
+            return None
+        allowed = "".join(f"{json.dumps(harmless)} or " for harmless in refusal.harmless[:1])
+        return f"{got}, expected {allowed}no such key: {refusal.instead}"
+    if key not in known:
+        return f"{dotted}: {_unknown(key, path, known)}"
+    if dotted in STATED:
+        allowed_values = [AUTO, *STATED[dotted]]
+        if any(type(child.value) is type(value) and child.value == value for value in allowed_values):
+            return None
+        expected = " or ".join(describe(value) for value in STATED[dotted])
+        return f'{got}, expected {expected}, "auto" or no such key: the run config decides it with training.precision'
+    if owner := OWNED.get(dotted) or OWNED_SECTIONS.get(path):
+        if child.value == AUTO:
+            return None
+        return f'{got}, expected "auto" or no such key: the run config decides it with {owner}'
+    if dotted == "zero_optimization.stage":
+        fits = type(child.value) is int and child.value in STAGES
+        return None if fits else f"{got}, expected 0, 1, 2 or 3"
+    if child.value == AUTO:
+        return f'{got.removesuffix(_shown(AUTO))}"auto", expected a value: nothing here would fill it'
+    if stage in STAGES and stage not in (effective := EFFECTIVE_AT.get(dotted, STAGES)):
+        only = " and ".join(map(str, effective)) if len(effective) < 3 else "1, 2 and 3"
+        return f"{got}, which has no effect at ZeRO stage {stage}, only at {only}; leave it out"
+    if dotted in SECTIONS:
+        if not isinstance(child.value, dict):
+            return f"{got}, expected an object {{…}}"
+        _check(child, dotted, stage, problems)
+        return None
+    if dotted in VALUES:
+        is_right, expected = VALUES[dotted]
+        return None if is_right(_plain(child)) else f"{got}, expected {expected}"
+    return None
+
+
+def _plain(node: Node) -> Any:
+    """A value without its places."""
+    if isinstance(node.value, dict):
+        return {key: _plain(child) for key, child in node.value.items()}
+    return [_plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
 def _unknown(key: str, path: str, known: frozenset[str]) -> str:

@@ -31,6 +31,7 @@ from stlm.stlm import STLM, locate_model
 from stlm.training.averaging import AVERAGE
 from stlm.training.checkpoint import check_checkpoint, read_progress, read_state
 from stlm.training.collectives import on_rank_zero
+from stlm.training.deepspeed_internals import count_steps
 from stlm.training.deepspeed_reader import read_deepspeed
 from stlm.training.engine import Engine, State, connect
 from stlm.training.optimizers import build_optimizer
@@ -76,7 +77,7 @@ def write_deepspeed(
     steps = progress["step"]
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate_at(max(steps, 1), training) * group.get("learning_rate_scale", 1.0)
-    engine.native.global_steps, engine.native.global_samples = steps, steps * training.batch_size
+    count_steps(engine.native, steps, training.batch_size)
 
     def begin() -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)

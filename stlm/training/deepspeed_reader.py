@@ -19,6 +19,7 @@ from torch import Tensor
 from stlm.config import TrainingConfig
 from stlm.errors import ConversionError
 from stlm.stlm import STLM
+from stlm.training.deepspeed_internals import classes_in_checkpoints
 from stlm.training.engine import State
 from stlm.training.optimizers import build_optimizer
 
@@ -83,12 +84,8 @@ def _rank(file: Path) -> int:
 
 def _load(path: Path) -> Any:
     """What torch.save wrote, without running code from it."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
     try:
-        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals([*classes_in_checkpoints()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

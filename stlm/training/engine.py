@@ -1,4 +1,4 @@
-"""DeepSpeed, and the only file that knows it.
+"""DeepSpeed under the trainer. What it does not promise to keep is in deepspeed_internals.py.
 
 What the rest of training sees: forward, backward, step; and the whole state, gathered from or spread over whatever ZeRO
 stage holds it. DeepSpeed is imported when the first engine or connection is made.
@@ -27,19 +27,30 @@ from torch.optim import Optimizer
 
 from data_pipeline.extras import how_to_install
 from stlm.config import TrainingConfig
-from stlm.errors import CheckpointError, ConfigError, EngineError
+from stlm.errors import CheckpointError, EngineError
 from stlm.model import recompute_layers
 from stlm.training.averaging import AVERAGE, keep_average
-from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks, time_collectives
+from stlm.training.collectives import on_every_rank, sum_over_ranks, time_collectives
 from stlm.training.compilation import refuse_uncompilable
+from stlm.training.deepspeed_internals import (
+    build_no_shared_memory_operator,
+    communication_backend,
+    count_steps,
+    link_moments,
+    reduce_no_gradients,
+    refuse_unmatched_leaves,
+    refuse_wrong_values,
+    scale_no_losses,
+    shards_of,
+)
 from stlm.training.gradient_norms import GradientNorms
 from stlm.training.loss_scale import LossScale
 from stlm.training.lost import introduce
 from stlm.training.muon import Muon
 from stlm.training.precision import Precision
+from stlm.training.quantization import check_stage
 from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
 from stlm.training.rendezvous import ALONE, init_method
-from stlm.training.shards import shards_of
 from stlm.training.stopwatch import STOPWATCH
 from stlm.training.watchdog import WATCHDOG, watched
 
@@ -71,8 +82,7 @@ def connect() -> Ranks:
             f"the ranks cannot meet at {ranks.address}:{ranks.port}: {str(error).splitlines()[0]}; "
             "if another run has that port, choose another: deepspeed --master_port, torchrun --master_port, MASTER_PORT"
         ) from error
-    # All that DeepSpeed sends goes through one object.
-    time_collectives(sys.modules["deepspeed.comm.comm"].cdb)
+    time_collectives(communication_backend())
     introduce()
     _connected = ranks
     return ranks
@@ -98,9 +108,7 @@ def _import_deepspeed() -> Any:
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # how DeepSpeed calls torch
-    # Its shared-memory reduction serves inference only, but building it would take a compiler and half a minute at the
-    # first start, and a lock left behind by a build that was killed would hang every later one.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    build_no_shared_memory_operator()
     return deepspeed
 
 
@@ -147,15 +155,28 @@ def resolve_deepspeed_config(
     )
 
 
-def _refuse_wrong_values(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where DeepSpeed cannot read a value of its configuration."""
-    from deepspeed.runtime.config import DeepSpeedConfig
+def checked_deepspeed_config(
+    model: nn.Module, training: TrainingConfig, precision: Precision, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`given` resolved for this model, on as many ranks as there are.
 
-    try:
-        DeepSpeedConfig(copy.deepcopy(config))
-    except Exception as error:  # pydantic's, assertions, TypeErrors, …: what it ends in has no common base
-        reason = " ".join(str(error).split()).partition(" For further information")[0]
-        raise ConfigError(f"DeepSpeed cannot use the values of its configuration: {reason}") from error
+    Raises ConfigError or EngineError, the same on all ranks, where an engine cannot be made of it.
+    """
+    split = BatchSplit.of(training, connect().world_size)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    config = resolve_deepspeed_config(given, training, split, precision.name, numbers)
+    stage = config["zero_optimization"].get("stage", 0)
+
+    def check() -> None:
+        refuse_wrong_values(config)
+        refuse_unmatched_leaves(config, model)
+        check_stage(training, stage)
+        if training.compile:
+            refuse_uncompilable(stage)
+
+    _import_deepspeed()
+    on_every_rank(check)
+    return config
 
 
 # ---------------------------------------------------------------------- engine
@@ -182,10 +203,7 @@ class Engine:
         self.precision = precision
         self.model = model
         self.optimizer = optimizer
-        self.config = resolve_deepspeed_config(
-            deepspeed_config, training, self.split, precision.name,
-            sum(parameter.numel() for parameter in model.parameters()),
-        )  # fmt: skip
+        self.config = checked_deepspeed_config(model, training, precision, deepspeed_config)
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self._parameters = dict(model.named_parameters())
         if training.activation_checkpointing:
@@ -194,11 +212,10 @@ class Engine:
         if training.ema_decay is not None:
             keep_average(optimizer, training.ema_decay)
         deepspeed = _import_deepspeed()
-        on_rank_zero(lambda: _refuse_wrong_values(self.config))
         with rank_environment(self.ranks):
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         if self.stage == 0 and self.ranks.world_size == 1:
-            self._engine.enable_backward_allreduce = False  # it would copy all gradients twice, to add nothing
+            reduce_no_gradients(self._engine)
         self.device: torch.device = self._engine.device
         shards = shards_of(self._engine.optimizer, self.stage) if self.stage else []
         if isinstance(optimizer, Muon):
@@ -211,11 +228,8 @@ class Engine:
             optimizer.register_step_pre_hook(self._note_gradients)
         self.loss_scale = LossScale() if precision.name == "fp16" else None
         self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
-        # DeepSpeed's own scale would clip gradients before it divides them again, and is saved nowhere.
-        owner = self._engine.optimizer if self.stage else self._engine
-        setattr(owner, "torch_autocast_gradscaler" if self.stage else "torch_autocast_z0_gradscaler", None)
+        scale_no_losses(self._engine, self.stage)
         if training.compile:
-            on_every_rank(lambda: refuse_uncompilable(self.stage))
             self._engine.compile()
 
     def train(self) -> None:
@@ -370,6 +384,10 @@ class Engine:
         for entry in self._entries():
             entry["step"].fill_(state.updates)
 
+    def count_steps(self, steps: int) -> None:
+        """Let DeepSpeed's own monitors and profiler count on from `steps`."""
+        count_steps(self._engine, steps, self.split.micro_batch_size * self.split.accumulation * self.ranks.world_size)
+
     def _make_optimizer_state(self, example: Sequence[Tensor]) -> None:
         """Before its first step an optimizer has no state, and ZeRO no place for it: make one that changes nothing."""
         if self._entries():
@@ -380,14 +398,8 @@ class Engine:
         self.step(0.0)
 
     def _link_moments(self) -> None:
-        """Tell each parameter where its moments are (stages 1 and 2).
-
-        DeepSpeed does so after the very first update of the first group, when those of later groups do not exist yet.
-        """
         if self.stage in (1, 2):
-            zero = self._engine.optimizer
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
+            link_moments(self._engine.optimizer)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

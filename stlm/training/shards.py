@@ -8,7 +8,7 @@ one behind the other. Stage 0 has none: there each parameter is its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,23 +48,3 @@ class Shard(NamedTuple):
             else:
                 whole_WN.view(-1)[start : start + size] = tensor.reshape(-1)
         return whole_WN[dist.get_rank()]
-
-
-def shards_of(zero: Any, stage: int) -> list[Shard]:
-    """The shards that DeepSpeed's ZeRO optimizer of stage 1, 2 or 3 holds on this rank."""
-    shards = []
-    if stage < 3:
-        for number, parameters in enumerate(zero.round_robin_bit16_groups):
-            starts = zero.round_robin_bit16_offsets[number]
-            places = [(start, parameter.numel()) for start, parameter in zip(starts, parameters, strict=True)]
-            shapes = [parameter.shape for parameter in parameters]
-            shards.append(Shard(zero.single_partition_of_fp32_groups[number], parameters, places, shapes, False))
-        return shards
-    for number, parameters in enumerate(zero.fp16_groups):
-        places, start = [], 0
-        for parameter in parameters:
-            places.append((start, parameter.partition_numel()))
-            start += parameter.partition_numel()
-        shapes = [parameter.ds_shape for parameter in parameters]
-        shards.append(Shard(zero.fp32_partitioned_groups_flat[number], parameters, places, shapes, True))
-    return shards

@@ -40,7 +40,7 @@ from stlm.training.checkpoint import (
     write_checkpoint,
 )
 from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
-from stlm.training.engine import Engine, State, connect
+from stlm.training.engine import Engine, State, checked_deepspeed_config, connect
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.gauges import Gauges
@@ -51,7 +51,6 @@ from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Monitor, progress_line, readable_time
 from stlm.training.passes import Passes
 from stlm.training.precision import Precision, choose_precision
-from stlm.training.quantization import check_stage
 from stlm.training.recovery import Recovery
 from stlm.training.run_directory import RunDirectory, Start
 from stlm.training.schedules import learning_rate_at
@@ -116,11 +115,13 @@ class Trainer:
         refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
         if config.training.wandb:
             on_rank_zero(check_wandb)
+        deepspeed_config = deepspeed_config or {"zero_optimization": {"stage": 0}}
+        chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
+        precision = Precision(**chosen)
+        checked_deepspeed_config(model, config.training, precision, deepspeed_config)
         known = config, train_loader.fingerprint, resume, allow_change
         start = Start(**on_rank_zero(lambda: self._run.open(*known)._asdict()))
         on_every_rank(self._run.check_shared)
-        chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
-        precision = Precision(**chosen)
         begun = read_progress(start.checkpoint) if start.checkpoint else {}
         self.step = begun.get("step", 0)
         self._pending = list(begun.get("pending") or ())  # what the newest step is still owed, see `_save`
@@ -136,10 +137,7 @@ class Trainer:
             for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
                 self.monitor.say(note)
 
-        self.engine = Engine(
-            model, optimizer, config.training, precision, deepspeed_config or {"zero_optimization": {"stage": 0}}
-        )
-        check_stage(config.training, self.engine.stage)
+        self.engine = Engine(model, optimizer, config.training, precision, deepspeed_config)
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         learns_whole = all(parameter.requires_grad for parameter in model.parameters())
         self._gauges = Gauges(self.engine.device, precision.name, learns_whole)
@@ -418,6 +416,7 @@ class Trainer:
         self.engine.load_state(read_state(path), [example])
         progress = read_progress(path)
         self.step = progress["step"]
+        self.engine.count_steps(self.step)
         self.seen = {"ids": progress["ids_seen"], "bytes": progress["bytes_seen"]}
         self.seconds = progress.get("seconds") or 0.0
         if self.engine.loss_scale is not None:
@@ -542,6 +541,7 @@ class Trainer:
             self.load_checkpoint(found)
             recovery.rolled_back(self.step)
             self.step, self.recovery = step, recovery
+            self.engine.count_steps(step)
             self._tell_recovery(
                 f"going back to the weights of step {step_of(found)} and on with the data behind step {step} "
                 f"(time {recovery.rollbacks} of at most {self.config.training.recovery.max_rollbacks})"

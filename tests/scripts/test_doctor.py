@@ -38,7 +38,7 @@ def test_healthy_machine_and_a_stale_lock(tmp_path):
         f"problem: stale lock: whatever loads this operator hangs; if nothing is being built: rm {lock}"
         in result.stdout
     )
-    assert "prepared, trained and saved" in result.stdout
+    assert "prepared, trained with ZeRO 2 and saved" in result.stdout
     assert result.returncode == 2
     assert not list(tmp_path.glob("runs*")) and not list(tmp_path.glob("data*"))
 
