@@ -278,8 +278,8 @@ def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path
 
 def test_workers_begin_as_copies_of_a_process_without_threads_only():
     code = (
-        "import threading; from data_pipeline import prepare, workers\n"
-        "with workers._Bar(total=1): print(workers._may_fork())\n"
+        "import threading; from data_pipeline import prepare, workers; from data_pipeline.progress import Progress\n"
+        "with Progress(total=1): print(workers._may_fork())\n"
         "thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()\n"
         "print(workers._may_fork())"
     )
@@ -363,7 +363,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "blank.txt").write_text(" \n\n \n")
-    (tmp_path / "one.txt").write_text("same\n<eos>\nsame\n")
+    (tmp_path / "one.txt").write_text("one\n")
     (tmp_path / "two.txt").write_text("one\n<eos>\ntwo\n")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"")
