@@ -27,6 +27,7 @@ from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
 from data_pipeline.limit import Limit
 from data_pipeline.plaintext import LONGEST_DOCUMENT
+from data_pipeline.plurals import number_of
 from data_pipeline.sources import Unit
 from data_pipeline.textfiles import Problems, is_blank
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
@@ -131,7 +132,8 @@ def gather(
                 problems.count("empty_documents")
                 continue
             if len(raw) > LONGEST_DOCUMENT:
-                raise DataError(f"a document of {len(raw):,} bytes is too long; the limit is {LONGEST_DOCUMENT:,}")
+                size = number_of(len(raw), "byte")
+                raise DataError(f"a document of {size} is too long; the limit is {LONGEST_DOCUMENT:,}")
             document = cleaner(raw)
             if document is None:
                 if removed is not None:

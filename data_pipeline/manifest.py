@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline.atomic import sha256_file, write_text
 from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
 from data_pipeline.shards import bin_path, given_path, idx_path, idx_size
 
 MANIFEST_FILE = "manifest.json"
@@ -61,7 +62,7 @@ class WrittenFile:
             actual = self.path.stat().st_size
             if actual != self.size:
                 kind = "cut short" if actual < self.size else "too long"
-                return f"{self.path} is {kind}: {actual:,} bytes, expected {self.size:,}"
+                return f"{self.path} is {kind}: {number_of(actual, 'byte')}, expected {self.size:,}"
             if hashes and sha256_file(self.path) != self.sha256:
                 return f"{self.path} is damaged: its sha256 is not the one that was noted when it was written"
         except FileNotFoundError:

@@ -26,6 +26,7 @@ from typing import IO, Protocol
 
 from data_pipeline.errors import DataError
 from data_pipeline.formats import format_of_named, is_markup, open_input
+from data_pipeline.plurals import number_of
 
 AUTO, FILE, SEPARATOR, PARAGRAPHS, LINES = "auto", "file", "separator", "paragraphs", "lines"
 RULES = f"{AUTO}, {FILE}, {SEPARATOR}=TEXT, {PARAGRAPHS} or {LINES}"
@@ -410,4 +411,4 @@ def _size(size: int) -> str:
     for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"
-    return f"{size} bytes"
+    return f"{number_of(size, 'byte')}"

@@ -28,6 +28,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.messages import from_plain, to_plain
+from data_pipeline.plurals import number_of
 from data_pipeline.workers import Result, process_pool, result_of, submit
 
 _PAUSE_S = 0.01
@@ -75,7 +76,7 @@ def _launched() -> tuple[str, int, int]:
 
 def _connect(launcher: str, size: int) -> Any:
     """mpi4py's MPI, initialised."""
-    what = f"{launcher} started {size} processes"
+    what = f"{launcher} started {number_of(size, 'process', 'processes')}"
     try:
         import mpi4py
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipeline.atomic import sha256_file
 from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
 from data_pipeline.sources import Source
 from data_pipeline.workers import Team, run_all
 
@@ -151,8 +152,8 @@ def _name(described: dict[str, Any]) -> str:
 
 
 def _size(described: dict[str, Any]) -> str:
-    size = f"{described['bytes']:,} bytes" if "bytes" in described else "other files"
-    return f"{described['number']:,} files of {size}" if described.get("number", 1) != 1 else size
+    size = f"{number_of(described['bytes'], 'byte')}" if "bytes" in described else "other files"
+    return f"{number_of(described['number'], 'file')} of {size}" if described.get("number", 1) != 1 else size
 
 
 def _in_words(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
+from data_pipeline.plurals import number_of
 from data_pipeline.textfiles import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, column_of, decoded
 
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 1 << 14  # of a Parquet column, decoded at a time
@@ -65,7 +66,7 @@ def table_texts(file: IO[bytes], piece: FileSlice, reading: Reading, problems: P
             if len(row) > place:
                 yield row[place].encode("utf-8", "surrogateescape")
             elif row:
-                error = ValueError(f"the row has {len(row)} columns, expected {len(header)}")
+                error = ValueError(f"the row has {number_of(len(row), 'column')}, expected {len(header)}")
                 broken_line(piece, lambda: rows.line_num, error, reading, problems)
     except csv.Error as error:
         raise DataError(f"cannot read on at {piece.path}:{rows.line_num}: {error}") from None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.atomic import atomic_file
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, Gathered
+from data_pipeline.plurals import number_of
 
 _FILE = Path("train", "scores.npy")
 
@@ -38,5 +39,6 @@ def open_scores(directory: Path, documents: int) -> NDArray[np.float32]:
         raise DataError(f"{directory} has no scores: prepare it from JSON Lines with --score-key KEY")
     scores: NDArray[np.float32] = np.load(path, mmap_mode="r")
     if len(scores) != documents:
-        raise DataError(f"{path} has {len(scores):,} scores for {documents:,} documents; prepare the data again")
+        found, expected = number_of(len(scores), "score"), number_of(documents, "document")
+        raise DataError(f"{path} has {found} for {expected}; prepare the data again")
     return scores

@@ -26,6 +26,7 @@ from data_pipeline.cleaning.words import WORD
 from data_pipeline.errors import DataError
 from data_pipeline.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
 from data_pipeline.holdout import Share, choose_all, choose_by_hash, copies_of
+from data_pipeline.plurals import number_of
 
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
@@ -163,7 +164,8 @@ def _remedy(rule: str, cleaning: Cleaning) -> str:
         return f" (a similarity of {THRESHOLD} or more to one that stays; --clean)"
     if rule == DECONTAMINATION:
         longest, shortest = decontamination.LONGEST_RUN // WORD, decontamination.SHORTEST_RUN // WORD
-        return f" ({longest} words in a row of an evaluation text, or all of one that has {shortest}; --decontaminate)"
+        run = number_of(longest, "word")
+        return f" ({run} in a row of an evaluation text, or all of one that has {shortest}; --decontaminate)"
     if step == "language":
         kept, least = ", ".join(cleaning.languages), cleaning.language.min_probability
         return f" (kept: {kept}, --languages; the limit is language.min_probability={least:g}; --cleaning-limits)"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file
 from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -144,7 +145,7 @@ class Shard:
             raise DataError(f"{path}: version {version} with type code {code} is not supported")
         expected = _HEADER.size + 12 * num_sequences + 8 * num_entries
         if available != expected:
-            raise DataError(f"{path} is damaged: {available:,} bytes, expected {expected:,}")
+            raise DataError(f"{path} is damaged: {number_of(available, 'byte')}, expected {expected:,}")
 
         index = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
         offsets_at = _HEADER.size + 4 * num_sequences
@@ -156,7 +157,8 @@ class Shard:
         fitting = [name for name in _TYPES[code] if num_ids * np.dtype(name).itemsize == bin_bytes]
         if not fitting:
             wanted = num_ids * np.dtype(_TYPES[code][0]).itemsize
-            raise DataError(f"{bin_path(prefix)} is damaged: {bin_bytes:,} bytes, expected {wanted:,} by its index")
+            size = number_of(bin_bytes, "byte")
+            raise DataError(f"{bin_path(prefix)} is damaged: {size}, expected {wanted:,} by its index")
         self.dtype = np.dtype(fitting[0])
         self.ids: NDArray[Any] = map_ids(prefix, self.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.plurals import number_of
 
 ENOUGH = 64 << 10  # bytes of text; on less, bits per byte differ by more than models do
 PROBLEMS = {
@@ -41,7 +42,8 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
         lines.append(f"{split:<12}{documents:>12,}{shares[0]:>9}{size:>16,}{shares[1]:>9}{ids:>16,}{size / ids:>14.3f}")
     lines.append("")
     for source in manifest.sources:
-        lines.append(f"read from {source['name']}: {source['documents']:,} documents, {source['text_bytes']:,} bytes")
+        read = f"{number_of(source['documents'], 'document')}, {number_of(source['text_bytes'], 'byte')}"
+        lines.append(f"read from {source['name']}: {read}")
         lines += [f"  {sentence}" for sentence in source.get("division", {}).get("text", ())]
         for name, number in sorted(source["problems"].items()):
             names = source.get("left_out", {}).get(name, ())
@@ -54,7 +56,8 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
         if missing:
             lines.append(f"  not installed, so the corpus is not the usual one: {', '.join(missing)}")
     for rule, removed in manifest.cleaning.get("removed", {}).items():
-        lines.append(f"left out {removed['documents']:,} documents, {removed['bytes']:,} bytes: {rule}")
+        left_out = f"{number_of(removed['documents'], 'document')}, {number_of(removed['bytes'], 'byte')}"
+        lines.append(f"left out {left_out}: {rule}")
     lines += [f"{number:,} {what}" for what, number in manifest.cleaning.get("edits", {}).items()]
     lines += [f"warning: {warning}" for warning in warnings_of(manifest)]
     return "\n".join(lines)

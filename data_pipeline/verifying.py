@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, WrittenFile, what_to_do
 from data_pipeline.plans import plan_files
+from data_pipeline.plurals import number_of
 from data_pipeline.reader import check_tokenizer
 from data_pipeline.workers import Team, run_all
 
@@ -26,7 +27,8 @@ def verify(directory: str | os.PathLike[str], team: Team) -> int:
     shards = sum(map(len, manifest.splits.values()))
     if any(problems):
         wrong = len({file.path.with_suffix("") for file, problem in zip(files, problems, strict=False) if problem})
-        counted = [f"{wrong} of {shards} shards {'is' if wrong == 1 else 'are'} wrong: {what_to_do(directory)}"]
+        are = "is" if wrong == 1 else "are"
+        counted = [f"{wrong} of {number_of(shards, 'shard')} {are} wrong: {what_to_do(directory)}"]
         if any(problems[len(files) :]):
             counted.append("plans are made again with preprocess.py plan")
         raise DataError("\n".join([*filter(None, problems), *counted]))

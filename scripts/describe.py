@@ -18,6 +18,8 @@ from typing import Any
 
 from _command import run
 
+from data_pipeline.plurals import number_of
+
 PRECISIONS = ("fp32", "bf16")
 BYTES_PER_ID = 4.0  # of subwords that are not trained yet; a vocabulary of 4,096 reaches that (docs/data.md)
 SHOWN = 200  # characters of a row
@@ -193,7 +195,7 @@ def text_of_step(config: Any, step: int, rows: str | None, progress: dict[str, A
     for number, ids, counted in zip(range(first, last + 1), batch.ids, batch.loss_mask, strict=True):
         text = data.tokenizer.decode(ids[counted].numpy())
         shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
-        lines.append(f"{number:>{len(str(size))}}  {int(counted.sum()):,} ids  {shown!r}")
+        lines.append(f"{number:>{len(str(size))}}  {number_of(int(counted.sum()), 'id')}  {shown!r}")
     return "\n".join(lines)
 
 
@@ -204,9 +206,10 @@ def readable(source: str, facts: dict[str, Any]) -> str:
     from stlm.evals.table import table
 
     assumed = " (assumed)" if facts["bytes_per_id_assumed"] else ""
+    bytes_each = f"{facts['bytes_per_id']:.4g}"
     header = (
         f"{source}: {' → '.join(facts['kinds'])}, width {facts['width']}; {facts['context_length']:,} ids of the "
-        f"tokenizer {facts['tokenizer']}, {facts['bytes_per_id']:.4g} bytes each{assumed}"
+        f"tokenizer {facts['tokenizer']}, {bytes_each} {'byte' if bytes_each == '1' else 'bytes'} each{assumed}"
     )
     newest = facts.get("run", {}).get("last", {}).get("train", {})
     watched = (
@@ -306,9 +309,10 @@ def memory_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str], str
         with_activations = [mega(total + facts["activation_bytes"][precision]) for precision in PRECISIONS]
         rows.append([f"ZeRO {stage}", *(mega(part) for part in parts.values()), mega(total), *with_activations])
     activations = [mega(facts["activation_bytes"][precision]) for precision in PRECISIONS]
-    rows.append([f"activations of {facts['rows']} rows", "", "", "", "", "", *activations])
+    rows.append([f"activations of {number_of(facts['rows'], 'row')}", "", "", "", "", "", *activations])
     names = list(facts["training_bytes"][0])
-    header = [f"MB of each of {facts['ranks']} ranks", *names, "sum", *(f"+ {name} activations" for name in PRECISIONS)]
+    with_activations = [f"+ {name} activations" for name in PRECISIONS]
+    header = [f"MB of each of {number_of(facts['ranks'], 'rank')}", *names, "sum", *with_activations]
     return rows, header, "l" + "r" * 7
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from _command import ROOT, run
 
 from data_pipeline.extras import how_to_install
+from data_pipeline.plurals import number_of
 
 PACKAGES = ("torch", "deepspeed", "numpy", "datasets", "sentencepiece", "safetensors", "tensorboard", "pyyaml", "tqdm")
 STALE_AFTER_S = 120.0  # no compilation step leaves a lock alone for longer
@@ -110,7 +111,7 @@ def check_devices() -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Finding("processor", f"{cores} cores, {memory:.1f} GiB of memory")
+    yield Finding("processor", f"{number_of(cores, 'core')}, {memory:.1f} GiB of memory")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield Finding(f"gpu {index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB of memory")

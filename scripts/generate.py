@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from _command import run
 
+from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ def score(model: STLM, name: str, per_line: bool) -> None:
         for line in filter(None, text.splitlines()):
             print(f"{bits_per_byte(model, line)[1]:.4f}\t{line}")
     nats, bits = bits_per_byte(model, text)
-    print(f"log-likelihood {-nats:.4f} nats, {len(data)} bytes, {bits:.4f} bits per byte")
+    print(f"log-likelihood {-nats:.4f} nats, {number_of(len(data), 'byte')}, {bits:.4f} bits per byte")
 
 
 def bits_per_byte(model: STLM, text: str) -> tuple[float, float]:
@@ -309,7 +310,7 @@ def warn_of_length(model: STLM, prompt: str) -> None:
     """Say so where a prompt is too long to be read whole."""
     length, most = len(model.tokenizer.encode(prompt)), model.config.context_length - 1
     if length > most:
-        print(f"the prompt has {length} ids; the model reads the last {most}", file=sys.stderr)
+        print(f"the prompt has {number_of(length, 'id')}; the model reads the last {most}", file=sys.stderr)
 
 
 def prompts(given: str | None) -> Iterator[str]:

@@ -12,6 +12,7 @@ from _command import run
 
 from data_pipeline.atomic import write_text
 from data_pipeline.instructions import TASKS, as_lines, instructions
+from data_pipeline.plurals import number_of
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     if args.number < 1:
         parser.error(f"--number: got {args.number}, expected 1 or more")
     write_text(args.output, as_lines(instructions(args.number, args.seed)))
-    print(f"wrote {args.output}: {args.number:,} conversations")
+    print(f"wrote {args.output}: {number_of(args.number, 'conversation')}")
     return 0
 
 

@@ -21,6 +21,7 @@ from data_pipeline.appending import append, append_config
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.plots import PlotsMissing
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import find_prepared, prepare
 from data_pipeline.ranks import Ranks, joined
@@ -210,7 +211,7 @@ def verify_data(arguments: list[str], ranks: Ranks | None) -> None:
         ranks.use_workers(options.workers)
     with nullcontext(ranks) if ranks else Workers(options.workers) as team:
         shards = verify(options.dir, team)
-    print(f"{options.dir}: {shards} shard{'s' * (shards > 1)}, every byte as written")
+    print(f"{options.dir}: {number_of(shards, 'shard')}, every byte as written")
 
 
 def report(arguments: list[str]) -> None:
@@ -236,7 +237,8 @@ def plan(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     data = PreparedData.open(options.dir)
     made = write_plan(data, options.packing, options.context_length, options.curriculum)
-    print(f"{options.packing}: {made.windows:,} windows of {made.context_length} ids, {made.wasted_share:.2%} wasted")
+    windows = number_of(made.windows, "window")
+    print(f"{options.packing}: {windows} of {made.context_length} ids, {made.wasted_share:.2%} wasted")
     if made.files:
         print(f"the plan is in {plan_dir(data.dir, made.packing, made.context_length, made.curriculum)}")
     else:

@@ -27,6 +27,7 @@ from data_pipeline.cleaning.words import WORD, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.formats import compression_of, open_input
 from data_pipeline.gathering import Gathered
+from data_pipeline.plurals import number_of
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 LONGEST_RUN, SHORTEST_RUN = 13 * WORD, 8 * WORD
@@ -124,7 +125,7 @@ def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
     runs = np.sort(np.concatenate(found), order=["weight", "hash", "file"])
     if not len(runs):
         raise DataError(
-            f"nothing to look for in {', '.join(files)}: none of its {counts['texts']:,} texts has "
+            f"nothing to look for in {', '.join(files)}: none of its {number_of(counts['texts'], 'text')} has "
             f"{SHORTEST_RUN // WORD} words"
         )
     first = np.append(True, (runs["hash"][1:] != runs["hash"][:-1]) | (runs["weight"][1:] != runs["weight"][:-1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_pipeline.plurals import number_of
 from stlm.config.fields import Conflict, setting
 
 
@@ -36,7 +37,9 @@ class LoopsConfig:
         last = num_layers - 1 if self.last is None else self.last
         if last >= num_layers:
             yield Conflict(
-                "last", f"got {last} in a core of {num_layers} layers, expected at most {num_layers - 1}", ("last",)
+                "last",
+                f"got {last} in a core of {number_of(num_layers, 'layer')}, expected at most {num_layers - 1}",
+                ("last",),
             )
         elif self.first > last:
             yield Conflict("first", f"got {self.first}, expected at most {last}, the last layer of the loop", ("last",))

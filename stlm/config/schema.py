@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from data_pipeline.config import DataConfig
+from data_pipeline.plurals import number_of
 from stlm.config.cores import CoreConfig, TransformerCoreConfig
 from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.evals import EvalsConfig
@@ -209,8 +210,8 @@ class TrainingConfig:
             works = f"{room}" if room >= 0 else f"training.max_steps={self.warmup_steps + self.decay_steps}"
             yield Conflict(
                 "warmup_steps",
-                f"got {self.warmup_steps}, expected warm-up and decay ({self.decay_steps} steps) to fit into "
-                f"training.max_steps = {self.max_steps}; {works} would work",
+                f"got {self.warmup_steps}, expected warm-up and decay ({number_of(self.decay_steps, 'step')}) to fit "
+                f"into training.max_steps = {self.max_steps}; {works} would work",
                 ("decay_steps", "max_steps"),
             )
 

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from data_pipeline.plurals import number_of
 from stlm.config.build import nearest
 from stlm.config.fields import Conflict, FreeSection, setting
 
@@ -85,7 +86,7 @@ def groups_of(written: Any, num_layers: int) -> Groups:
         if num_layers - 2 * ends < 2:
             works = f"interior:{(num_layers - 2) // 2}" if num_layers >= 4 else "all"
             raise ValueError(
-                f"got {written!r}, which leaves {max(0, num_layers - 2 * ends)} of {num_layers} layers, "
+                f"got {written!r}, which leaves {max(0, num_layers - 2 * ends)} of {number_of(num_layers, 'layer')}, "
                 f"expected at least 2 that share; {works} would work"
             )
         return (tuple(range(ends, num_layers - ends)),)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.atomic import sha256_file
+from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
 from stlm.evals.hub import hub_records
 from stlm.evals.items import (
@@ -154,8 +155,8 @@ class Loaded:
         for item, rows in zip(self.items, questions, strict=True):
             if (length := longest_continuation(model.tokenizer, rows)) > context:
                 raise StlmError(
-                    f"{item.place or item.id}: its target has {length} ids, expected at most {context}, the model's "
-                    "context length; remove the item"
+                    f"{item.place or item.id}: its target has {number_of(length, 'id')}, expected at most {context}, "
+                    "the model's context length; remove the item"
                 )
 
 

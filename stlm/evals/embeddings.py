@@ -70,7 +70,7 @@ def load_similarity(tasks_dir: str | os.PathLike[str] | None, items: int | None 
     pairs = sample(found, items)
     whole = {"sampled_from": len(found)} if len(pairs) < len(found) else {}
     if len({pair.score for pair in pairs}) < 2:
-        raise DataError(f"{path}: all {len(pairs)} scores are {pairs[0].score:g}; expected scores that differ")
+        raise DataError(f"{path}: every score is {pairs[0].score:g}; expected scores that differ")
     sentences = [one.sentence1 for one in pairs], [one.sentence2 for one in pairs]
 
     def measure(model: STLM) -> tuple[str, dict[str, Any]]:

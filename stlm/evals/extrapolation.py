@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from data_pipeline.plurals import number_of
 from data_pipeline.reader import IdStream
 from stlm.errors import ConfigError, StlmError
 from stlm.evals.measures import calibration_error
@@ -45,8 +46,8 @@ def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]
         windows += 1
     if not windows:
         raise StlmError(
-            f"extrapolation: the validation text has {len(stream):,} ids, expected {length:,} or more; name other "
-            "prepared data by --data"
+            f"extrapolation: the validation text has {number_of(len(stream), 'id')}, expected {length:,} or more; name "
+            "other prepared data by --data"
         )
     edges = sorted({0, *(length >> shift for shift in range(6))})
     rows, curve = [], []

@@ -84,7 +84,7 @@ class GlueData:
     def __post_init__(self) -> None:
         if len({one.label for one in self.train}) < 2:
             raise DataError(
-                f"{PREFIX}{self.name}.train: all {len(self.train)} labels are {self.train[0].label:g}; expected two "
+                f"{PREFIX}{self.name}.train: every label is {self.train[0].label:g}; expected two "
                 "labels or more, or there is nothing to learn"
             )
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
 from stlm.evals.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
 from stlm.evals.measures import statistic_estimate
@@ -92,8 +93,8 @@ def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
     what, fewest = min(counts.items(), key=lambda item: item[1])
     if len({one.label for one in train}) < 2 or fewest < _FEWEST:
         raise StlmError(
-            f"{PREFIX}{data.name}.train: of the {len(train):,} examples to learn from, {fewest} have {what}; expected "
-            f"two labels, and {_FEWEST} or more of each, as a part is held back to choose by: raise "
+            f"{PREFIX}{data.name}.train: of the {number_of(len(train), 'example')} to learn from, {fewest} have "
+            f"{what}; expected two labels, and {_FEWEST} or more of each, as a part is held back to choose by: raise "
             "--max-train-examples, or add examples"
         )
     return train

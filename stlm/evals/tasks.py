@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.extras import how_to_install
+from data_pipeline.plurals import number_of
 from data_pipeline.reader import IdStream
 from stlm.config.build import nearest
 from stlm.errors import StlmError
@@ -201,8 +202,9 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
     rows += [[name, f"{value:.4f}"] for name, value in sorted(compressors.items(), key=lambda item: item[1])]
     text = table(rows, [f"{subject.split} text", "bits per byte"], "lr")
     text += (
-        f"\n\n{score.bytes:,} bytes in {stream.num_documents:,} documents; every one of {score.ids:,} ids is scored "
-        f"once\nin windows of {score.context_length} ids, one every {score.stride}"
+        f"\n\n{number_of(score.bytes, 'byte')} in {number_of(stream.num_documents, 'document')}; "
+        f"every one of {number_of(score.ids, 'id')} is scored "
+        f"once\nin windows of {number_of(score.context_length, 'id')}, one every {score.stride}"
         + (", each predicted from its own document alone, as in training" if documents_apart else "")
         + f"\n95 % of resamplings of the documents: {_range(interval)} bits per byte"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipeline.plurals import number_of
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
@@ -22,7 +23,7 @@ def model_card(model: STLM, origin: Origin, there: Any, tokenizer_there: Any, na
         "parameters": f"{model.num_parameters():,}, of which {table:,} read the ids",
         "context": f"{config.context_length:,} ids",
         "tokenizer": f"{tokenizer.spec}, {tokenizer.vocab_size:,} ids, sha256 {tokenizer.fingerprint}",
-        "trained for": None if origin.step is None else f"{origin.step:,} steps",
+        "trained for": None if origin.step is None else number_of(origin.step, "step"),
         "data": None if origin.data_fingerprint is None else f"sha256 {origin.data_fingerprint}",
         "validation": None if origin.bits_per_byte is None else f"{origin.bits_per_byte:.4f} bits per byte",
     }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.extras import how_to_install
+from data_pipeline.plurals import number_of
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.chat import end_of_turn, exported_template, spelled_out
@@ -91,7 +92,7 @@ def _halves_to_neighbours(rows: NDArray[np.float32], num_heads: int) -> NDArray[
 
 def _add_settings(writer: Any, fields: dict[str, Any], model: STLM, origin: Origin) -> None:
     writer.add_name(f"stlm {model.num_parameters():,} parameters")
-    writer.add_description("" if origin.step is None else f"trained for {origin.step:,} steps")
+    writer.add_description("" if origin.step is None else f"trained for {number_of(origin.step, 'step')}")
     writer.add_vocab_size(model.tokenizer.vocab_size)
     writer.add_context_length(fields["max_position_embeddings"])
     writer.add_embedding_length(fields["hidden_size"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.errors import DataError
 from data_pipeline.loading import open_data, train_loader, validation_loader
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation import default_data_dir
 from data_pipeline.windows import Windows
 from stlm.config import load_run_config
@@ -122,7 +123,7 @@ def _joined(parts: list[Windows]) -> Windows:
 
 
 def _size(model: STLM, windows: Windows) -> str:
-    return f"{int(model.tokenizer.bytes_per_id[windows.ids[windows.loss_mask]].sum()):,} bytes"
+    return number_of(int(model.tokenizer.bytes_per_id[windows.ids[windows.loss_mask]].sum()), "byte")
 
 
 def _read(path: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_pipeline.plurals import number_of
+
 
 @dataclass
 class Effort:
@@ -23,5 +25,6 @@ class Effort:
 
     def __str__(self) -> str:
         saved = 1 - self.mean_depth / self.depth if self.depth else 0.0
-        text = f"{self.ids} ids, {self.mean_depth:.2f} of {self.depth} layers run for each: {saved:.0%} saved"
-        return text + (f"; {self.accepted} of {self.drafted} drafts accepted" if self.drafted else "")
+        ids, layers = number_of(self.ids, "id"), number_of(self.depth, "layer")
+        text = f"{ids}, {self.mean_depth:.2f} of {layers} run for each: {saved:.0%} saved"
+        return text + (f"; {self.accepted} of {number_of(self.drafted, 'draft')} accepted" if self.drafted else "")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipeline.plurals import number_of
 from stlm.config import ModelConfig, PaperEmbedderConfig, PaperHeadConfig, RMSNormConfig, SwiGLUConfig
 from stlm.errors import ConfigError
 from stlm.model.attention import attend
@@ -48,7 +49,7 @@ def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
     longest = max(range(vocabulary.size), key=lambda id: len(spelt[id]))
     if (needed := len(spelt[longest])) > slots:
         raise ConfigError(
-            f"model.embedder.slots: got {slots}, expected at least the {needed} bytes of id {longest} "
+            f"model.embedder.slots: got {slots}, expected at least the {number_of(needed, 'byte')} of id {longest} "
             f"({vocabulary.spellings[longest]!r}); {needed} would work, or a tokenizer with shorter pieces"
         )
     # On the CPU whatever the model is made on: sizes depend on what it holds.

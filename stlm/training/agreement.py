@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import data_pipeline
+from data_pipeline.plurals import number_of
 from stlm.config import RunConfig, dump_run_config
 from stlm.errors import EngineError
 from stlm.training.collectives import gather, on_rank_zero
@@ -50,7 +51,7 @@ def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
         others = [(rank, node, found[what]) for rank, (node, found) in enumerate(everyone) if found[what] != value]
         if others:
             rank, node, found = others[0]
-            more = f", and {len(others) - 1} more ranks" if len(others) > 1 else ""
+            more = f", and {number_of(len(others) - 1, 'more rank')}" if len(others) > 1 else ""
             lines.append(
                 f"  {what}: {value[:SHOWN]} at rank 0 on {host}, {found[:SHOWN]} at rank {rank} on {node}{more}"
             )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.plurals import number_of
 from stlm.config import TrainingConfig
 from stlm.errors import ConversionError
 from stlm.stlm import STLM
@@ -48,8 +49,9 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
     else:
         optimizer_files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank)
         if len(optimizer_files) != common["dp_world_size"]:
+            found = number_of(len(optimizer_files), "rank")
             raise ConversionError(
-                f"{folder} has the optimizer files of {len(optimizer_files)} ranks, expected {common['dp_world_size']}"
+                f"{folder} has the optimizer files of {found}, expected those of {common['dp_world_size']}"
             )
         values, updates = _sharded([_load(file)["optimizer_state_dict"] for file in optimizer_files], common)
     frozen: dict[str, Tensor] = {}

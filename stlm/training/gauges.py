@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.plurals import number_of
 from stlm.training.collectives import of_every_rank
 from stlm.training.energy import Energy
 from stlm.training.engine import connect
@@ -42,7 +43,7 @@ class Gauges:
         told = of_every_rank([self._peak.flops, self._energy.measures])
         peaks = [peak for peak, _ in told]
         self._has_energy = any(measures for _, measures in told)
-        ranks = f"{len(peaks)} ranks together" if len(peaks) > 1 else "1 rank"
+        ranks = f"{number_of(len(peaks), 'rank')} together" if len(peaks) > 1 else "1 rank"
         threads = torch.get_num_threads()
         on = "GPU" if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
         self.told = (

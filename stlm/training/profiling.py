@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data_pipeline.atomic import writing
+from data_pipeline.plurals import number_of
 from stlm.errors import ConfigError
 from stlm.training.collectives import on_rank_zero
 from stlm.training.stopwatch import STOPWATCH
@@ -38,7 +39,7 @@ class Profiler:
         made, last = self._trainer.step, self._trainer.config.training.max_steps
         assert self._steps is not None
         if made == last:
-            raise ConfigError(f"--profile: the run has made its {last} steps, nothing is left to record")
+            raise ConfigError(f"--profile: the run has made its {number_of(last, 'step')}, nothing is left to record")
         if self._steps[0] <= made:
             raise ConfigError(
                 f"--profile: got {self._steps[0]}:{self._steps[1]}, but step {made} has been made already; "

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+from data_pipeline.plurals import number_of
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError, EngineError
 
@@ -34,8 +35,9 @@ class Ranks:
         if self.world_size == 1:
             return f"1 rank, started by {self.source}"
         nodes = -(-self.world_size // self.local_world_size)
-        on = "1 node" if nodes == 1 else f"{nodes} nodes"
-        return f"{self.world_size} ranks on {on}, started by {self.source}, meeting at {self.address}:{self.port}"
+        on = number_of(nodes, "node")
+        ranks = number_of(self.world_size, "rank")
+        return f"{ranks} on {on}, started by {self.source}, meeting at {self.address}:{self.port}"
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
@@ -128,14 +130,14 @@ class BatchSplit:
     @classmethod
     def of(cls, training: TrainingConfig, world_size: int) -> BatchSplit:
         """Raises ConfigError, with numbers that would work, where ranks or micro-batches do not divide the batch."""
-        batch = training.batch_size
+        batch, ranks = training.batch_size, number_of(world_size, "rank")
         if batch % world_size:
             below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
             sizes = " or ".join(str(size) for size in (below, above) if size)
             fitting = [n for n in range(1, batch + 1) if batch % n == 0]
             nearest = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:2])
             raise ConfigError(
-                f"training.batch_size: got {batch} on {world_size} ranks, expected a multiple of the ranks; "
+                f"training.batch_size: got {batch} on {ranks}, expected a multiple of the ranks; "
                 f"training.batch_size={sizes} would work, or {' or '.join(map(str, nearest))} ranks"
             )
         rows = batch // world_size
@@ -144,8 +146,8 @@ class BatchSplit:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
             nearest = sorted(sorted(fitting, key=lambda n: abs(n - micro))[:2])
             raise ConfigError(
-                f"training.micro_batch_size: got {micro}, expected a divisor of the {rows} rows of a rank "
-                f"(training.batch_size = {batch} on {world_size} ranks); {' or '.join(map(str, nearest))} would work"
+                f"training.micro_batch_size: got {micro}, expected a divisor of the {number_of(rows, 'row')} of a rank "
+                f"(training.batch_size = {batch} on {ranks}); {' or '.join(map(str, nearest))} would work"
             )
         return cls(rows, micro, rows // micro)
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from data_pipeline.plurals import number_of
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig
 from stlm.config.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
@@ -547,9 +548,10 @@ class Trainer:
                 f"(time {recovery.rollbacks} of at most {self.config.training.recovery.max_rollbacks})"
             )
         elif not self._last:
+            skipped, went_back = number_of(recovery.skipped, "step"), number_of(recovery.rollbacks, "time")
             text = (
-                f"{self._trouble}; no update was made in {recovery.skipped} steps, and after going back "
-                f"{recovery.rollbacks} times nothing is left to try. Last checkpoint: step {self._saved_step}. Look at "
+                f"{self._trouble}; no update was made in {skipped}, and after going back {went_back} "
+                f"nothing is left to try. Last checkpoint: step {self._saved_step}. Look at "
                 f"the text: python scripts/describe.py {self.run_dir} --step {step}. A lower training.learning_rate or "
                 "a longer warm-up may help"
             )

@@ -370,7 +370,7 @@ PATCHES = "model:\n  embedder: {kind: byte_patch}\n  head: {kind: byte_patch}\n"
         (
             ["training.schedule=wsd", "training.decay_steps=2000"],
             "training.warmup_steps",
-            "got 100, expected warm-up and decay (2000 steps) to fit into training.max_steps = 1000; "
+            "got 100, expected warm-up and decay (2,000 steps) to fit into training.max_steps = 1000; "
             "training.max_steps=2100 would work",
         ),
         (

@@ -145,7 +145,7 @@ def test_broken_lines_and_rows_are_named_or_counted(tmp_path):
         DataError, match=r"x\.jsonl:3: 'text' is not a string but int; correct it, or .*--on-error skip"
     ):
         read(tmp_path / "x.jsonl")
-    with pytest.raises(DataError, match=r"y\.csv:3: the row has 1 columns, expected 2"):
+    with pytest.raises(DataError, match=r"y\.csv:3: the row has 1 column, expected 2"):
         read(tmp_path / "y.csv")
     documents, problems = read(tmp_path, on_error="skip")
     assert documents == ["a", "c\ufffdd", "a", "x\ufffd\ny\0"]

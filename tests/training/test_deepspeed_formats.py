@@ -248,6 +248,6 @@ def test_mistakes(run, config_file, tmp_path, capfd):
         import_deepspeed(out, tmp_path / "none", str(config_file))
     assert "this ran" not in capfd.readouterr().out
     file.unlink()
-    with pytest.raises(ConversionError, match=r"has the optimizer files of 0 ranks, expected 1"):
+    with pytest.raises(ConversionError, match=r"has the optimizer files of 0 ranks, expected those of 1"):
         import_deepspeed(out, tmp_path / "none", str(config_file))
     assert not (tmp_path / "none").exists()

@@ -192,7 +192,7 @@ def test_a_run_stops_where_nothing_is_left_to_try(make_trainer, tmp_path):
     trainer = spoil(make_trainer(tmp_path / "run", *overrides), set(range(5, 13)), "gradient")
     with pytest.raises(NonFinite, match=r"gradient of step 8 is not finite \(rows 0-7 of its batch\)") as caught:
         train(trainer)
-    assert "no update was made in 4 steps, and after going back 1 times nothing is left to try" in str(caught.value)
+    assert "no update was made in 4 steps, and after going back 1 time nothing is left to try" in str(caught.value)
     assert f"python scripts/describe.py {tmp_path / 'run'} --step 8" in str(caught.value)
 
 
