@@ -49,7 +49,7 @@ def uncounted(tree: ast.Module) -> list[str]:
 MORE_THAN_ONE = {
     "len(problems)", "self.bytes", "self.num_ids", "longest - 1", "len(prompts)", "told", "size", "vocabulary.size",
     "tokenizer['vocab_size']", "facts['context_length']", "state['bytes_seen']", "file.stat().st_size", "len(data)",
-    "limits.max_body_bytes", "limits.max_choices",
+    "limits.max_body_bytes", "limits.max_choices", "values['sampled_from']", "more",
 }  # fmt: skip
 
 

@@ -49,9 +49,9 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
     else:
         optimizer_files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank)
         if len(optimizer_files) != common["dp_world_size"]:
-            found = number_of(len(optimizer_files), "rank")
+            ranks = number_of(len(optimizer_files), "rank")
             raise ConversionError(
-                f"{folder} has the optimizer files of {found}, expected those of {common['dp_world_size']}"
+                f"{folder} has the optimizer files of {ranks}, expected those of {common['dp_world_size']}"
             )
         values, updates = _sharded([_load(file)["optimizer_state_dict"] for file in optimizer_files], common)
     frozen: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline.loading import Data, train_loader, validation_loader
 from data_pipeline.mixture import Mixture
+from data_pipeline.plurals import number_of
 from data_pipeline.reader import TrainLoader, ValidationLoader
 from data_pipeline.windows import Windows
 from stlm.config import RunConfig
@@ -109,8 +110,8 @@ def describe_data(data: Data) -> str:
     ids, held_back = (sum(part.manifest.total(split, "ids") for part in parts) for split in ("train", "validation"))
     folders = " + ".join(str(part.dir) for part in parts)
     return (
-        f"{folders}: {ids:,} ids to train on, {held_back:,} to validate with, tokenizer {data.tokenizer.spec}, "
-        f"fingerprint {data.fingerprint[:12]}"
+        f"{folders}: {number_of(ids, 'id')} to train on, {held_back:,} to validate with, "
+        f"tokenizer {data.tokenizer.spec}, fingerprint {data.fingerprint[:12]}"
     )
 
 

@@ -334,7 +334,7 @@ class Trainer:
 
     def _introduce(self, start: Start) -> None:
         """The first lines of a job: its run, data and model, and what it continues."""
-        parts, steps = self.config.model, f"{self.config.training.max_steps:,} steps"
+        parts, steps = self.config.model, number_of(self.config.training.max_steps, "step")
         how = f"a new run of {steps}"
         if start.checkpoint is not None:
             is_last = self._is_done_at(start.checkpoint)
