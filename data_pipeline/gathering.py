@@ -132,8 +132,8 @@ def gather(
                 problems.count("empty_documents")
                 continue
             if len(raw) > LONGEST_DOCUMENT:
-                size = number_of(len(raw), "byte")
-                raise DataError(f"a document of {size} is too long; the limit is {LONGEST_DOCUMENT:,}")
+                length = number_of(len(raw), "byte")
+                raise DataError(f"a document of {length} is too long; the limit is {LONGEST_DOCUMENT:,}")
             document = cleaner(raw)
             if document is None:
                 if removed is not None:

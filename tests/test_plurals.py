@@ -64,7 +64,8 @@ def test_numbers_of_things_are_counted(folder):
     wrong = {
         str(path.relative_to(ROOT)): found
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if path.name != "plurals.py" and (found := uncounted(ast.parse(path.read_text(encoding="utf-8"))))
+        if path.name not in ("plurals.py", "modeling_stlm.py")  # which goes with a model, and imports nothing of here
+        and (found := uncounted(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert not wrong, f"say it by data_pipeline.plurals.number_of: {wrong}"
 
