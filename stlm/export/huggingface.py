@@ -81,6 +81,7 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
         "model_max_length": model.config.context_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": not is_marked(tokenizer),  # a text that spells out a symbol is a text
+        "padding_side": "left",  # what `generate` continues stands at the end of every row
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if tokenizer.chat_template is not None:
