@@ -42,13 +42,13 @@ def recognised(there: dict[str, Any], wanted: dict[str, Any], sources: Sequence[
     """`wanted`, in which everything that is the same as it was is described as `there`."""
     if there.get("tokenizer_fingerprint") and there["tokenizer_fingerprint"] == wanted.get("tokenizer_fingerprint"):
         wanted = wanted | {"tokenizer": there["tokenizer"]}  # the folder hf:DIR by another name
-    if _count(there) != _count(wanted):
-        return wanted
-    pairs = [pair for key in INPUTS for pair in zip(there.get(key, []), wanted.get(key, []), strict=True)]
+    same_number = [key for key in INPUTS if key in wanted and len(there.get(key, [])) == len(wanted[key])]
+    pairs = [pair for key in same_number for pair in zip(there[key], wanted[key], strict=True)]
     if any(_holds_other(old, new) and "sha256" in old for old, new in pairs):
         wanted = with_hashes(wanted, sources, team)
-        pairs = [pair for key in INPUTS for pair in zip(there.get(key, []), wanted.get(key, []), strict=True)]
-    wanted = _replaced(wanted, [new if _holds_other(old, new) else old for old, new in pairs])
+    for key in same_number:
+        pairs = list(zip(there[key], wanted[key], strict=True))
+        wanted = wanted | {key: [new if _holds_other(old, new) else old for old, new in pairs]}
     listed = "decontaminate"
     if [one["sha256"] for one in there.get(listed, [])] == [one["sha256"] for one in wanted.get(listed, [])]:
         wanted = wanted | ({listed: there[listed]} if listed in there else {})
@@ -93,10 +93,6 @@ def _sha256(path: str, mtime_ns: int) -> str:
         return sha256_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _count(settings: dict[str, Any]) -> list[int]:
-    return [len(settings.get(key, [])) for key in INPUTS]
 
 
 def _replaced(settings: dict[str, Any], described: list[dict[str, Any]]) -> dict[str, Any]:

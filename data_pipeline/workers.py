@@ -72,8 +72,7 @@ class Workers:
     def run(
         self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
     ) -> Iterator[tuple[int, Result]]:
-        worth = self.number or min(available_cores(), 1 + size // _WORTH_A_PROCESS)
-        if worth <= 1 or len(jobs) <= 1:
+        if worth(self.number, size) <= 1 or len(jobs) <= 1:
             for index, job in enumerate(jobs):
                 yield index, function(*job)
             return
@@ -107,6 +106,11 @@ def run_all(
 def call(function: Callable[..., Result], *arguments: Any) -> Result:
     """`function(*arguments)`, as a job: so jobs of several kinds are shared out together."""
     return function(*arguments)
+
+
+def worth(number: int | None, size: int) -> int:
+    """How many processes share work on so many bytes: the number asked for, or as many as pay off."""
+    return number or min(available_cores(), 1 + size // _WORTH_A_PROCESS)
 
 
 def available_cores() -> int:

@@ -19,6 +19,7 @@ import _command
 
 from data_pipeline.appending import append, append_config
 from data_pipeline.config import CURRICULA, PACKINGS
+from data_pipeline.dry_run import dry_run
 from data_pipeline.plans import plan_dir, write_plan
 from data_pipeline.plots import PlotsMissing
 from data_pipeline.plurals import number_of
@@ -46,8 +47,10 @@ def main() -> None:
         elif sys.argv[1:2] == ["plan"]:
             plan(sys.argv[2:])
         else:
-            config, specs, widths, adding = parse(sys.argv[1:])
-            if adding:
+            config, specs, widths, adding, trying = parse(sys.argv[1:])
+            if trying:
+                print(dry_run(config))
+            elif adding:
                 append_data(config, ranks)
             elif len(specs) > 1:
                 compare_tokenizers(config, specs, widths, ranks)
@@ -99,10 +102,10 @@ def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int
     print(sweep_table(sweep(config, specs, team=ranks), widths))
 
 
-def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool]:
+def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool, bool]:
     """What to prepare; the tokenizers, several if they are to be compared; the widths that the table is for; and
 
-    whether the text is added to what is there.
+    whether the text is added to what is there, and whether it is only looked at.
     """
     defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
 
@@ -131,6 +134,9 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
         "--append",
         action="store_true",
         help="add the inputs to the finished data in --output: tokenizer, cleaning and the rule of validation stay",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be read, how, and how long it takes; write nothing"
     )
     parser.add_argument("--limit", metavar="N|SIZE", **explain("limit"))
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
@@ -168,7 +174,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
         "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
     )
     options = vars(parser.parse_args(arguments))
-    adding = options.pop("append")
+    adding, trying = options.pop("append"), options.pop("dry_run")
     for name in ("inputs", "validation", "test", "decontaminate", "cleaning_limits"):
         options[name] = tuple(options[name] or ())
     if adding:
@@ -178,11 +184,13 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
         given -= {name for name, value in options.items() if value == ()}
         if options.pop("widths"):
             parser.error("--widths is for several tokenizers, and --append keeps that of the folder")
-        return append_config(options, given), [options["tokenizer"]], [], True
+        return append_config(options, given), [options["tokenizer"]], [], True, trying
     if options["tokenizer_from"]:
         options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
     specs = expand_specs(options["tokenizer"])
     widths = options.pop("widths")
+    if len(specs) > 1 and trying:
+        parser.error("--dry-run looks at one preparation: name one tokenizer")
     if len(specs) == 1 and widths:
         parser.error("--widths is for several tokenizers: --tokenizer sentencepiece:1024,2048")
     if len(specs) > 1 and options["output"]:
@@ -193,7 +201,7 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
         numbers = [int(width) for width in (widths or "256,512").split(",")]
     except ValueError:
         parser.error(f"--widths: expected whole numbers such as 256,512, got {widths!r}")
-    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers, False
+    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers, False, trying
 
 
 def _names(value: str) -> tuple[str, ...]:

@@ -126,3 +126,11 @@ def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: P
         assert found.fingerprint == manifest.fingerprint
     few = prepare(config("texts/c.jsonl", *names[:5], output="few"))
     assert [source["name"] for source in few.sources] == ["texts/c.jsonl", *names[:5]]
+
+
+def test_what_is_the_same_is_not_named_beside_what_differs(folder: Path) -> None:
+    prepare(config(validation=("texts/b.md",)))
+    os.utime("texts/b.md")
+    with pytest.raises(DataError) as caught:
+        prepare(config("texts", "texts/a.txt", validation=("texts/b.md",)))
+    assert "--validation" not in str(caught.value)
