@@ -154,6 +154,18 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
     assert np.array_equal(np.concatenate(rows), np.concatenate(expected))
 
 
+@pytest.mark.slow
+def test_two_ranks_change_as_one_does(pretrain, started, tmp_path):
+    """At another ZeRO stage as well."""
+    shutil.copytree(started, tmp_path / "two")
+    change = ("--allow-change", "--set", *ASKED)
+    output = pretrain(started, *change)
+    pretrain(tmp_path / "two", *change, ranks=2, stage=2)
+    losses = [[record["loss"] for record in read_metrics(run, "train")] for run in (started, tmp_path / "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 12
+    assert output.count("changed: training.batch_size from 8 to 16") == 1
+
+
 def test_batch_sizes_of_older_checkpoints():
     assert batch_sizes_of({}, 8) == [[0, 8]]
     assert batch_sizes_of({"step": 6, "sequences_seen": 48}, 8) == [[0, 8]]
