@@ -145,6 +145,7 @@ def begin_run(
         "tokenizer_fingerprint": model.tokenizer.fingerprint,
         "validation_bits_per_byte": None,
         **(known or {}),
+        "scheduled": True,  # whatever made the checkpoint that the state is from: the run may go back to this one
     }
     write_text(folder / "config.yaml", dump_run_config(config))
     model.tokenizer.save(folder / "tokenizer")
