@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_pipeline.conversations import END_OF_TURN
 from data_pipeline.tokenizers import Tokenizer
@@ -32,6 +33,11 @@ def spelled_out(template: str) -> str:
 def own_template(template: str) -> str:
     """The template of which `exported_template` made this one."""
     return template.removeprefix(_BEGINNING)
+
+
+def is_exported(file: Path) -> bool:
+    """Whether a file holds a template that `exported_template` made."""
+    return file.is_file() and file.read_text(encoding="utf-8").startswith(_BEGINNING)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def definition_of(tokenizer: Tokenizer, scratch: Path, end_of_turn: int | None =
         definition = json.loads((scratch / DEFINITION_FILE).read_bytes())
     if is_marked(tokenizer):
         _mark(definition)
-    if end_of_turn is not None:
+    if end_of_turn is not None and (not isinstance(tokenizer, HuggingFaceTokenizer) or is_byte_level(definition)):
         _rename(definition, {end_of_turn: END_OF_TURN})
         definition["added_tokens"].append({"id": end_of_turn, "content": END_OF_TURN, **_SYMBOL})
     names = {token["id"]: token["content"] for token in definition["added_tokens"]}
@@ -59,6 +59,27 @@ def _mark(definition: dict[str, Any]) -> None:
     """Begin the names of all symbols with MARK."""
     symbols = [token for token in definition["added_tokens"] if token["special"]]
     _rename(definition, {token["id"]: f"{MARK}{token['content'].removeprefix(MARK)}" for token in symbols})
+
+
+def unmarked(definition: dict[str, Any]) -> dict[str, Any]:
+    """A byte-level definition as it was before `definition_of` has marked it for chats."""
+    turns = [token["id"] for token in definition["added_tokens"] if token["content"] == END_OF_TURN]
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["id"] not in turns]
+    _rename(definition, {token["id"]: token["content"].removeprefix(MARK) for token in definition["added_tokens"]})
+    _rename(definition, dict.fromkeys(turns, _byte_letters()[ord(END_OF_TURN)]))
+    return definition
+
+
+def is_byte_level(definition: dict[str, Any]) -> bool:
+    """Whether pieces are written in the byte-level alphabet."""
+    return '"ByteLevel"' in json.dumps(definition.get("decoder"))
+
+
+def _byte_letters() -> dict[int, str]:
+    """The byte-level alphabet: how each byte is written."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return bytes_to_unicode()
 
 
 def _rename(definition: dict[str, Any], names: dict[int, str]) -> None:
@@ -94,10 +115,8 @@ def _frame(model: dict[str, Any], added: dict[int, str], **parts: Any) -> dict[s
 
 def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
     """BPE without merges over the byte-level alphabet, whose characters get the ids of their bytes."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     added = {getattr(tokenizer, f"{special}_id"): f"<|{special}|>" for special in SPECIALS}
-    vocabulary = {added.get(byte, character): byte for byte, character in sorted(bytes_to_unicode().items())}
+    vocabulary = {added.get(byte, character): byte for byte, character in sorted(_byte_letters().items())}
     model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": False, "ignore_merges": False}
     parts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return _frame(model, added, pre_tokenizer=parts, decoder=parts)

@@ -20,9 +20,9 @@ from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_fi
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
 from stlm.errors import ConversionError, StlmError
-from stlm.export.chat import MARK, end_of_turn, own_template
+from stlm.export.chat import MARK, end_of_turn, is_exported, own_template
 from stlm.export.comparison import Logits
-from stlm.export.fast_tokenizer import definition_of
+from stlm.export.fast_tokenizer import definition_of, is_byte_level, unmarked
 from stlm.export.foreign import express, take
 from stlm.export.huggingface import library, logits_of
 from stlm.stlm import STLM
@@ -85,7 +85,19 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
                 with tempfile.TemporaryDirectory() as empty:
                     if _vocabulary(definition_of(known, Path(empty), end)) == _vocabulary(definition):
                         return known
+        if is_byte_level(definition) and is_exported(directory / TEMPLATE_FILE):
+            place = _unmarked(directory, definition, Path(scratch, "unmarked"))
         return adopt_huggingface(str(place), f"hf:{directory}", vocab_size)
+
+
+def _unmarked(directory: Path, definition: dict[str, Any], scratch: Path) -> Path:
+    """A folder with the tokenizer as it was before it was exported with a chat model."""
+    scratch.mkdir()
+    (scratch / "tokenizer.json").write_text(json.dumps(unmarked(definition)), encoding="utf-8")
+    config = json.loads((directory / "tokenizer_config.json").read_bytes())
+    names = {key: value.removeprefix(MARK) if isinstance(value, str) else value for key, value in config.items()}
+    (scratch / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    return scratch
 
 
 def _known(directory: Path) -> list[Tokenizer]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.extras import how_to_install
-from data_pipeline.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
@@ -66,8 +66,7 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
     """The tokenizer's files, for AutoTokenizer and for the `tokenizers` library."""
     tokenizer = model.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
-        turn = None if isinstance(tokenizer, HuggingFaceTokenizer) else end_of_turn(tokenizer).single
-        definition = definition_of(tokenizer, Path(scratch), turn)
+        definition = definition_of(tokenizer, Path(scratch), end_of_turn(tokenizer).single)
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
         tokenizer.save_model(folder)

@@ -94,7 +94,7 @@ def test_a_conversation_has_the_ids_of_generate_and_its_answers(make, kind, tmp_
         written = there.generate(**given, max_new_tokens=24, do_sample=False, tokenizer=there_tokenizer)[0]
         said = there_tokenizer.decode(written[ids.size(1) :], skip_special_tokens=True)
         expected = model.generate(prompt, max_new_ids=24, temperature=0, stop=template.stop)
-        if kind.startswith("hf"):  # there the end of a turn is a character like others
+        if "joins" in kind:  # there the end of a turn is a character like others
             said = said.partition(END_OF_TURN)[0]
         assert said == expected
         ended += len(written) - ids.size(1) < 24
@@ -135,7 +135,7 @@ def test_llama_cpp_answers_the_same(make, kind, tmp_path):
         read = other.ask("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
         assert read == given["input_ids"][0].tolist()
         written = there.generate(**given, max_new_tokens=24, do_sample=False)[0, given["input_ids"].size(1) :]
-        said = there_tokenizer.decode(written, skip_special_tokens=True).removesuffix(END_OF_TURN)
+        said = there_tokenizer.decode(written, skip_special_tokens=True)
         options = {"temperature": 0, "max_tokens": 24, "cache_prompt": False}
         answer = other.ask(
             "/v1/chat/completions", messages=messages, logit_bias=[[id, False] for id in never], **options
