@@ -121,7 +121,8 @@ def _state(config: PrepareConfig) -> str:
         return f"{directory} is being prepared by another process"
     if (directory / WORK_DIR).exists():
         return f"{directory} holds a preparation that was interrupted"
-    return f"the output would be {directory}"
+    added = config.tokenizer_from is not None and directory.parent == Path(config.tokenizer_from)
+    return f"it would be added to {directory.parent}" if added else f"the output would be {directory}"
 
 
 def _what(source: Source, size: float, units: int) -> str:

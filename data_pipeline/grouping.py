@@ -25,7 +25,8 @@ class Group(str):
     def __new__(cls, paths: Sequence[str]) -> Group:
         beginning = os.path.commonprefix(list(paths))  # noqa: RUF071 - of characters
         ending = os.path.commonprefix([path[len(beginning) :][::-1] for path in paths])[::-1]  # noqa: RUF071
-        group = super().__new__(cls, f"{beginning}*{ending}")
+        name = f"{beginning}*{ending}" if beginning or ending else f"{paths[0]} and {len(paths) - 1:,} other files"
+        group = super().__new__(cls, name)
         group.paths = tuple(sorted(paths))  # in the order that a pattern has, whatever the shell's language is
         return group
 

@@ -70,46 +70,50 @@ def splits_of(manifest: Manifest) -> list[str]:
 
 def warnings_of(manifest: Manifest) -> list[str]:
     """Splits and sources with so little text that what is measured on them says little, each with what cures it."""
-    found = []
     given = {split for split in ("validation", "test") if split in manifest.settings}
     total = sum(manifest.total(split, "bytes") for split in SPLITS if split not in given)
-    enough = min(-(-150 * ENOUGH // max(total, 1)) / 100, 0.5)  # the share that gives half as much again
+    cures = {
+        "train": "give more text with --input",
+        "validation": f"hold back more with --validation-fraction {_share(total)}, or give your own with "
+        "--validation PATH",
+    } | {split: f"give more text with --{split}" for split in given}
+    found = []
     for split in splits_of(manifest):
-        documents, size = manifest.total(split, "documents"), manifest.total(split, "bytes")
-        if problem := _too_little(documents, size):
-            what = "for training" if split == "train" else f"for {'a ' * (split == 'test')}{split}"
-            if split in given:
-                cure = f"give more text with --{split}"
-            elif split == "train":
-                cure = "give more text with --input"
-            else:
-                cure = (
-                    f"hold back more with --validation-fraction {enough:.2g}, or give your own with --validation PATH"
-                )
-            if documents == 1:
-                cure += "; where that text is a file, --documents paragraphs makes several documents of it"
-            found.append(f"the text {what} is {problem}: {cure}")
-    sources = list(zip(manifest.sources, manifest.statistics, strict=True)) if len(manifest.sources) > 1 else []
+        documents = manifest.total(split, "documents")
+        if problem := _too_little(documents, manifest.total(split, "bytes")):
+            use = {"train": "training", "test": "a test"}.get(split, split)
+            more = "; where that is a file, --documents paragraphs makes several documents of it"
+            found.append(f"the text for {use} is {problem}: {cures[split]}{more * (documents == 1)}")
+    validation_is_enough = not any("text for validation" in warning for warning in found)
+    return found + _warnings_of_sources(manifest, "validation" not in given and validation_is_enough)
+
+
+def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
+    """Those of single sources, where there are several. of_validation: of their part of the validation text, too."""
+    found, short = [], []
+    sources = zip(manifest.sources, manifest.statistics, strict=True) if len(manifest.sources) > 1 else ()
     for source, numbers in sources:
         if problem := _too_little(source["documents"], source["text_bytes"]):
-            cure = "if that is not all of it, check its path and its format"
-            if source["documents"] == 1:
-                cure += "; --documents paragraphs makes several documents of it"
+            more = "; --documents paragraphs makes several documents of it"
+            cure = f"if that is not all of it, check its path and its format{more * (source['documents'] == 1)}"
             found.append(f"{source['name']} is {problem}: {cure}")
-            continue
-        held = numbers["validation"]
-        if (
-            "validation" not in given
-            and numbers["train"]["documents"]
-            and _too_little(held["documents"], held["bytes"])
+        elif numbers["train"]["documents"] and _too_little(
+            *(numbers["validation"][what] for what in ("documents", "bytes"))
         ):
-            share = min(-(-150 * ENOUGH // max(source["text_bytes"], 1)) / 100, 0.5)
-            problem = _too_little(held["documents"], held["bytes"])
-            found.append(
-                f"of {source['name']} the text for validation is {problem}: "
-                f"for bits per byte of this source, hold back more with --validation-fraction {share:.2g}"
-            )
+            short.append(source)
+    if short and of_validation:
+        names = ", ".join(source["name"] for source in short[:5]) + ", …" * (len(short) > 5)
+        share = _share(min(source["text_bytes"] for source in short))
+        found.append(
+            f"of {names} the text for validation is less than {ENOUGH >> 10} KiB, or one document: for bits per byte "
+            f"of each source, hold back more with --validation-fraction {share}"
+        )
     return found
+
+
+def _share(size: int) -> str:
+    """The share of so many bytes that is half as much again as enough."""
+    return f"{min(-(-150 * ENOUGH // max(size, 1)) / 100, 0.5):.2g}"
 
 
 def _too_little(documents: int, size: int | None) -> str:

@@ -179,8 +179,17 @@ def check_training() -> Finding:
         start = time.monotonic()
         for command in (  # ZeRO 2, as in the documentation: stage 0 would not notice a DeepSpeed that is too old
             ["scripts/preprocess.py", "--input", folder / "text.txt", "--output", data],
-            ["scripts/pretrain.py", "--ds_config", ROOT / "ds_configs" / "zero2.json", "--config", folder / "run.yaml",
-             "--data", data, "--run", run_dir],
+            [
+                "scripts/pretrain.py",
+                "--ds_config",
+                ROOT / "ds_configs" / "zero2.json",
+                "--config",
+                folder / "run.yaml",
+                "--data",
+                data,
+                "--run",
+                run_dir,
+            ],
         ):
             failure = run_command([sys.executable, *map(str, command)])
             if failure:

@@ -39,6 +39,7 @@ STATED: dict[str, dict[Any, str | None]] = {
     "torch_autocast.dtype": {"bfloat16": "bf16", "float16": "fp16"},
 }
 
+
 def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     """The DeepSpeed config of a JSON file, checked, its "auto" values left for the engine to fill.
 

@@ -148,14 +148,17 @@ def test_too_little_text_is_warned_of_with_what_cures_it(tmp_path: Path) -> None
     )
     manifest = prepare(PrepareConfig(inputs, output=str(tmp_path / "out")))
     warnings = warnings_of(manifest)
-    assert len(warnings) == 4
+    assert len(warnings) == 2
     assert "for validation is" in warnings[0]
     assert "less than 64 KiB: hold back more with --validation-fraction 0.15, or" in warnings[0]
-    assert "big.jsonl the text for validation" in warnings[1]
-    assert "small.jsonl the text for validation" in warnings[2]
-    assert "tiny.jsonl is 1 document of " in warnings[3]
-    assert "--documents paragraphs" in warnings[3]
+    assert "tiny.jsonl is 1 document of " in warnings[1]
+    assert "--documents paragraphs" in warnings[1]
     assert f"warning: {warnings[0]}" in summary(manifest, "out")
+
+    more = PrepareConfig(inputs, output=str(tmp_path / "more"), validation_fraction=0.15)
+    (of_source,) = [one for one in warnings_of(prepare(more)) if "tiny" not in one]
+    assert "small.jsonl the text for validation is less than 64 KiB" in of_source
+    assert of_source.endswith("--validation-fraction 0.5")
 
     held = lines(tmp_path / "dev.jsonl", texts(200, 4))
     alone = PrepareConfig(inputs[:1], output=str(tmp_path / "own"), validation=(held,))

@@ -139,8 +139,11 @@ def test_items_count_beside_seeds():
 
 
 def test_seeds_of_one_group_are_not_compared():
-    samples = {f"{kind}{seed}": {"task": choices([1.0] * wins + [0.0] * (40 - wins))}
-               for kind, all_wins in (("a", (30, 31, 32)), ("b", (10, 11, 12))) for seed, wins in enumerate(all_wins)}
+    samples = {
+        f"{kind}{seed}": {"task": choices([1.0] * wins + [0.0] * (40 - wins))}
+        for kind, all_wins in (("a", (30, 31, 32)), ("b", (10, 11, 12)))
+        for seed, wins in enumerate(all_wins)
+    }
     groups = {"a": ("a0", "a1", "a2"), "b": ("b0", "b1", "b2")}
     found = compare(samples, groups)
     assert [(pair.first, pair.second) for pair in found.pairs] == [("a", "b")] and found.best("task") == "a"
