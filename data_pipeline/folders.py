@@ -6,6 +6,7 @@ hidden files and folders (`.name`), folders of prepared data (they hold manifest
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
         )
     found, here = [], Problems()
     for path in _entries(folder, on_error, here, lambda parts: True):
-        if path.is_dir():
+        if os.path.isdir(path):
             continue
         if path.name == _REPORT_FILE:
             here.leave_out("reports", str(path))
@@ -42,7 +43,7 @@ def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
             found.append(path)
         else:
             here.leave_out("files_of_other_formats", str(path))
-    if not found:
+    if not found and "unreadable_folders" not in here.left_out:
         names = here.left_out.get("files_of_other_formats", ())
         kinds = sorted({Path(name).suffix or Path(name).name for name in names})
         others = [reason.replace("_", " ") for reason in here.left_out if reason != "files_of_other_formats"]
@@ -58,7 +59,7 @@ def matches_of(pattern: str, on_error: str, problems: Problems) -> list[Path]:
     while glob.has_magic(str(root)):
         root, parts = root.parent, [root.name, *parts]
     found = []
-    for path in _entries(root, on_error, problems, lambda below: _leads(below, parts)) if root.is_dir() else ():
+    for path in _entries(root, on_error, problems, lambda below: _leads(below, parts)) if os.path.isdir(root) else ():
         if _fits(path.relative_to(root).parts, parts):
             if path.name == _REPORT_FILE:
                 problems.leave_out("reports", str(path))
@@ -75,6 +76,8 @@ def _entries(root: Path, on_error: str, problems: Problems, enter: Callable[[Seq
         folder = waiting.pop() if waiting else links.pop(0)
         try:
             status = folder.stat()
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             message = f"cannot read the folder {folder}: {error.strerror or error}"
@@ -95,13 +98,13 @@ def _entries(root: Path, on_error: str, problems: Problems, enter: Callable[[Seq
                 problems.leave_out("hidden_files", str(path))
                 continue
             yield path
-            if path.is_dir() and enter(path.relative_to(root).parts):
+            if os.path.isdir(path) and enter(path.relative_to(root).parts):
                 (links if entry.is_symlink() else waiting).append(path)
 
 
 def _is_prepared(folder: Path) -> bool:
     """Whether a folder holds prepared data, or a preparation under way."""
-    return (folder / MANIFEST_FILE).exists() or (folder / WORK_DIR).is_dir()
+    return os.path.exists(folder / MANIFEST_FILE) or os.path.isdir(folder / WORK_DIR)
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:

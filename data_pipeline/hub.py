@@ -128,7 +128,8 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
-    return (path / _SPLITS_FILE).is_file() or all((path / name).is_file() for name in _DATASET_FILES)
+    isfile = os.path.isfile  # False where a folder cannot be looked into
+    return isfile(path / _SPLITS_FILE) or all(isfile(path / name) for name in _DATASET_FILES)
 
 
 def _check_column(data: Any, rows: Rows) -> None:

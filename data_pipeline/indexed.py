@@ -34,7 +34,7 @@ _FORMS = "byte, sentencepiece:FILE (a .model file) or hf:DIR (a folder with toke
 def indexed_prefix(path: Path) -> Path | None:
     """PREFIX, if `path` is that, PREFIX.bin or PREFIX.idx, and both files are there."""
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    return prefix if bin_path(prefix).is_file() and idx_path(prefix).is_file() else None
+    return prefix if os.path.isfile(bin_path(prefix)) and os.path.isfile(idx_path(prefix)) else None
 
 
 class IndexedFiles:

@@ -94,7 +94,11 @@ def _prepare(
     work = output / WORK_DIR
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
     if not units:
-        raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
+        left_out = [name for source in sources for names in source.problems.left_out.values() for name in names]
+        raise DataError(
+            f"the input is empty: there is no text in {', '.join(source.name for source in sources)}"
+            + "".join(f"; left out: {name}" for name in left_out[:3])
+        )
     if there := interrupted_settings(output):
         settings = recognised(there, settings, sources, team)
     if config.limit is None:  # else most of the input is not even read

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -145,12 +146,12 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
         return Stdin(options.stdin_format, options.spool, name)
     if is_saved_dataset(path):
         return HubDataset(name, options.hub_split, options.text_key, saved=True)
-    if path.is_dir():
+    if os.path.isdir(path):
         problems = Problems()
         return Files(name, files_below(path, options.on_error, problems), options.on_error, problems)
     if prefix := indexed_prefix(path):
         return IndexedFiles(name, [prefix], options.input_tokenizer, options.keep_ids, options.on_error)
-    if path.exists():
+    if _may_exist(path):
         return Files(name, [path], options.on_error)
     if glob.has_magic(name):
         return _matching(name, options)
@@ -160,6 +161,17 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
             f"input {name!r} does not exist: expected a file, a folder, or the id of a Hugging Face data set"
         )
     return HubDataset(name, options.hub_split, options.text_key, streaming=options.hub_streaming)
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether there is such a file, or a folder on the way cannot be looked into: then reading it says so."""
+    try:
+        path.stat()
+    except PermissionError:
+        return not glob.has_magic(str(path))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
@@ -177,7 +189,7 @@ def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
         return IndexedFiles(pattern, unique, options.input_tokenizer, options.keep_ids, options.on_error)
     files: dict[Path, None] = {}
     for match in matches:
-        below = files_below(match, options.on_error, problems) if match.is_dir() else [match]
+        below = files_below(match, options.on_error, problems) if os.path.isdir(match) else [match]
         files |= dict.fromkeys(below)
     return Files(pattern, list(files), options.on_error, problems)
 

@@ -128,3 +128,20 @@ def test_what_is_left_out_is_named_and_beyond_twenty_counted(tmp_path):
     assert source["left_out"]["empty_files"] == [f"{tmp_path}/in/empty.txt"]
     for page in (summary(manifest, "out"), report(manifest, "out")):
         assert "19.pdf" in page and "20.pdf" not in page and "and 5 more" in page and "empty.txt" in page
+
+
+def test_an_input_within_a_folder_that_cannot_be_looked_into_is_named_itself(tmp_path, monkeypatch):
+    write(tmp_path, "closed/a.txt", "b.txt")
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if isinstance(path, (str, os.PathLike)) and "closed" in Path(path).parent.parts:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    inputs = (str(tmp_path / "closed/a.txt"), str(tmp_path / "b.txt"))
+    with pytest.raises(DataError, match=r"cannot read .*/closed/a\.txt: Permission denied; leave such files out"):
+        prepare(PrepareConfig(inputs, output=str(tmp_path / "out"), workers=1))
+    with pytest.raises(DataError, match=r"the input is empty: .*closed/a\.txt; left out: cannot read .*/closed/a\.txt"):
+        prepare(PrepareConfig(inputs[:1], output=str(tmp_path / "out"), workers=1, on_error="skip"))
