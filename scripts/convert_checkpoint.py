@@ -96,15 +96,17 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
     from stlm.training.collectives import on_rank_zero
     from stlm.training.deepspeed_formats import import_deepspeed, write_deepspeed
     from stlm.training.engine import connect, disconnect
+    from stlm.training.lost import naming_lost_ranks
 
     if args.source:
         print(import_deepspeed(Path(args.model), vacant(args.output), args.config))
         return 0
     ranks = connect()
-    output = on_rank_zero(lambda: vacant(args.output))
-    told = write_deepspeed(
-        args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
-    )
+    with naming_lost_ranks():
+        output = on_rank_zero(lambda: vacant(args.output))
+        told = write_deepspeed(
+            args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
+        )
     if ranks.rank == 0:
         print(told)
     disconnect()

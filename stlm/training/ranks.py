@@ -70,9 +70,11 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         variables = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
         return _ranks(env, variables, local, address, port, "Open MPI")
     if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:  # a task of srun, not the batch script itself
-        address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
         port = env.get("MASTER_PORT") or _shared_port(f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}")
         local = re.split(r"\D", env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))[0]
+        here = local == env["SLURM_STEP_NUM_TASKS"]  # all tasks are on one node, and meet on its loopback interface
+        nodelist = "127.0.0.1" if here else env.get("SLURM_STEP_NODELIST", "127.0.0.1")
+        address = env.get("MASTER_ADDR") or first_host(nodelist)
         variables = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         return _ranks(env, variables, local, address, port, "Slurm")
     return Ranks(0, 1, 0, 1, "127.0.0.1", 0, "python")

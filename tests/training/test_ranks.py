@@ -55,6 +55,8 @@ def test_slurm_tasks_but_not_the_batch_script():
     assert (
         found.port == find_ranks(SLURM | {"SLURM_PROCID": "0"}).port != find_ranks(SLURM | {"SLURM_JOB_ID": "78"}).port
     )
+    one_node = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_STEP_NODELIST": "node03"}
+    assert find_ranks(one_node).address == "127.0.0.1"
     batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "77"}
     assert find_ranks(batch_script).world_size == 1
 
