@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from stlm.generation.decoding import Steppable
 
-IDS_AT_ONCE = 256  # whose logits are held at a time
+LOGITS_AT_ONCE = 1 << 24  # that are held at a time
 
 
 class ScoredId(NamedTuple):
@@ -36,8 +36,9 @@ def score_ids(model: Steppable, ids: Sequence[int], num_likeliest: int) -> list[
     """The log-probability of every id of a text that fits into the context, the first one included."""
     logits_1V, state = model.begin(1)
     found: list[ScoredId] = []
-    for start in range(0, len(ids), IDS_AT_ONCE):
-        piece = ids[start : start + IDS_AT_ONCE]
+    at_once = max(1, LOGITS_AT_ONCE // logits_1V.size(-1))
+    for start in range(0, len(ids), at_once):
+        piece = ids[start : start + at_once]
         logits_NV = model.step(torch.tensor([piece]), state)[0]
         found += scored_ids(torch.cat((logits_1V, logits_NV[:-1])), piece, num_likeliest)
         logits_1V = logits_NV[-1:]

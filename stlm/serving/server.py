@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -19,6 +20,7 @@ from stlm.errors import StlmError
 from stlm.serving.protocol import Limits, Refused
 from stlm.serving.scheduler import Scheduler
 
+_LINGER_S = 2  # that a refused client gets to read its answer in
 _AHEAD = 1 << 16  # bytes that a client may send before it is answered
 GRACE_S = 5  # that texts get to end in when the server is asked to stop
 KEEP_ALIVE_S = 75  # longer than clients keep connections for: they close first, and lose no request
@@ -67,12 +69,15 @@ class Protocol(H11Protocol):
     head_timeout_s = Limits.head_timeout_s
     _timer: asyncio.TimerHandle | None = None
     _begun = False  # whether bytes of a request have come whose headers are not complete
+    _refused = False  # answered without a request; what still comes is not looked at
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:  # the headers are complete, or wrong and answered
             self._stop_waiting()
@@ -105,17 +110,39 @@ class Protocol(H11Protocol):
         told = f"the headers of the request did not arrive within {self.head_timeout_s:g} s"
         self._answer(Refused(told, status=408))
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._answer(Refused(f"{msg} Expected HTTP/1.1 with one Host header and at most 64 KiB of headers", status=400))
+
     def _answer(self, refused: Refused) -> None:
-        """Send an error that no request was complete enough for, and close."""
+        """Send an error that no request was complete enough for, and close when the client has read it.
+
+        A connection that is closed while bytes of the client wait to be read is reset, and the answer lost.
+        """
         self._stop_waiting()
         if self.transport.is_closing():
             return
+        if self.cycle is not None and not self.cycle.response_complete:  # its body is no HTTP
+            begun = self.cycle.response_started
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if begun:
+                self.transport.close()
+                return
+        self._refused = True
         body = json.dumps(refused.body).encode()
-        reason = {408: "Request Timeout", 503: "Service Unavailable"}[refused.status]
-        head = (f"HTTP/1.1 {refused.status} {reason}", "Content-Type: application/json", f"Content-Length: {len(body)}",
-                "Connection: close", "", "")  # fmt: skip
+        head = (
+            f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            "",
+            "",
+        )
         self.transport.write("\r\n".join(head).encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):

@@ -230,3 +230,16 @@ def test_rows_with_one_prompt_share_one_reading_of_it(model, monkeypatch):
     prompts = ["another"] * 4 + ["A text"]
     assert model.generate_batch(prompts, max_new_ids=20, sampling=Sampling(seed=0))[:4] == alone
     assert read == [1, 1]
+
+
+def test_a_text_is_scored_alike_in_one_piece_and_in_many(model, monkeypatch):
+    from stlm.generation import scoring
+
+    ids = list(b"\xffsome text of thirty bytes here")
+    log_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for logits_at_once in (1 << 24, 7 * 256, 1):
+        monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", logits_at_once)
+        for place, found in enumerate(scoring.score_ids(model, ids, 2)):
+            expected = [log_TV[place, ids[place]].item(), *log_TV[place].topk(2).values.tolist()]
+            told = [found.log_probability, *(value for _, value in found.likeliest)]
+            assert told == pytest.approx(expected, abs=1e-4) and found.id == ids[place]

@@ -97,6 +97,24 @@ def test_a_large_body_is_read_before_it_is_refused(model):
         assert waits.recv(1 << 16).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (4 << 20) + b"\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + b"a" * 9**7,
+    ],
+    ids=["TLS", "no host", "long headers", "bad chunks"],
+)
+def test_what_is_no_http_is_answered(model, sent):
+    with serving(model) as (url, _):
+        connection = connect(url)
+        connection.sendall(sent)
+        status, told = answer_of(connection)
+        assert status == 400 and told.startswith("Invalid HTTP request received.")
+
+
 def test_encoding_a_prompt_does_not_hold_up_others(model, monkeypatch):
     """While one prompt is encoded, another client is answered; choices of a request share one encoding."""
     begun, answered, calls = threading.Event(), threading.Event(), []
