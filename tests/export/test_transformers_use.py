@@ -253,6 +253,10 @@ def test_more_that_is_refused(ids):
         there(inputs_embeds=torch.zeros(3, 20, 16))
     with pytest.raises(ValueError, match="cache_implementation: got 'static'"):
         there.generate(ids, cache_implementation="static", **OPTIONS)
+    with pytest.raises(ValueError, match="assistant_early_exit"):
+        there.generate(ids[:1], assistant_early_exit=1, **OPTIONS)
+    with pytest.raises(NotImplementedError, match="generate_batch: this model has no paged cache"):
+        there.generate_batch([[START]])
     with pytest.raises(NotImplementedError, match="resize_token_embeddings: got 300"):
         there.resize_token_embeddings(300)
     cache = there(ids[:, :4], attention_mask=torch.ones(3, 4)).cache

@@ -279,6 +279,8 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
                 f"cache_implementation: got {generation_config.cache_implementation!r}, but this model has a cache of "
                 "its own; leave it out"
             )
+        if getattr(generation_config, "assistant_early_exit", None) is not None:
+            raise ValueError("assistant_early_exit: the exits of this model are not there for it; leave it out")
         cache = model_kwargs.get("cache")
         if cache is not None:
             _checked(cache)._is_user_defined = True
@@ -286,6 +288,12 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
             model_kwargs["cache"] = cache = StlmCache()
             if generation_config.is_assistant:
                 cache.activate_past_recording()
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("generate_batch: this model has no paged cache; call generate with a padded batch")
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        return self.generate_batch()
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads which arguments it has
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
