@@ -22,7 +22,7 @@ CORE = [
     "orjson>=3.10",
     "constriction>=0.4",
     "charset-normalizer>=3.3",
-    "webencodings>=0.5.1",
+    "webencodings>=0.6",
     "mpi4py>=4.1",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.encodings import NotText, check_text, sample_of
 from data_pipeline.errors import DataError
-from data_pipeline.formats import READABLE, format_of_named, open_input
+from data_pipeline.formats import READABLE, format_of_named
 from data_pipeline.jsonfiles import json_texts
 from data_pipeline.plaintext import AUTO, LINES, Rule, divided
 from data_pipeline.records import page_text, parquet_texts, table_texts
 from data_pipeline.textfiles import (
     BOM,
     SLICE,
-    UTF16_BOMS,
     FileSlice,
     Problems,
     Reading,
     clean,
     lines,
+    opened,
     records,
     slices_of,
 )
@@ -97,7 +99,7 @@ class Files:
         slices: list[FileSlice] = []
         total = 0
         for path, size, _ in self._files:
-            for piece in slices_of(path, size, reading.division):
+            for piece in slices_of(path, size, reading.division, reading.encoding):
                 if slices and total + piece.stop - piece.start > SLICE:
                     units.append(FilesUnit(source, total, tuple(slices), reading))
                     slices, total = [], 0
@@ -146,6 +148,8 @@ def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterat
     except DataError as error:
         if reading.on_error != "skip":
             raise
+        if isinstance(error, NotText) and piece.start:
+            return  # the first slice of the file has named it
         problems.leave_out("unreadable_files", str(error))
 
 
@@ -157,22 +161,23 @@ def _size(path: str, otherwise: int) -> int:
 
 
 def _read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
-    with open_input(piece.path, piece.format.compression) as file:
+    with opened(piece) as file:
         if piece.format.kind == "parquet":
             yield from parquet_texts(file, piece, reading)
             return
-        beginning = file.read(3)
-        if beginning[:2] in UTF16_BOMS:
-            raise DataError(f"{piece.path} is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
-        first = len(BOM) if beginning == BOM else 0
+        if piece.format.kind == "html":
+            yield from page_text(file, piece, reading, problems)
+            return
+        sample = sample_of(file, None if piece.limit == math.inf else piece.size)
+        if not reading.encoding:
+            check_text(sample, piece.path)
+        first = len(BOM) if sample[0].startswith(BOM) else 0
         if piece.start == 0:
             problems.count("byte_order_marks", int(first > 0))
         file.seek(first)
         match piece.format.kind:
             case "csv":
                 yield from table_texts(file, piece, reading, problems)
-            case "html":
-                yield from page_text(file, piece, problems)
             case "jsonl":
                 yield from lines(file, piece, first, reading, problems)
             case "json":

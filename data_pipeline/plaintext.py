@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from data_pipeline.encodings import in_utf8
 from data_pipeline.errors import DataError
 from data_pipeline.formats import format_of_named, is_markup, open_input
 from data_pipeline.plurals import number_of
@@ -177,34 +178,40 @@ def _last_line(buffer: bytes) -> int:
     return place + 1 if place >= 0 else 0 if len(buffer) < _CONTEXT else len(buffer)
 
 
-def choose(rule: Rule, files: Sequence[tuple[str, int]], others: int, split: bool = True) -> Division:
+def choose(
+    rule: Rule, files: Sequence[tuple[str, int]], others: int, split: bool = True, encoding: str = ""
+) -> Division:
     """Find out how to divide: whether documents must be cut, and where a separator stands.
 
     files: path and size of each file of plain text. others: files of other formats, and other inputs.
-    split: whether some documents are to be held back for validation.
+    split: whether some documents are to be held back for validation. encoding: of the files; "" for UTF-8.
     """
     if rule.kind == SEPARATOR:
-        return Division(rule, anywhere="\n" in rule.separator or not _stands_alone(rule.separator, files))
+        return Division(rule, anywhere="\n" in rule.separator or not _stands_alone(rule.separator, files, encoding))
     if rule.kind != AUTO:
         return Division(rule)
     documents = len(files) if split else ENOUGH
     for path, size in files if documents < ENOUGH else ():
-        documents += _count(path, size, Alone(() if is_markup(path) else KNOWN_SEPARATORS), ENOUGH - documents)
+        documents += _count(
+            path, size, Alone(() if is_markup(path) else KNOWN_SEPARATORS), ENOUGH - documents, encoding
+        )
         if documents >= ENOUGH:
             break
     if documents >= ENOUGH:
         return Division(rule, limit=_LONGEST_WHOLE)
     if documents == 1 and not others:  # there must be at least two
         [(path, size)] = files
-        piece = min(max(size // 16, len(_beginning(path)) // 16, _SMALLEST_PIECE), PIECE)  # it may be compressed
+        piece = min(
+            max(size // 16, len(_beginning(path, encoding)) // 16, _SMALLEST_PIECE), PIECE
+        )  # it may be compressed
         return Division(rule, limit=piece, piece=piece)
     return Division(rule, limit=PIECE, piece=PIECE)
 
 
-def _count(path: str, size: int, boundary: Boundary, enough: int) -> int:
+def _count(path: str, size: int, boundary: Boundary, enough: int, encoding: str) -> int:
     """About how many boundaries a file holds: those in its first 16 MiB, in proportion to its size."""
     count = place = 0
-    beginning = _beginning(path)
+    beginning = _beginning(path, encoding)
     final = len(beginning) < _LOOKED_AT
     while count < enough and (found := boundary.find(beginning, place, final, first=True)):
         rest = beginning[found.stop : found.stop + _CONTEXT]
@@ -213,23 +220,24 @@ def _count(path: str, size: int, boundary: Boundary, enough: int) -> int:
     return count if final else count * max(size // len(beginning), 1)
 
 
-def _stands_alone(separator: str, files: Sequence[tuple[str, int]]) -> bool:
+def _stands_alone(separator: str, files: Sequence[tuple[str, int]], encoding: str) -> bool:
     """Whether a separator stands alone on a line; also if it occurs nowhere, so that large files can be divided."""
     occurs = False
     for path, _ in files:
-        beginning = _beginning(path)
+        beginning = _beginning(path, encoding)
         if Alone((separator,)).find(beginning, 0, len(beginning) < _LOOKED_AT, first=True):
             return True
         occurs = occurs or separator.encode() in beginning
     return not occurs
 
 
-def _beginning(path: str) -> bytes:
-    """The first 16 MiB of a file; nothing if it cannot be read, which is noticed later."""
+def _beginning(path: str, encoding: str) -> bytes:
+    """The first 16 MiB of a file, in UTF-8; nothing if it cannot be read, which is noticed later."""
     with suppress(DataError):
         found = format_of_named(path)
         with open_input(path, found.compression if found else "") as file:
-            return file.read(_LOOKED_AT).removeprefix(b"\xef\xbb\xbf")
+            beginning = file.read(_LOOKED_AT)
+        return in_utf8(beginning, encoding).removeprefix(b"\xef\xbb\xbf")
     return b""
 
 

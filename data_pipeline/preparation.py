@@ -12,13 +12,14 @@ from data_pipeline.cleaning.documents import NEAR_DUPLICATES, NORMALIZE, STEPS, 
 from data_pipeline.cleaning.language import language_codes
 from data_pipeline.cleaning.limits import parse_limits
 from data_pipeline.cleaning.removed import check_list
+from data_pipeline.encodings import codec_of
 from data_pipeline.errors import DataError
 from data_pipeline.formats import COMPRESSED
 from data_pipeline.grouping import grouped
 from data_pipeline.limit import Limit
 from data_pipeline.plaintext import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
 from data_pipeline.stdin import STDIN, check_stdin_format
-from data_pipeline.textfiles import ON_ERROR
+from data_pipeline.textfiles import ON_ERROR, QUOTING
 from data_pipeline.tokenizers import find_tokenizer, parse_spec
 
 
@@ -65,6 +66,20 @@ class PrepareConfig:
             "documents), paragraphs (blank lines do), lines. auto: lines that hold only "
             f"{', '.join(KNOWN_SEPARATORS[:-1])} or {KNOWN_SEPARATORS[-1]} separate documents, otherwise a file is "
             f"one; where that gives fewer than {ENOUGH}, those above {PIECE >> 10} KiB are cut at blank lines"
+        ),
+    )
+    encoding: str | None = field(
+        default=None,
+        metadata=_option(
+            "encoding of all files, such as gb18030, shift_jis, koi8-r or utf-16, from which they are converted to "
+            "UTF-8; none: UTF-8 is expected, other text is refused, and a page of HTML is read as it says itself"
+        ),
+    )
+    quoting: str = field(
+        default="auto",
+        metadata=_option(
+            "quotes in tables: minimal (they enclose cells), none (they are text), or auto, minimal for CSV and none "
+            "for TSV"
         ),
     )
     validation_fraction: float = field(
@@ -171,6 +186,10 @@ class PrepareConfig:
         parse_spec(self.tokenizer)
         if self.tokenizer_from is not None and (spec := find_tokenizer(self.tokenizer_from).spec) != self.tokenizer:
             raise DataError(f"the tokenizer of {self.tokenizer_from} is {spec}, but {self.tokenizer} is asked for")
+        if self.encoding is not None:
+            codec_of(self.encoding)
+        if self.quoting not in QUOTING:
+            raise DataError(f"quoting must be one of {', '.join(QUOTING)}, got {self.quoting!r}")
         if self.on_error not in ON_ERROR:
             raise DataError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
         if not 0 < self.validation_fraction < 1:

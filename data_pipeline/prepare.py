@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipeline.conversations import TEMPLATE
 from data_pipeline.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
+from data_pipeline.encodings import codec_of
 from data_pipeline.errors import DataError
 from data_pipeline.existing import Existing
 from data_pipeline.files import Files
@@ -296,6 +297,8 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
         stdin_format=config.stdin_format,
         spool=config.directory.parent,
         documents=config.documents,
+        encoding="" if config.encoding is None else codec_of(config.encoding),
+        quoting=config.quoting,
     )
     return open_sources(config.inputs, options, config.validation, config.test)
 

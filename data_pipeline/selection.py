@@ -143,16 +143,15 @@ def select(
 def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> str:
     """A message for data of which too little is left: each rule, its limit, and how many documents it left out."""
     total = kept + sum(record.documents.values())
-    lines = [
+    what = (
         "no document of the input is left to train on"
         if least == 1
         else f"different documents of text in the input: {kept}; expected at least two"
+    )
+    rules = [
+        f"{number:,} by {rule}{_remedy(rule, cleaning)}" for rule, number in record.documents.most_common() if number
     ]
-    lines[0] += f": of {total:,}, these were left out:"
-    lines += [
-        f"  {number:,} {rule}{_remedy(rule, cleaning)}" for rule, number in record.documents.most_common() if number
-    ]
-    return "\n".join([*lines, "change the limit of a rule, or leave its step out"])
+    return f"{what}: of {total:,}, {', '.join(rules)} were left out; change the limit of a rule, or leave its step out"
 
 
 def _remedy(rule: str, cleaning: Cleaning) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.cleaning import decontamination, words
 from data_pipeline.cleaning.documents import LIBRARIES, NEAR_DUPLICATES
+from data_pipeline.encodings import codec_of
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.sources import Source
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
@@ -34,6 +35,8 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         **({"validation": described[first:last]} if config.validation else {}),
         **({"test": described[last:]} if config.test else {}),
         **({"limit": config.limit} if config.limit is not None else {}),
+        **({"encoding": codec_of(config.encoding)} if config.encoding is not None else {}),
+        **({"quoting": config.quoting} if config.quoting != "auto" else {}),
         **({"conversations": True} if config.conversations else {}),
         **({"clean": list(config.cleaning.steps)} if config.clean else {}),
         **({"libraries": libraries} if (libraries := _libraries(config)) else {}),

@@ -85,6 +85,8 @@ class SourceOptions:
     score_key: str | None = None
     conversations: bool = False
     documents: str = AUTO  # what a document of plain text is: see `plaintext`
+    encoding: str = ""  # of all files
+    quoting: str = "auto"  # of tables: one of textfiles.QUOTING
 
 
 def open_sources(
@@ -115,8 +117,16 @@ def open_sources(
 
     @functools.cache  # text is looked into once, and not at all where the data is already prepared
     def reading() -> Reading:
-        division = choose(rule, text, others, split=not validation)
-        return Reading(options.text_key, options.on_error, options.score_key, options.conversations, division)
+        division = choose(rule, text, others, split=not validation, encoding=options.encoding)
+        return Reading(
+            options.text_key,
+            options.on_error,
+            options.score_key,
+            options.conversations,
+            division=division,
+            encoding=options.encoding,
+            quoting=options.quoting,
+        )
 
     for source in files:
         source.reading = reading

@@ -15,6 +15,8 @@ PROBLEMS = {
     "crlf_line_ends": "CRLF line ends made LF",
     "empty_documents": "empty documents left out",
     "broken_lines": "broken lines left out",
+    "cells_like_rows": "cells of several lines that look like rows: a quote may lack its partner",
+    "pages_beyond_limits": "pages left out that are too deep or too large for a parser",
     "unreadable_files": "unreadable files left out, or the rest of them",
     "broken_documents": "documents with ids outside the vocabulary left out",
     "files_of_other_formats": "files of other formats left out",

@@ -15,15 +15,18 @@ import functools
 import json
 import math
 import re
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import orjson
 
 from data_pipeline.conversations import END_OF_STORED_SEGMENT, segments_of
+from data_pipeline.encodings import transcode
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Format, format_of_named, open_input
 from data_pipeline.plaintext import AUTO, Division, Rule
@@ -33,9 +36,9 @@ SLICE = 64 << 20
 _BLOCK = 4 << 20
 LONGEST_RECORD = 64 << 20  # what has to be in memory at once: a line of JSON, a page of HTML
 BOM = b"\xef\xbb\xbf"
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 ON_ERROR = ("stop", "skip")
+QUOTING = ("auto", "minimal", "none")  # of CSV, TSV: auto is minimal for CSV and none for TSV
 NAMED = 20  # of the inputs that are left out for one reason; the others are counted
 
 
@@ -81,6 +84,8 @@ class Reading:
     on_error: str  # "stop" or "skip"
     score_key: str | None = None  # of JSON Lines
     conversations: bool = False  # lines of JSON hold them: see `conversations`
+    encoding: str = ""  # Python's name of the one that the user gave; "": UTF-8, which is checked
+    quoting: str = "auto"  # of tables: one of QUOTING
     division: Division = field(default_factory=lambda: Division(Rule(AUTO)))  # of plain text
 
 
@@ -92,6 +97,7 @@ class FileSlice:
     start: int
     stop: int
     size: int
+    encoding: str = ""  # from which it is converted to UTF-8 before it is read
 
     @property
     def format(self) -> Format:
@@ -100,7 +106,7 @@ class FileSlice:
     @property
     def limit(self) -> float:
         """Where it stops in the contents of the file; those of a compressed one are read to their end."""
-        return math.inf if self.format.compression else self.stop
+        return math.inf if self.format.compression or self.encoding else self.stop
 
 
 def _format(path: str) -> Format:
@@ -109,12 +115,27 @@ def _format(path: str) -> Format:
     return found
 
 
-def slices_of(path: str, size: int, division: Division) -> list[FileSlice]:
+def slices_of(path: str, size: int, division: Division, encoding: str = "") -> list[FileSlice]:
     """The slices of a file of `size` bytes; one where it must be read from the beginning."""
     found = _format(path)
-    divisible = found.divisible and (found.kind != "text" or division.divisible)
+    if encoding == "utf-8" or found.kind in ("html", "parquet"):
+        encoding = ""
+    divisible = found.divisible and not encoding and (found.kind != "text" or division.divisible)
     step = SLICE if divisible else max(size, 1)
-    return [FileSlice(path, start, min(start + step, size), size) for start in range(0, size, step)]
+    return [FileSlice(path, start, min(start + step, size), size, encoding) for start in range(0, size, step)]
+
+
+@contextmanager
+def opened(piece: FileSlice) -> Iterator[IO[bytes]]:
+    """The contents of a file, decompressed and in UTF-8. DataError if they cannot be read."""
+    with open_input(piece.path, piece.format.compression) as file:
+        if not piece.encoding:
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            transcode(file, copy, piece.encoding, piece.path)
+            copy.seek(0)
+            yield copy
 
 
 def clean(document: bytes | str, problems: Problems) -> bytes:
@@ -282,7 +303,7 @@ def _line_start(file: IO[bytes], position: int, first: int) -> int:
 def line_number(piece: FileSlice, position: int) -> int:
     """The number of the line that begins at `position`, counted only when it is needed for a message."""
     number = 1
-    with open_input(piece.path, piece.format.compression) as file:
+    with opened(piece) as file:
         while position > 0 and (block := file.read(min(_BLOCK, position))):
             number += block.count(b"\n")
             position -= len(block)

@@ -30,7 +30,7 @@ from data_pipeline.reader import PreparedData
 from data_pipeline.report import REPORT_FILE, write_report
 from data_pipeline.summary import summary
 from data_pipeline.sweep import expand_specs, sweep, sweep_table
-from data_pipeline.textfiles import ON_ERROR
+from data_pipeline.textfiles import ON_ERROR, QUOTING
 from data_pipeline.tokenizers import find_tokenizer
 from data_pipeline.verifying import verify
 from data_pipeline.workers import Workers
@@ -142,6 +142,8 @@ def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bo
     parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
     parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
     parser.add_argument("--documents", metavar="RULE", **explain("documents"))
+    parser.add_argument("--encoding", metavar="NAME", **explain("encoding"))
+    parser.add_argument("--quoting", choices=QUOTING, **explain("quoting"))
     parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
     parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
     parser.add_argument("--conversations", action="store_true", **explain("conversations"))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file, sha256_file, write_text
 from data_pipeline.cleaning.words import WORD, pieces, words_of
+from data_pipeline.encodings import check_text
 from data_pipeline.errors import DataError
 from data_pipeline.formats import compression_of, open_input
 from data_pipeline.gathering import Gathered
@@ -63,7 +64,8 @@ def texts_of(name: str) -> Iterator[str]:
 
             yield from _strings(parquet.read_table(io.BytesIO(data)).to_pydict())
             return
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+        check_text([data], name)
+        text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
         if suffix in (".json", ".jsonl", ".ndjson"):
             yield from _strings(_parsed(text, lines=suffix != ".json"))
         elif suffix in (".csv", ".tsv"):

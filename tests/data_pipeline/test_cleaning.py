@@ -527,14 +527,17 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
 @pytest.mark.parametrize(
     ("options", "rules"),
     [
-        ({"clean": ("gopher", "near-duplicates")}, "40 gopher: fewer than 50 words (the limit is gopher.min_words=50;"),
-        ({"clean": ("c4",)}, "40 c4: fewer than 3 sentences (the limit is c4.min_sentences=3;"),
+        (
+            {"clean": ("gopher", "near-duplicates")},
+            "40 by gopher: fewer than 50 words (the limit is gopher.min_words=50;",
+        ),
+        ({"clean": ("c4",)}, "40 by c4: fewer than 3 sentences (the limit is c4.min_sentences=3;"),
         (
             {"clean": ("language",), "languages": ("de",)},
-            "40 language: en (kept: de, --languages; the limit is language.min_probability=0.65;",
+            "40 by language: en (kept: de, --languages; the limit is language.min_probability=0.65;",
         ),
-        ({"decontaminate": ("a.jsonl",)}, "40 decontamination (13 words in a row of an evaluation text"),
-        ({"clean": ("near-duplicates",)}, "39 near-duplicates (a similarity of 0.8 or more to one that stays"),
+        ({"decontaminate": ("a.jsonl",)}, "40 by decontamination (13 words in a row of an evaluation text"),
+        ({"clean": ("near-duplicates",)}, "39 by near-duplicates (a similarity of 0.8 or more to one that stays"),
     ],
 )
 def test_what_removes_everything_is_named_with_its_limit_and_count(
@@ -546,8 +549,8 @@ def test_what_removes_everything_is_named_with_its_limit_and_count(
     with pytest.raises(DataError) as caught:
         prepare(PrepareConfig(("a.jsonl",), output="out", workers=1, **options))
     message = str(caught.value)
-    assert re.match(r"different documents of text in the input: [01]; expected at least two: of 40, these", message)
-    assert rules in message and message.endswith("change the limit of a rule, or leave its step out")
+    assert re.match(r"different documents of text in the input: [01]; expected at least two: of 40, [34]", message)
+    assert rules in message and message.endswith("left out; change the limit of a rule, or leave its step out")
 
 
 def test_all_that_is_removed_is_written_by_source_and_rule(

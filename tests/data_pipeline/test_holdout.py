@@ -102,7 +102,7 @@ def test_a_test_alone_leaves_validation_to_the_hash(tmp_path: Path) -> None:
         ({"test": ("gone.jsonl",)}, "input 'gone.jsonl' does not exist"),
         (
             {"validation": ("train.jsonl",)},
-            "no document of the input is left to train on: of 40, these were left out:\n  40 copies",
+            "no document of the input is left to train on: of 40, 40 by copies",
         ),
     ],
 )

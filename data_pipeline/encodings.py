@@ -1,0 +1,221 @@
+"""In which encoding text is, and whether it is text at all.
+
+Text is UTF-8. A file that is largely something else is refused, with a guess, rather than read as U+FFFD; a few broken
+bytes are another matter, and become U+FFFD. With --encoding NAME files are converted first. Names mean what they mean
+in the Encoding Standard of the WHATWG, which is what authors mean by them: gb2312 is GBK, iso-8859-1 is windows-1252.
+"""
+
+from __future__ import annotations
+
+import codecs
+import shlex
+from typing import IO
+
+import webencodings
+
+from data_pipeline.errors import DataError
+
+_BLOCK = 1 << 20
+SAMPLE = 64 << 10  # bytes looked at, at the beginning, in the middle and at the end of a file
+
+BOMS = (  # those of UTF-32 before those of UTF-16, which begin alike
+    (b"\xef\xbb\xbf", "utf-8"),
+    (b"\xff\xfe\0\0", "utf-32-le"),
+    (b"\0\0\xfe\xff", "utf-32-be"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+)
+# What begins so is no text: the bytes, what it is, and what to do.
+_RENAME = "give it a name that says so: {path}{suffix}"
+_MAGIC = (
+    (b"\x1f\x8b", "gzip data", ".gz"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", ".zst"),
+    (b"\xfd7zXZ\0", "xz data", ".xz"),
+    (b"BZh", "bzip2 data", ".bz2"),
+    (b"PAR1", "a Parquet file", ".parquet"),
+    (b"PK\x03\x04", "a zip archive", None),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", None),
+    (b"Rar!", "a rar archive", None),
+    (b"\x04\x22\x4d\x18", "lz4 data", None),
+    (b"%PDF-", "a PDF file", ""),
+    (b"\x89PNG", "an image", ""),
+    (b"\xff\xd8\xff", "an image", ""),
+    (b"GIF8", "an image", ""),
+    (b"\x7fELF", "a program", ""),
+    (b"SQLite format 3\0", "a data base", ""),
+    (b"ARROW1", "an Arrow file", ""),
+    (b"\x93NUMPY", "a numpy array", ""),
+    (b"\x89HDF", "an HDF5 file", ""),
+)
+_CONTROLS = bytes(code for code in range(32) if code not in b"\b\t\n\v\f\r\x1a\x1b")
+_MOST_CONTROLS = 0.05  # of the bytes of a text
+_FEW_INVALID = 3  # bytes that are not UTF-8 and say nothing about a file yet
+_MOST_INVALID = 0.001  # of the bytes
+_MOST_INVALID_CONVERTED = 0.01  # of the characters, in the encoding that the user named
+_ISO_2022 = ((b"\x1b$B", "iso2022_jp"), (b"\x1b$@", "iso2022_jp"), (b"\x1b$)C", "iso2022_kr"))
+
+# What a guess is made among: the encodings of the web, and a few older ones.
+_USUAL = [
+    *("cp1252", "cp1251", "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949", "iso2022_jp", "cp1250", "cp1253"),
+    *("cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_u", "cp866", "utf_16_le", "utf_16_be"),
+    *("utf_32_le", "utf_32_be", "cp437", "cp850", "mac_roman", "cp037"),
+]
+_RARER_THAN_1252 = ("cp1250", "cp1257", "cp1258", "mac_roman", "cp437", "cp850")
+_NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf-7")
+
+
+class NotText(DataError):
+    """A file is not text in UTF-8; so is every slice of it."""
+
+
+def codec_of(name: str) -> str:
+    """Python's name of an encoding that a user or a page names. DataError if there is none of text."""
+    label = name.strip().lower()
+    if label.replace("_", "-") in ("utf-16", "utf16", "utf-32", "utf32"):
+        return label  # with a byte-order mark, which tells the order of the bytes
+    found = webencodings.lookup(label)
+    if found is not None and found.name not in ("replacement", "x-user-defined"):
+        return "gb18030" if found.name == "gbk" else found.codec_info.name
+    try:
+        codec = codecs.lookup(label)
+    except LookupError:
+        codec = None
+    if codec is None or not codec._is_text_encoding or codec.name in _NO_TEXT:
+        raise DataError(f"--encoding {name!r} is unknown; expected a name such as gb18030, shift_jis, koi8-r or utf-16")
+    return codec.name
+
+
+def bom_of(beginning: bytes) -> tuple[bytes, str]:
+    """The byte-order mark of a text and the encoding that it tells; b"" and "" if there is none."""
+    return next(((bom, codec) for bom, codec in BOMS if beginning.startswith(bom)), (b"", ""))
+
+
+def transcode(file: IO[bytes], copy: IO[bytes], codec: str, path: str) -> None:
+    """Write a text as UTF-8. A byte-order mark goes before `codec`. DataError if it is not text in that encoding."""
+    beginning = file.read(4)
+    bom, told = bom_of(beginning)
+    decoder = codecs.getincrementaldecoder(told or codec)("replace")
+    block, characters, invalid = beginning[len(bom) :] + file.read(_BLOCK), 0, 0
+    while block:
+        text = decoder.decode(block)
+        characters, invalid = characters + len(text), invalid + text.count("\ufffd")
+        copy.write(text.encode("utf-8", "replace"))
+        if invalid > max(_FEW_INVALID, _MOST_INVALID_CONVERTED * characters):
+            raise DataError(
+                f"{path} is not text in {codec}: {invalid:,} of its first {characters:,} characters are broken"
+            )
+        block = file.read(_BLOCK)
+    copy.write(decoder.decode(b"", final=True).encode("utf-8", "replace"))
+
+
+def in_utf8(data: bytes, codec: str) -> bytes:
+    """The beginning of a text as UTF-8. A byte-order mark goes before `codec`, of which "" is UTF-8."""
+    bom, told = bom_of(data)
+    if (told or codec) in ("", "utf-8"):
+        return data
+    return data[len(bom) :].decode(told or codec, "replace").encode("utf-8", "replace")
+
+
+def sample_of(file: IO[bytes], size: int | None) -> list[bytes]:
+    """The beginning of a file, and where its size is known its middle and its end. It is left at its beginning."""
+    file.seek(0)
+    parts = [file.read(SAMPLE)]
+    if size is not None and size > 4 * SAMPLE:
+        for place in (size // 2, size - SAMPLE):
+            file.seek(place)
+            parts.append(file.read(SAMPLE))
+    file.seek(0)
+    return parts
+
+
+def check_text(parts: list[bytes], path: str) -> None:
+    """DataError if a file, of which these are parts, is compressed, binary, or text that is largely not UTF-8."""
+    for magic, what, suffix in _MAGIC:
+        if parts[0].startswith(magic) and (magic != b"BZh" or parts[0][4:10] == b"1AY&SY"):
+            todo = "unpack it" if suffix is None else _RENAME.format(path=path, suffix=suffix) if suffix else ""
+            raise NotText(f"{path} is {what}, not text" + (f"; {todo}" if todo else ""))
+    guess = _guess(parts)
+    if guess == "":
+        return
+    if guess is None:
+        raise NotText(f"{path} is binary data, not text; if it is text, name its encoding with --encoding NAME")
+    what = guess[:6].upper() if guess.startswith("utf-") else f"largely not UTF-8; it may be {guess}"
+    convert = f"iconv -f {_iconv_name(guess)} -t UTF-8 {shlex.quote(path)} > NEW"
+    raise NotText(f"{path} is {what}, expected UTF-8; convert it: {convert}, or read it with --encoding {guess}")
+
+
+def _guess(parts: list[bytes]) -> str | None:
+    """The encoding of text that is not UTF-8; "" for UTF-8, None for what is no text."""
+    _, codec = bom_of(parts[0])
+    if codec not in ("", "utf-8"):
+        return codec[:6]
+    whole = b"".join(parts)
+    if wide := _wide(parts[0]):
+        return wide
+    if len(whole.translate(None, _CONTROLS)) < (1 - _MOST_CONTROLS) * len(whole):
+        return _guessed(whole) if b"\0" not in whole and not _is_random(whole) else None
+    for escape, codec in _ISO_2022:
+        if escape in whole:
+            return codec
+    if not looks_broken(parts):
+        return ""
+    return _guessed(whole)
+
+
+def looks_broken(parts: list[bytes]) -> bool:
+    """Whether a text is largely not UTF-8: of what is not ASCII, more is broken than whole."""
+    invalid = whole = 0
+    for number, part in enumerate(parts):
+        part = part.lstrip(bytes(range(0x80, 0xC0))) if number else part  # the rest of a character that was cut
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(part)
+        here = text.count("\ufffd") - part.count(b"\xef\xbf\xbd")
+        invalid += here
+        whole += len(text) - len(text.encode("ascii", "ignore")) - here
+    return _mostly_invalid(invalid, whole, sum(map(len, parts)))
+
+
+def _mostly_invalid(invalid: int, whole: int, total: int) -> bool:
+    return invalid > _FEW_INVALID and invalid > _MOST_INVALID * total and invalid > whole
+
+
+def _wide(part: bytes) -> str:
+    """UTF-16 or UTF-32 without a byte-order mark: with zero bytes, but as characters of that width all printable."""
+    if b"\0" not in part:
+        return ""
+    best, spaces = "", 0
+    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        width = int(codec[4:6]) // 8
+        text = part[: len(part) // width * width].decode(codec, "replace")
+        separators = text.count(" ") + text.count("\n")
+        shown = sum(map(str.isprintable, text)) + sum(map(text.count, "\n\r\t"))
+        if separators > spaces and text.count("\ufffd") <= 1 and shown >= 0.97 * len(text):
+            best, spaces = codec, separators
+    return best
+
+
+def _is_random(data: bytes) -> bool:
+    """Whether all values of bytes are about as frequent, as in compressed data."""
+    values = len(set(data))
+    return values > 0.9 * min(len(data), 250)
+
+
+def _guessed(data: bytes) -> str | None:
+    """The likeliest usual encoding; None if none fits."""
+    from charset_normalizer import from_bytes
+
+    matches = from_bytes(data[: 2 * SAMPLE], cp_isolation=_USUAL)
+    best = matches.best()
+    if best is None:
+        return "cp1252" if not _is_random(data) else None
+    if best.encoding in _RARER_THAN_1252:
+        western = [match for match in matches if "cp1252" in (match.encoding, *match.could_be_from_charset)]
+        if western and western[0].chaos <= best.chaos + 0.1 and western[0].coherence >= best.coherence - 0.1:
+            return "cp1252"
+    return str(best.encoding).replace("utf_", "utf-").replace("_le", "-le").replace("_be", "-be")
+
+
+def _iconv_name(codec: str) -> str:
+    """The name by which iconv knows one of Python's encodings."""
+    names = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE", "utf-32-le": "UTF-32LE", "utf-32-be": "UTF-32BE"}
+    special = {"mac_roman": "MACINTOSH", "iso2022_jp": "ISO-2022-JP", "iso2022_kr": "ISO-2022-KR"}
+    return (names | special).get(codec) or codec.upper().replace("_", "-")
