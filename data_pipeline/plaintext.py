@@ -42,6 +42,9 @@ _LOOKED_AT = 16 << 20  # bytes at the beginning of a file in which separators ar
 _BLOCK = 4 << 20
 _CONTEXT = 1 << 10  # bytes: longer than any line that holds only a separator, or only spaces
 
+# How files that are one document are counted, and called.
+_FILES = {"whole files": "file", "markup files": "Markdown or reStructuredText file"}
+
 _BLANK_LINES = re.compile(rb"\n(?:[ \t]{0,99}\r?\n)+")
 _REST_OF_LINE = re.compile(rb"[ \t]{0,99}(?:\r?\n|\r?\Z)")
 
@@ -253,7 +256,8 @@ def divided(
     """The documents of plain text that begin in a slice.
 
     span: its bytes [start, stop), stop infinite for a compressed file. first: where the text begins, after a byte-order
-    mark. size: of the file. counts: of boundaries by name, "whole files", and "cut" documents with their "pieces".
+    mark. size: of the file. counts: of boundaries by name, files that are one document, and "cut" documents with their
+    "pieces".
     """
     boundary, limit = division.boundary(name), division.limit
     start, left = span[0], float("inf")
@@ -313,7 +317,7 @@ def divided(
     if whole and not found_any and not last.strip():
         yield b""  # a file without text: whoever gets it counts it
     elif whole and not found_any and not cutting and len(last) <= limit:
-        counts["whole files"] += 1
+        counts["markup files" if division.rule.kind == AUTO and is_markup(name) else "whole files"] += 1
     yield from finished(last)
 
 
@@ -382,7 +386,7 @@ def _document_start(
 def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
     """What was chosen, and why, in sentences. counts: of `divided`, over all files."""
     rule, lines = division.rule, []
-    others = {name: number for name, number in counts.items() if name not in ("whole files", "cut", "pieces")}
+    others = {name: number for name, number in counts.items() if name not in (*_FILES, "cut", "pieces")}
     asked = "" if rule.kind == AUTO else f" (--documents {rule})"
     for name, number in others.items():
         if name == "lines":
@@ -390,11 +394,15 @@ def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
         elif name == "blank lines":
             lines.append(f"blank lines separate documents{asked}")
         else:
-            where = "occurrences of" if division.anywhere else "lines that hold only"
-            lines.append(f"{number:,} {where} {name!r} separate documents, and are left out{asked}")
-    if number := counts.get("whole files", 0):
-        why = asked or ": no line holds only a separator"
-        lines.append(f"{number:,} file{'s are' if number > 1 else ' is'} one document{' each' * (number > 1)}{why}")
+            line, occurrence = ("lines that hold", "occurrences") if number > 1 else ("line that holds", "occurrence")
+            where = f"{occurrence} of" if division.anywhere else f"{line} only"
+            verbs = ("separate", "are") if number > 1 else ("separates", "is")
+            lines.append(f"{number:,} {where} {name!r} {verbs[0]} documents, and {verbs[1]} left out{asked}")
+    for name, kind in _FILES.items():
+        if number := counts.get(name, 0):
+            why = asked or (": no line holds only a separator" if name == "whole files" else "")
+            each = "s are one document each" if number > 1 else " is one document"
+            lines.append(f"{number:,} {kind}{each}{why}")
     if counts.get("cut", 0):
         why = (
             f"fewer than {ENOUGH} documents are too few to hold some back for validation"
