@@ -23,6 +23,7 @@ from data_pipeline.gathering import Gathered, gather
 from data_pipeline.limit import Limit
 from data_pipeline.manifest import WORK_DIR, is_being_prepared
 from data_pipeline.plaintext import describe
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation import PrepareConfig
 from data_pipeline.prepare import find_prepared, open_inputs, roles_of
 from data_pipeline.sources import Source, Unit
@@ -78,9 +79,10 @@ def dry_run(config: PrepareConfig) -> str:
         lines += [f"  {sentence}" for sentence in trial.sentences]
         lines += [f"  {count:,} {PROBLEMS.get(name, name)}" for name, count in problems]
         if trial.documents:
-            lines.append(f"  about {max(size / mean, 1):,.0f} documents, of {mean:,.0f} bytes on average")
+            about = number_of(round(max(size / mean, 1)), "document")
+            lines.append(f"  about {about}, of {mean:,.0f} bytes on average")
     if len(sources) > _SOURCES:
-        lines.append(f"and {len(sources) - _SOURCES:,} more sources")
+        lines.append(f"and {number_of(len(sources) - _SOURCES, 'more source')}")
     rates += [sum(rates) / len(rates)] * (len(sizes) - len(rates))
     seconds = sum(size * rate for size, rate in zip(sizes, rates, strict=True))
     lines += ["", *_settings(config), _time(config, sum(sizes), seconds)]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.formats import format_of_named
 from data_pipeline.indexed import indexed_prefix
+from data_pipeline.plurals import number_of
 
 _MANY = 16  # files in a row
 
@@ -25,7 +26,8 @@ class Group(str):
     def __new__(cls, paths: Sequence[str]) -> Group:
         beginning = os.path.commonprefix(list(paths))  # noqa: RUF071 - of characters
         ending = os.path.commonprefix([path[len(beginning) :][::-1] for path in paths])[::-1]  # noqa: RUF071
-        name = f"{beginning}*{ending}" if beginning or ending else f"{paths[0]} and {len(paths) - 1:,} other files"
+        others = number_of(len(paths) - 1, "other file")
+        name = f"{beginning}*{ending}" if beginning or ending else f"{paths[0]} and {others}"
         group = super().__new__(cls, name)
         group.paths = tuple(sorted(paths))  # in the order that a pattern has, whatever the shell's language is
         return group

@@ -12,7 +12,7 @@ from data_pipeline.plurals import number_of
 
 ROOT = Path(__file__).parents[1]
 NOUNS = (
-    "answers|bytes|checkpoints|columns|conversations|cores|documents|drafts|duplicates|entries|epochs|examples|experts|"
+    "answers|bytes|checkpoints|conversations|cores|documents|drafts|duplicates|entries|epochs|examples|experts|"
     "files|folders|groups|heads|ids|images|items|jobs|labels|layers|lines|minutes|models|names|nodes|pages|pairs|"
     "paragraphs|pieces|plans|problems|processes|prompts|questions|ranks|records|requests|rollbacks|rows|runs|samples|"
     "scores|seconds|sentences|settings|shards|sources|splits|steps|stories|tasks|tensors|texts|threads|times|tokens|"
@@ -49,7 +49,8 @@ def uncounted(tree: ast.Module) -> list[str]:
 MORE_THAN_ONE = {
     "len(problems)", "self.bytes", "self.num_ids", "longest - 1", "len(prompts)", "told", "size", "vocabulary.size",
     "tokenizer['vocab_size']", "facts['context_length']", "state['bytes_seen']", "file.stat().st_size", "len(data)",
-    "limits.max_body_bytes", "limits.max_choices", "values['sampled_from']", "more",
+    "limits.max_body_bytes", "limits.max_choices", "values['sampled_from']", "more", "verbs[0]",
+    "len(lines.taken)",
 }  # fmt: skip
 
 
