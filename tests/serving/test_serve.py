@@ -35,7 +35,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def started(model, tmp_path_factory):
+    """The URL of a server, and the lines that it printed when it was ready."""
     folder = tmp_path_factory.mktemp("serve")
     model.save(folder / "tiny")
     options = ["--port", "0", "--max-batch", "4", "--max-waiting", "40", "--max-tokens", "3000"]
@@ -43,13 +44,20 @@ def server(model, tmp_path_factory):
         [sys.executable, str(ROOT / "scripts" / "serve.py"), str(folder / "tiny"), *options],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    lines = []
     for line in process.stderr:
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+        lines.append(line)
+        if line.startswith("try"):
             break
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield f"http://127.0.0.1:{found[1]}"
+    yield re.search(r"http://127\.0\.0\.1:\d+", "".join(lines))[0], lines
     process.terminate()
     assert process.wait(20) in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def server(started):
+    return started[0]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,15 @@ def idle(server, seconds=30.0):
             return True
         time.sleep(0.1)
     return False
+
+
+def test_at_the_start_it_says_what_to_type(model, started):
+    url, (what, where, command) = started
+    about = rf"{model.num_parameters():,} parameters, tokenizer byte, context 64"
+    assert re.search(rf"^model  tiny: .*/tiny, {about}$", what)
+    assert where.startswith(f"URL    {url}/v1 ")
+    answer = subprocess.run(command.removeprefix("try"), shell=True, capture_output=True, text=True, check=True).stdout
+    assert json.loads(answer)["choices"][0]["finish_reason"] in ("length", "stop")
 
 
 def test_the_official_client_gets_the_text_that_the_model_writes(model, client):
