@@ -1,6 +1,7 @@
 """The documents of .json files: JSON Lines, an array of records, or records one after another over several lines.
 
 Records are found by their brackets and parsed one at a time, so memory grows with the longest record, not the file.
+(ijson 3.6 replaces lone surrogates by question marks silently, and takes all memory for brackets nested 100,000 deep.)
 """
 
 from __future__ import annotations
