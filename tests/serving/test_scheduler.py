@@ -8,7 +8,7 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.generation import Sampling
-from stlm.serving.scheduler import Scheduler
+from stlm.serving.scheduler import Prompt, Scheduler
 from stlm.stlm import STLM
 
 
@@ -32,7 +32,10 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
     scheduler = Scheduler(model, max_rows=4, max_waiting=8)
     told = [queue.Queue() for _ in prompts]
     try:
-        jobs = [scheduler.job(prompt, rules[n], 40, (), told[n].put) for n, prompt in enumerate(prompts)]
+        jobs = [
+            scheduler.job(Prompt(model.prompt_ids(prompt)), rules[n], 40, (), told[n].put)
+            for n, prompt in enumerate(prompts)
+        ]
         poisoned, untouched = jobs[1], jobs[1].tell
 
         def fail(*given):
