@@ -113,6 +113,13 @@ def open_sources(
     text = [file for source in files for file in source.text]
     if rule.kind != AUTO and not any("text" in source.kinds for source in files):
         raise DataError(f"--documents {rule} says how plain text is divided, but there is none in the input")
+    kinds = {kind for source in files for kind in source.kinds}
+    if options.encoding and not kinds - {"parquet"}:
+        raise DataError("--encoding says how files of text are read, but there are none in the input: leave it out")
+    if options.quoting != "auto" and "csv" not in kinds:
+        raise DataError(
+            "--quoting says how tables are read (.csv, .tsv), but there are none in the input: leave it out"
+        )
     others = len(found) - len(files) + sum(source.number_of_files for source in files) - len(text)
 
     @functools.cache  # text is looked into once, and not at all where the data is already prepared

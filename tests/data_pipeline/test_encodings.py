@@ -150,6 +150,17 @@ def test_names_of_encodings() -> None:
             codec_of(name)
 
 
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match="--encoding says how files of text are read, but there are none"):
+        read(tmp_path / "a.parquet", encoding="gb18030")
+    with pytest.raises(DataError, match="--encoding says"):
+        read(encoding="gb18030")
+    with pytest.raises(DataError, match="--quoting says how tables are read"):
+        read(tmp_path / "a.txt", quoting="none")
+
+
 BODY = "<body><article><p>{}</p></article></body></html>"
 
 
