@@ -33,7 +33,12 @@ _RULES = {
 }
 _KINDS = frozenset("LNSO")
 
-_LETTERS = "A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+# Letters since long ago, so that every version of Unicode knows them: Latin, Greek, Cyrillic, Hebrew, Arabic, Japanese,
+# Chinese, Korean.
+_LETTERS = (
+    "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u0220\u03a3-\u03ce\u0400-\u0481\u05d0-\u05ea\u0621-\u063a\u0641-\u064a"
+    "\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+)
 _OTHERS = (
     "!-&(-/:-@\\[-`{-~\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"  # no apostrophe: it may begin a rule
 )

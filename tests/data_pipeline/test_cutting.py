@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -62,6 +64,7 @@ PARTS = [
     "'\u017f", "\u00e9", "e\u0301", "\u0301", "\u0323", "\u0928\u094d\u0924\u0947", "\u0645\u0631\u062d",
     "\u4e2d\u6587", "\u304b\u304c", "\uac00", "\uff0c", "\u3002", "\uff10", "\u00b2", "\u00bd", "\u2167",
     "\u06f1", "\u01c5", "\u00a0", "\u3000", "\u2028", "\x85", "\x1c", "\x1f", "\x00", "\u200b", "\u180e",
+    "\u0434\u043e\u043c", "\u03bb\u03bf", "\u00df\u00fc", "\u05e9\u05dc\u05d5\u05dd", "\u0416", "\u00c9", "\u0301",
     "\ufeff", "\U0001f600", "\U0001f468\u200d\U0001f469", "\u2764\ufe0f", "\ue000", "\uffff",
     "\U0001f1e9\U0001f1ea", "<|endoftext|>", "hello", "World", "HELLO", "123", "1234567",
 ]  # fmt: skip
@@ -167,3 +170,16 @@ def test_a_long_document_takes_little_memory(kind: str, tmp_path: Path) -> None:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         used.append(float(result.stdout) * size)
     assert (used[1] - used[0]) / (5 << 20) < 20
+
+
+def test_what_is_taken_for_a_letter_is_one_and_what_for_another_character_is_none() -> None:
+    """In any version of Unicode: that of Python's database of 2002, too."""
+    characters = [chr(code) for code in range(0x110000)]
+    letters = [one for one in characters if re.fullmatch(f"[{cutting._LETTERS}]", one)]
+    others = [one for one in characters if re.fullmatch(f"[{cutting._OTHERS}]", one)]
+    assert len(letters) > 30_000
+    assert len(others) > 35
+    for database in (unicodedata, unicodedata.ucd_3_2_0):
+        assert {database.category(one)[0] for one in letters} == {"L"}
+        assert not {database.category(one)[0] for one in others} & set("LNMZC")
+    assert "'" not in others
