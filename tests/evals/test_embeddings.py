@@ -77,7 +77,7 @@ def test_documents_that_are_as_similar_share_their_ranks():
         ("similarity", [pair("a", "b", True)], "score: got True, expected a number"),
         ("similarity", [pair("a", "b", float("nan"))], "score: got nan, expected a number"),
         ("similarity", [pair("a", "b", 10**400)], "expected a number"),
-        ("similarity", [pair("a", "b", 2), pair("a", "c", 2)], "all 2 scores are 2; expected scores that differ"),
+        ("similarity", [pair("a", "b", 2), pair("a", "c", 2)], "every score is 2; expected scores that differ"),
         ("retrieval", [query("a", "b"), query("", "b")], "retrieval.jsonl:2: query: expected a text"),
         ("retrieval", [query("a", "b"), query("a", "c")], "1 has the query of 0; expected each query once"),
         ("retrieval", [query("a", "b"), query("c", "b")], "expected two documents or more"),

@@ -326,7 +326,7 @@ def test_what_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"glue_cola\.dev: no items; put them into .*/glue_cola\.dev\.jsonl"):
         load_glue("cola", tmp_path)
     write(tmp_path, "glue_cola.dev.jsonl", line)
-    with pytest.raises(DataError, match=r"glue_cola\.train: all 1 labels are 1; expected two labels or more"):
+    with pytest.raises(DataError, match=r"glue_cola\.train: every label is 1; expected two labels or more"):
         load_glue("cola", tmp_path)
 
 
