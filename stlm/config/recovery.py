@@ -15,7 +15,7 @@ class RecoveryConfig:
     max_skipped_in_a_row: int = setting(
         3,
         "steps in a row that may pass without an update because loss or gradient is not finite; one more leads back to "
-        "the last checkpoint",
+        "the last scheduled checkpoint",
         minimum=0,
         may_change=True,
     )
