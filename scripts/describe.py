@@ -33,7 +33,9 @@ def main() -> int:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="override settings of the config"
     )
-    parser.add_argument("--ranks", type=positive, default=2, metavar="N", help="ranks that share a step (default: 2)")
+    parser.add_argument(
+        "--ranks", type=positive, metavar="N", help="ranks that share a step (default: those of the run, or else 2)"
+    )
     parser.add_argument(
         "--bytes-per-id", type=above_zero, metavar="X",
         help=f"mean bytes of an id (default: 1 for bytes, that of the run's data, or else {BYTES_PER_ID:g})",
@@ -49,6 +51,7 @@ def main() -> int:
     if args.step is not None:
         print(text_of_step(config, args.step, args.rows, progress_of(Path(args.source))))
         return 0
+    args.ranks = args.ranks or ranks_of(Path(args.source)) or 2
     facts = {**state(Path(args.source)), **costs(config, args)}
     print(json.dumps(facts, indent=2) if args.json else readable(args.source, facts))
     return 0
@@ -161,6 +164,15 @@ def state(source: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- the text of a step
+
+
+def ranks_of(source: Path) -> int | None:
+    """The ranks of a run's last start; None where it is no run, or does not say."""
+    path = source / "environment.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["starts"][-1]["ranks"]) if path.is_file() else None
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
 
 
 def progress_of(source: Path) -> dict[str, Any]:
@@ -312,7 +324,8 @@ def memory_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str], str
     rows.append([f"activations of {number_of(facts['rows'], 'row')}", "", "", "", "", "", *activations])
     names = list(facts["training_bytes"][0])
     with_activations = [f"+ {name} activations" for name in PRECISIONS]
-    header = [f"MB of each of {number_of(facts['ranks'], 'rank')}", *names, "sum", *with_activations]
+    of = "one rank" if facts["ranks"] == 1 else f"each of {facts['ranks']} ranks"
+    header = [f"MB of {of}", *names, "sum", *with_activations]
     return rows, header, "l" + "r" * 7
 
 

@@ -84,7 +84,7 @@ def train(
     share = Share(ranks.rank, ranks.world_size, Interruptible.sum)
     tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
     model = on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
-    optimizer = build_optimizer(model, config.training)
+    optimizer = on_every_rank(lambda: build_optimizer(model, config.training))
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
         run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,

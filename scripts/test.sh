@@ -19,6 +19,7 @@ if [ "${1:-}" = --all ]; then
     which_tests=(-m "")
     shift
     bash "$ROOT/tests/integration/run.sh" --install
+    with_oldest_deepspeed=yes
 fi
 
 source "$ROOT/scripts/_setup.sh"
@@ -33,4 +34,19 @@ mypy
 # made once.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=1
+
+# The environment has the newest DeepSpeed that is tested; the tests marked `deepspeed` also run with the oldest one that
+# setup.py allows, which is kept in a folder of the environment.
+if [ "${with_oldest_deepspeed:-}" = yes ]; then
+    oldest=$(sed -n 's/.*"deepspeed>=\([0-9.]*\).*/\1/p' setup.py)
+    kept="$VENV/deepspeed-$oldest"
+    if [ ! -d "$kept" ]; then
+        rm -rf "$kept.part"
+        python -m pip install --quiet --disable-pip-version-check --no-deps --target "$kept.part" "deepspeed==$oldest"
+        mv "$kept.part" "$kept"
+    fi
+    echo "tests marked deepspeed, with DeepSpeed $oldest:"
+    PYTHONPATH="$kept${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -q -n 2 --dist loadfile -m deepspeed tests/training
+fi
+
 exec python -m pytest -n $((cores < 8 ? cores : 8)) --dist loadfile ${which_tests[@]+"${which_tests[@]}"} "$@"

@@ -162,7 +162,8 @@ def import_deepspeed(folder: Path, output: Path, config: str | None = None) -> s
     model = STLM(run.model, tokenizer)
     state, steps, progress = read_deepspeed(folder, model, run.training)
     if run.training.ema_decay is not None:  # it begins here
-        state.moments[AVERAGE] = {name: state.parameters[name] for name in state.moments["exp_avg_sq"]}
+        trained = {name for named in state.moments.values() for name in named}  # Muon has others of matrices
+        state.moments[AVERAGE] = {name: tensor for name, tensor in state.parameters.items() if name in trained}
     progress = {"step": steps, "sequences_seen": steps * run.training.batch_size, **progress}
     with atomic_directory(output) as temporary:
         begin_run(run, model, temporary, state, progress)

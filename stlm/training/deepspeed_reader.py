@@ -164,32 +164,38 @@ def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]])
     inner = saved.get("optimizer_state_dict", saved)
     state = [entry for _, entry in sorted(inner["state"].items())]
     updates = int(state[0]["step"]) if state else 0
-    module, keys = common["module"], [key for key in (state[0] if state else {}) if key != "step"]
+    module = common["module"]
     for groups in orders:
         order = [name for group in groups for name in group]
         if any(name not in module for name in order):
             continue
-        shapes = [module[name].shape for name in order]
+        shapes = {name: module[name].shape for name in order}
         if "fp32_groups_flat" in saved:  # a group is one tensor
-            sizes = [sum(module[name].numel() for name in group) for group in groups]
+            held = list(groups)
+            sizes = [sum(shapes[name].numel() for name in group) for group in groups]
             if [flat.numel() for flat in saved["fp32_groups_flat"]] != sizes:
                 continue
-            flats = {"weights": saved["fp32_groups_flat"], **{key: [entry[key] for entry in state] for key in keys}}
-            numels = [shape.numel() for shape in shapes]
-            tensors = {key: torch.cat([part.flatten() for part in parts]).split(numels) for key, parts in flats.items()}
+            weights = saved["fp32_groups_flat"]
         else:
-            tensors = {key: [entry[key] for entry in state] for key in keys}
+            held = [[name] for name in order]
             if [len(group["params"]) for group in inner["param_groups"]] != list(map(len, groups)):
                 continue
-            if any([part.shape for part in parts] != shapes for parts in tensors.values()):
-                continue
-            if "fp32_groups" in saved:
-                tensors["weights"] = [part for group in saved["fp32_groups"] for part in group]
-        values = {
-            key: {name: part.view(shape) for name, part, shape in zip(order, parts, shapes, strict=True)}
-            for key, parts in tensors.items()
-        }
-        return values, updates
+            weights = [part for group in saved.get("fp32_groups", ()) for part in group]
+        entries = [dict(entry) for entry in state]  # which moments there are differs between Muon's groups
+        for entry, weight in zip(entries, weights, strict=False):
+            entry["weights"] = weight
+        values: Values = defaultdict(dict)
+        fits = len(entries) in (0, len(held))
+        for names, entry in zip(held, entries, strict=False):
+            numels = [shapes[name].numel() for name in names]
+            for key, tensor in entry.items():
+                if key == "step":
+                    continue
+                if fits := fits and tensor.numel() == sum(numels):
+                    parts = tensor.flatten().split(numels)
+                    values[key] |= {name: part.view(shapes[name]) for name, part in zip(names, parts, strict=True)}
+        if fits:
+            return values, updates
     raise ConversionError(
         "the optimizer's groups are none that is known: ours, all parameters in one, or matrices and vectors; "
         "save at ZeRO stage 1, where parameters have names"

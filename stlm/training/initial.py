@@ -19,6 +19,14 @@ def begin_from(model: STLM, training: TrainingConfig) -> str | None:
     Corrections (LoRA) that the model there lacks begin as nothing; those that this one lacks are merged. Raises
     ConfigError where the parts do not fit, CheckpointError where there is no model.
     """
+    corrected = model.config.lora.rank is not None
+    if corrected and (training.init_from is None or "core" not in training.init_parts.split(",")):
+        begin = "no training.init_from" if training.init_from is None else f"init_parts = {training.init_parts}"
+        raise ConfigError(
+            f"model.lora.rank: got {model.config.lora.rank} with {begin}, so that corrections would be learned to "
+            "random weights, which stay as they are; expected training.init_from=RUN, which takes over all parts, or "
+            "model.lora.rank=null"
+        )
     if training.init_from is None:
         return None
     found = STLM.load(training.init_from)
@@ -47,9 +55,35 @@ def begin_from(model: STLM, training: TrainingConfig) -> str | None:
 
 
 def freeze(model: STLM, training: TrainingConfig) -> None:
-    """Let the parts that `training.frozen_parts` names learn nothing."""
+    """Let the parts that `training.frozen_parts` names learn nothing. Raises ConfigError where nothing is left."""
     for part in filter(None, training.frozen_parts.split(",")):
         model.get_submodule(part).requires_grad_(False)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    reason = "corrections (model.lora) learn in the core alone" if model.config.lora.rank is not None else ""
+    reason = reason or _tied(model) or "the rest of the model has no parameters"
+    raise ConfigError(
+        f"training.frozen_parts: got {training.frozen_parts!r}, after which nothing would learn: {reason}; "
+        "training.frozen_parts= would work, which freezes nothing"
+    )
+
+
+def told_of_freezing(model: STLM, training: TrainingConfig) -> str | None:
+    """How much learns in a model of which some is frozen; None where all of it does."""
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if learning == model.num_parameters():
+        return None
+    told = f"{learning:,} of {model.num_parameters():,} parameters learn"
+    frozen = training.frozen_parts.split(",")
+    tied = _tied(model) if ("head" in frozen) != ("embedder" in frozen) else ""
+    return f"{told}; training.frozen_parts={training.frozen_parts}: {tied}" if tied else told
+
+
+def _tied(model: STLM) -> str:
+    """The parameters that embedder and head share, in words; empty where they share none."""
+    heads = {parameter for _, parameter in model.head.named_parameters(remove_duplicate=False)}
+    shared = [name for name, p in model.embedder.named_parameters(remove_duplicate=False) if p in heads]
+    return f"the head is tied to embedder.{shared[0]}, which is frozen with either of them" if shared else ""
 
 
 def _does_not_fit(part: str, model: STLM, found: STLM, path: str) -> str:

@@ -279,7 +279,7 @@ class RunDirectory:
                 + "\n".join(lines)
                 + f"\nMay change: {', '.join(_changeable(config))}. "
                 + (request if requested else "")
-                + "For a new run choose another folder with --run, or --resume never."
+                + "For a new run choose another folder with --run."
             )
 
     def _changes_to(self, config: RunConfig) -> dict[str, list[Any]]:
@@ -291,6 +291,7 @@ class RunDirectory:
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
         if progress["data_fingerprint"] not in (None, fingerprint):  # None: it was converted, not trained here
+            self._refuse_other_weights(config)
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
                 f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"
@@ -300,6 +301,22 @@ class RunDirectory:
                 f"training.max_steps: got {config.training.max_steps}, but {self.path} is already at step "
                 f"{progress['step']}; expected at least that"
             )
+
+    def _refuse_other_weights(self, config: RunConfig) -> None:
+        """Raises ConfigError where it is the weights of a mixture that make the data other than the run's."""
+        before, now = (each.data.mixture for each in (self.saved or config, config))
+        folders = [[part.dir for part in mixture] for mixture in (before, now)]
+        if before and folders[0] == folders[1] and before != now:
+            assert self.saved is not None
+            raise ConfigError(
+                f"data.mixture: {self.path} was trained on {_mixed(self.saved)}, now it is {_mixed(config)}; a run "
+                "keeps its weights: name the same ones, or choose another folder with --run and begin it with "
+                f"training.init_from={self.path}"
+            )
+
+
+def _mixed(config: RunConfig) -> str:
+    return ", ".join(f"{part.weight:g} of {part.dir}" for part in config.data.mixture)
 
 
 def _changeable(config: Any, prefix: str = "") -> Iterator[str]:

@@ -27,7 +27,7 @@ from stlm.config import ON_REQUEST, RunConfig, TrainingConfig
 from stlm.config.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
-from stlm.stlm import STLM, checkpoints_of, step_of
+from stlm.stlm import STLM, checkpoints_of, newest_checkpoint, step_of
 from stlm.training.agreement import fingerprints, refuse_differences
 from stlm.training.background import Background
 from stlm.training.checkpoint import (
@@ -45,7 +45,7 @@ from stlm.training.engine import Engine, State, checked_deepspeed_config, connec
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.gauges import Gauges
-from stlm.training.initial import begin_from
+from stlm.training.initial import begin_from, told_of_freezing
 from stlm.training.limits import used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
 from stlm.training.loss_scale import LossScale
@@ -120,6 +120,9 @@ class Trainer:
         chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
         precision = Precision(**chosen)
         checked_deepspeed_config(model, config.training, precision, deepspeed_config)
+        # What the model begins with is refused before there is a run directory.
+        is_new = on_rank_zero(lambda: newest_checkpoint(self.run_dir) is None)
+        notes = self._begin(resume) if is_new else []
         known = config, train_loader.fingerprint, resume, allow_change
         start = Start(**on_rank_zero(lambda: self._run.open(*known)._asdict()))
         on_every_rank(self._run.check_shared)
@@ -133,10 +136,10 @@ class Trainer:
         train_loader.batch_sizes = batch_sizes_of(begun, config.training.batch_size)
         self._introduce(start)
         if start.checkpoint is None:
-            if taken_over := begin_from(model, config.training):
-                self.monitor.say(taken_over)
-            for note in begin_entropy_patching(model, train_loader, config.training.batch_size):
+            for note in notes if is_new else self._begin(resume):  # damaged checkpoints were found only now
                 self.monitor.say(note)
+        if frozen := told_of_freezing(model, config.training):
+            self.monitor.say(frozen)
 
         self.engine = Engine(model, optimizer, config.training, precision, deepspeed_config)
         self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
@@ -161,6 +164,14 @@ class Trainer:
         self._has_asked = False  # the tasks, in this job
         self._stop = StopRequest()
         self._interruptible = Interruptible(self._stop)
+
+    def _begin(self, resume: str) -> list[str]:
+        """Give the model what a run begins with, unless it may only continue. Returns what people should know."""
+        if resume == "must":
+            return []
+        taken_over = on_every_rank(lambda: begin_from(self.model, self.config.training))
+        notes = begin_entropy_patching(self.model, self.train_loader, self.config.training.batch_size)
+        return [*filter(None, [taken_over]), *notes]
 
     # ------------------------------------------------------------------ the loop
 
@@ -551,12 +562,15 @@ class Trainer:
             skipped, went_back = number_of(recovery.skipped, "step"), number_of(recovery.rollbacks, "time")
             text = (
                 f"{self._trouble}; no update was made in {skipped}, and after going back {went_back} "
-                f"nothing is left to try. Last checkpoint: step {self._saved_step}. Look at "
+                f"nothing is left to try. {self._last_checkpoint()}. Look at "
                 f"the text: python scripts/describe.py {self.run_dir} --step {step}. A lower training.learning_rate or "
                 "a longer warm-up may help"
             )
             self.monitor.say(f"error: {text}")
             raise NonFinite(text)
+
+    def _last_checkpoint(self) -> str:
+        return f"Last checkpoint: step {self._saved_step}" if self._saved_step else "No checkpoint was saved yet"
 
     def _tell_recovery(self, line: str) -> None:
         counts = {"skipped": self.recovery.skipped, "rollbacks": self.recovery.rollbacks}

@@ -128,3 +128,11 @@ def test_mistakes_are_one_message(run, describe, tmp_path, arguments, message):
     places = {"RUN": run, "EMPTY": tmp_path}
     error = describe(*(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_run_is_described_for_the_ranks_that_it_has(run, describe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    assert "MB of each of 2 ranks" in describe(tmp_path / "run")  # it does not say
+    (tmp_path / "run/environment.json").write_text('{"starts": [{"ranks": 4}, {"ranks": 1}]}')
+    assert "MB of one rank" in describe(tmp_path / "run")
+    assert "MB of each of 3 ranks" in describe(tmp_path / "run", "--ranks", "3", "--set", "training.batch_size=6")

@@ -112,6 +112,7 @@ def run(data_dir, config_file, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tmp_path, stage):
     """The next step of plain DeepSpeed, of ours, and of a run made of it again, are the same."""
@@ -150,6 +151,27 @@ def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tm
     import_deepspeed(tmp_path / "out", tmp_path / "again")
     train(build_trainer(tmp_path / "again", data_dir, tmp_path / "again", resume="must"))
     assert read_metrics(tmp_path / "again") == read_metrics(run)[-len(read_metrics(tmp_path / "again")) :]
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_muon_with_an_average_comes_back(config_file, data_dir, tmp_path, stage):
+    """Weights and both kinds of moments return; the average, which DeepSpeed cannot hold, begins at the weights."""
+    given = ("training.optimizer=muon", "training.ema_decay=0.9")
+    train(build_trainer(config_file, data_dir, tmp_path / "run", *given, stage=stage), until=6)
+    source = tmp_path / "run/checkpoints/step_00000006"
+    write_deepspeed("deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}})
+    import_deepspeed(tmp_path / "out", tmp_path / "again")
+    before, after = (read_state(path) for path in (source, tmp_path / "again/checkpoints/step_00000006"))
+    assert sorted(before.moments) == sorted(after.moments) == ["ema", "exp_avg", "exp_avg_sq", "momentum"]
+    assert after.updates == 6
+    for key in ("exp_avg", "exp_avg_sq", "momentum"):
+        assert before.moments[key].keys() == after.moments[key].keys()
+        assert all(torch.equal(after.moments[key][name], value) for name, value in before.moments[key].items())
+    for name, value in before.parameters.items():
+        assert torch.equal(after.parameters[name], value) and torch.equal(after.moments["ema"][name], value)
+    train(build_trainer(tmp_path / "again", data_dir, tmp_path / "again", resume="must"))
+    assert read_metrics(tmp_path / "again", "train")[-1]["step"] == 12
 
 
 @pytest.mark.parametrize("stage", [1, 3])

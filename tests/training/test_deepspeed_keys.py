@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import key_cases
 import pytest
-from tiny_run import spawn
+from tiny_run import ROOT, spawn
 
 from stlm.config import load_deepspeed_config
 from stlm.config.deepspeed import OWNED, OWNED_SECTIONS
 from stlm.config.deepspeed_keys import SECTIONS, TOP_LEVEL
 from stlm.errors import ConfigError
+from stlm.training.deepspeed_internals import TESTED_VERSIONS
 
 pytestmark = pytest.mark.deepspeed
+
+
+def test_the_versions_that_are_allowed_are_those_that_are_tested():
+    """The oldest is the least of setup.py, the newest is the pinned one; the installed one is among them."""
+    requirement = re.search(r'"deepspeed>=([0-9.]+),<0\.20"', (ROOT / "setup.py").read_text())
+    pin = re.search(r"^deepspeed==([0-9.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert (requirement[1], pin[1]) == (TESTED_VERSIONS[0], TESTED_VERSIONS[-1])
+    import deepspeed
+
+    assert deepspeed.__version__.partition("+")[0] in TESTED_VERSIONS
 
 
 def keys_of(config, path=""):

@@ -152,12 +152,28 @@ def test_layers_that_share_a_matrix_share_its_correction(tmp_path):
         (["training.init_parts=core,tail"], r"init_parts: got 'core,tail', expected some of embedder,core,head"),
         (["training.frozen_parts=core,embedder,head"], r"frozen_parts: got .* expected one or two of"),
         (["model.lora.alpha=3"], r"lora\.alpha: got 3, which has no effect without model\.lora\.rank"),
+        (["model.lora.rank=2", "training.init_parts=embedder"], r"lora\.rank: got 2 with init_parts = embedder, "),
+        (["training.frozen_parts=core,head"], r"nothing would learn: the head is tied to embedder\.table\.weight"),
+        (["training.frozen_parts=core", "model.lora.rank=2"], r"nothing would learn: corrections .* in the core alone"),
         (["model.lora.rank=33"], r"lora\.rank: got 33, expected at most model\.width = 32"),
     ],
 )
 def test_what_does_not_fit_is_refused(base, make_trainer, tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path / "run", f"training.init_from={base}", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrections_need_weights_to_correct(make_trainer, tmp_path):
+    with pytest.raises(ConfigError, match=r"lora\.rank: got 2 with no training.init_from, so that corrections"):
+        make_trainer(tmp_path / "run", LORA)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_tie_freezes_is_told(base, make_trainer, tmp_path, capsys):
+    make_trainer(tmp_path / "run", f"training.init_from={base}", "training.frozen_parts=head")
+    told = capsys.readouterr().out
+    assert " parameters learn; training.frozen_parts=head: the head is tied to embedder.table.weight, which is" in told
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_the_rest_is_adamw(config_file):
     assert same == {name for name in first if not name.startswith("core.stack.blocks.") or "norm" in name}
 
 
+@pytest.mark.deepspeed
 def test_every_stage_makes_the_same_updates(make_trainer, tmp_path):
     """And a run may go from one to the other; the momentum arrives."""
     whole = train(make_trainer(tmp_path / "whole", MUON))
