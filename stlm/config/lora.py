@@ -20,6 +20,12 @@ class LoRAConfig:
     rank: int | None = setting(None, "rows of A and columns of B; null: none, all weights learn", minimum=1)
     alpha: float | None = setting(None, "what corrections are multiplied by, times rank; null: the rank", above=0.0)
 
+    targets: str = setting(
+        "attention,feed_forward",
+        "whose matrices are corrected: names of the core's modules, separated by commas, such as query,value or "
+        "stack.blocks.0",
+    )
+
     @property
     def scale(self) -> float:
         """alpha / rank."""
@@ -33,6 +39,13 @@ class LoRAConfig:
                 "lora.alpha",
                 f"got {self.alpha:g}, which has no effect without model.lora.rank; null would work, or "
                 "model.lora.rank=8 beside it",
+                ("lora.rank",),
+            )
+        if self.rank is None and self.targets != LoRAConfig.targets:
+            yield Conflict(
+                "lora.targets",
+                f"got {self.targets!r}, which has no effect without model.lora.rank; leave it out, or "
+                "model.lora.rank=8 would work",
                 ("lora.rank",),
             )
         if self.rank is not None and self.rank > model.width:

@@ -69,7 +69,11 @@ class TrainingConfig:
     init_parts: str = setting(
         "embedder,core,head", "parts of the model that begin so", may_change=True, needs=("init_from", "RUN")
     )
-    frozen_parts: str = setting("", "parts of the model that do not learn: some of embedder,core,head; empty: none")
+    frozen_parts: str = setting(
+        "",
+        "parts of the model that do not learn: some of embedder,core,head, or names of layers such as "
+        "core.stack.blocks.0; empty: none",
+    )
     max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
     batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1, may_change=ON_REQUEST)
     micro_batch_size: int | None = setting(
@@ -169,6 +173,8 @@ class TrainingConfig:
         """Conflicts between these settings."""
         for key, allowed in (("init_parts", 3), ("frozen_parts", 2)):
             parts = [part for part in getattr(self, key).split(",") if part or key == "init_parts"]
+            if key == "frozen_parts":  # names of layers are looked up in the model
+                parts = [part for part in parts if "." not in part]
             if len(set(parts)) < len(parts) or not set(parts) <= set(PARTS) or len(parts) > allowed:
                 number = "some" if allowed == 3 else "one or two"
                 expected = f"expected {number} of {','.join(PARTS)}; core would work"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm.config import LoRAConfig
+from stlm.errors import ConfigError
 from stlm.model.sharing import CorrectedLinear
 
 NAME = "lora"  # of the correction, below the matrix that it belongs to
@@ -41,15 +42,25 @@ def correct(model: nn.Module, core: nn.Module, config: LoRAConfig) -> None:
     corrections: dict[Tensor, Correction] = {}
     own = [one for one in core.modules() if isinstance(one, CorrectedLinear)]  # where layers that share a matrix differ
     left_out = {linear for one in own for linear in (one.lora_a, one.lora_b)}
+    targets = dict.fromkeys(config.targets.split(","), False)  # whether a matrix was found there
     for name, linear in list(core.named_modules()):
         if linear in left_out:
             continue
-        if isinstance(linear, nn.Linear) and any(f".{part}." in name for part in ("attention", "feed_forward")):
+        here = [target for target in targets if f".{target}." in f".{name}."]
+        if isinstance(linear, nn.Linear) and here:
+            targets |= dict.fromkeys(here, True)
             correction = corrections.get(linear.weight)
             if correction is None:
                 correction = corrections[linear.weight] = Correction(linear, config)
             linear.add_module(NAME, correction)
             linear.register_forward_hook(_add)
+    missing = [target for target, found in targets.items() if not found]
+    if missing and (config.targets != LoRAConfig.targets or not any(targets.values())):  # by default: what there is
+        kinds = sorted({name.rpartition(".")[2] for name, one in core.named_modules() if type(one) is nn.Linear})
+        raise ConfigError(
+            f"model.lora.targets: the core has no matrix in {missing[0]!r}, expected some of attention, feed_forward, "
+            f"{', '.join(kinds)}, or the name of a layer such as stack.blocks.0"
+        )
 
 
 def _add(linear: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stlm.config import TrainingConfig, changed_keys, value_at
+from stlm.config.build import nearest
 from stlm.errors import ConfigError
 from stlm.model.lora import NAME as LORA
 from stlm.stlm import STLM
@@ -57,7 +58,12 @@ def begin_from(model: STLM, training: TrainingConfig) -> str | None:
 def freeze(model: STLM, training: TrainingConfig) -> None:
     """Let the parts that `training.frozen_parts` names learn nothing. Raises ConfigError where nothing is left."""
     for part in filter(None, training.frozen_parts.split(",")):
-        model.get_submodule(part).requires_grad_(False)
+        try:
+            model.get_submodule(part).requires_grad_(False)
+        except AttributeError:
+            names = [name for name, module in model.named_modules() if any(True for _ in module.parameters())]
+            works = ", ".join(nearest(part, names) or names[1:4])
+            raise ConfigError(f"training.frozen_parts: the model has no {part!r}; nearest: {works}") from None
     if any(parameter.requires_grad for parameter in model.parameters()):
         return
     reason = "corrections (model.lora) learn in the core alone" if model.config.lora.rank is not None else ""

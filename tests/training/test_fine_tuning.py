@@ -155,6 +155,9 @@ def test_layers_that_share_a_matrix_share_its_correction(tmp_path):
         (["model.lora.rank=2", "training.init_parts=embedder"], r"lora\.rank: got 2 with init_parts = embedder, "),
         (["training.frozen_parts=core,head"], r"nothing would learn: the head is tied to embedder\.table\.weight"),
         (["training.frozen_parts=core", "model.lora.rank=2"], r"nothing would learn: corrections .* in the core alone"),
+        (["model.lora={rank: 2, targets: quary}"], r"lora\.targets: the core has no matrix in 'quary', expected some"),
+        (["model.lora.targets=query"], r"lora\.targets: got 'query', which has no effect without model\.lora\.rank"),
+        (["training.frozen_parts=core.stack.blocks.7"], r"the model has no 'core\.stack\.blocks\.7'; nearest: core"),
         (["model.lora.rank=33"], r"lora\.rank: got 33, expected at most model\.width = 32"),
     ],
 )
@@ -168,6 +171,18 @@ def test_corrections_need_weights_to_correct(make_trainer, tmp_path):
     with pytest.raises(ConfigError, match=r"lora\.rank: got 2 with no training.init_from, so that corrections"):
         make_trainer(tmp_path / "run", LORA)
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_are_frozen_and_corrected_by_name(base, make_trainer, tmp_path):
+    frozen = make_trainer(tmp_path / "a", f"training.init_from={base}", "training.frozen_parts=core.stack.blocks.0")
+    learning = {name for name, p in frozen.model.named_parameters() if p.requires_grad}
+    assert learning and not any(name.startswith("core.stack.blocks.0.") for name in learning)
+    chosen = "model.lora={rank: 2, targets: 'query,stack.blocks.1.feed_forward'}"
+    corrected = make_trainer(tmp_path / "b", f"training.init_from={base}", chosen)
+    learning = {name.split(".lora.")[0] for name, p in corrected.model.named_parameters() if p.requires_grad}
+    queries = {f"core.stack.blocks.{layer}.attention.query" for layer in (0, 1)}
+    assert queries < learning and all("blocks.1.feed_forward." in name for name in learning - queries)
+    assert len(learning) > 3
 
 
 def test_what_a_tie_freezes_is_told(base, make_trainer, tmp_path, capsys):
