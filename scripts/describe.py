@@ -324,7 +324,7 @@ def memory_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str], str
     rows.append([f"activations of {number_of(facts['rows'], 'row')}", "", "", "", "", "", *activations])
     names = list(facts["training_bytes"][0])
     with_activations = [f"+ {name} activations" for name in PRECISIONS]
-    of = "one rank" if facts["ranks"] == 1 else f"each of {facts['ranks']} ranks"
+    of = "one rank" if facts["ranks"] == 1 else f"each of {number_of(facts['ranks'], 'rank')}"
     header = [f"MB of {of}", *names, "sum", *with_activations]
     return rows, header, "l" + "r" * 7
 
