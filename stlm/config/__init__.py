@@ -39,6 +39,7 @@ from stlm.config.reader import (
 )
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
 from stlm.config.sharing import SharingConfig
+from stlm.config.tree import written
 
 __all__ = [
     "ON_REQUEST",
@@ -95,5 +96,6 @@ __all__ = [
     "to_dict",
     "from_dict",
     "value_at",
+    "written",
     "load_deepspeed_config",
 ]

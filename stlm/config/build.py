@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from stlm.config.fields import Component, Conflict, FreeSection
-from stlm.config.tree import Node, Problem, describe, plain, tree_of
+from stlm.config.tree import Node, Problem, describe, plain, tree_of, written
 from stlm.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -142,7 +142,7 @@ class _Builder:
             self._refuse(
                 node.value[field.name],
                 dotted,
-                f"{dotted}: got {value!r}, which has no effect while {other} is {off}; leave it out, or set "
+                f"{dotted}: got {written(value)}, which has no effect while {other} is {off}; leave it out, or set "
                 f"{other}={works} as well",
             )
 

@@ -7,6 +7,7 @@ are refused with both lines, and there are no dates, aliases, merges or tags.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +110,11 @@ def plain(node: Node) -> Any:
     if isinstance(node.value, list):
         return [plain(child) for child in node.value]
     return node.value
+
+
+def written(value: Any) -> str:
+    """A plain value as one writes it in YAML: null, true, 'text'."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def describe(value: Any) -> str:

@@ -6,6 +6,7 @@ saved as the last one, and the schedule is laid out over the whole: at a tenth o
 
 from __future__ import annotations
 
+from data_pipeline.plurals import number_of
 from stlm.config import TrainingConfig
 
 
@@ -20,3 +21,15 @@ def used_up(training: TrainingConfig, step: int, ids: int, bytes: int, seconds: 
         if limit is not None and step > 0:
             parts.append(taken * (step + 1) / (step * limit))
     return max(parts)
+
+
+def limits_of(training: TrainingConfig) -> dict[str, str]:
+    """The limits beside `max_steps` that are set, by their names, in words."""
+    limits, words = training.limits, {}
+    if limits.ids is not None:
+        words["ids"] = number_of(limits.ids, "id")
+    if limits.bytes is not None:
+        words["bytes"] = number_of(limits.bytes, "byte")
+    if limits.wall_time_s is not None:
+        words["wall_time_s"] = f"{limits.wall_time_s:g} s of training"
+    return words

@@ -31,7 +31,16 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
-from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, changed_keys, dump_run_config, load_run_config, value_at
+from stlm.config import (
+    ON_REQUEST,
+    RunConfig,
+    TrainingConfig,
+    changed_keys,
+    dump_run_config,
+    load_run_config,
+    value_at,
+    written,
+)
 from stlm.config.limits import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
@@ -178,6 +187,7 @@ class RunDirectory:
             if start.checkpoint is not None:
                 refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
+                self._refuse_what_is_over(start.checkpoint, config)
             write_text(self.path / "config.yaml", dump_run_config(config))
             prune_checkpoints(self.path, config.training)
         except (DataError, OSError) as error:
@@ -270,7 +280,8 @@ class RunDirectory:
         self.saved = saved = load_run_config(self.path)
         changed = changed_keys(saved, config, (True, ON_REQUEST) if allow_change else (True,))
         if changed:
-            lines = [f"  {key}: was {value_at(saved, key)!r}, now {value_at(config, key)!r}" for key in changed]
+            values = [(key, written(value_at(saved, key)), written(value_at(config, key))) for key in changed]
+            lines = [f"  {key}: was {was}, now {now}" for key, was, now in values]
             refused = changed_keys(saved, config, (True, ON_REQUEST))
             requested = [key for key in changed if key not in refused]
             request = f"With --allow-change as well, keeping weights and moments: {', '.join(requested)}. "
@@ -296,10 +307,27 @@ class RunDirectory:
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
                 f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"
             )
-        if progress["step"] > config.training.max_steps:
+
+    def _refuse_what_is_over(self, checkpoint: Path, config: RunConfig) -> None:
+        """Raises ConfigError where a new limit is below what the run has come to, or its beginning would be another."""
+        made, training = read_progress(checkpoint), config.training
+        before = (self.saved or config).training
+        if made["step"] > training.max_steps:
             raise ConfigError(
-                f"training.max_steps: got {config.training.max_steps}, but {self.path} is already at step "
-                f"{progress['step']}; expected at least that"
+                f"training.max_steps: got {training.max_steps}, but {self.path} is already at step "
+                f"{made['step']}; expected at least that"
+            )
+        for name, key in {"ids": "ids_seen", "bytes": "bytes_seen", "wall_time_s": "seconds"}.items():
+            limit, taken = getattr(training.limits, name), made.get(key) or 0
+            if limit not in (None, getattr(before.limits, name)) and taken > limit:
+                took = f"trained for {taken:.3g} s" if name == "wall_time_s" else f"seen {taken:,}"
+                raise ConfigError(
+                    f"training.limits.{name}: got {limit}, but {self.path} has already {took}; expected at least that"
+                )
+        if training.init_from is not None and before.init_from is None:
+            raise ConfigError(
+                f"training.init_from: got {training.init_from!r}, which has no effect on {self.path}: it continues with "
+                "its own weights; leave it out, or begin another run with --run"
             )
 
     def _refuse_other_weights(self, config: RunConfig) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 
 from data_pipeline.plurals import number_of
-from stlm.config import ON_REQUEST, RunConfig, TrainingConfig
+from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, written
 from stlm.config.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
@@ -46,7 +46,7 @@ from stlm.training.entropy import begin_entropy_patching
 from stlm.training.faults import NonFinite, StopRequest
 from stlm.training.gauges import Gauges
 from stlm.training.initial import begin_from, told_of_freezing
-from stlm.training.limits import used_up
+from stlm.training.limits import limits_of, used_up
 from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
 from stlm.training.loss_scale import LossScale
 from stlm.training.monitor import Monitor, progress_line, readable_time
@@ -345,7 +345,8 @@ class Trainer:
 
     def _introduce(self, start: Start) -> None:
         """The first lines of a job: its run, data and model, and what it continues."""
-        parts, steps = self.config.model, number_of(self.config.training.max_steps, "step")
+        parts, training = self.config.model, self.config.training
+        steps = " or ".join([number_of(training.max_steps, "step"), *limits_of(training).values()])
         how = f"a new run of {steps}"
         if start.checkpoint is not None:
             is_last = self._is_done_at(start.checkpoint)
@@ -373,19 +374,23 @@ class Trainer:
         if not changed:
             return
         for key, (was, now) in changed.items():
-            self.monitor.say(f"changed: {key} from {was} to {now}")
+            self.monitor.say(f"changed: {key} from {written(was)} to {written(now)}")
         training, before = self.config.training, self._run.saved
-        limits = to_dict(training.limits)
-        ends = [f"step {training.max_steps:,}", *(f"{value:,} {key}" for key, value in limits.items() if value)]
+        ends = " or ".join([f"step {training.max_steps:,}", *limits_of(training).values()])
         scheduled = {"max_steps", "warmup_steps", "decay_steps", "schedule", "learning_rate",
-                     "final_learning_rate_fraction", *(f"limits.{name}" for name in limits)}  # fmt: skip
+                     "final_learning_rate_fraction", *(f"limits.{name}" for name in to_dict(training.limits))}  # fmt: skip
         if before is not None and {key.removeprefix("training.") for key in changed} & scheduled:
             made = self.step - 1, self.seen["ids"], self.seen["bytes"], self.seconds
             then = learning_rate_at(max(self.step, 1), before.training, used_up(before.training, *made))
             next_rate = learning_rate_at(self.step + 1, training, self._used_up())
             self.monitor.say(
-                f"the schedule ({training.schedule}) now ends at {' or '.join(ends)}; the learning rate of step "
-                f"{self.step + 1:,} is {next_rate:.2e}, that of step {self.step:,} was {then:.2e}"
+                f"the schedule ({training.schedule}) now ends at {ends}"
+                + (
+                    ", where this run is"
+                    if self._is_finished()
+                    else f"; the learning rate of step {self.step + 1:,} is {next_rate:.2e}, that of step "
+                    f"{self.step:,} was {then:.2e}"
+                )
             )
         asked = {key: values for key, values in changed.items() if key in REQUESTED}
         if asked:

@@ -469,7 +469,7 @@ def test_settings_without_effect_are_refused_together(problems):
         "evals.tasks: got 'blimp', which has no effect while evals.every_steps is null; leave it out, or set "
         "evals.every_steps=500 as well",
         "evals.items: got 100, which",
-        "evals.at_start: got True, which",
+        "evals.at_start: got true, which",
         "evals.tasks_dir: got 'items', which",
         "training.init_parts: got 'core', which has no effect while training.init_from is null",
         "training.recovery.spike_steps: got 10, which has no effect while training.recovery.spike_factor is null",

@@ -102,6 +102,31 @@ def test_a_run_says_what_it_continues_and_where_the_schedule_ends_now(make_train
     assert "changed" not in starts[0] and starts[1]["changed"] == {"training.max_steps": [6, 9]}
 
 
+def test_limits_are_told_in_words_and_not_lowered_below_what_is_done(make_trainer, tmp_path, capsys):
+    few, run_dir = ("training.limits.ids=600", "training.limits.wall_time_s=500"), tmp_path / "run"
+    train(make_trainer(run_dir, *few))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"run: {run_dir}, a new run of 12 steps or 600 ids or 500 s of training"
+    seen = read_progress(checkpoints_of(run_dir)[0])["ids_seen"]
+    saved = (run_dir / "config.yaml").read_text()
+    for lower in ("training.limits.ids=1", "training.limits.bytes=1", "training.limits.wall_time_s=1e-9"):
+        with pytest.raises(ConfigError, match=rf"{lower.split('=')[0]}: got 1\S*, but \S+ has already (seen|trained)"):
+            make_trainer(run_dir, *few, lower)
+    assert (run_dir / "config.yaml").read_text() == saved
+    train(make_trainer(run_dir, *few, f"training.limits.ids={seen}", "training.limits.bytes=900000"))
+    printed = capsys.readouterr().out.splitlines()
+    assert "changed: training.limits.bytes from null to 900000" in printed
+    assert (
+        f"the schedule (cosine) now ends at step 12 or {seen} ids or 900,000 bytes or 500 s of training, where this run is"
+        in printed
+    )
+
+
+def test_weights_to_begin_with_are_refused_where_a_run_has_its_own(make_trainer, started):
+    with pytest.raises(ConfigError, match=r"training\.init_from: got 'runs/other', which has no effect on .*; leave it"):
+        make_trainer(started, "training.max_steps=9", "training.init_from=runs/other")
+
+
 ASKED = ("training.max_steps=12", "training.learning_rate=1e-3", "training.schedule=constant", "training.batch_size=16")
 
 
