@@ -326,8 +326,8 @@ class RunDirectory:
                 )
         if training.init_from is not None and before.init_from is None:
             raise ConfigError(
-                f"training.init_from: got {training.init_from!r}, which has no effect on {self.path}: it continues with "
-                "its own weights; leave it out, or begin another run with --run"
+                f"training.init_from: got {training.init_from!r}, which has no effect on {self.path}: it continues "
+                "with its own weights; leave it out, or begin another run with --run"
             )
 
     def _refuse_other_weights(self, config: RunConfig) -> None:

@@ -377,8 +377,9 @@ class Trainer:
             self.monitor.say(f"changed: {key} from {written(was)} to {written(now)}")
         training, before = self.config.training, self._run.saved
         ends = " or ".join([f"step {training.max_steps:,}", *limits_of(training).values()])
+        limits = (f"limits.{name}" for name in to_dict(training.limits))
         scheduled = {"max_steps", "warmup_steps", "decay_steps", "schedule", "learning_rate",
-                     "final_learning_rate_fraction", *(f"limits.{name}" for name in to_dict(training.limits))}  # fmt: skip
+                     "final_learning_rate_fraction", *limits}  # fmt: skip
         if before is not None and {key.removeprefix("training.") for key in changed} & scheduled:
             made = self.step - 1, self.seen["ids"], self.seen["bytes"], self.seconds
             then = learning_rate_at(max(self.step, 1), before.training, used_up(before.training, *made))

@@ -116,14 +116,12 @@ def test_limits_are_told_in_words_and_not_lowered_below_what_is_done(make_traine
     train(make_trainer(run_dir, *few, f"training.limits.ids={seen}", "training.limits.bytes=900000"))
     printed = capsys.readouterr().out.splitlines()
     assert "changed: training.limits.bytes from null to 900000" in printed
-    assert (
-        f"the schedule (cosine) now ends at step 12 or {seen} ids or 900,000 bytes or 500 s of training, where this run is"
-        in printed
-    )
+    ends = f"step 12 or {seen} ids or 900,000 bytes or 500 s of training"
+    assert f"the schedule (cosine) now ends at {ends}, where this run is" in printed
 
 
 def test_weights_to_begin_with_are_refused_where_a_run_has_its_own(make_trainer, started):
-    with pytest.raises(ConfigError, match=r"training\.init_from: got 'runs/other', which has no effect on .*; leave it"):
+    with pytest.raises(ConfigError, match=r"training\.init_from: got 'runs/other', which has no effect"):
         make_trainer(started, "training.max_steps=9", "training.init_from=runs/other")
 
 
