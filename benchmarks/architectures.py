@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from data_pipeline.loading import open_data
+from data_pipeline.loading.loaders import open_data
+from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.progress import Progress
-from data_pipeline.reader import PreparedData
 from stlm.config import RunConfig, load_run_config
 from stlm.objectives import build_objective
 from stlm.stlm import STLM

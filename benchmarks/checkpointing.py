@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from data_pipeline.loading import open_data
+from data_pipeline.loading.loaders import open_data
 from stlm.config import load_run_config
 from stlm.evals.table import table
 from stlm.stlm import STLM

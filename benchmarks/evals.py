@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.corpus import corpus_units, read_unit
+from data_pipeline.sources.default_corpus.corpus import corpus_units, read_unit
 from data_pipeline.tokenizers import train_sentencepiece
 from stlm.config import load_run_config
 from stlm.evals import Loaded, Row, log_likelihoods, table

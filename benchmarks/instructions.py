@@ -3,7 +3,7 @@
 
     python benchmarks/instructions.py [RUN_OR_CHECKPOINT] [--number 50]
 
-The questions are of the kinds of data_pipeline/instructions.py, drawn with another seed; those that it was trained on
+The questions are of the kinds of data_pipeline/sources/default_corpus/instructions.py, drawn with another seed; those that it was trained on
 are passed over. An answer is right if it is the expected one to the letter, at temperature 0.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipeline.conversations import END_OF_TURN, prompt_of
-from data_pipeline.instructions import instructions
+from data_pipeline.sources.conversations import END_OF_TURN, prompt_of
+from data_pipeline.sources.default_corpus.instructions import instructions
 from stlm.stlm import STLM
 
 ASKED_IN_TRAINING = 20_000  # scripts/make_instructions.py

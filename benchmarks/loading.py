@@ -33,9 +33,9 @@ import numpy as np
 import torch
 
 from data_pipeline.config import DataConfig
-from data_pipeline.loading import open_data, train_loader
-from data_pipeline.manifest import Manifest, ShardEntry
-from data_pipeline.shards import bin_path, idx_path, idx_size, write_shard
+from data_pipeline.loading.loaders import open_data, train_loader
+from data_pipeline.storage.manifest import Manifest, ShardEntry
+from data_pipeline.storage.shards import bin_path, idx_path, idx_size, write_shard
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import RunConfig, load_run_config
 from stlm.evals import table
@@ -81,7 +81,7 @@ import json, random, sys, time
 root, directory, context, batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 sys.path.insert(0, root)
 from data_pipeline.config import DataConfig
-from data_pipeline.loading import open_data, train_loader
+from data_pipeline.loading.loaders import open_data, train_loader
 started = time.perf_counter()
 config = DataConfig(dir=directory)
 loader = train_loader(open_data(config), config, context, batch, seed=1)

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.cleaning.documents import Cleaning
 from data_pipeline.cleaning.near_duplicates import near_duplicates, sign
-from data_pipeline.gathering import Gathered, drop_duplicates, gather, starts_of
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import open_inputs
-from data_pipeline.workers import Workers
+from data_pipeline.preparation.gathering import Gathered, drop_duplicates, gather, starts_of
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import open_inputs
+from data_pipeline.preparation.workers import Workers
 
 _WORDS = 20_000
 _MEAN_LENGTH = 50  # words

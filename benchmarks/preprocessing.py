@@ -40,13 +40,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_pipeline import corpus, prepare
-from data_pipeline.atomic import fsync_tree
-from data_pipeline.manifest import SPLITS
-from data_pipeline.preparation import PrepareConfig
+from data_pipeline.preparation import pipeline as prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.workers import available_cores
 from data_pipeline.progress import Progress
+from data_pipeline.sources.default_corpus import corpus
+from data_pipeline.storage.atomic import fsync_tree
+from data_pipeline.storage.manifest import SPLITS
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
-from data_pipeline.workers import available_cores
 
 SHAPES = ["file", "line"]
 POOL_BYTES = 8 << 20  # of the default corpus, from which documents are cut

@@ -115,8 +115,8 @@ class Assumed:
 
 def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
     """The tokenizer of the run or of the prepared data, or what stands for it, and mean bytes per id if known."""
-    from data_pipeline.prepare import default_data_dir
-    from data_pipeline.reader import PreparedData
+    from data_pipeline.loading.prepared_data import PreparedData
+    from data_pipeline.preparation.pipeline import default_data_dir
     from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
     from stlm.stlm import newest_checkpoint
 
@@ -187,7 +187,7 @@ def progress_of(source: Path) -> dict[str, Any]:
 def text_of_step(config: Any, step: int, rows: str | None, progress: dict[str, Any]) -> str:
     """A line for each row: what it holds, shortened. The order of the data is a function of seed, step and the batch
     sizes, of which `progress` knows the earlier ones."""
-    from data_pipeline.loading import open_data
+    from data_pipeline.loading.loaders import open_data
     from stlm.errors import StlmError
     from stlm.training.loaders import batch_sizes_of, build_loaders
 

@@ -48,7 +48,7 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and misspelt options answer at once.
-    from data_pipeline.atomic import write_text
+    from data_pipeline.storage.atomic import write_text
     from stlm.evals import (
         NEED_DATA,
         Options,

@@ -10,9 +10,9 @@ import argparse
 
 from _command import run
 
-from data_pipeline.atomic import write_text
-from data_pipeline.instructions import TASKS, as_lines, instructions
 from data_pipeline.plurals import number_of
+from data_pipeline.sources.default_corpus.instructions import TASKS, as_lines, instructions
+from data_pipeline.storage.atomic import write_text
 
 
 def main() -> int:

@@ -17,23 +17,23 @@ from contextlib import nullcontext
 
 import _command
 
-from data_pipeline.appending import append, append_config
 from data_pipeline.config import CURRICULA, PACKINGS
-from data_pipeline.dry_run import dry_run
-from data_pipeline.plans import plan_dir, write_plan
-from data_pipeline.plots import PlotsMissing
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.verify import verify
+from data_pipeline.loading.window_plans import plan_dir, write_plan
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import find_prepared, prepare
-from data_pipeline.ranks import Ranks, joined
-from data_pipeline.reader import PreparedData
-from data_pipeline.report import REPORT_FILE, write_report
-from data_pipeline.summary import summary
-from data_pipeline.sweep import expand_specs, sweep, sweep_table
-from data_pipeline.textfiles import ON_ERROR, QUOTING
+from data_pipeline.preparation.appending import append, append_config
+from data_pipeline.preparation.dry_run import dry_run
+from data_pipeline.preparation.mpi import Ranks, joined
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.workers import Workers
+from data_pipeline.report.page import REPORT_FILE, write_report
+from data_pipeline.report.plots import PlotsMissing
+from data_pipeline.report.summary import summary
+from data_pipeline.report.tokenizer_comparison import expand_specs, sweep, sweep_table
+from data_pipeline.sources.text_files import ON_ERROR, QUOTING
 from data_pipeline.tokenizers import find_tokenizer
-from data_pipeline.verifying import verify
-from data_pipeline.workers import Workers
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from _command import run
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.storage.manifest import Manifest
 from stlm.config import RunConfig, data_folder, following, load_deepspeed_config, load_run_config
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.training.faults import NonFinite
@@ -59,7 +59,7 @@ def train(
     arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None,
     profiled: tuple[int, int] | None,
 ) -> int:  # fmt: skip
-    from data_pipeline.loading import open_data
+    from data_pipeline.loading.loaders import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
     from stlm.training.collectives import on_every_rank, on_rank_zero
@@ -137,7 +137,7 @@ def choose(arguments: argparse.Namespace, config: RunConfig, fingerprint: str) -
 
 def check_data(config: RunConfig) -> None:
     """Open the data once to see that it is whole; the default corpus is made if it is missing."""
-    from data_pipeline.loading import open_data
+    from data_pipeline.loading.loaders import open_data
 
     open_data(config.data)
 

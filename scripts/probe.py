@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and misspelt options answer at once.
-    from data_pipeline.atomic import write_text
+    from data_pipeline.storage.atomic import write_text
     from stlm.errors import StlmError
     from stlm.evals import METHODS, ProbeOptions, Subject, load_glue, probe, probe_markdown, probe_text
     from stlm.evals.probe_report import NOTES

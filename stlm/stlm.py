@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_pipeline.atomic import atomic_directory, sha256_file
+from data_pipeline.storage.atomic import atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.artifact import read_artifact
 from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict

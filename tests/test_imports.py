@@ -141,8 +141,8 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("data_pipeline/reader.py", "def f():\n    import torch"),
-        ("data_pipeline/reader.py", "from stlm.errors import StlmError"),
+        ("data_pipeline/loading/prepared_data.py", "def f():\n    import torch"),
+        ("data_pipeline/loading/prepared_data.py", "from stlm.errors import StlmError"),
         ("data_pipeline/config.py", "import numpy"),
         ("stlm/model/core.py", "from stlm.generation import sample"),
         ("stlm/model/core.py", "import torch\nx = torch.distributed.get_rank()"),
@@ -152,10 +152,10 @@ def test_imports_go_one_way(path: Path) -> None:
         ("stlm/model/core.py", "from stlm import STLM"),
         ("stlm/generation/sampling.py", "from data_pipeline.tokenizers import load_tokenizer"),
         ("stlm/config/presets.py", "import importlib\nimportlib.import_module('torch')"),
-        ("stlm/config/presets.py", "from data_pipeline import prepare"),
+        ("stlm/config/presets.py", "from data_pipeline.preparation import pipeline as prepare"),
         ("stlm/stlm.py", "from stlm import training"),
         ("stlm/stlm.py", "from .objectives import OBJECTIVES"),
-        ("stlm/objectives/next_token.py", "from data_pipeline.reader import PreparedData"),
+        ("stlm/objectives/next_token.py", "from data_pipeline.loading.prepared_data import PreparedData"),
         ("stlm/evals/likelihood.py", "from stlm.training.trainer import Trainer"),
         ("stlm/training/trainer.py", "def f():\n    import deepspeed"),
         ("stlm/training/engine.py", "import deepspeed"),
@@ -201,7 +201,9 @@ def test_configs_are_read_without_torch_or_numpy() -> None:
 
 
 def test_preparing_data_needs_no_torch() -> None:
-    run_python("import sys; sys.modules['torch'] = None\nimport data_pipeline.prepare, data_pipeline.reader")
+    run_python(
+        "import sys; sys.modules['torch'] = None\nimport data_pipeline.preparation.pipeline, data_pipeline.loading.prepared_data"
+    )
 
 
 @pytest.mark.slow

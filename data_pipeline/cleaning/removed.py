@@ -17,10 +17,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import atomic_file
-from data_pipeline.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.errors import DataError
-from data_pipeline.gathering import REMOVED, Gathered
+from data_pipeline.preparation.gathering import REMOVED, Gathered
+from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
+from data_pipeline.storage.atomic import atomic_file
 
 _SEGMENT = bytes([END_OF_STORED_SEGMENT])  # between the parts of a conversation
 

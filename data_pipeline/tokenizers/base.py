@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic import write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"  # named as transformers names it

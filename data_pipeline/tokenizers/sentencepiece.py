@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import write_bytes
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic import write_bytes
 from data_pipeline.tokenizers.base import (
     SEGMENT,
     SPACE,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.atomic import sha256_file
 from data_pipeline.plurals import number_of
+from data_pipeline.storage.atomic import sha256_file
 from stlm.errors import StlmError
 from stlm.evals.hub import hub_records
 from stlm.evals.items import (

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.atomic import atomic_file, write_text
 from data_pipeline.extras import how_to_install
+from data_pipeline.storage.atomic import atomic_file, write_text
 from stlm.errors import StlmError
 from stlm.evals.comparison import Comparison, comparison_text
 

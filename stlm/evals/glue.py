@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import sha256_file
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic import sha256_file
 from stlm.config.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.hub import HubTask, Record, records_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
-from data_pipeline.formats import COMPRESSED, open_input
+from data_pipeline.sources.formats import COMPRESSED, open_input
 
 BLANK = "_"  # stands for the choice in a context that has to be filled in
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.loading import Data
+from data_pipeline.loading.loaders import Data
 from stlm.config import RunConfig
 from stlm.evals.report import headline
 from stlm.evals.shares import Share, shared

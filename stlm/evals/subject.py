@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.loading import Data, open_data
-from data_pipeline.preparation import default_data_dir
+from data_pipeline.loading.loaders import Data, open_data
+from data_pipeline.preparation.options import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError

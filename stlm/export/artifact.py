@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.atomic import write_bytes
+from data_pipeline.storage.atomic import write_bytes
 from stlm.artifact import decode_artifact, encode_artifact
 from stlm.errors import ConversionError
 from stlm.export.calibration import quantize

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.sources.conversations import END_OF_TURN
 from data_pipeline.tokenizers import Tokenizer
 
 MARK = "\x02"  # begins the names of symbols in exported tokenizers; no message may hold it, and hardly any text does

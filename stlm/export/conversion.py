@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.atomic import atomic_directory
+from data_pipeline.storage.atomic import atomic_directory
 from data_pipeline.tokenizers import HuggingFaceTokenizer
 from stlm.config import DataConfig, RunConfig
 from stlm.errors import ConversionError

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.sources.conversations import END_OF_TURN
 from data_pipeline.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import SPACE
 from data_pipeline.tokenizers.huggingface import DEFINITION_FILE

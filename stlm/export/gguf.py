@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.atomic import atomic_directory
+from data_pipeline.storage.atomic import atomic_directory
 from data_pipeline.tokenizers import Tokenizer
 from data_pipeline.tokenizers.base import SPACE
 from stlm.errors import ConversionError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.sources.conversations import END_OF_TURN
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.chat import MARK, end_of_turn

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import DataError
-from data_pipeline.loading import open_data, train_loader, validation_loader
+from data_pipeline.loading.loaders import open_data, train_loader, validation_loader
+from data_pipeline.loading.windows import Windows
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation import default_data_dir
-from data_pipeline.windows import Windows
+from data_pipeline.preparation.options import default_data_dir
 from stlm.config import load_run_config
 from stlm.errors import ConversionError
 from stlm.export.comparison import sample_text

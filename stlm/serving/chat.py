@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipeline.conversations import END_OF_TURN
+from data_pipeline.sources.conversations import END_OF_TURN
 from stlm.errors import CheckpointError
 
 PLAIN = """\

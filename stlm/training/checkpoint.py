@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer
 from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError

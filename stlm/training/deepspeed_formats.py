@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.atomic import TEMPORARY_PREFIX, atomic_directory, follow_umask, fsync_tree, write_text
-from data_pipeline.loading import open_data
+from data_pipeline.loading.loaders import open_data
+from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, follow_umask, fsync_tree, write_text
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from stlm.config import RunConfig, dump_run_config, load_run_config
 from stlm.errors import CheckpointError, ConversionError

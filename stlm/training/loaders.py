@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data_pipeline.loading import Data, train_loader, validation_loader
-from data_pipeline.mixture import Mixture
+from data_pipeline.loading.loaders import Data, train_loader, validation_loader
+from data_pipeline.loading.mixture import Mixture
+from data_pipeline.loading.prepared_data import TrainLoader, ValidationLoader
+from data_pipeline.loading.windows import Windows
 from data_pipeline.plurals import number_of
-from data_pipeline.reader import TrainLoader, ValidationLoader
-from data_pipeline.windows import Windows
 from stlm.config import RunConfig
 from stlm.errors import ConfigError
 from stlm.objectives import Batch

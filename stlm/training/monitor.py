@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_pipeline.atomic import write_text, writing
+from data_pipeline.storage.atomic import write_text, writing
 from stlm.training.wandb_mirror import WandbMirror
 
 

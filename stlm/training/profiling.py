@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from data_pipeline.atomic import writing
 from data_pipeline.plurals import number_of
+from data_pipeline.storage.atomic import writing
 from stlm.errors import ConfigError
 from stlm.training.collectives import on_rank_zero
 from stlm.training.stopwatch import STOPWATCH

@@ -29,8 +29,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from data_pipeline.atomic import write_text
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic import write_text
 from stlm.config import (
     ON_REQUEST,
     RunConfig,

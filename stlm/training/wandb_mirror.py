@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.atomic import writing
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
+from data_pipeline.storage.atomic import writing
 from stlm.errors import ConfigError
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.appending import append, append_config
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import find_prepared, prepare
-from data_pipeline.reader import PreparedData
-from data_pipeline.report import write_report
-from data_pipeline.verifying import verify
-from data_pipeline.workers import Workers
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.verify import verify
+from data_pipeline.preparation.appending import append, append_config
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.workers import Workers
+from data_pipeline.report.page import write_report
+from data_pipeline.storage.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,7 +114,7 @@ def test_own_validation_and_test_stay_as_they_are(folder: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from data_pipeline import appending
+from data_pipeline.preparation import appending
 from tests.data_pipeline.test_appending import adding
 renames = 0
 def killing(function):

@@ -26,10 +26,10 @@ from data_pipeline.cleaning.language import language_codes
 from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.words import OVERLAP, PIECE, WORD, pieces, words_of
 from data_pipeline.errors import DataError
-from data_pipeline.gathering import Gathered
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.gathering import Gathered
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -342,8 +342,8 @@ def test_near_duplicates_go_and_the_first_stays_on_either_side(corpus: tuple[Pat
 def test_signatures_are_cut_into_units_and_bands_without_a_difference(tmp_path: Path, monkeypatch) -> None:
     """Many units, small blocks and several passes decide as one of each does."""
     from data_pipeline.cleaning import near_duplicates as module
-    from data_pipeline.gathering import gather
-    from data_pipeline.textfiles import Problems
+    from data_pipeline.preparation.gathering import gather
+    from data_pipeline.sources.text_files import Problems
 
     class Unit:
         source, size = 0, 0
@@ -505,7 +505,7 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
     ):
         patch.setattr(metadata, "version", lambda name: "99")
         prepare(config("one", 1))
-    from data_pipeline import selection
+    from data_pipeline.preparation import split as selection
 
     class Killed(BaseException):
         pass
@@ -573,7 +573,7 @@ def test_all_that_is_removed_is_written_by_source_and_rule(
             keep_removed=None if removed is None else str(tmp_path / f"{name}-{removed}.jsonl"),
         )
 
-    from data_pipeline import selection
+    from data_pipeline.preparation import split as selection
 
     one = prepare(config("one", 1))
     for function in ("drop_duplicates", "write_removed", "choose_by_hash"):

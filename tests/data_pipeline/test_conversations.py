@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.conversations import TEMPLATE, encode_conversations, prompt_of, segments_of
 from data_pipeline.errors import DataError
-from data_pipeline.loading import train_loader, validation_loader
-from data_pipeline.plans import write_plan
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.loaders import train_loader, validation_loader
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.verify import verify
+from data_pipeline.loading.window_plans import write_plan
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.preparation.workers import Workers
+from data_pipeline.sources.conversations import TEMPLATE, encode_conversations, prompt_of, segments_of
 from data_pipeline.tokenizers import ByteTokenizer, load_tokenizer, train_sentencepiece
-from data_pipeline.verifying import verify
-from data_pipeline.workers import Workers
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

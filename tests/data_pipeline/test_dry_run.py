@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.dry_run import dry_run
 from data_pipeline.errors import DataError
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.dry_run import dry_run
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 

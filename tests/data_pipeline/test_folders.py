@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import folders
 from data_pipeline.errors import DataError
-from data_pipeline.files import Files
-from data_pipeline.folders import files_below, matches_of
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.report import report
-from data_pipeline.summary import summary
-from data_pipeline.textfiles import Problems
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.report.page import report
+from data_pipeline.report.summary import summary
+from data_pipeline.sources import folders
+from data_pipeline.sources.files import Files
+from data_pipeline.sources.folders import files_below, matches_of
+from data_pipeline.sources.text_files import Problems
 
 
 def write(folder, *names, text="text"):

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import encoding
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from data_pipeline.mixture import Mixture
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import find_prepared, prepare
-from data_pipeline.reader import PreparedData
-from data_pipeline.report import write_report
-from data_pipeline.summary import summary, warnings_of
+from data_pipeline.loading.mixture import Mixture
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation import encoding
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.report.page import write_report
+from data_pipeline.report.summary import summary, warnings_of
+from data_pipeline.storage.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 

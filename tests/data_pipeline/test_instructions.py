@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from data_pipeline import instructions as module
-from data_pipeline.conversations import segments_of
 from data_pipeline.errors import DataError
-from data_pipeline.instructions import TASKS, as_lines, instructions
+from data_pipeline.sources.conversations import segments_of
+from data_pipeline.sources.default_corpus import instructions as module
+from data_pipeline.sources.default_corpus.instructions import TASKS, as_lines, instructions
 
 SENTENCES = [f"The file {word} of a thing is open" for word in ("name", "size", "mode", "path") for _ in range(30)]
 

@@ -10,11 +10,12 @@ import tracemalloc
 
 import pytest
 
-from data_pipeline import jsonfiles, textfiles
-from data_pipeline.conversations import segments_of
 from data_pipeline.errors import DataError
-from data_pipeline.files import read_slice
-from data_pipeline.textfiles import Problems, Reading, clean, is_blank, slices_of
+from data_pipeline.sources import json_files as jsonfiles
+from data_pipeline.sources import text_files as textfiles
+from data_pipeline.sources.conversations import segments_of
+from data_pipeline.sources.files import read_slice
+from data_pipeline.sources.text_files import Problems, Reading, clean, is_blank, slices_of
 
 TEXTS = ['a "quoted" [text], {with} \\ brackets\n', "", "caf\u00e9 \U0001f600", "\\", '"', "end"]
 RECORDS = [{"n": [1, {"m": "}]"}], "text": text, "meta": {"text": f"inner {text}"}} for text in TEXTS]
@@ -112,7 +113,7 @@ def test_text_within_columns_of_parquet_and_of_data_sets(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    from data_pipeline import hub
+    from data_pipeline.sources import hub
 
     rows = [{"n": 1, "meta": {"text": "a", "id": 1}}, {"n": 2, "meta": None}, {"n": 3, "meta": {"text": "b", "id": 2}}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")

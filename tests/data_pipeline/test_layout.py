@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import encoding
-from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation import encoding
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.storage.manifest import MANIFEST_FILE
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 

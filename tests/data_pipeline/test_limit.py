@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.limit import Limit
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.sources.limit import Limit
 
 TEXTS = [f"document {number:04} of nine words or so, no more" for number in range(200)]
 
@@ -19,8 +19,8 @@ TEXTS = [f"document {number:04} of nine words or so, no more" for number in rang
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Two files of many pieces of work, and one that cannot be read."""
-    monkeypatch.setattr("data_pipeline.files.SLICE", 1000)
-    monkeypatch.setattr("data_pipeline.textfiles.SLICE", 1000)
+    monkeypatch.setattr("data_pipeline.sources.files.SLICE", 1000)
+    monkeypatch.setattr("data_pipeline.sources.text_files.SLICE", 1000)
     monkeypatch.chdir(tmp_path)
     for name, texts in (("a", TEXTS[:120]), ("b", TEXTS[120:])):
         Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

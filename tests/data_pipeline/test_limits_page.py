@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import encoding, hub, plaintext, reader, statistics, summary, textfiles
 from data_pipeline.cleaning.decontamination import LONGEST_RUN, SHORTEST_RUN
 from data_pipeline.cleaning.words import WORD
+from data_pipeline.loading import prepared_data as reader
+from data_pipeline.preparation import encoding, statistics
+from data_pipeline.report import summary
+from data_pipeline.sources import hub
+from data_pipeline.sources import plain_text as plaintext
+from data_pipeline.sources import text_files as textfiles
 from data_pipeline.tokenizers import cutting, sentencepiece
 
 PAGE = " ".join((Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8").split())

@@ -8,10 +8,10 @@ from test_reader import write_prepared
 
 from data_pipeline.config import DataConfig, MixturePart
 from data_pipeline.errors import DataError
-from data_pipeline.loading import open_data, train_loader, validation_loader
-from data_pipeline.mixture import Mixture, share_out, whole_weights
-from data_pipeline.order import derived_seed, window_at
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.loaders import open_data, train_loader, validation_loader
+from data_pipeline.loading.mixture import Mixture, share_out, whole_weights
+from data_pipeline.loading.order import derived_seed, window_at
+from data_pipeline.loading.prepared_data import PreparedData
 
 TEXTS = (
     {"train": [["a" * 90], ["a" * 30]], "validation": [["aa", "a"]]},
@@ -106,5 +106,5 @@ def test_verify_reads_every_byte(folders, monkeypatch):
     for verify in (True, None):
         with pytest.raises(DataError, match=r"b/train/shard_00000\.bin is damaged: its sha256"):
             open_data(mixed(folders, verify=verify))
-    monkeypatch.setattr("data_pipeline.reader._VERIFIED_BYTES", 1)
+    monkeypatch.setattr("data_pipeline.loading.prepared_data._VERIFIED_BYTES", 1)
     open_data(mixed(folders))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.order import window_at
+from data_pipeline.loading.order import window_at
 
 
 @pytest.mark.parametrize("num_windows", [1, 2, 3, 4, 5, 7, 16, 97, 1000, 4099])

@@ -9,17 +9,18 @@ from collections import Counter
 
 import pytest
 
-from data_pipeline import plaintext, textfiles
 from data_pipeline.errors import DataError
-from data_pipeline.files import read_slice
-from data_pipeline.formats import zstd
-from data_pipeline.plaintext import PIECE, Rule, choose
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
-from data_pipeline.report import report
-from data_pipeline.summary import summary
-from data_pipeline.textfiles import Problems, Reading, clean, slices_of
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.report.page import report
+from data_pipeline.report.summary import summary
+from data_pipeline.sources import plain_text as plaintext
+from data_pipeline.sources import text_files as textfiles
+from data_pipeline.sources.files import read_slice
+from data_pipeline.sources.formats import zstd
+from data_pipeline.sources.plain_text import PIECE, Rule, choose
+from data_pipeline.sources.text_files import Problems, Reading, clean, slices_of
 
 STORY = 'One day, Mia found a cake.\n\n"Look, Mom!" said Mia.\n\nMom smiled. The end.'
 

@@ -11,11 +11,11 @@ from test_reader import write_prepared
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loading import open_data, train_loader, validation_loader
-from data_pipeline.packing import Ranks, Slots, best_fit_decreasing
-from data_pipeline.plans import plan_dir, write_plan
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.loading.best_fit import Ranks, Slots, best_fit_decreasing
+from data_pipeline.loading.loaders import open_data, train_loader, validation_loader
+from data_pipeline.loading.window_plans import plan_dir, write_plan
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 END, PAD, START = 0xFF, 0xFE, 0xFC
 LENGTHS = [0, 1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 22, 40, 2, 2, 7, 3]  # around multiples of a window of 8
@@ -174,7 +174,7 @@ def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_
     for verify in (True, None):  # None: it is small
         with pytest.raises(DataError, match=rf"pieces\.npy is damaged.*{command}"):
             train_loader(data, DataConfig(dir=str(folder), packing="best_fit", verify=verify), 8, 1, 1)
-    monkeypatch.setattr("data_pipeline.reader._VERIFIED_BYTES", 1)
+    monkeypatch.setattr("data_pipeline.loading.prepared_data._VERIFIED_BYTES", 1)
     train_loader(data, DataConfig(dir=str(folder), packing="best_fit"), 8, 1, 1)
     description = json.loads((directory / "plan.json").read_text())
     (directory / "plan.json").write_text(json.dumps(description | {"data_fingerprint": "0"}))

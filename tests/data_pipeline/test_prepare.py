@@ -21,13 +21,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import atomic, encoding, gathering, hub, prepare, textfiles
 from data_pipeline.errors import DataError
-from data_pipeline.preparation import PrepareConfig, default_data_dir
-from data_pipeline.prepare import ensure_default_data, find_prepared
-from data_pipeline.reader import PreparedData
-from data_pipeline.summary import summary
-from data_pipeline.work_folder import locked
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation import encoding, gathering
+from data_pipeline.preparation import pipeline as prepare
+from data_pipeline.preparation.options import PrepareConfig, default_data_dir
+from data_pipeline.preparation.pipeline import ensure_default_data, find_prepared
+from data_pipeline.preparation.work_folder import locked
+from data_pipeline.report.summary import summary
+from data_pipeline.sources import hub
+from data_pipeline.sources import text_files as textfiles
+from data_pipeline.storage import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = re.findall(
@@ -59,7 +63,7 @@ def inputs(tmp_path):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many units and shards from little text."""
-    monkeypatch.setattr("data_pipeline.files.SLICE", 1000)
+    monkeypatch.setattr("data_pipeline.sources.files.SLICE", 1000)
     monkeypatch.setattr(textfiles, "SLICE", 1000)
     monkeypatch.setattr(encoding, "SHARD_BYTES", 2000)
     monkeypatch.setattr(gathering, "_BLOCK", 300)
@@ -144,7 +148,10 @@ def test_the_number_of_workers_changes_no_byte(inputs, tmp_path, small_pieces, t
 # A preparation in a process of its own that kills itself just before it would rename its n-th file.
 KILLED = """
 import os, signal, sys
-from data_pipeline import encoding, files, prepare, textfiles
+from data_pipeline.preparation import encoding
+from data_pipeline.sources import files
+from data_pipeline.preparation import pipeline as prepare
+from data_pipeline.sources import text_files as textfiles
 files.SLICE = textfiles.SLICE = 4000
 encoding.SHARD_BYTES = 10_000
 output, survives, *inputs = sys.argv[1:]
@@ -245,7 +252,7 @@ def test_a_folder_with_something_else_is_not_touched(inputs, tmp_path):
 def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     output = tmp_path / "out"
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom data_pipeline.work_folder import locked\n"
+        [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom data_pipeline.preparation.work_folder import locked\n"
          f"with locked(Path({str(output)!r}), False):\n    print('locked', flush=True)\n    sys.stdin.read()"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -260,7 +267,7 @@ def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
 
 def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from data_pipeline.work_folder import locked\n"
+        "import os, sys; from pathlib import Path; from data_pipeline.preparation.work_folder import locked\n"
         "with locked(Path(sys.argv[1]), wait=False):\n"
         "    if os.fork() == 0: print('copied', flush=True)\n"
         "    sys.stdin.read(); os._exit(0)"
@@ -278,7 +285,7 @@ def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path
 
 def test_workers_begin_as_copies_of_a_process_without_threads_only():
     code = (
-        "import threading; from data_pipeline import prepare, workers; from data_pipeline.progress import Progress\n"
+        "import threading; from data_pipeline.preparation import pipeline as prepare; from data_pipeline.preparation import workers; from data_pipeline.progress import Progress\n"
         "with Progress(total=1): print(workers._may_fork())\n"
         "thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()\n"
         "print(workers._may_fork())"
@@ -469,7 +476,7 @@ def test_default_folders(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, data_pipeline.prepare, data_pipeline.reader; print([m for m in HEAVY if m in sys.modules])"
+    code = "import sys, data_pipeline.preparation.pipeline, data_pipeline.loading.prepared_data; print([m for m in HEAVY if m in sys.modules])"
     heavy = ["torch", "datasets", "sentencepiece", "pandas", "pyarrow", "stlm", "deepspeed"]
     result = subprocess.run(
         [sys.executable, "-c", f"HEAVY = {heavy}\n{code}"], cwd=ROOT, capture_output=True, text=True

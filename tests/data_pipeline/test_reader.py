@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest, ShardEntry
-from data_pipeline.order import Shuffled
-from data_pipeline.reader import PreparedData, TrainLoader, ValidationLoader
-from data_pipeline.shards import Shard, write_shard
+from data_pipeline.loading.order import Shuffled
+from data_pipeline.loading.prepared_data import PreparedData, TrainLoader, ValidationLoader
+from data_pipeline.loading.windows import StreamWindows
+from data_pipeline.storage.manifest import Manifest, ShardEntry
+from data_pipeline.storage.shards import Shard, write_shard
 from data_pipeline.tokenizers import build_tokenizer
-from data_pipeline.windows import StreamWindows
 
 TEXTS = {"train": [["one", "two two"], ["", "thrée \U0001f600"], ["four\n" * 30]], "validation": [["five", "six"]]}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import find_prepared, prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import find_prepared, prepare
 
 TEXTS = [f"{number} document of some words" for number in range(20)]
 
@@ -95,11 +95,11 @@ def test_interrupted_work_goes_on_where_the_input_was_moved(folder: Path, monkey
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("data_pipeline.selection.choose_by_hash", killed)
+        patch.setattr("data_pipeline.preparation.split.choose_by_hash", killed)
         prepare(config())
     shutil.move("texts", "elsewhere")
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.prepare.gather", killed)  # all has been read
+        patch.setattr("data_pipeline.preparation.pipeline.gather", killed)  # all has been read
         prepare(config("elsewhere"))
     assert find_prepared(config("elsewhere")) is not None
 

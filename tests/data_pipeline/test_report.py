@@ -17,12 +17,12 @@ import pytest
 from data_pipeline.cleaning.record import excerpt
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
-from data_pipeline.manifest import Manifest
-from data_pipeline.plots import PlotsMissing, byte_plot
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
-from data_pipeline.report import report, write_report
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.report.page import report, write_report
+from data_pipeline.report.plots import PlotsMissing, byte_plot
+from data_pipeline.storage.manifest import Manifest
 
 SCRIPT = Path(__file__).parents[2] / "scripts/preprocess.py"
 NASTY = "<script>alert(1)</script> & \"quotes\" 'n' \x00\x1b[31m <img src=x onerror=alert(1)>"

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.atomic import sha256_file
-from data_pipeline.gathering import gather
-from data_pipeline.hub import HubUnit, Rows
-from data_pipeline.indexed import IndexedReading, IndexedUnit
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.ranks import JOBS, decode, encode
-from data_pipeline.reader import PreparedData
-from data_pipeline.sources import CorpusUnit
-from data_pipeline.verifying import verify
-from data_pipeline.workers import Workers
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.verify import verify
+from data_pipeline.preparation.gathering import gather
+from data_pipeline.preparation.mpi import JOBS, decode, encode
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.preparation.workers import Workers
+from data_pipeline.sources.hub import HubUnit, Rows
+from data_pipeline.sources.indexed import IndexedReading, IndexedUnit
+from data_pipeline.sources.source import CorpusUnit
+from data_pipeline.storage.atomic import sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_mpirun = pytest.mark.skipif(
@@ -40,7 +40,10 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 import _command, preprocess
-from data_pipeline import encoding, files, ranks, textfiles
+from data_pipeline.preparation import encoding
+from data_pipeline.sources import files
+from data_pipeline.preparation import mpi as ranks
+from data_pipeline.sources import text_files as textfiles
 files.SLICE = textfiles.SLICE = 4000
 encoding.SHARD_BYTES = 10_000
 
@@ -191,7 +194,7 @@ def test_ranks_that_cannot_find_each_other_are_one_message(tmp_path):
 
 
 def test_mpi_is_not_touched_by_a_process_that_was_started_alone():
-    code = "import sys\nfrom data_pipeline.ranks import joined\n"
+    code = "import sys\nfrom data_pipeline.preparation.mpi import joined\n"
     code += "with joined() as ranks: print(ranks, 'mpi4py' in sys.modules)"
     for environment in ({}, {"SLURM_NTASKS": "8"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}):
         result = subprocess.run(
@@ -249,13 +252,13 @@ def test_units_are_messages(unit):
 @pytest.mark.parametrize(
     "message",
     [
-        ["job", "data_pipeline.atomic:write_bytes"],
+        ["job", "data_pipeline.storage.atomic:write_bytes"],
         ["job", "os:system"],
         ["os:system", {}],
-        ["data_pipeline.atomic:write_bytes", {}],
-        ["data_pipeline.gathering:Gathered", {}],
-        ["data_pipeline.gathering:Gathered", {"prefix": ["path", "x"], "file": 1}],
-        ["data_pipeline.gathering:Path", {}],
+        ["data_pipeline.storage.atomic:write_bytes", {}],
+        ["data_pipeline.preparation.gathering:Gathered", {}],
+        ["data_pipeline.preparation.gathering:Gathered", {"prefix": ["path", "x"], "file": 1}],
+        ["data_pipeline.preparation.gathering:Path", {}],
         ["path", 3],
     ],
 )

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import textfiles
 from data_pipeline.errors import DataError
-from data_pipeline.formats import zstd
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
-from data_pipeline.shards import write_shard
-from data_pipeline.sources import SourceOptions, open_sources
-from data_pipeline.textfiles import Problems
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.sources import text_files as textfiles
+from data_pipeline.sources.formats import zstd
+from data_pipeline.sources.source import SourceOptions, open_sources
+from data_pipeline.sources.text_files import Problems
+from data_pipeline.storage.shards import write_shard
 from data_pipeline.tokenizers import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_broken_lines_and_rows_are_named_or_counted(tmp_path):
 
 
 def test_lines_and_pages_beyond_the_limit_are_refused_without_being_held(tmp_path, monkeypatch):
-    import data_pipeline.records as records
+    import data_pipeline.sources.records as records
 
     for module in (textfiles, records):
         monkeypatch.setattr(module, "LONGEST_RECORD", 1 << 16)
@@ -239,7 +239,7 @@ def test_the_standard_input_is_kept_resumed_and_removed(tmp_path):
 def test_saved_data_sets_and_streams_are_read_by_the_datasets_library(tmp_path, monkeypatch):
     import datasets
 
-    from data_pipeline import hub
+    from data_pipeline.sources import hub
 
     data = datasets.Dataset.from_dict({"n": [1] * 4, "text": TEXTS})
     data.save_to_disk(tmp_path / "one")

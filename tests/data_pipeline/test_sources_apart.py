@@ -7,13 +7,15 @@ import json
 import numpy as np
 
 from data_pipeline.config import DataConfig
-from data_pipeline.loading import open_data, validation_loader
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.loading.loaders import open_data, validation_loader
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 
 def test_each_source_has_its_stretch_of_both_splits(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.encoding.SHARD_BYTES", 700)  # so that shards and sources do not end together
+    monkeypatch.setattr(
+        "data_pipeline.preparation.encoding.SHARD_BYTES", 700
+    )  # so that shards and sources do not end together
     inputs = []
     for letter, number in (("a", 40), ("b", 25), ("c", 31)):
         inputs.append(str(tmp_path / f"{letter}.jsonl"))

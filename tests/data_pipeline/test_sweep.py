@@ -8,9 +8,9 @@ from pydoc_data.topics import topics
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.sweep import Measured, expand_specs, sweep, sweep_table
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.report.tokenizer_comparison import Measured, expand_specs, sweep, sweep_table
 
 
 def test_numbers_take_the_kind_before_them():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.atomic import sha256_file
-from data_pipeline.reader import PreparedData
-from data_pipeline.workers import process_pool, result_of, submit
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.workers import process_pool, result_of, submit
+from data_pipeline.storage.atomic import sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,9 @@ PREPROCESS = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 import _command, preprocess
-from data_pipeline import encoding, files, textfiles
+from data_pipeline.preparation import encoding
+from data_pipeline.sources import files
+from data_pipeline.sources import text_files as textfiles
 files.SLICE = textfiles.SLICE = 20_000
 encoding.SHARD_BYTES = 40_000
 encoding.PIECE_BYTES = 5_000

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.reader import SourceRange
+from data_pipeline.loading.prepared_data import SourceRange
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,

@@ -5,9 +5,9 @@ import torch
 
 import stlm.evals.bits_per_byte
 import stlm.evals.likelihood
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import GroupedQueryConfig, ModelConfig, TransformerCoreConfig
 from stlm.evals import Row, Share, log_likelihoods, score_split, shared

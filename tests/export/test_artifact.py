@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_pipeline.config import DataConfig
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.artifact import MAGIC, decode_artifact, encode_artifact, pack, unpack
 from stlm.config import (

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from data_pipeline.conversations import END_OF_TURN, TEMPLATE
+from data_pipeline.sources.conversations import END_OF_TURN, TEMPLATE
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import ModelConfig, from_dict
 from stlm.export import convert_to, convert_to_gguf

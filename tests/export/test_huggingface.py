@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_pipeline.conversations import TEMPLATE, prompt_of
+from data_pipeline.sources.conversations import TEMPLATE, prompt_of
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import (
     ByteEmbedderConfig,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.conversations import TEMPLATE
+from data_pipeline.sources.conversations import TEMPLATE
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
 from stlm.export import convert_to

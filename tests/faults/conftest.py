@@ -12,8 +12,8 @@ import pytest
 from launchpad import ROOT, Launchpad
 from matrix import LOST, SAME, Fault, metrics_of
 
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 CONFIG = """
 model:

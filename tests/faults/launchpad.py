@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2] if (Path(__file__).parents[2] / "stlm").is_dir(
 FAULTS = ROOT / "tests" / "faults"
 # What a rank imports, and what its libraries import only when they are used.
 IMPORTED = (
-    "pretrain", "data_pipeline.loading", "stlm.stlm", "stlm.training.trainer", "stlm.training.optimizers",
+    "pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer", "stlm.training.optimizers",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch.utils.tensorboard",
     "deepspeed.runtime.zero.muon.original_muon",  # which compiles something, and so imports torch's compiler: 2 s
 )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launchpad import STOPPED
 
-from data_pipeline.atomic import TEMPORARY_PREFIX
+from data_pipeline.storage.atomic import TEMPORARY_PREFIX
 
 DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- made by tests/faults/matrix.py -->", "<!-- end of what is made -->"

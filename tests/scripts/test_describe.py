@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.loading import open_data
-from data_pipeline.prepare import PrepareConfig, prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.loaders import open_data
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.pipeline import PrepareConfig, prepare
 from stlm.config import dump_run_config, load_run_config
 from stlm.stlm import STLM
 from stlm.training.loaders import build_loaders

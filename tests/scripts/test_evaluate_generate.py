@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.conversations import TEMPLATE, prompt_of
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.sources.conversations import TEMPLATE, prompt_of
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import (
     DataConfig,

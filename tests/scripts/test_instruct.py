@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.instructions import as_lines, instructions
+from data_pipeline.sources.default_corpus.instructions import as_lines, instructions
 
 ROOT = Path(__file__).parents[2]
 MADE_BY_IT = {".venv", "data", "runs"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_run import CONFIG, ROOT, build_trainer, spawn
 
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 
 
 @pytest.fixture(scope="session")

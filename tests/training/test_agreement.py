@@ -11,7 +11,7 @@ import sys
 import pytest
 from tiny_run import RANK_VARIABLES, ROOT
 
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.preparation.pipeline import PrepareConfig, prepare
 from stlm.training.ranks import free_port
 
 

@@ -9,10 +9,10 @@ import pytest
 from tiny_run import read_metrics
 
 from data_pipeline.config import DataConfig
-from data_pipeline.loading import open_data
-from data_pipeline.plans import write_plan
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.loading.loaders import open_data
+from data_pipeline.loading.window_plans import write_plan
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 from stlm.config import load_run_config
 from stlm.errors import ConfigError
 from stlm.stlm import STLM

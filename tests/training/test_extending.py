@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_run import build_trainer, read_metrics, train
 
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import load_run_config
 from stlm.errors import ConfigError, Stopped
 from stlm.stlm import checkpoints_of

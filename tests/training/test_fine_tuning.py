@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_run import CONFIG, ROOT, build_trainer, read_metrics, train
 
-from data_pipeline.plans import write_plan
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.window_plans import write_plan
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.errors import ConfigError

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from tiny_run import read_metrics, train
 
-from data_pipeline.loading import train_loader
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.loaders import train_loader
+from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import load_run_config
 from stlm.stlm import STLM
 from stlm.training.gradient_norms import part_of

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_run import train
 
-from data_pipeline.atomic import atomic_directory, current_umask
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.storage.atomic import atomic_directory, current_umask
 from stlm.export.conversion import convert_to
 from stlm.training.deepspeed_formats import write_deepspeed
 

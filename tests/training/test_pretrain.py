@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 
-from data_pipeline.preparation import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import prepare
 from stlm.config import load_run_config
 from stlm.training import lost
 from stlm.training.faults import LostRank

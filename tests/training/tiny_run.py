@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from data_pipeline.reader import PreparedData
+from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import load_run_config
 from stlm.evals import LiveTasks, Share
 from stlm.stlm import STLM

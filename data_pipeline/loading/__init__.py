@@ -1,0 +1,1 @@
+"""Shards to batches: windows, their order, mixtures of folders."""

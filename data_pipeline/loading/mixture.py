@@ -1,0 +1,124 @@
+"""Several prepared folders as one: which window comes from which is a pure function of its position, too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.loading.order import Order
+from data_pipeline.loading.prepared_data import IdStream, PreparedData, SourceRange
+
+
+class Mixture:
+    """Prepared folders of one tokenizer, each with a weight: its share of the windows that training visits.
+
+    To validation it is all their texts, one folder after the other, whatever the weights.
+    """
+
+    def __init__(self, parts: Sequence[PreparedData], weights: Sequence[float]) -> None:
+        """Raises DataError if the parts were made with different tokenizers."""
+        first = parts[0]
+        for part in parts[1:]:
+            if part.tokenizer.fingerprint != first.tokenizer.fingerprint:
+                raise DataError(
+                    f"the folders of a mixture must share one tokenizer: {first.dir} was made with "
+                    f"{first.tokenizer.spec} ({first.tokenizer.fingerprint[:12]}), {part.dir} with "
+                    f"{part.tokenizer.spec} ({part.tokenizer.fingerprint[:12]}); prepare one of them again"
+                )
+        self.parts = list(parts)
+        self.weights = whole_weights(weights)
+        self.tokenizer = first.tokenizer
+        self.dir = " + ".join(str(part.dir) for part in parts)  # what messages call it
+        identity = [[part.fingerprint, weight] for part, weight in zip(parts, self.weights, strict=True)]
+        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def split(self, name: str) -> IdStream:
+        """The streams of all parts in a row; for a test, of those that have one. DataError if none has."""
+        return IdStream.joined([part.split(name) for part in self._with(name)])
+
+    def sources(self, split: str) -> list[SourceRange]:
+        """The sources of all parts in the order of the stream, named after their folders where those are several."""
+        found, offset = [], 0
+        for part in self._with(split):
+            own = part.sources(split)
+            for source in own:
+                name = str(part.dir) if len(own) == 1 else f"{part.dir}: {source.name}"
+                found.append(SourceRange(name, offset + source.start, offset + source.stop))
+            offset += len(part.split(split))
+        return found
+
+    def _with(self, split: str) -> list[PreparedData]:
+        return [part for part in self.parts if part.manifest.splits.get(split)] or self.parts
+
+
+class Interleaved:
+    """Several orders as one, in which each has a fixed share of the positions: see `share_out`.
+
+    The windows of the second source are numbered after those of the first, and so on.
+    """
+
+    def __init__(self, orders: Sequence[Order], num_windows: Sequence[int], weights: Sequence[int]) -> None:
+        self._orders = orders
+        self._offsets = list(accumulate(num_windows, initial=0))
+        self._weights = weights
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        sources, counts = share_out(positions, self._weights)
+        windows = np.empty(positions.shape, np.int64)
+        for number, order in enumerate(self._orders):
+            mine = sources == number
+            windows[mine] = self._offsets[number] + order(counts[mine])
+        return windows
+
+
+def share_out(positions: NDArray[np.int64], weights: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which source each position belongs to, and how many positions before it do: (sources, counts).
+
+    Of the first p positions source s has p · weights[s] / sum(weights), to less than the number of sources, for every
+    p; so every batch is mixed as the whole is. The first source has the positions at which p · share, rounded, rises
+    (Bresenham's line, "Algorithm for computer control of a digital plotter", 1965); the second in the same way its
+    share of those that are left, and so on. Time and memory do not depend on p. sum(weights) is at most 2**31.
+    """
+    sources = np.full(positions.shape, len(weights) - 1, np.int64)
+    counts = positions.astype(np.int64)
+    left = np.arange(positions.size)
+    total = sum(weights)
+    for number, weight in enumerate(weights[:-1]):
+        before = _rounded_share(counts[left], weight, total)
+        mine = _rounded_share(counts[left] + 1, weight, total) > before
+        sources[left[mine]] = number
+        counts[left[mine]] = before[mine]
+        counts[left[~mine]] -= before[~mine]
+        left = left[~mine]
+        total -= weight
+    return sources, counts
+
+
+def _rounded_share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:
+    """count · weight / total, rounded to the nearest integer, exact for every int64."""
+    rounds, rest = np.divmod(count, total)
+    return rounds * weight + (rest * weight + total // 2) // total
+
+
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """Positive numbers as integers in the same proportion.
+
+    That of their decimal digits exactly, unless the integers would need more than 31 bits together; then to one part in
+    2**30.
+    """
+    fractions = [Fraction(repr(float(weight))) for weight in weights]
+    unit = Fraction(1, math.lcm(*(fraction.denominator for fraction in fractions)))
+    whole = [int(fraction / unit) for fraction in fractions]
+    divisor = math.gcd(*whole)
+    whole = [number // divisor for number in whole]
+    if (total := sum(whole)) > 1 << 31:
+        whole = [max(1, (number << 30) // total) for number in whole]
+    return whole

@@ -1,0 +1,39 @@
+"""Every byte of prepared data, compared with the hashes that were noted when it was written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.loading.prepared_data import check_tokenizer
+from data_pipeline.loading.window_plans import plan_files
+from data_pipeline.plurals import number_of
+from data_pipeline.preparation.workers import Team, run_all
+from data_pipeline.storage.manifest import Manifest, WrittenFile, what_to_do
+
+
+def verify(directory: str | os.PathLike[str], team: Team) -> int:
+    """The number of shards, all of them as they were written; the tokenizer and the plans too.
+
+    Raises one DataError that names every file that is not.
+    """
+    manifest = Manifest.load(directory)
+    check_tokenizer(directory, manifest)
+    files = manifest.files(directory)
+    plans = plan_files(Path(directory))
+    jobs = [(file,) for file in [*files, *plans]]
+    problems = run_all("verifying", _problem, jobs, [file.size for (file,) in jobs], team)
+    shards = sum(map(len, manifest.splits.values()))
+    if any(problems):
+        wrong = len({file.path.with_suffix("") for file, problem in zip(files, problems, strict=False) if problem})
+        are = "is" if wrong == 1 else "are"
+        counted = [f"{wrong} of {number_of(shards, 'shard')} {are} wrong: {what_to_do(directory)}"]
+        if any(problems[len(files) :]):
+            counted.append("plans are made again with preprocess.py plan")
+        raise DataError("\n".join([*filter(None, problems), *counted]))
+    return shards
+
+
+def _problem(file: WrittenFile) -> str | None:
+    return file.problem(hashes=True)

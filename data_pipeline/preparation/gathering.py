@@ -1,0 +1,203 @@
+"""The first half of preparing data: all documents in one place, and the choice of what goes where.
+
+Each unit of the sources becomes three files of the work folder: `.text`, its documents as UTF-8, each followed by one
+byte 0xFF; `.index.npy`, the length and hash of each; `.json`, written last, the counts. Later steps read only these, so
+a source is read once, and whatever is decided about documents is decided with all of them in sight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_pipeline.cleaning.documents import Cleaner, Cleaning
+from data_pipeline.cleaning.record import Record
+from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
+from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
+from data_pipeline.sources.limit import Limit
+from data_pipeline.sources.plain_text import LONGEST_DOCUMENT
+from data_pipeline.sources.source import Unit
+from data_pipeline.sources.text_files import Problems, is_blank
+from data_pipeline.storage.atomic import atomic_file, write_text, writing
+from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
+
+DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
+REMOVED = "removed.jsonl"  # of a unit, where the documents that cleaning left out are listed
+
+_INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
+_SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of looking for duplicates
+_BLOCK = 16 << 20  # bytes of documents handed on at a time
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The gathered documents of one unit."""
+
+    prefix: Path
+
+    @property
+    def index(self) -> NDArray[Any]:
+        """Per document: `length` in bytes, 0xFF included, and the two halves of its hash, `high` and `low`."""
+        return np.load(self.file("index.npy"), mmap_mode="r")
+
+    @property
+    def choice(self) -> NDArray[np.uint8]:
+        """Per document: DROPPED, TRAIN, VALIDATION or TEST."""
+        return np.load(self.file("choice.npy"))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Documents, bytes, problems by name, and examples of them."""
+        return json.loads(self.file("json").read_bytes())
+
+    @property
+    def cleaned(self) -> Record:
+        """What cleaning changed and left out while the unit was read."""
+        return Record.from_json(self.counts["cleaned"])
+
+    @property
+    def complete(self) -> bool:
+        return self.file("json").exists()
+
+    def choose(self, choice: NDArray[np.uint8]) -> None:
+        # Made anew whenever a preparation goes on, so it need not be whole after a crash.
+        with writing(self.file("choice.npy")):
+            np.save(self.file("choice.npy"), choice)
+
+    def documents(self, first: int, last: int, chosen: NDArray[np.bool_]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """The chosen ones of documents [first, last), as stored, and their lengths, in blocks of bounded size."""
+        index = self.index
+        text = np.memmap(self.file("text"), dtype=np.uint8, mode="r") if len(index) else np.empty(0, np.uint8)
+        stops = np.cumsum(index["length"])
+        begin = first
+        while begin < last:
+            start = stops[begin] - index["length"][begin]
+            end = min(max(int(np.searchsorted(stops, start + _BLOCK, side="right")), begin + 1), last)
+            wanted = chosen[begin:end]
+            # Runs of documents that are wanted, for a copy of a few long pieces is quicker than one of many bytes.
+            edges = begin + np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+            places = zip((stops - index["length"])[edges[0::2]], stops[edges[1::2] - 1], strict=True)
+            pieces = [text[start:stop] for start, stop in places]
+            block = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+            yield block, index["length"][begin:end][wanted]
+            begin = end
+
+    def pick(self, places: Iterable[int]) -> Iterator[bytes]:
+        """Some documents, one by one, without the 0xFF behind each."""
+        lengths = self.index["length"]
+        stops = np.cumsum(lengths)
+        with open(self.file("text"), "rb") as file:
+            for place in places:
+                file.seek(int(stops[place] - lengths[place]))
+                yield file.read(int(lengths[place]) - 1)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Per document its score; nan where it has none."""
+        return np.load(self.file("scores.npy"), mmap_mode="r")
+
+    def file(self, suffix: str) -> Path:
+        """A file of this unit in the work folder."""
+        return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
+
+
+def gather(
+    unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: bool = False, limit: Limit | None = None
+) -> None:
+    """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources.
+
+    list_removed: write the documents that the steps leave out too, each a line of JSON with its rule. limit: stop
+    before the document that would exceed it; `full` of the counts says so.
+    """
+    problems = Problems()
+    cleaner = Cleaner(cleaning)
+    lengths, scores, hashes = array("q"), array("f"), bytearray()
+    end, mark, marks = bytes([END_OF_STORED_DOCUMENT]), bytes([END_OF_STORED_SEGMENT]), 0
+    size, full = 0, False
+    removed_list = atomic_file(gathered.file(REMOVED)) if list_removed else nullcontext()
+    with atomic_file(gathered.file("text")) as file, removed_list as removed:
+        for raw in unit.read(problems):
+            if is_blank(raw):
+                problems.count("empty_documents")
+                continue
+            if len(raw) > LONGEST_DOCUMENT:
+                length = number_of(len(raw), "byte")
+                raise DataError(f"a document of {length} is too long; the limit is {LONGEST_DOCUMENT:,}")
+            document = cleaner(raw)
+            if document is None:
+                if removed is not None:
+                    removed.write(orjson.dumps({"rule": cleaner.rule, "text": raw.decode("utf-8")}) + b"\n")
+                continue
+            if limit is not None and not limit.allows(len(lengths) + 1, size := size + len(document)):
+                full = True
+                break
+            if mark in document:  # to look for one is several times as quick as to count
+                marks += document.count(mark)
+            file.write(document + end)
+            lengths.append(len(document) + 1)
+            scores.append(problems.score)
+            hashes += hashlib.blake2b(document, digest_size=16).digest()
+    index = np.empty(len(lengths), dtype=_INDEX)
+    index["length"] = lengths
+    index["high"], index["low"] = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2).T
+    with atomic_file(gathered.file("index.npy")) as file:
+        np.save(file, index)
+    with atomic_file(gathered.file("scores.npy")) as file:
+        np.save(file, np.array(scores))
+    counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths) - marks}
+    write_text(
+        gathered.file("json"),
+        json.dumps(
+            {
+                **counts,
+                "full": full,
+                "problems": dict(problems.counts),
+                "examples": problems.examples,
+                "left_out": problems.left_out,
+                "division": dict(problems.division),
+                "cleaned": cleaner.record.to_json(),
+            }
+        ),
+    )
+
+
+def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
+    """Mark every document that equals an earlier one, in `kept`, which counts over all units.
+
+    Sorted in passes by the leading bits of the hash, each of which holds all documents that could be equal.
+    """
+    starts = starts_of(units)
+    passes = 1 << max(0, (int(starts[-1]) // _SORTED_AT_A_TIME).bit_length())
+    for bucket in range(passes):
+        kept[_later_duplicates(units, starts, bucket, passes)] = False
+
+
+def starts_of(units: list[Gathered]) -> NDArray[np.int64]:
+    """The number of the first document of each unit, counted over all, and the number of documents."""
+    return np.cumsum([0, *(len(unit.index) for unit in units)])
+
+
+def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
+    """Which documents, counted over all units, equal an earlier one, among those of one bucket of hashes."""
+    high, low, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for number, unit in enumerate(units):
+        index = unit.index
+        places = np.flatnonzero((index["high"] & np.uint64(passes - 1)) == bucket)
+        high.append(index["high"][places])
+        low.append(index["low"][places])
+        numbers.append(places + starts[number])
+    highs, lows, all_numbers = np.concatenate(high), np.concatenate(low), np.concatenate(numbers)
+    order = np.lexsort((lows, highs))  # stable: equal documents keep their order, the first of them stays
+    equal = (highs[order][1:] == highs[order][:-1]) & (lows[order][1:] == lows[order][:-1])
+    return all_numbers[order[1:][equal]]

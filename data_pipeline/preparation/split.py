@@ -1,0 +1,243 @@
+"""Which of the gathered documents stay, and which of these are held back for validation.
+
+Exact duplicates go first, then what is left goes through the steps that compare documents with others; then the split
+is made, so that whatever was found alike never stands on both sides of it. Documents that the user holds back in files
+of their own all stay; what equals or resembles one of them leaves the training text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.cleaning import decontamination
+from data_pipeline.cleaning.documents import NEAR_DUPLICATES, Cleaning
+from data_pipeline.cleaning.near_duplicates import THRESHOLD, Signatures, near_duplicates, sign
+from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
+from data_pipeline.cleaning.removed import Stage, write_removed
+from data_pipeline.cleaning.words import WORD
+from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
+from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
+from data_pipeline.preparation.holdout import Share, choose_all, choose_by_hash, copies_of
+
+EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
+HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
+
+# What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
+Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was left out, by all steps together."""
+
+    record: Record
+    decontamination: dict[str, Any]  # texts looked for, and the list of what was removed; empty if it was not asked for
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """Documents that equalled an earlier one, and their bytes."""
+        return {
+            "documents": self.record.documents[EXACT_DUPLICATES],
+            "bytes": self.record.sizes[EXACT_DUPLICATES],
+        }
+
+
+def select(
+    units: list[Gathered],
+    names: Sequence[str],
+    roles: Sequence[int | None],
+    validation_fraction: float,
+    deduplicate: bool,
+    cleaning: Cleaning,
+    evaluation_files: Sequence[str],
+    output: Path,
+    run: Run,
+    removed_list: Path | None = None,
+    existing: Sequence[tuple[Gathered, int]] = (),
+    before: Share | None = None,
+) -> Selection:
+    """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
+
+    names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. cleaning:
+    the steps that are on. evaluation_files: whose texts may not be in the data; what goes for their sake is listed in
+    output/removed.jsonl. removed_list: where all documents that are left out are written; none: nowhere.
+    existing, before: the documents that these are added to, each unit with its split, and how many are held back of
+    them. Raises DataError if fewer than two documents are left.
+    """
+    record = Record()
+    for unit in units:
+        record.add(unit.cleaned)
+    held = [unit for unit, role in zip(units, roles, strict=True) if role is not None]
+    names = [name for name, role in zip(names, roles, strict=True) if role is None]
+    everything = units
+    units = [unit for unit, role in zip(units, roles, strict=True) if role is None]
+    kept = np.ones(starts_of(units)[-1], np.bool_)
+    stages: list[Stage] = []
+    if held:
+        copies = copies_of(held, units)
+        kept &= ~copies
+        _count(record, HELD_BACK, units, copies)
+        stages.append(Stage(HELD_BACK, copies))
+    if existing:
+        there = copies_of([unit for unit, split in existing if deduplicate or split != TRAIN], units)
+        kept &= ~there
+        _count(record, ALREADY_THERE, units, there)
+        stages.append(Stage(ALREADY_THERE, there))
+        held = [unit for unit, _ in existing] + held
+    if deduplicate:
+        left = kept.copy()
+        drop_duplicates(units, kept)
+        _count(record, EXACT_DUPLICATES, units, left & ~kept)
+        stages.append(Stage(EXACT_DUPLICATES, left & ~kept))
+    sizes = [int(unit.index["length"].sum()) for unit in units]
+    decontaminated: dict[str, Any] = {}
+    if evaluation_files:
+        left = kept.copy()
+        runs = units[0].prefix.with_name("runs.npy")
+        counts = decontamination.write_runs(evaluation_files, runs)
+        run("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes)
+        entries = _contaminated(units, names, evaluation_files, kept, record)
+        path = output / decontamination.REMOVED_FILE
+        sha256 = decontamination.write_list(path, entries)
+        decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
+        stages.append(Stage(DECONTAMINATION, left & ~kept, partial(_match, units, evaluation_files)))
+    if NEAR_DUPLICATES in cleaning.steps:
+        together = [*held, *units]  # of documents that are alike the first stays
+        number = int(starts_of(held)[-1])
+        sizes = [int(unit.index["length"].sum()) for unit in together]
+        run("comparing", sign, [(unit,) for unit in together], sizes)
+        stays = near_duplicates(together, np.concatenate([np.ones(number, np.bool_), kept]))
+        gone = stays != np.arange(len(stays))
+        gone[:number] = False
+        gone[number:] &= kept
+        kept &= ~gone[number:]
+        _count(record, NEAR_DUPLICATES, together, gone, stays)
+        stages.append(Stage(NEAR_DUPLICATES, gone[number:], partial(_twin, together, stays, number)))
+    if removed_list is not None:
+        write_removed(removed_list, units, names, stages)
+    for unit, role in zip(everything, roles, strict=True):
+        if role is not None:
+            choose_all([unit], np.ones(len(unit.index), np.bool_), role)
+    least = 0 if existing else 1 if VALIDATION in roles else 2
+    if kept.sum() < least and any(record.documents.values()):
+        where = f"; {removed_list} lists what was left out" if removed_list else ""
+        raise DataError(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
+    if VALIDATION not in roles and (before or not existing):
+        choose_by_hash(units, validation_fraction, kept, before)
+    elif not kept.any() and not existing:
+        raise DataError("no document of the input is left to train on")
+    else:
+        choose_all(units, kept, TRAIN)
+    return Selection(record, decontaminated)
+
+
+def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> str:
+    """A message for data of which too little is left: each rule, its limit, and how many documents it left out."""
+    total = kept + sum(record.documents.values())
+    what = (
+        "no document of the input is left to train on"
+        if least == 1
+        else f"different documents of text in the input: {kept}; expected at least two"
+    )
+    rules = [
+        f"{number:,} by {rule}{_remedy(rule, cleaning)}" for rule, number in record.documents.most_common() if number
+    ]
+    return f"{what}: of {total:,}, {', '.join(rules)} were left out; change the limit of a rule, or leave its step out"
+
+
+def _remedy(rule: str, cleaning: Cleaning) -> str:
+    """The limit of a rule and the option that changes it, in brackets."""
+    step, _, sentence = rule.partition(": ")
+    if rule == EXACT_DUPLICATES:
+        return " (--keep-duplicates keeps them)"
+    if rule == NEAR_DUPLICATES:
+        return f" (a similarity of {THRESHOLD} or more to one that stays; --clean)"
+    if rule == DECONTAMINATION:
+        longest, shortest = decontamination.LONGEST_RUN // WORD, decontamination.SHORTEST_RUN // WORD
+        run = number_of(longest, "word")
+        return f" ({run} in a row of an evaluation text, or all of one that has {shortest}; --decontaminate)"
+    if step == "language":
+        kept, least = ", ".join(cleaning.languages), cleaning.language.min_probability
+        return f" (kept: {kept}, --languages; the limit is language.min_probability={least:g}; --cleaning-limits)"
+    limits = cleaning.limits.get(step)
+    names = [field.name for field in fields(limits)] if limits else []
+    found = [f"{step}.{name}={getattr(limits, name)}" for name in names if limits and limits.rule(name) == sentence]
+    return f" (the limit is {found[0]}; --cleaning-limits changes it)" if found else ""
+
+
+def _match(units: list[Gathered], files: Sequence[str], number: int) -> dict[str, Any]:
+    """Which words a document shares with which evaluation file; documents are counted over all units."""
+    starts = starts_of(units)
+    owner = int(np.searchsorted(starts, number, side="right")) - 1
+    match = _matches(units[owner])[number - int(starts[owner])]
+    return {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
+
+
+@functools.lru_cache(maxsize=1)
+def _matches(unit: Gathered) -> dict[int, dict[str, Any]]:
+    return {match["document"]: match for match in decontamination.found(unit)}
+
+
+def _twin(units: list[Gathered], stays: NDArray[np.int64], held: int, number: int) -> dict[str, Any]:
+    """The document that stays for one of the input. units, stays: with the `held` documents that come before it."""
+    twin = int(stays[held + number])
+    similarity = Signatures(units).similarity(np.array([held + number]), np.array([twin]))
+    return {"similarity": round(float(similarity[0]), 3), "stays": excerpt(_document(units, starts_of(units), twin))}
+
+
+def _contaminated(
+    units: list[Gathered], names: Sequence[str], files: Sequence[str], kept: NDArray[np.bool_], record: Record
+) -> Iterator[dict[str, Any]]:
+    """Take what was found out of `kept`, into the record, and yield a line of the list for each document."""
+    before: dict[str, int] = {}  # documents of the same source in earlier units
+    for unit, name, start in zip(units, names, starts_of(units)[:-1].tolist(), strict=True):
+        matches = [match for match in decontamination.found(unit) if kept[start + match["document"]]]
+        documents = unit.pick(match["document"] for match in matches)
+        for match, document in zip(matches, documents, strict=True):
+            place = match["document"]
+            kept[start + place] = False
+            details = {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
+            record.remove(DECONTAMINATION, document, **details)
+            number = before.get(name, 0) + place
+            yield {"source": name, "document": number, "bytes": len(document), **details, "text": excerpt(document)}
+        before[name] = before.get(name, 0) + len(unit.index)
+
+
+def _count(
+    record: Record,
+    rule: str,
+    units: list[Gathered],
+    gone: NDArray[np.bool_],
+    stays: NDArray[np.int64] | None = None,
+) -> None:
+    """Record what one rule leaves out. stays: for every document, the one that stays for it."""
+    if not gone.any():
+        return
+    starts = starts_of(units)
+    record.documents[rule] += int(gone.sum())
+    for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
+        record.sizes[rule] += int((unit.index["length"][gone[start:stop]] - 1).sum())
+    examples = []
+    for number in np.flatnonzero(gone)[:EXAMPLES].tolist():
+        example: dict[str, Any] = {"text": excerpt(_document(units, starts, number))}
+        if stays is not None:
+            twin = int(stays[number])
+            pair = np.array([number]), np.array([twin])
+            example["similarity"] = round(float(Signatures(units).similarity(*pair)[0]), 3)
+            example["stays"] = excerpt(_document(units, starts, twin))
+        examples.append(example)
+    record.examples[rule] = examples
+
+
+def _document(units: list[Gathered], starts: NDArray[np.int64], number: int) -> bytes:
+    owner = int(np.searchsorted(starts, number, side="right")) - 1
+    return next(units[owner].pick([number - int(starts[owner])]))

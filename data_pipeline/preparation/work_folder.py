@@ -1,0 +1,100 @@
+"""OUTPUT/.preparing while the work lasts: one process at a time works there, and goes on with what was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.cleaning import decontamination
+from data_pipeline.errors import DataError
+from data_pipeline.sources.source import Unit
+from data_pipeline.storage.atomic import TEMPORARY_PREFIX, write_text, writing
+from data_pipeline.storage.manifest import LOCK_FILE, MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR
+
+SETTINGS_FILE = "settings.json"  # of the preparation that is under way
+
+
+@contextmanager
+def locked(output: Path, wait: bool) -> Iterator[None]:
+    """Be the only process that works on `output`; what one that was killed left of unfinished files is removed.
+
+    The lock is the kernel's, so it ends with the process, however that ends; file systems that nodes share pass it on.
+    """
+    work = output / WORK_DIR
+    while True:
+        with writing(output):
+            work.mkdir(parents=True, exist_ok=True)
+            lock = open(work / LOCK_FILE, "ab")  # noqa: SIM115 - closed below, with the lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise DataError(
+                f"another process is preparing data in {output}; wait for it, or choose another folder with --output"
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise DataError(
+                f"the file system of {output} cannot lock a file ({error.strerror}), so a second preparation of the "
+                f"same folder would not be noticed; choose a folder on another file system with --output"
+            ) from None
+        if _is_there(work / LOCK_FILE, lock.fileno()):
+            break
+        lock.close()  # the process before has finished and removed the work folder
+    os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
+    for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_file():  # a folder may be a plan that is being made: see `plans`
+            path.unlink(missing_ok=True)  # such a worker may be at its last rename
+    try:
+        yield
+    finally:
+        begun = (work / SETTINGS_FILE).exists()
+        finished = (output / MANIFEST_FILE).exists() or not begun
+        if finished:
+            for path in sorted(work.iterdir(), key=lambda path: path.name == LOCK_FILE):  # the lock is the last to go
+                path.unlink()
+        lock.close()
+        if finished:
+            # Not under the lock: NFS keeps a name for a file that is open. Another process may have moved in.
+            with suppress(OSError):
+                work.rmdir()
+                if not begun:
+                    output.rmdir()
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def interrupted_settings(output: Path) -> dict[str, Any] | None:
+    """The settings of the preparation that was interrupted here; None if there is none."""
+    record = output / WORK_DIR / SETTINGS_FILE
+    return json.loads(record.read_bytes())["settings"] if record.exists() else None
+
+
+def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
+    """Keep the pieces of an interrupted preparation if it was exactly this one; remove them if it was another."""
+    work = output / WORK_DIR
+    record = work / SETTINGS_FILE
+    state = {"settings": settings, "units": hashlib.sha256(repr(units).encode()).hexdigest()}
+    if record.exists() and json.loads(record.read_bytes()) == state:
+        return
+    record.unlink(missing_ok=True)
+    for folder in (*SPLITS, TOKENIZER_DIR):
+        shutil.rmtree(output / folder, ignore_errors=True)
+    for name in (decontamination.REMOVED_FILE, "report.html"):
+        (output / name).unlink(missing_ok=True)
+    for path in work.iterdir():
+        if path.name != LOCK_FILE:
+            path.unlink()
+    write_text(record, json.dumps(state))

@@ -1,0 +1,1 @@
+"""The page about a data folder, its plots, and the comparison of tokenizers."""

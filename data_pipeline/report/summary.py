@@ -1,0 +1,130 @@
+"""What came of a preparation, for people."""
+
+from __future__ import annotations
+
+import os
+
+from data_pipeline.plurals import number_of
+from data_pipeline.storage.manifest import SPLITS, Manifest
+
+ENOUGH = 64 << 10  # bytes of text; on less, bits per byte differ by more than models do
+PROBLEMS = {
+    "invalid_utf8_documents": "documents with invalid UTF-8",
+    "replaced_characters": "characters replaced by U+FFFD",
+    "byte_order_marks": "byte-order marks removed",
+    "crlf_line_ends": "CRLF line ends made LF",
+    "empty_documents": "empty documents left out",
+    "broken_lines": "broken lines left out",
+    "cells_like_rows": "cells of several lines that look like rows: a quote may lack its partner",
+    "pages_beyond_limits": "pages left out that are too deep or too large for a parser",
+    "unreadable_files": "unreadable files left out, or the rest of them",
+    "broken_documents": "documents with ids outside the vocabulary left out",
+    "files_of_other_formats": "files of other formats left out",
+    "empty_files": "empty files",
+    "hidden_files": "hidden files and folders left out",
+    "linked_folders": "links to folders that are read already left out",
+    "prepared_folders": "folders of prepared data (with a manifest.json) left out",
+    "reports": "reports (report.html) left out",
+    "unreadable_folders": "unreadable folders left out",
+}
+
+
+def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
+    """A table of the splits, and below it the inputs with the problems met in each, and warnings."""
+    tokenizer = manifest.tokenizer
+    lines = [
+        f"{os.fspath(directory)}: tokenizer {tokenizer['spec']}, fingerprint {manifest.fingerprint[:12]}",
+        "",
+        f"{'':<12}{'documents':>12}{'share':>9}{'bytes':>16}{'share':>9}{'ids':>16}{'bytes per id':>14}",
+    ]
+    all_documents, all_bytes = (sum(manifest.total(split, what) for split in SPLITS) for what in ("documents", "bytes"))
+    for split in splits_of(manifest):
+        documents, size, ids = (manifest.total(split, what) for what in ("documents", "bytes", "ids"))
+        shares = f"{documents / all_documents:.2%}", f"{size / max(all_bytes, 1):.2%}"
+        lines.append(f"{split:<12}{documents:>12,}{shares[0]:>9}{size:>16,}{shares[1]:>9}{ids:>16,}{size / ids:>14.3f}")
+    lines.append("")
+    for source in manifest.sources:
+        read = f"{number_of(source['documents'], 'document')}, {number_of(source['text_bytes'], 'byte')}"
+        lines.append(f"read from {source['name']}: {read}")
+        lines += [f"  {sentence}" for sentence in source.get("division", {}).get("text", ())]
+        for name, number in sorted(source["problems"].items()):
+            names = source.get("left_out", {}).get(name, ())
+            lines.append(f"  {number:,} {PROBLEMS[name]}" + ":" * bool(names))
+            lines += [f"    {one}" for one in names]
+            if names and number > len(names):
+                lines.append(f"    and {number - len(names):,} more")
+        lines += [f"    {example}" for example in source["examples"]]
+        missing = [name for name, version in source.get("packages", {}).items() if version is None]
+        if missing:
+            lines.append(f"  not installed, so the corpus is not the usual one: {', '.join(missing)}")
+    for rule, removed in manifest.cleaning.get("removed", {}).items():
+        left_out = f"{number_of(removed['documents'], 'document')}, {number_of(removed['bytes'], 'byte')}"
+        lines.append(f"left out {left_out}: {rule}")
+    lines += [f"{number:,} {what}" for what, number in manifest.cleaning.get("edits", {}).items()]
+    lines += [f"warning: {warning}" for warning in warnings_of(manifest)]
+    return "\n".join(lines)
+
+
+def splits_of(manifest: Manifest) -> list[str]:
+    """The splits that hold text."""
+    return [split for split in SPLITS if manifest.total(split, "ids")]
+
+
+def warnings_of(manifest: Manifest) -> list[str]:
+    """Splits and sources with so little text that what is measured on them says little, each with what cures it."""
+    given = {split for split in ("validation", "test") if split in manifest.settings}
+    total = sum(manifest.total(split, "bytes") for split in SPLITS if split not in given)
+    cures = {
+        "train": "give more text with --input",
+        "validation": f"hold back more with --validation-fraction {_share(total)}, or give your own with "
+        "--validation PATH",
+    } | {split: f"give more text with --{split}" for split in given}
+    found = []
+    for split in splits_of(manifest):
+        documents = manifest.total(split, "documents")
+        if problem := _too_little(documents, manifest.total(split, "bytes")):
+            use = {"train": "training", "test": "a test"}.get(split, split)
+            more = "; where that is a file, --documents paragraphs makes several documents of it"
+            found.append(f"the text for {use} is {problem}: {cures[split]}{more * (documents == 1)}")
+    validation_is_enough = not any("text for validation" in warning for warning in found)
+    return found + _warnings_of_sources(manifest, "validation" not in given and validation_is_enough)
+
+
+def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
+    """Those of single sources, where there are several. of_validation: of their part of the validation text, too."""
+    found, short = [], []
+    sources = zip(manifest.sources, manifest.statistics, strict=True) if len(manifest.sources) > 1 else ()
+    for source, numbers in sources:
+        if problem := _too_little(source["documents"], source["text_bytes"]):
+            more = "; --documents paragraphs makes several documents of it"
+            cure = f"if that is not all of it, check its path and its format{more * (source['documents'] == 1)}"
+            found.append(f"{source['name']} is {problem}: {cure}")
+        elif numbers["train"]["documents"] and _too_little(
+            *(numbers["validation"][what] for what in ("documents", "bytes"))
+        ):
+            short.append(source)
+    if short and of_validation:
+        names = ", ".join(source["name"] for source in short[:5]) + ", …" * (len(short) > 5)
+        share = _share(min(source["text_bytes"] for source in short))
+        found.append(
+            f"of {names} the text for validation is less than {ENOUGH >> 10} KiB, or one document: for bits per byte "
+            f"of each source, hold back more with --validation-fraction {share}"
+        )
+    return found
+
+
+def _share(size: int) -> str:
+    """The share of so many bytes that is half as much again as enough."""
+    return f"{min(-(-150 * ENOUGH // max(size, 1)) / 100, 0.5):.2g}"
+
+
+def _too_little(documents: int, size: int | None) -> str:
+    """What is too little about some text, "" if nothing is."""
+    parts = [_counted(documents, "document")] if documents <= 1 else []
+    if size is not None and size < ENOUGH:
+        parts += [f"{_counted(size, 'byte')}, less than {ENOUGH >> 10} KiB"]
+    return " of ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -1,0 +1,131 @@
+"""Which vocabulary? Several tokenizers on the same documents, side by side in one table.
+
+A larger vocabulary makes texts shorter and the embedding larger. Each tokenizer is made as a preparation would make it,
+from the same documents for training, and measured on those for validation; afterwards nothing is left on the disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.preparation.encoding import make_tokenizer
+from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.pipeline import gather_all, open_inputs, within_limit
+from data_pipeline.preparation.workers import Team, Workers
+from data_pipeline.storage.atomic import writing
+from data_pipeline.storage.manifest import WORK_DIR
+from data_pipeline.tokenizers import parse_spec
+
+_COMPRESSION_BYTES = 16 << 20  # of documents for validation, at most
+_SPEED_BYTES = 4 << 20  # of documents for training: enough for a second or so
+
+Documents = list[tuple[NDArray[Any], NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tokenizer and what it does to the text."""
+
+    spec: str
+    vocab_size: int
+    bytes_per_id: float  # on the documents for validation, end_of_text counted among the ids
+    megabytes_per_second: float  # of UTF-8, 10^6 bytes, encoded by one core
+
+
+def expand_specs(text: str) -> list[str]:
+    """ "sentencepiece:1024,2048,byte" → ["sentencepiece:1024", "sentencepiece:2048", "byte"].
+
+    A number alone takes the kind that stands before it. DataError for what is no spec.
+    """
+    specs: list[str] = []
+    for part in text.split(","):
+        part = part.strip()
+        kind = specs[-1].partition(":")[0] if part.isdigit() and specs else ""
+        spec = f"{kind}:{part}" if kind else part
+        parse_spec(spec)
+        if spec not in specs:
+            specs.append(spec)
+    return specs
+
+
+def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None) -> list[Measured | DataError]:
+    """Measure tokenizers on the input of `config`; for one that cannot be made, the reason.
+
+    The documents are kept beside the folder that a preparation would write to, until the measuring is done.
+    """
+    sources = open_inputs(config)
+    units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
+    if not units:
+        raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
+    parent = config.directory.parent
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".sweep-", dir=parent)
+    with folder as name:
+        work = Path(name, WORK_DIR)
+        work.mkdir()
+        units = within_limit(config, units, work)
+        gathered, _ = gather_all(config, sources, units, work, team or Workers(config.workers))
+        for_compression = _documents(gathered, VALIDATION, _COMPRESSION_BYTES)
+        for_speed = _documents(gathered, TRAIN, _SPEED_BYTES)
+        measured: list[Measured | DataError] = []
+        for spec in specs:
+            try:
+                measured.append(_measure(spec, gathered, for_compression, for_speed))
+            except DataError as error:
+                measured.append(error)
+        return measured
+
+
+def sweep_table(measured: Sequence[Measured | DataError], widths: Sequence[int]) -> str:
+    """The results as text. `widths`: of the models for which the parameters of the embedding are given."""
+    columns = "".join(f"{f'width {width:,}':>14}" for width in widths)
+    lines = [
+        f"{'':<24}{'vocabulary':>12}{'bytes per id':>14}{'MB/s':>10}{columns}",
+        f"{'':<24}{'':>12}{'(validation)':>14}{'':>10}{'(parameters of the embedding, V * width)':>{14 * len(widths)}}",
+    ]
+    for row in measured:
+        if isinstance(row, Measured):
+            sizes = "".join(f"{row.vocab_size * width:>14,}" for width in widths)
+            numbers = f"{row.vocab_size:>12,}{row.bytes_per_id:>14.3f}{row.megabytes_per_second:>10.1f}"
+            lines.append(f"{row.spec:<24}{numbers}{sizes}")
+    return "\n".join([*lines, *(f"left out: {row}" for row in measured if isinstance(row, DataError))])
+
+
+def _measure(spec: str, gathered: list[Gathered], for_compression: Documents, for_speed: Documents) -> Measured:
+    tokenizer = make_tokenizer(spec, gathered)
+    ids = sum(len(tokenizer.encode_documents(*block)[0]) for block in for_compression)
+    start = time.process_time()  # of the processor: others may be using the machine
+    for block in for_speed:
+        tokenizer.encode_documents(*block)[0].copy()  # bytes are ids already: reading them is all the work there is
+    seconds = time.process_time() - start
+    rate = _text_bytes(for_speed) / max(seconds, 1e-9) / 1e6
+    return Measured(spec, tokenizer.vocab_size, _text_bytes(for_compression) / ids, rate)
+
+
+def _documents(gathered: list[Gathered], choice: int, limit: int) -> Documents:
+    """The first documents of a choice, about `limit` bytes, in blocks as `encode_documents` takes them."""
+    found: Documents = []
+    left = limit
+    for unit in gathered:
+        chosen = unit.choice == choice
+        lengths = np.where(chosen, unit.index["length"], 0)
+        last = int(np.searchsorted(np.cumsum(lengths), left, side="left")) + 1
+        if left > 0:
+            found += [block for block in unit.documents(0, min(last, len(chosen)), chosen) if len(block[1])]
+            left -= int(lengths[:last].sum())
+    return found
+
+
+def _text_bytes(documents: Documents) -> int:
+    return sum(int(lengths.sum()) - len(lengths) for _, lengths in documents)

@@ -1,0 +1,125 @@
+"""Input files below folders and by patterns: what is read, and what is left out, by name.
+
+Links to folders are followed, and each folder is read once, so a link that leads back ends there. Never input are
+hidden files and folders (`.name`), folders of prepared data (they hold manifest.json), and their reports (report.html).
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.formats import READABLE, format_of
+from data_pipeline.sources.text_files import Problems
+from data_pipeline.storage.manifest import MANIFEST_FILE, WORK_DIR
+
+_REPORT_FILE = "report.html"
+
+
+def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
+    """The readable files below a folder in the order of their names; `problems` names what is left out.
+
+    DataError if there are none, for a folder of prepared data, and for a folder that cannot be read, unless `on_error`
+    is "skip".
+    """
+    if _is_prepared(folder):
+        name = MANIFEST_FILE if (folder / MANIFEST_FILE).exists() else WORK_DIR
+        raise DataError(
+            f"{folder} holds {name}, as prepared data does, and is no input: name the text that it was made from; "
+            f"files that lie there all the same are read by a pattern, '{folder}/*.txt'"
+        )
+    found, here = [], Problems()
+    for path in _entries(folder, on_error, here, lambda parts: True):
+        if os.path.isdir(path):
+            continue
+        if path.name == _REPORT_FILE:
+            here.leave_out("reports", str(path))
+        elif format_of(path):
+            found.append(path)
+        else:
+            here.leave_out("files_of_other_formats", str(path))
+    if not found and "unreadable_folders" not in here.left_out:
+        names = here.left_out.get("files_of_other_formats", ())
+        kinds = sorted({Path(name).suffix or Path(name).name for name in names})
+        others = [reason.replace("_", " ") for reason in here.left_out if reason != "files_of_other_formats"]
+        what = f"only {', '.join([*kinds[:8], *others])}" if kinds or others else "no files"
+        raise DataError(f"nothing to read in the folder {folder}: it holds {what}; the formats are {READABLE}")
+    problems.add(here)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def matches_of(pattern: str, on_error: str, problems: Problems) -> list[Path]:
+    """The files and folders that a pattern matches, in the order of their names. DataError as in `files_below`."""
+    root, parts = Path(pattern), list[str]()
+    while glob.has_magic(str(root)):
+        root, parts = root.parent, [root.name, *parts]
+    found = []
+    for path in _entries(root, on_error, problems, lambda below: _leads(below, parts)) if os.path.isdir(root) else ():
+        if _fits(path.relative_to(root).parts, parts):
+            if path.name == _REPORT_FILE:
+                problems.leave_out("reports", str(path))
+            else:
+                found.append(path)
+    return sorted(found, key=str)
+
+
+def _entries(root: Path, on_error: str, problems: Problems, enter: Callable[[Sequence[str]], bool]) -> Iterator[Path]:
+    """Files and folders below a folder, and in those that `enter` accepts by the parts of their path below it."""
+    read: set[tuple[int, int]] = set()  # folders, by what identifies them on this machine
+    waiting, links = [root], list[Path]()  # what lies in the folder itself goes before what links lead to
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        try:
+            status = folder.stat()
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            message = f"cannot read the folder {folder}: {error.strerror or error}"
+            if on_error != "skip":
+                raise DataError(f"{message}; leave such folders out with --on-error skip") from None
+            problems.leave_out("unreadable_folders", message)
+            continue
+        if (status.st_dev, status.st_ino) in read:
+            problems.leave_out("linked_folders", str(folder))
+            continue
+        read.add((status.st_dev, status.st_ino))
+        if folder != root and _is_prepared(folder):
+            problems.leave_out("prepared_folders", str(folder))
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                problems.leave_out("hidden_files", str(path))
+                continue
+            yield path
+            if os.path.isdir(path) and enter(path.relative_to(root).parts):
+                (links if entry.is_symlink() else waiting).append(path)
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether a folder holds prepared data, or a preparation under way."""
+    return os.path.exists(folder / MANIFEST_FILE) or os.path.isdir(folder / WORK_DIR)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a pattern matches a path, both given by their parts; ** stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _fits(parts, pattern[1:]):
+        return True
+    if not parts:
+        return False
+    return fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern if pattern[0] == "**" else pattern[1:])
+
+
+def _leads(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether something below a folder may match."""
+    if not parts or not pattern:
+        return bool(pattern)
+    return pattern[0] == "**" or (fnmatchcase(parts[0], pattern[0]) and _leads(parts[1:], pattern[1:]))

@@ -1,0 +1,310 @@
+"""The documents of files, read in slices of bounded size.
+
+Plain text, JSON Lines and Parquet of any size are read as slices of 64 MiB, by whoever is free. Where a slice really
+begins and ends depends only on the file, so the documents of all slices in a row are the same whoever reads them. Other
+files have to be read from their beginning, so each is one slice. Either way memory grows with documents at most, not
+with files.
+
+JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. Plain text is in
+`plaintext`, the other formats are in `records`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import orjson
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT, segments_of
+from data_pipeline.sources.encodings import transcode
+from data_pipeline.sources.formats import Format, format_of_named, open_input
+from data_pipeline.sources.plain_text import AUTO, Division, Rule
+
+SLICE = 64 << 20
+
+_BLOCK = 4 << 20
+LONGEST_RECORD = 64 << 20  # what has to be in memory at once: a line of JSON, a page of HTML
+BOM = b"\xef\xbb\xbf"
+
+ON_ERROR = ("stop", "skip")
+QUOTING = ("auto", "minimal", "none")  # of CSV, TSV: auto is minimal for CSV and none for TSV
+NAMED = 20  # of the inputs that are left out for one reason; the others are counted
+
+
+@dataclass
+class Problems:
+    """What was wrong with the input and how it was dealt with, counted by name, with the first few places."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plaintext.divided`
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # by reason, the first names of what was left out
+    score: float = math.nan  # of the document that was read last, where scores are asked for
+
+    def count(self, name: str, number: int = 1, example: str = "") -> None:
+        if number:
+            self.counts[name] += number
+            if example and self.wants_examples:
+                self.examples.append(example)
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Count an input that is left out as a whole, or its rest, and keep its name."""
+        self.counts[reason] += 1
+        names = self.left_out.setdefault(reason, [])
+        if len(names) < NAMED:
+            names.append(name)
+
+    def add(self, other: Problems) -> None:
+        """Take over what was left out elsewhere."""
+        self.counts.update(other.counts)
+        for reason, names in other.left_out.items():
+            self.left_out[reason] = [*self.left_out.get(reason, []), *names][:NAMED]
+
+    @property
+    def wants_examples(self) -> bool:
+        return len(self.examples) < 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read: what is the same for all files of a preparation."""
+
+    text_key: str
+    on_error: str  # "stop" or "skip"
+    score_key: str | None = None  # of JSON Lines
+    conversations: bool = False  # lines of JSON hold them: see `conversations`
+    encoding: str = ""  # Python's name of the one that the user gave; "": UTF-8, which is checked
+    quoting: str = "auto"  # of tables: one of QUOTING
+    division: Division = field(default_factory=lambda: Division(Rule(AUTO)))  # of plain text
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """Bytes [start, stop) of a file of `size` bytes, moved to where documents begin."""
+
+    path: str = field(repr=False)  # files that moved are the same work
+    start: int
+    stop: int
+    size: int
+    encoding: str = ""  # from which it is converted to UTF-8 before it is read
+
+    @property
+    def format(self) -> Format:
+        return _format(self.path)
+
+    @property
+    def limit(self) -> float:
+        """Where it stops in the contents of the file; those of a compressed one are read to their end."""
+        return math.inf if self.format.compression or self.encoding else self.stop
+
+
+def _format(path: str) -> Format:
+    found = format_of_named(path)
+    assert found is not None, "files that hold no text are refused when they are named"
+    return found
+
+
+def slices_of(path: str, size: int, division: Division, encoding: str = "") -> list[FileSlice]:
+    """The slices of a file of `size` bytes; one where it must be read from the beginning."""
+    found = _format(path)
+    if encoding == "utf-8" or found.kind in ("html", "parquet"):
+        encoding = ""
+    divisible = found.divisible and not encoding and (found.kind != "text" or division.divisible)
+    step = SLICE if divisible else max(size, 1)
+    return [FileSlice(path, start, min(start + step, size), size, encoding) for start in range(0, size, step)]
+
+
+@contextmanager
+def opened(piece: FileSlice) -> Iterator[IO[bytes]]:
+    """The contents of a file, decompressed and in UTF-8. DataError if they cannot be read."""
+    with open_input(piece.path, piece.format.compression) as file:
+        if not piece.encoding:
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            transcode(file, copy, piece.encoding, piece.path)
+            copy.seek(0)
+            yield copy
+
+
+def clean(document: bytes | str, problems: Problems) -> bytes:
+    """A document as valid UTF-8 with LF as line end.
+
+    What is not valid UTF-8, or a lone surrogate in JSON, becomes U+FFFD; CRLF becomes LF; a CR alone stays. All of it
+    is counted.
+    """
+    if isinstance(document, str):
+        try:
+            raw = document.encode("utf-8")
+        except UnicodeEncodeError:
+            lone = sum(0xD800 <= ord(character) < 0xE000 for character in document)
+            problems.count("invalid_utf8_documents")
+            problems.count("replaced_characters", lone)
+            raw = re.sub("[\ud800-\udfff]", "\ufffd", document).encode("utf-8")
+    else:
+        raw = document
+        if not raw.isascii():
+            raw = decoded(raw, problems).encode("utf-8")
+    if b"\r" in raw and b"\r\n" in raw:  # to look for one byte is several times as quick
+        problems.count("crlf_line_ends", raw.count(b"\r\n"))
+        raw = raw.replace(b"\r\n", b"\n")
+    return raw
+
+
+def is_blank(document: bytes) -> bool:
+    """Whether a document shows nothing: white space of any script, zero-width and other invisible characters."""
+    text = document.lstrip()
+    if not text or not (text[0] < 0x80 and text[0] > 0x20):
+        return all(map(_is_invisible, text.decode("utf-8", "replace")))
+    return False
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_invisible(character: str) -> bool:
+    return (
+        character.isspace()
+        or unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp")
+        or character in "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # fillers, and the blank of Braille
+    )
+
+
+def decoded(raw: bytes, problems: Problems) -> str:
+    """UTF-8 as text; what is not valid becomes U+FFFD and is counted."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        problems.count("invalid_utf8_documents")
+        problems.count("replaced_characters", text.count("\ufffd") - raw.count("\ufffd".encode()))
+        return text
+
+
+def records(
+    file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems
+) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a slice, with their places; one that no memory holds is a broken line."""
+    limit = piece.limit
+    position = _line_start(file, piece.start, first)
+    file.seek(position)
+    while position < limit and (line := file.readline(LONGEST_RECORD)):
+        begin, position = position, position + len(line)
+        if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                position += len(rest)
+            position += len(rest)
+            error = ValueError(f"the line is longer than {LONGEST_RECORD >> 20} MiB")
+            broken_line(piece, functools.partial(line_number, piece, begin), error, reading, problems)
+        elif not line.isspace():
+            yield begin, line
+
+
+def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
+    """The documents of the lines of JSON that begin in a slice."""
+    for begin, line in records(file, piece, first, reading, problems):
+        try:
+            yield document_of(line, reading, problems)
+        except ValueError as error:
+            broken_line(piece, functools.partial(line_number, piece, begin), error, reading, problems)
+
+
+def broken_line(
+    piece: FileSlice, number: Callable[[], int], error: Exception, reading: Reading, problems: Problems
+) -> None:
+    """Raise a DataError that names the line, or count it. `number` is called only where the line is named."""
+    if reading.on_error != "skip":
+        message = f"{piece.path}:{number()}: {error}"
+        raise DataError(f"{message}; correct it, or leave such lines out with --on-error skip") from None
+    problems.count("broken_lines", 1, f"{piece.path}:{number()}: {error}" if problems.wants_examples else "")
+
+
+def document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | str:
+    """The document of a record, given as JSON. ValueError where there is none."""
+    try:
+        record = _parsed(line, problems)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    text_key = reading.text_key
+    if not isinstance(record, dict):
+        wanted = "" if reading.conversations else f" with the key {text_key!r}"
+        raise ValueError(f"expected an object{wanted}, got {type(record).__name__}")
+    if reading.conversations:
+        return bytes([END_OF_STORED_SEGMENT]).join(clean(text, problems) for text in segments_of(record))
+    try:
+        document = value_at(record, text_key)
+    except KeyError as error:
+        keys = error.args[0]
+        raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(keys[:10])}") from None
+    if not isinstance(document, str):
+        raise ValueError(f"{text_key!r} is not a string but {type(document).__name__}")
+    if reading.score_key is not None:
+        problems.score = _score_of(record, reading.score_key)
+    return document
+
+
+def value_at(record: dict[str, Any], key: str) -> Any:
+    """The value under a key, or under the keys of a path such as `meta.text`. KeyError with the keys that there are."""
+    if key in record:
+        return record[key]
+    first, dot, rest = key.partition(".")
+    if dot and isinstance(record.get(first), dict):
+        try:
+            return value_at(record[first], rest)
+        except KeyError as error:
+            raise KeyError([f"{first}.{name}" for name in error.args[0]]) from None
+    raise KeyError([*map(str, record)])
+
+
+def column_of(names: Sequence[str], key: str) -> str:
+    """The column that holds the value under a key or a path."""
+    return key if key in names else key.partition(".")[0]
+
+
+def _parsed(line: bytes, problems: Problems) -> Any:
+    """A line of JSON: by the quick parser, and what that refuses (lone surrogates, NaN, invalid UTF-8) by Python's."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(decoded(line, problems))
+
+
+def _score_of(record: dict[str, Any], key: str) -> float:
+    try:
+        score = value_at(record, key)
+    except KeyError:
+        score = None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"expected a number under {key!r} (--score-key), got {score!r}")
+    return float(score)
+
+
+def _line_start(file: IO[bytes], position: int, first: int) -> int:
+    """The first line that begins at or after `position`."""
+    if position <= first:
+        return first
+    file.seek(position - 1)
+    while (line := file.readline(_BLOCK)) and not line.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def line_number(piece: FileSlice, position: int) -> int:
+    """The number of the line that begins at `position`, counted only when it is needed for a message."""
+    number = 1
+    with opened(piece) as file:
+        while position > 0 and (block := file.read(min(_BLOCK, position))):
+            number += block.count(b"\n")
+            position -= len(block)
+    return number
