@@ -26,19 +26,19 @@ import yaml
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
-from stlm.config.attention import AttentionConfig
-from stlm.config.cores import CoreConfig, ResidualConfig
-from stlm.config.embedders import EmbedderConfig
-from stlm.config.exits import ExitsConfig
-from stlm.config.feed_forward import FeedForwardConfig
-from stlm.config.fields import Component
-from stlm.config.heads import HeadConfig
-from stlm.config.loops import LoopsConfig
-from stlm.config.ngrams import ByteNgramsConfig
-from stlm.config.normalization import NormConfig
-from stlm.config.patching import PatchingConfig
-from stlm.config.positions import PositionsConfig
-from stlm.config.sharing import SharingConfig
+from stlm.config.model.attention import AttentionConfig
+from stlm.config.model.core import CoreConfig, ResidualConfig
+from stlm.config.model.embedders import EmbedderConfig
+from stlm.config.model.exits import ExitsConfig
+from stlm.config.model.feed_forward import FeedForwardConfig
+from stlm.config.model.heads import HeadConfig
+from stlm.config.model.loops import LoopsConfig
+from stlm.config.model.ngrams import ByteNgramsConfig
+from stlm.config.model.normalization import NormConfig
+from stlm.config.model.patching import PatchingConfig
+from stlm.config.model.positions import PositionsConfig
+from stlm.config.model.sharing import SharingConfig
+from stlm.config.yaml.fields import Component
 from stlm.model import Account, account
 from stlm.stlm import STLM
 

@@ -1,34 +1,39 @@
 """What decides a run: one tree of frozen dataclasses, read from strict YAML with every problem named at once."""
 
 from data_pipeline.config import DataConfig
-from stlm.config.attention import AttentionConfig, GroupedQueryConfig
-from stlm.config.build import from_dict, to_dict, value_at
-from stlm.config.cores import CoreConfig, ResidualConfig, TransformerCoreConfig
 from stlm.config.deepspeed import load_deepspeed_config, stated_precision
-from stlm.config.embedders import (
+from stlm.config.evals import EvalsConfig
+from stlm.config.model.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.model.core import CoreConfig, ResidualConfig, TransformerCoreConfig
+from stlm.config.model.embedders import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
     EmbedderConfig,
     PaperEmbedderConfig,
     TokenEmbedderConfig,
 )
-from stlm.config.evals import EvalsConfig
-from stlm.config.exits import ExitsConfig
-from stlm.config.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
-from stlm.config.fields import ON_REQUEST
-from stlm.config.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
-from stlm.config.loops import LoopsConfig
-from stlm.config.lora import LoRAConfig
-from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
-from stlm.config.normalization import LayerNormConfig, NormConfig, RMSNormConfig
-from stlm.config.patching import (
+from stlm.config.model.exits import ExitsConfig
+from stlm.config.model.feed_forward import FeedForwardConfig, GELUConfig, MoEConfig, ReLUSquaredConfig, SwiGLUConfig
+from stlm.config.model.heads import BytePatchHeadConfig, HeadConfig, LinearHeadConfig, PaperHeadConfig
+from stlm.config.model.loops import LoopsConfig
+from stlm.config.model.lora import LoRAConfig
+from stlm.config.model.ngrams import ByteNgramsConfig, NgramsConfig
+from stlm.config.model.normalization import LayerNormConfig, NormConfig, RMSNormConfig
+from stlm.config.model.patching import (
     EntropyPatchingConfig,
     FixedPatchingConfig,
     LearnedPatchingConfig,
     PatchingConfig,
     SpacePatchingConfig,
 )
-from stlm.config.positions import ALiBiConfig, LearnedPositionsConfig, NoPositionsConfig, PositionsConfig, RoPEConfig
+from stlm.config.model.positions import (
+    ALiBiConfig,
+    LearnedPositionsConfig,
+    NoPositionsConfig,
+    PositionsConfig,
+    RoPEConfig,
+)
+from stlm.config.model.sharing import SharingConfig
 from stlm.config.reader import (
     changed_keys,
     data_folder,
@@ -38,8 +43,9 @@ from stlm.config.reader import (
     preset_names,
 )
 from stlm.config.schema import ModelConfig, RunConfig, TrainingConfig
-from stlm.config.sharing import SharingConfig
-from stlm.config.tree import written
+from stlm.config.yaml.build import from_dict, to_dict, value_at
+from stlm.config.yaml.fields import ON_REQUEST
+from stlm.config.yaml.tree import written
 
 __all__ = [
     "ON_REQUEST",

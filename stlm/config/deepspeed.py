@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stlm.config.build import nearest, raise_problems
 from stlm.config.deepspeed_keys import EFFECTIVE_AT, REFUSED, SECTIONS, STAGES, TOP_LEVEL, VALUES
-from stlm.config.tree import Node, Problem, describe, read_tree
+from stlm.config.yaml.build import nearest, raise_problems
+from stlm.config.yaml.tree import Node, Problem, describe, read_tree
 from stlm.errors import ConfigError
 
 AUTO = "auto"

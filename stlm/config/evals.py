@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stlm.config.fields import Conflict, setting
+from stlm.config.yaml.fields import Conflict, setting
 
 WHOLE_TEXT = ("bits_per_byte", "extrapolation", "calibration", "text_quality")  # tasks without items
 OWN_ITEMS = (*WHOLE_TEXT, "corruptions", "minimal_pairs")  # tasks that read no file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stlm.config.fields import setting
+from stlm.config.yaml.fields import setting
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from stlm.config.build import build, nearest, raise_problems, to_dict
-from stlm.config.embedders import EmbedderConfig
-from stlm.config.fields import FreeSection
+from stlm.config.model.embedders import EmbedderConfig
 from stlm.config.schema import RunConfig
-from stlm.config.tree import Dumper, Node, Problem, describe, read_tree
+from stlm.config.yaml.build import build, nearest, raise_problems, to_dict
+from stlm.config.yaml.fields import FreeSection
+from stlm.config.yaml.tree import Dumper, Node, Problem, describe, read_tree
 from stlm.errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from data_pipeline.config import DataConfig
 from data_pipeline.plurals import number_of
-from stlm.config.cores import CoreConfig, TransformerCoreConfig
-from stlm.config.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.evals import EvalsConfig
-from stlm.config.fields import ON_REQUEST, Conflict, setting
-from stlm.config.heads import HeadConfig, LinearHeadConfig
 from stlm.config.limits import LimitsConfig
-from stlm.config.lora import LoRAConfig
+from stlm.config.model.core import CoreConfig, TransformerCoreConfig
+from stlm.config.model.embedders import ByteEmbedderConfig, EmbedderConfig
+from stlm.config.model.heads import HeadConfig, LinearHeadConfig
+from stlm.config.model.lora import LoRAConfig
 from stlm.config.recovery import RecoveryConfig
+from stlm.config.yaml.fields import ON_REQUEST, Conflict, setting
 
 PARTS = ("embedder", "core", "head")  # of a model
 

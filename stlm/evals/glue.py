@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import sha256_file
-from stlm.config.build import nearest
+from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.hub import HubTask, Record, records_of
 from stlm.evals.items import checked_items, number_of, read_items, required, task_file, text_of

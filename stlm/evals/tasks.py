@@ -12,7 +12,7 @@ import torch
 from data_pipeline.extras import how_to_install
 from data_pipeline.loading.prepared_data import IdStream
 from data_pipeline.plurals import number_of
-from stlm.config.build import nearest
+from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
 from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stlm.config import TrainingConfig, changed_keys, value_at
-from stlm.config.build import nearest
+from stlm.config.yaml.build import nearest
 from stlm.errors import ConfigError
 from stlm.model.lora import NAME as LORA
 from stlm.stlm import STLM

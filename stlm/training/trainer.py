@@ -24,7 +24,7 @@ import torch
 
 from data_pipeline.plurals import number_of
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, written
-from stlm.config.build import to_dict
+from stlm.config.yaml.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint, step_of

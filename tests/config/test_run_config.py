@@ -25,7 +25,7 @@ from stlm.config import (
     preset_names,
     to_dict,
 )
-from stlm.config.fields import Component, FreeSection
+from stlm.config.yaml.fields import Component, FreeSection
 from stlm.errors import ConfigError
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from stlm.config import LoopsConfig, SharingConfig, changed_keys, dump_run_config, load_run_config
-from stlm.config.fields import FreeSection
-from stlm.config.sharing import groups_of
+from stlm.config.model.sharing import groups_of
+from stlm.config.yaml.fields import FreeSection
 from stlm.errors import ConfigError
 
 CORE = "model:\n  core:\n    num_layers: 6\n"

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from stlm.config.tree import Dumper, read_tree
+from stlm.config.yaml.tree import Dumper, read_tree
 
 
 def read(text):

@@ -25,7 +25,7 @@ from stlm.config import (
     TransformerCoreConfig,
     dump_run_config,
 )
-from stlm.config.fields import FreeSection
+from stlm.config.yaml.fields import FreeSection
 from stlm.errors import CheckpointError, ConversionError
 from stlm.evals import Subject
 from stlm.export import convert_to_artifact

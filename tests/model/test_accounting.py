@@ -18,8 +18,8 @@ from stlm.config import (
     SwiGLUConfig,
     TransformerCoreConfig,
 )
-from stlm.config.fields import FreeSection
-from stlm.config.sharing import SharingConfig
+from stlm.config.model.sharing import SharingConfig
+from stlm.config.yaml.fields import FreeSection
 from stlm.model import account, optimizer_bytes
 from stlm.stlm import STLM
 

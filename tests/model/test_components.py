@@ -18,11 +18,11 @@ from stlm.config import (
     SwiGLUConfig,
     TransformerCoreConfig,
 )
-from stlm.config.attention import AttentionConfig
-from stlm.config.cores import CoreConfig
-from stlm.config.feed_forward import FeedForwardConfig
-from stlm.config.normalization import NormConfig
-from stlm.config.positions import PositionsConfig
+from stlm.config.model.attention import AttentionConfig
+from stlm.config.model.core import CoreConfig
+from stlm.config.model.feed_forward import FeedForwardConfig
+from stlm.config.model.normalization import NormConfig
+from stlm.config.model.positions import PositionsConfig
 from stlm.model import CORES, Context, initialize
 from stlm.model.attention import ATTENTIONS
 from stlm.model.feed_forward import FEED_FORWARDS

@@ -24,8 +24,8 @@ from stlm.config import (
     SharingConfig,
     TransformerCoreConfig,
 )
-from stlm.config.fields import FreeSection
-from stlm.config.sharing import is_norm
+from stlm.config.model.sharing import is_norm
+from stlm.config.yaml.fields import FreeSection
 from stlm.errors import CheckpointError, ConfigError
 from stlm.model import Context
 from stlm.model.blocks import Block

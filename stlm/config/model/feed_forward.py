@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from data_pipeline.plurals import number_of
-from stlm.config.build import nearest
-from stlm.config.fields import Conflict, FreeSection, setting
+from stlm.config.yaml.build import nearest
+from stlm.config.yaml.fields import Conflict, FreeSection, setting
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]  # each a group of layers
 FORMS = "all, interior:K (all but K layers at either end), or groups of layers such as [[0, 1], [2, 3]]"

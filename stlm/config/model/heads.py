@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stlm.config.embedders import BytePatchEmbedderConfig, PaperEmbedderConfig
-from stlm.config.fields import Component, Conflict, register, setting
-from stlm.config.fitting import heads_fit
+from stlm.config.model.embedders import BytePatchEmbedderConfig, PaperEmbedderConfig
+from stlm.config.model.fitting import heads_fit
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

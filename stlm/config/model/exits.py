@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stlm.config.fields import Conflict, setting
+from stlm.config.yaml.fields import Conflict, setting
 
 
 @dataclass(frozen=True)

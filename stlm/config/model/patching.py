@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stlm.config.cores import CoreConfig, TransformerCoreConfig
-from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.model.core import CoreConfig, TransformerCoreConfig
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stlm.config.fields import Component, Conflict, register, setting
-from stlm.config.fitting import heads_fit
-from stlm.config.ngrams import ByteNgramsConfig, NgramsConfig
-from stlm.config.patching import FixedPatchingConfig, PatchingConfig
+from stlm.config.model.fitting import heads_fit
+from stlm.config.model.ngrams import ByteNgramsConfig, NgramsConfig
+from stlm.config.model.patching import FixedPatchingConfig, PatchingConfig
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.plurals import number_of
-from stlm.config.fields import Conflict, setting
+from stlm.config.yaml.fields import Conflict, setting
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from stlm.config.fields import Component, Conflict, FreeSection
-from stlm.config.tree import Node, Problem, describe, plain, tree_of, written
+from stlm.config.yaml.fields import Component, Conflict, FreeSection
+from stlm.config.yaml.tree import Node, Problem, describe, plain, tree_of, written
 from stlm.errors import ConfigError
 
 Config = TypeVar("Config")

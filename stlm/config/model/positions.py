@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stlm.config.attention import AttentionConfig
-from stlm.config.fields import Component, Conflict, register, setting
+from stlm.config.model.attention import AttentionConfig
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

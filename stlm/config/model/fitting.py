@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from stlm.config.fields import Conflict
+from stlm.config.yaml.fields import Conflict
 
 
 def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: bool = True) -> Iterator[Conflict]:

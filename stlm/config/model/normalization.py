@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stlm.config.fields import Component, register, setting
+from stlm.config.yaml.fields import Component, register, setting
 
 
 @dataclass(frozen=True)

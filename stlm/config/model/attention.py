@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stlm.config.fields import Component, Conflict, register, setting
-from stlm.config.fitting import divisors, heads_fit, nearest
+from stlm.config.model.fitting import divisors, heads_fit, nearest
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stlm.config.attention import AttentionConfig, GroupedQueryConfig
-from stlm.config.exits import ExitsConfig
-from stlm.config.feed_forward import FeedForwardConfig, SwiGLUConfig
-from stlm.config.fields import Component, Conflict, register, setting
-from stlm.config.loops import LoopsConfig
-from stlm.config.normalization import NormConfig, RMSNormConfig
-from stlm.config.positions import PositionsConfig, RoPEConfig
-from stlm.config.sharing import SharingConfig
+from stlm.config.model.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.model.exits import ExitsConfig
+from stlm.config.model.feed_forward import FeedForwardConfig, SwiGLUConfig
+from stlm.config.model.loops import LoopsConfig
+from stlm.config.model.normalization import NormConfig, RMSNormConfig
+from stlm.config.model.positions import PositionsConfig, RoPEConfig
+from stlm.config.model.sharing import SharingConfig
+from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 if TYPE_CHECKING:
     from stlm.config.schema import ModelConfig

@@ -1,0 +1,1 @@
+"""The sections that describe a model: one file for each family of components."""
