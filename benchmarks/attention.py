@@ -4,7 +4,7 @@
     python benchmarks/attention.py
 
 The rows are the shapes that a 512-byte context gives: windows of local byte layers, a core over patches, a core over
-bytes. `stlm.model.attention.attend` takes the plain products up to SHORT keys.
+bytes. `stlm.model.core.attention.attend` takes the plain products up to SHORT keys.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from stlm.model import attention
-from stlm.model.cache import visible
+from stlm.model.core import attention
+from stlm.model.decoding.cache import visible
 
 ROUNDS = 7
 SHAPES = {  # name: (batch, heads, queries, keys, head width)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from stlm.errors import CheckpointError
-from stlm.model.quantization import GROUP, RATIOS, Quantized, largest_level
+from stlm.model.decoding.quantization import GROUP, RATIOS, Quantized, largest_level
 
 MAGIC = b"STLMfile"
 VERSION = 1

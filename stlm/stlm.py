@@ -47,8 +47,8 @@ from stlm.generation import (
 )
 from stlm.generation.arguments import check_integer, one_text, several_texts, stop_strings
 from stlm.model import PRECISIONS, Network, Vocabulary, initialize, other_ties, pack, unpack
-from stlm.model.cache import ROLL_BACK
-from stlm.model.lora import merged_parameters
+from stlm.model.core.lora import merged_parameters
+from stlm.model.decoding.cache import ROLL_BACK
 
 FORMAT = "stlm-model-1"
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlm.model.experts import ExpertLinear
-from stlm.model.heads import TransposedLinear
-from stlm.model.quantization import (
+from stlm.model.core.experts import ExpertLinear
+from stlm.model.decoding.quantization import (
     Quantized,
     choose_steps,
     is_quantized,
@@ -24,6 +23,7 @@ from stlm.model.quantization import (
     spread,
     steps_of,
 )
+from stlm.model.heads.linear import TransposedLinear
 from stlm.stlm import STLM
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it (section 3.3)

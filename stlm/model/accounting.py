@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from stlm.model.attention import Attention
-from stlm.model.cache import KeyValueCache
+from stlm.model.core.attention import Attention
+from stlm.model.decoding.cache import KeyValueCache
 
 FP32 = 4  # bytes
 

@@ -13,12 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stlm.model.cache import DecodingState, snapshot
 from stlm.model.context import Context
-from stlm.model.core import Core
-from stlm.model.draws import uniform
-from stlm.model.embedders import Embedder
-from stlm.model.heads import Head
+from stlm.model.core.transformer import Core
+from stlm.model.decoding.cache import DecodingState, snapshot
+from stlm.model.embedders.token import Embedder
+from stlm.model.heads.linear import Head
+from stlm.model.row_random import uniform
 
 
 class ExitLogits(NamedTuple):

@@ -31,18 +31,18 @@ import torch
 from torch import Tensor, nn
 
 from stlm.errors import ConfigError
-from stlm.model.attention import ValueMix
-from stlm.model.blocks import TransformerStack
-from stlm.model.entropy import EntropyPatching
-from stlm.model.experts import ExpertLinear
-from stlm.model.learned_patching import LearnedPatching
-from stlm.model.loops import LoopEmbeddings
-from stlm.model.lora import Correction
-from stlm.model.ngrams import NgramEmbedding
-from stlm.model.normalization import Norm
-from stlm.model.paper import SlotStack
-from stlm.model.residual import BranchScale
-from stlm.model.sharing import CorrectedExperts, CorrectedLinear
+from stlm.model.core.attention import ValueMix
+from stlm.model.core.blocks import TransformerStack
+from stlm.model.core.experts import ExpertLinear
+from stlm.model.core.loops import LoopEmbeddings
+from stlm.model.core.lora import Correction
+from stlm.model.core.normalization import Norm
+from stlm.model.core.residual import BranchScale
+from stlm.model.core.sharing import CorrectedExperts, CorrectedLinear
+from stlm.model.embedders.ngrams import NgramEmbedding
+from stlm.model.embedders.patching.entropy import EntropyPatching
+from stlm.model.embedders.patching.learned import LearnedPatching
+from stlm.model.embedders.published import SlotStack
 
 EMBEDDING_STD = 0.02
 

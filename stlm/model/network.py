@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stlm.config import ModelConfig
 from stlm.model.accounting import count_parameters
-from stlm.model.cache import DecodingState, joined
 from stlm.model.context import Context
-from stlm.model.core import CORES
-from stlm.model.embedders import EMBEDDERS
+from stlm.model.core.lora import correct
+from stlm.model.core.transformer import CORES
+from stlm.model.decoding.cache import DecodingState, joined
+from stlm.model.embedders.token import EMBEDDERS
 from stlm.model.exits import ExitLogits, choose, deepen, draft, keep, states_of, verify
-from stlm.model.heads import HEADS, tie
-from stlm.model.lora import correct
+from stlm.model.heads.linear import HEADS, tie
 from stlm.model.pooling import mean_over_text, starts_of
 from stlm.model.vocabulary import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer

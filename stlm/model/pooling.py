@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stlm.model.patching import Patches
+from stlm.model.embedders.patching.rules import Patches
 
 
 def starts_of(patches: Patches | None, num_patches: int, inputs_BT: Tensor) -> Tensor:

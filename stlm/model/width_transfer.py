@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stlm.model.attention import GroupedQueryAttention
-from stlm.model.embedders import Embedder
-from stlm.model.experts import ExpertLinear
-from stlm.model.heads import Head
+from stlm.model.core.attention import GroupedQueryAttention
+from stlm.model.core.experts import ExpertLinear
+from stlm.model.embedders.token import Embedder
+from stlm.model.heads.linear import Head
 
 
 def transfer(model: nn.Module, base: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch
 from stlm.config import TrainingConfig, changed_keys, value_at
 from stlm.config.yaml.build import nearest
 from stlm.errors import ConfigError
-from stlm.model.lora import NAME as LORA
+from stlm.model.core.lora import NAME as LORA
 from stlm.stlm import STLM
 
 KEY = "training.init_from"

@@ -15,7 +15,7 @@ from torch import nn
 
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError
-from stlm.model.quantization import is_quantized, round_to_nearest
+from stlm.model.decoding.quantization import is_quantized, round_to_nearest
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from stlm.evals import Subject
 from stlm.export import convert_to_artifact
 from stlm.export.calibration import quantize, round_for_inputs
 from stlm.export.comparison import sample_text
-from stlm.model.quantization import round_to_nearest
+from stlm.model.decoding.quantization import round_to_nearest
 from stlm.stlm import STLM, describe_model
 
 CORE = TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=2))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from stlm.config import GroupedQueryConfig, RMSNormConfig
-from stlm.model.attention import GroupedQueryAttention, attend, windowed_attention
-from stlm.model.cache import ROLL_BACK, KeyValueCache, visible
 from stlm.model.context import Context
-from stlm.model.positions import Placement, rotary_table
+from stlm.model.core.attention import GroupedQueryAttention, attend, windowed_attention
+from stlm.model.core.positions import Placement, rotary_table
+from stlm.model.decoding.cache import ROLL_BACK, KeyValueCache, visible
 
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.0])
 
@@ -39,7 +39,7 @@ def reference_attention(q, k, v, mask, slopes=None, cap=None):
 @pytest.fixture(params=[0, 256])
 def short(request, monkeypatch):
     """0: torch's fused kernel, where it can do what is asked; 256: the plain products."""
-    monkeypatch.setattr("stlm.model.attention.SHORT", request.param)
+    monkeypatch.setattr("stlm.model.core.attention.SHORT", request.param)
 
 
 @pytest.mark.parametrize("slopes, cap", [(None, None), (SLOPES, None), (None, 0.7), (SLOPES, 0.7)])

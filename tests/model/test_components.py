@@ -24,10 +24,10 @@ from stlm.config.model.feed_forward import FeedForwardConfig
 from stlm.config.model.normalization import NormConfig
 from stlm.config.model.positions import PositionsConfig
 from stlm.model import CORES, Context, initialize
-from stlm.model.attention import ATTENTIONS
-from stlm.model.feed_forward import FEED_FORWARDS
-from stlm.model.normalization import NORMS
-from stlm.model.positions import POSITIONS, Placement, RotaryTable
+from stlm.model.core.attention import ATTENTIONS
+from stlm.model.core.feed_forward import FEED_FORWARDS
+from stlm.model.core.normalization import NORMS
+from stlm.model.core.positions import POSITIONS, Placement, RotaryTable
 
 WIDTH, LENGTH = 24, 9
 EXAMPLES = {  # at least one for each entry, with settings away from their defaults

@@ -18,7 +18,7 @@ from stlm.config import (
 from stlm.errors import ConfigError
 from stlm.generation import Effort
 from stlm.model import Context, row_keys
-from stlm.model.draws import uniform
+from stlm.model.row_random import uniform
 from stlm.stlm import STLM
 
 DEPTH = {"num_layers": 5, "exits": ExitsConfig(every=2), "layer_dropout": 0.6}

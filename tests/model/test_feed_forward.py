@@ -8,9 +8,9 @@ import torch
 from stlm.config import GELUConfig, LayerNormConfig, MoEConfig, ReLUSquaredConfig, RMSNormConfig
 from stlm.config.model.feed_forward import gated_width
 from stlm.model.context import Context
-from stlm.model.feed_forward import GELU, ReLUSquared
-from stlm.model.moe import MoE, group_size
-from stlm.model.normalization import LayerNorm, RMSNorm
+from stlm.model.core.feed_forward import GELU, ReLUSquared
+from stlm.model.core.moe import MoE, group_size
+from stlm.model.core.normalization import LayerNorm, RMSNorm
 
 
 def test_rms_norm_by_hand():

@@ -8,8 +8,8 @@ from torch import nn
 from stlm.config import ByteEmbedderConfig, LinearHeadConfig, RMSNormConfig
 from stlm.errors import ConfigError
 from stlm.model import initialize
-from stlm.model.attention import ValueMix
-from stlm.model.normalization import RMSNorm
+from stlm.model.core.attention import ValueMix
+from stlm.model.core.normalization import RMSNorm
 
 
 def test_values_depend_on_seed_and_name_alone():

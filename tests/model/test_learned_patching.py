@@ -6,7 +6,7 @@ from test_pairs import CONTEXT, PAIRS, make, random_ids
 
 from stlm.config import BytePatchEmbedderConfig, LearnedPatchingConfig, ModelConfig
 from stlm.model import Context, Vocabulary, initialize
-from stlm.model.learned_patching import LearnedPatching, ratio, routing_of, smooth, weigh
+from stlm.model.embedders.patching.learned import LearnedPatching, ratio, routing_of, smooth, weigh
 
 PAIR = PAIRS["byte_patch+byte_patch, patches that are learned"]
 VOCABULARY = Vocabulary(tuple(bytes([byte]) for byte in range(256)))
@@ -83,7 +83,7 @@ def test_the_loss_of_the_text_alone_reaches_the_router_on_both_ways(way, monkeyp
     blocked = {"smooth": lambda y, *others: y, "weigh": lambda y, *others: y}
     blocked.pop(way)
     for name, identity in blocked.items():
-        monkeypatch.setattr(f"stlm.model.byte_patch.{name}", identity)
+        monkeypatch.setattr(f"stlm.model.embedders.byte_patch.{name}", identity)
     model, ids = make(*PAIR), random_ids()
     torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten()).backward()
     for projection in (model.embedder.patching.query, model.embedder.patching.key):

@@ -6,7 +6,7 @@ from test_pairs import make, random_ids
 
 from stlm.config import ByteEmbedderConfig, ByteNgramsConfig, LinearHeadConfig, ModelConfig, NgramsConfig
 from stlm.model.context import Context
-from stlm.model.ngrams import NgramEmbedding
+from stlm.model.embedders.ngrams import NgramEmbedding
 
 IDS = torch.tensor([[5, 7, 0, 2]])
 

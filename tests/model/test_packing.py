@@ -9,8 +9,8 @@ from torch import nn
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.errors import ConfigError
-from stlm.model.normalization import RMSNorm, RMSNormConfig
-from stlm.model.packing import BLOCK, FEW, IntegerProduct, Product, RoundedProduct, normalize
+from stlm.model.core.normalization import RMSNorm, RMSNormConfig
+from stlm.model.decoding.packed_weights import BLOCK, FEW, IntegerProduct, Product, RoundedProduct, normalize
 from stlm.stlm import STLM
 
 CORES = {

@@ -36,11 +36,11 @@ from stlm.config import (
 )
 from stlm.errors import ConfigError
 from stlm.model import EMBEDDERS, HEADS, Context, EntropyPatching
-from stlm.model.attention import ATTENTIONS
-from stlm.model.feed_forward import FEED_FORWARDS
-from stlm.model.normalization import NORMS
-from stlm.model.patching import PATCHINGS
-from stlm.model.positions import POSITIONS
+from stlm.model.core.attention import ATTENTIONS
+from stlm.model.core.feed_forward import FEED_FORWARDS
+from stlm.model.core.normalization import NORMS
+from stlm.model.core.positions import POSITIONS
+from stlm.model.embedders.patching.rules import PATCHINGS
 from stlm.stlm import STLM
 
 CONTEXT = 24

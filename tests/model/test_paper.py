@@ -16,7 +16,7 @@ from stlm.config import (
 )
 from stlm.errors import ConfigError
 from stlm.model import Context, PaperEmbedder, PaperHead, Vocabulary, count_parameters, initialize
-from stlm.model.paper import PAD, symbols_of
+from stlm.model.embedders.published import PAD, symbols_of
 from stlm.stlm import STLM, vocabulary_of
 
 TEXT = "the cat and the other cat sat on the mat, naïve as ever; then they sang. " * 20

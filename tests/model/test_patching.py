@@ -9,7 +9,7 @@ from test_pairs import CONTEXT, PAIRS, make, random_ids
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import FixedPatchingConfig, ModelConfig, SpacePatchingConfig
 from stlm.model import Context, EntropyPatching
-from stlm.model.patching import PATCHINGS, spacelike
+from stlm.model.embedders.patching.rules import PATCHINGS, spacelike
 from stlm.stlm import vocabulary_of
 
 VOCABULARY = vocabulary_of(build_tokenizer("byte"))

@@ -5,7 +5,7 @@ import torch
 
 from stlm.config import ALiBiConfig, GroupedQueryConfig, LearnedPositionsConfig, RoPEConfig
 from stlm.errors import ConfigError
-from stlm.model.positions import ALiBi, LearnedPositions, RoPE, begin_of_document, rotary_table, rotate
+from stlm.model.core.positions import ALiBi, LearnedPositions, RoPE, begin_of_document, rotary_table, rotate
 
 
 def test_rotary_scores_depend_on_distance_alone():

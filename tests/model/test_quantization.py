@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stlm.model.quantization import GROUP, Quantized, largest_level, round_to_nearest
+from stlm.model.decoding.quantization import GROUP, Quantized, largest_level, round_to_nearest
 
 
 def test_numbers_by_hand():

@@ -28,9 +28,9 @@ from stlm.config.model.sharing import is_norm
 from stlm.config.yaml.fields import FreeSection
 from stlm.errors import CheckpointError, ConfigError
 from stlm.model import Context
-from stlm.model.blocks import Block
-from stlm.model.normalization import Norm
-from stlm.model.sharing import CorrectedLinear, share
+from stlm.model.core.blocks import Block
+from stlm.model.core.normalization import Norm
+from stlm.model.core.sharing import CorrectedLinear, share
 from stlm.stlm import STLM
 
 DEPTH = 4

@@ -18,7 +18,7 @@ import torch
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
-from stlm.model.packing import IntegerProduct
+from stlm.model.decoding.packed_weights import IntegerProduct
 from stlm.serving import ChatTemplate, Limits, Scheduler
 from stlm.serving.protocol import Refused, parse_body, read_request
 from stlm.stlm import STLM

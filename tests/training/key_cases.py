@@ -58,7 +58,7 @@ CASES = [
     ((3,), "fp32", 1e-6, {"zero_optimization": {
         "stage3_allgather_sequential": True, "stage3_param_persistence_threshold": 0,
         "leaf_module": {"name_suffixes": ["feed_forward"], "names": ["core.stack.blocks.1.attention"],
-                        "classes": ["stlm.model.feed_forward.SwiGLU"]},
+                        "classes": ["stlm.model.core.feed_forward.SwiGLU"]},
     }}),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from tiny_run import build_trainer
 
 from stlm.config import TrainingConfig, load_run_config
 from stlm.errors import ConfigError
-from stlm.model.quantization import round_to_nearest
+from stlm.model.decoding.quantization import round_to_nearest
 from stlm.training import build_optimizer
 from stlm.training.quantization import check_stage, rounded
 from stlm.training.schedules import learning_rate_at

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from stlm.config import ModelConfig, from_dict
 from stlm.model import Context, DecodingState, Network, PaperHead, Vocabulary, initialize
-from stlm.model.recomputation import Layers
+from stlm.model.core.recomputation import Layers
 
 BYTES = range(0x100)
 UNUSED = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 does not use: symbols

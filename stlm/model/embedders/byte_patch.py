@@ -16,15 +16,15 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.errors import ConfigError
-from stlm.model.blocks import TransformerStack
-from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
-from stlm.model.embedders import EMBEDDERS, Embedder, require_bytes
-from stlm.model.heads import HEADS, Head
-from stlm.model.learned_patching import routing_of, smooth, weigh
-from stlm.model.ngrams import NgramCache, NgramEmbedding
-from stlm.model.normalization import NORMS
-from stlm.model.patching import NOBODY, PATCHINGS, Patches, Taken
+from stlm.model.core.blocks import TransformerStack
+from stlm.model.core.normalization import NORMS
+from stlm.model.decoding.cache import KeyValueCache
+from stlm.model.embedders.ngrams import NgramCache, NgramEmbedding
+from stlm.model.embedders.patching.learned import routing_of, smooth, weigh
+from stlm.model.embedders.patching.rules import NOBODY, PATCHINGS, Patches, Taken
+from stlm.model.embedders.token import EMBEDDERS, Embedder, require_bytes
+from stlm.model.heads.linear import HEADS, Head
 from stlm.model.vocabulary import Vocabulary
 
 

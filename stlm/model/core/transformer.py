@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from stlm.config import ModelConfig, TransformerCoreConfig
-from stlm.model.blocks import TransformerStack
-from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
-from stlm.model.normalization import NORMS
+from stlm.model.core.blocks import TransformerStack
+from stlm.model.core.normalization import NORMS
+from stlm.model.decoding.cache import KeyValueCache
 from stlm.model.registry import Registry
 
 

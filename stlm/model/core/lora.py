@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stlm.config import LoRAConfig
 from stlm.errors import ConfigError
-from stlm.model.sharing import CorrectedLinear
+from stlm.model.core.sharing import CorrectedLinear
 
 NAME = "lora"  # of the correction, below the matrix that it belongs to
 

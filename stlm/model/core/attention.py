@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm.config import GroupedQueryConfig, NormConfig
-from stlm.model.cache import KeyValueCache, visible
-from stlm.model.capping import soft_cap
 from stlm.model.context import Context
-from stlm.model.normalization import NORMS, Norm
-from stlm.model.positions import Placement, rotate
+from stlm.model.core.capping import soft_cap
+from stlm.model.core.normalization import NORMS, Norm
+from stlm.model.core.positions import Placement, rotate
+from stlm.model.decoding.cache import KeyValueCache, visible
 from stlm.model.registry import Registry
 
 SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from data_pipeline.plurals import number_of
 from stlm.config import ModelConfig, PaperEmbedderConfig, PaperHeadConfig, RMSNormConfig, SwiGLUConfig
 from stlm.errors import ConfigError
-from stlm.model.attention import attend
 from stlm.model.context import Context
-from stlm.model.embedders import EMBEDDERS, Embedder
-from stlm.model.experts import ExpertLinear
-from stlm.model.feed_forward import SwiGLU
-from stlm.model.heads import HEADS, Head
-from stlm.model.normalization import RMSNorm
-from stlm.model.patching import Patches
-from stlm.model.recomputation import Layers
+from stlm.model.core.attention import attend
+from stlm.model.core.experts import ExpertLinear
+from stlm.model.core.feed_forward import SwiGLU
+from stlm.model.core.normalization import RMSNorm
+from stlm.model.core.recomputation import Layers
+from stlm.model.embedders.patching.rules import Patches
+from stlm.model.embedders.token import EMBEDDERS, Embedder
+from stlm.model.heads.linear import HEADS, Head
 from stlm.model.vocabulary import Vocabulary
 
 PAD = 256  # symbols: the 256 bytes, one that fills the slots behind an id, and from 257 on the marks

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from stlm.config import BytePatchEmbedderConfig, LinearHeadConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
-from stlm.model.capping import soft_cap
 from stlm.model.context import Context
-from stlm.model.embedders import Embedder, TokenEmbedder
-from stlm.model.packing import Packable, Products
-from stlm.model.patching import Patches
+from stlm.model.core.capping import soft_cap
+from stlm.model.decoding.packed_weights import Packable, Products
+from stlm.model.embedders.patching.rules import Patches
+from stlm.model.embedders.token import Embedder, TokenEmbedder
 from stlm.model.registry import Registry
 from stlm.model.vocabulary import Vocabulary
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from stlm.config import EntropyPatchingConfig, ModelConfig
 from stlm.model.context import Context
-from stlm.model.core import CORES
-from stlm.model.embedders import EMBEDDERS
-from stlm.model.heads import HEADS, tie
-from stlm.model.patching import PATCHINGS, Patching
+from stlm.model.core.transformer import CORES
+from stlm.model.embedders.patching.rules import PATCHINGS, Patching
+from stlm.model.embedders.token import EMBEDDERS
+from stlm.model.heads.linear import HEADS, tie
 from stlm.model.vocabulary import Vocabulary
 
 

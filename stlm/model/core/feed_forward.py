@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stlm.config import GELUConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.model.feed_forward import PlainFeedForwardConfig
 from stlm.model.context import Context
-from stlm.model.experts import ExpertLinear
+from stlm.model.core.experts import ExpertLinear
 from stlm.model.registry import Registry
 
 

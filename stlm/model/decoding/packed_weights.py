@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm.model.attention import GroupedQueryAttention
-from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
-from stlm.model.feed_forward import PlainFeedForward, SwiGLU
-from stlm.model.normalization import Norm, RMSNorm
-from stlm.model.positions import Placement
-from stlm.model.residual import BranchScale
+from stlm.model.core.attention import GroupedQueryAttention
+from stlm.model.core.feed_forward import PlainFeedForward, SwiGLU
+from stlm.model.core.normalization import Norm, RMSNorm
+from stlm.model.core.positions import Placement
+from stlm.model.core.residual import BranchScale
+from stlm.model.decoding.cache import KeyValueCache
 
 if TYPE_CHECKING:
-    from stlm.model.blocks import Block
+    from stlm.model.core.blocks import Block
 
 
 PRECISIONS = ("fp32", "bf16", "int8")

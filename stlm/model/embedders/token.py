@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
 from stlm.model.context import Context
-from stlm.model.ngrams import NgramCache, NgramEmbedding
-from stlm.model.patching import Patches
+from stlm.model.embedders.ngrams import NgramCache, NgramEmbedding
+from stlm.model.embedders.patching.rules import Patches
 from stlm.model.registry import Registry
 from stlm.model.vocabulary import Vocabulary
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from stlm.config import TransformerCoreConfig
-from stlm.model.attention import ATTENTIONS
-from stlm.model.cache import KeyValueCache
 from stlm.model.context import Context
-from stlm.model.draws import uniform
-from stlm.model.experts import ExpertLinear
-from stlm.model.feed_forward import FEED_FORWARDS
-from stlm.model.loops import LoopEmbeddings
-from stlm.model.normalization import NORMS
-from stlm.model.packing import Packable, PackedBlock, Products
-from stlm.model.positions import POSITIONS, Placement
-from stlm.model.recomputation import Layers
-from stlm.model.residual import BranchScale
-from stlm.model.sharing import share
+from stlm.model.core.attention import ATTENTIONS
+from stlm.model.core.experts import ExpertLinear
+from stlm.model.core.feed_forward import FEED_FORWARDS
+from stlm.model.core.loops import LoopEmbeddings
+from stlm.model.core.normalization import NORMS
+from stlm.model.core.positions import POSITIONS, Placement
+from stlm.model.core.recomputation import Layers
+from stlm.model.core.residual import BranchScale
+from stlm.model.core.sharing import share
+from stlm.model.decoding.cache import KeyValueCache
+from stlm.model.decoding.packed_weights import Packable, PackedBlock, Products
+from stlm.model.row_random import uniform
 
 
 class Block(nn.Module):

@@ -1,0 +1,1 @@
+"""Vectors to vectors: the transformer and its parts."""

@@ -1,0 +1,1 @@
+"""Decoding state: caches, and matrices in the form that decodes fastest."""

@@ -1,0 +1,1 @@
+"""Rules that decide where byte patches begin."""
