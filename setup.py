@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 # wheels find whichever there is. Left out on purpose: ninja, which DeepSpeed itself requires.
 CORE = [
     "torch>=2.6",
-    "deepspeed>=0.19.7,<0.20",  # before that ZeRO 1 and 2 fail; tested: stlm/training/deepspeed_internals.py
+    "deepspeed>=0.19.7,<0.20",  # before that ZeRO 1 and 2 fail; tested: stlm/training/deepspeed/internals.py
     "numpy>=2.0",
     "datasets>=4.0",
     "pyarrow>=15",

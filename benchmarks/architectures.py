@@ -39,10 +39,10 @@ from data_pipeline.progress import Progress
 from stlm.config import RunConfig, load_run_config
 from stlm.objectives import build_objective
 from stlm.stlm import STLM
+from stlm.training.deepspeed.precision import choose_precision
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.loaders import build_loaders
-from stlm.training.optimizers import build_optimizer
-from stlm.training.precision import choose_precision
+from stlm.training.optim.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "architectures"

@@ -26,9 +26,9 @@ from data_pipeline.loading.loaders import open_data
 from stlm.config import load_run_config
 from stlm.evals.table import table
 from stlm.stlm import STLM
-from stlm.training.engine import disconnect
+from stlm.training.deepspeed.engine import disconnect
 from stlm.training.loaders import build_loaders
-from stlm.training.optimizers import build_optimizer
+from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.trainer import Trainer
 
 STEPS_BETWEEN = 100  # checkpoints, for the shares

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from stlm.evals.table import table
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 CONFIG = """
 model: {context_length: 64, width: 64, core: {num_layers: 2, attention: {num_heads: 4}}}

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cost_model import volume
 from stlm.config import load_run_config
-from stlm.training.ranks import BatchSplit, free_port
+from stlm.training.distributed.ranks import BatchSplit, free_port
 
 ANSWER = "@ "  # begins the lines of a worker that are for the parent
 
@@ -131,7 +131,7 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
     """One rank: answers every line of its input."""
     import torch
 
-    from stlm.training.engine import connect, disconnect
+    from stlm.training.deepspeed.engine import connect, disconnect
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     connect()
@@ -160,9 +160,9 @@ def build(arguments: argparse.Namespace, variant: Variant) -> tuple[Callable[[],
 
     from data_pipeline.tokenizers import build_tokenizer
     from stlm.stlm import STLM
-    from stlm.training.engine import Engine
-    from stlm.training.optimizers import build_optimizer
-    from stlm.training.precision import choose_precision
+    from stlm.training.deepspeed.engine import Engine
+    from stlm.training.deepspeed.precision import choose_precision
+    from stlm.training.optim.optimizers import build_optimizer
 
     config = run_config(arguments, variant)
     training, precision = config.training, choose_precision(arguments.precision)

@@ -83,7 +83,7 @@ def main() -> int:
     if args.to:
         print(convert_to(args.to, args.model, args.output))
         return 0
-    from stlm.training.run_directory import begin_run
+    from stlm.training.run.run_directory import begin_run
 
     print(convert_from(args.source, args.model, args.output, begin_run))
     return 0
@@ -93,10 +93,10 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
     """To or from the checkpoints that DeepSpeed continues from, on every rank."""
     from stlm.config import load_deepspeed_config
     from stlm.export.conversion import vacant
-    from stlm.training.collectives import on_rank_zero
-    from stlm.training.deepspeed_formats import import_deepspeed, write_deepspeed
-    from stlm.training.engine import connect, disconnect
-    from stlm.training.lost import naming_lost_ranks
+    from stlm.training.deepspeed.engine import connect, disconnect
+    from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
+    from stlm.training.distributed.collectives import on_rank_zero
+    from stlm.training.distributed.lost import naming_lost_ranks
 
     if args.source:
         print(import_deepspeed(Path(args.model), vacant(args.output), args.config))

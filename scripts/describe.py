@@ -64,7 +64,7 @@ def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Everything that follows from the config, and from the tokenizer where there is one."""
     from stlm.model import account, optimizer_bytes, recompute_layers
     from stlm.stlm import STLM
-    from stlm.training.ranks import BatchSplit
+    from stlm.training.distributed.ranks import BatchSplit
 
     tokenizer, mean = tokenizer_of(config, Path(args.source))
     bytes_per_id = args.bytes_per_id or mean or BYTES_PER_ID
@@ -141,7 +141,7 @@ def state(source: Path) -> dict[str, Any]:
     from stlm.config import preset_names
     from stlm.errors import CheckpointError
     from stlm.stlm import checkpoints_of, newest_checkpoint, step_of
-    from stlm.training.checkpoint import read_progress
+    from stlm.training.run.checkpoint import read_progress
 
     if str(source) in preset_names() or not source.is_dir():
         return {}
@@ -178,7 +178,7 @@ def ranks_of(source: Path) -> int | None:
 def progress_of(source: Path) -> dict[str, Any]:
     """The state of a run's newest checkpoint; empty where there is none."""
     from stlm.stlm import newest_checkpoint
-    from stlm.training.checkpoint import read_progress
+    from stlm.training.run.checkpoint import read_progress
 
     newest = newest_checkpoint(source)
     return {} if newest is None else read_progress(newest)

@@ -107,7 +107,7 @@ def tested_versions(constraints: Path) -> dict[str, set[str]]:
 def check_devices() -> Iterator[Finding]:
     import torch
 
-    from stlm.training.precision import choose_precision
+    from stlm.training.deepspeed.precision import choose_precision
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -21,8 +21,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage.manifest import Manifest
 from stlm.config import RunConfig, data_folder, following, load_deepspeed_config, load_run_config
 from stlm.errors import ConfigError, StlmError, Stopped
-from stlm.training.faults import NonFinite
-from stlm.training.ranks import BatchSplit, find_ranks
+from stlm.training.distributed.ranks import BatchSplit, find_ranks
+from stlm.training.distributed.stop_request import NonFinite
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
             raise
         # Before torch is imported: where a rank is lost, its table would print pages of C++ frames in the others.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from stlm.training.lost import naming_lost_ranks
+        from stlm.training.distributed.lost import naming_lost_ranks
 
         with naming_lost_ranks():
             return train(arguments, config, deepspeed_config, profiled)
@@ -62,12 +62,12 @@ def train(
     from data_pipeline.loading.loaders import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.collectives import on_every_rank, on_rank_zero
-    from stlm.training.engine import connect, disconnect
+    from stlm.training.deepspeed.engine import connect, disconnect
+    from stlm.training.distributed.collectives import on_every_rank, on_rank_zero
+    from stlm.training.distributed.stopping import Interruptible
     from stlm.training.loaders import build_loaders
-    from stlm.training.optimizers import build_optimizer
+    from stlm.training.optim.optimizers import build_optimizer
     from stlm.training.profiling import Profiler
-    from stlm.training.stopping import Interruptible
     from stlm.training.trainer import Trainer
 
     ranks = connect()
@@ -127,7 +127,7 @@ def name_of(config: str) -> str:
 
 def choose(arguments: argparse.Namespace, config: RunConfig, fingerprint: str) -> tuple[Path, str]:
     """The run directory where none is named, and what people should know of the choice."""
-    from stlm.training.run_directory import choose_run_directory, why_not_extended
+    from stlm.training.run.run_directory import choose_run_directory, why_not_extended
 
     return choose_run_directory(
         name_of(arguments.config), arguments.resume,

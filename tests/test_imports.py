@@ -73,7 +73,7 @@ LIBRARIES: dict[str, set[str]] = {
 }
 
 # The files that may know DeepSpeed. They import it inside functions only.
-KNOW_DEEPSPEED = {"stlm/training/engine.py", "stlm/training/deepspeed_internals.py"}
+KNOW_DEEPSPEED = {"stlm/training/deepspeed/engine.py", "stlm/training/deepspeed/internals.py"}
 
 
 def room_of(module: str) -> str | None:
@@ -158,8 +158,8 @@ def test_imports_go_one_way(path: Path) -> None:
         ("stlm/objectives/next_token.py", "from data_pipeline.loading.prepared_data import PreparedData"),
         ("stlm/evals/likelihood.py", "from stlm.training.trainer import Trainer"),
         ("stlm/training/trainer.py", "def f():\n    import deepspeed"),
-        ("stlm/training/engine.py", "import deepspeed"),
-        ("stlm/training/engine.py", "from deepspeed.ops import op_builder"),
+        ("stlm/training/deepspeed/engine.py", "import deepspeed"),
+        ("stlm/training/deepspeed/engine.py", "from deepspeed.ops import op_builder"),
         ("scripts/pretrain.py", "def main():\n    from deepspeed import init_distributed"),
         ("stlm/telepathy/reader.py", ""),
     ],
@@ -171,7 +171,7 @@ def test_the_rules_refuse(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("stlm/training/engine.py", "def f():\n    import deepspeed"),
+        ("stlm/training/deepspeed/engine.py", "def f():\n    import deepspeed"),
         (
             "stlm/model/core/transformer.py",
             "from . import layers\nfrom ..config import ModelConfig\nimport torch.nn as nn",

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

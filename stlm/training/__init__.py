@@ -5,9 +5,9 @@ import importlib
 _HOMES = {
     "Trainer": "stlm.training.trainer",
     "build_loaders": "stlm.training.loaders",
-    "build_optimizer": "stlm.training.optimizers",
-    "learning_rate_at": "stlm.training.schedules",
-    "find_ranks": "stlm.training.ranks",
+    "build_optimizer": "stlm.training.optim.optimizers",
+    "learning_rate_at": "stlm.training.optim.schedules",
+    "find_ranks": "stlm.training.distributed.ranks",
 }
 
 __all__ = list(_HOMES)

@@ -15,7 +15,7 @@ from stlm.errors import CheckpointError, ConfigError
 from stlm.model import EntropyPatching
 from stlm.objectives import Batch
 from stlm.stlm import STLM
-from stlm.training.collectives import on_rank_zero
+from stlm.training.distributed.collectives import on_rank_zero
 from stlm.training.loaders import TrainingBatches
 
 SAMPLE_IDS = 1 << 15  # of training text; the mean patch length is then known within a few percent

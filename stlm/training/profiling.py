@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from data_pipeline.plurals import number_of
 from data_pipeline.storage.atomic import writing
 from stlm.errors import ConfigError
-from stlm.training.collectives import on_rank_zero
-from stlm.training.stopwatch import STOPWATCH
+from stlm.training.distributed.collectives import on_rank_zero
+from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.trainer import Trainer
 
 OPERATORS = 25  # rows of the table

@@ -28,9 +28,26 @@ from stlm.config.yaml.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint, step_of
-from stlm.training.agreement import fingerprints, refuse_differences
-from stlm.training.background import Background
-from stlm.training.checkpoint import (
+from stlm.training.deepspeed.engine import Engine, State, checked_deepspeed_config, connect
+from stlm.training.deepspeed.loss_scale import LossScale
+from stlm.training.deepspeed.precision import Precision, choose_precision
+from stlm.training.distributed.agreement import fingerprints, refuse_differences
+from stlm.training.distributed.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
+from stlm.training.distributed.stop_request import NonFinite, StopRequest
+from stlm.training.distributed.stopping import AgreedStop, Interrupted, Interruptible
+from stlm.training.distributed.stopwatch import STOPWATCH
+from stlm.training.distributed.watchdog import WATCHDOG, watched
+from stlm.training.entropy import begin_entropy_patching
+from stlm.training.init_from import begin_from, told_of_freezing
+from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
+from stlm.training.metrics.monitor import Monitor, progress_line, readable_time
+from stlm.training.metrics.throughput import Gauges
+from stlm.training.metrics.wandb_mirror import check_wandb
+from stlm.training.optim.limits import limits_of, used_up
+from stlm.training.optim.schedules import learning_rate_at
+from stlm.training.recovery import Recovery
+from stlm.training.run.async_writer import Background
+from stlm.training.run.checkpoint import (
     check_checkpoint,
     checkpoint_path,
     is_scheduled,
@@ -40,25 +57,8 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
-from stlm.training.engine import Engine, State, checked_deepspeed_config, connect
-from stlm.training.entropy import begin_entropy_patching
-from stlm.training.faults import NonFinite, StopRequest
-from stlm.training.gauges import Gauges
-from stlm.training.initial import begin_from, told_of_freezing
-from stlm.training.limits import limits_of, used_up
-from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
-from stlm.training.loss_scale import LossScale
-from stlm.training.monitor import Monitor, progress_line, readable_time
-from stlm.training.passes import Passes
-from stlm.training.precision import Precision, choose_precision
-from stlm.training.recovery import Recovery
-from stlm.training.run_directory import RunDirectory, Start
-from stlm.training.schedules import learning_rate_at
-from stlm.training.stopping import AgreedStop, Interrupted, Interruptible
-from stlm.training.stopwatch import STOPWATCH
-from stlm.training.wandb_mirror import check_wandb
-from stlm.training.watchdog import WATCHDOG, watched
+from stlm.training.run.run_directory import RunDirectory, Start
+from stlm.training.step import Passes
 
 RESUME = ("auto", "never", "must")
 SPLITS = {"tasks": "evals", "validation": "validation"}  # of the records of what may be pending

@@ -25,7 +25,7 @@ from stlm.errors import ConversionError
 from stlm.export import convert_from, convert_to
 from stlm.export.comparison import sample_text
 from stlm.stlm import STLM
-from stlm.training.run_directory import begin_run
+from stlm.training.run.run_directory import begin_run
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
 

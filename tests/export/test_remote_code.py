@@ -16,7 +16,7 @@ from stlm.export.comparison import sample_text
 from stlm.export.families import obstacles
 from stlm.export.remote.files import remote_files
 from stlm.stlm import STLM
-from stlm.training.run_directory import begin_run
+from stlm.training.run.run_directory import begin_run
 
 pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
 

@@ -43,14 +43,14 @@ def at_step(step, action):
 
 
 def in_validation(action):
-    from stlm.training.engine import Engine
+    from stlm.training.deepspeed.engine import Engine
 
     before(Engine, "forward", lambda engine, *_: action(engine), lambda engine, *_: not engine.model.training)
 
 
 def in_save_of(step, action):
     """When the weights of the checkpoint are on the disk and the optimizer's state is not."""
-    from stlm.training import checkpoint
+    from stlm.training.run import checkpoint
 
     before(checkpoint, "save_file", lambda *_: action(None), lambda _, path: f"step_{step:08d}" in str(path))
 
@@ -61,7 +61,7 @@ def me(number):
 
 def spoil(steps, change):
     """Change the logits of some steps."""
-    from stlm.training.engine import Engine
+    from stlm.training.deepspeed.engine import Engine
     from stlm.training.trainer import Trainer
 
     forward, train_step, now = Engine.forward, Trainer.train_step, [0]
@@ -105,7 +105,7 @@ def kill_rank_0_in_save(rank):
 
 @fault
 def kill_rank_1_in_save(rank):
-    from stlm.training.engine import Engine
+    from stlm.training.deepspeed.engine import Engine
 
     if rank == 1:
         before(Engine, "full_state", me(signal.SIGKILL), lambda _: saved_once())
@@ -308,7 +308,7 @@ def disk_full_in_log(rank):
 
 @fault
 def read_only_in_save(rank):
-    from stlm.training import checkpoint
+    from stlm.training.run import checkpoint
 
     def refuse(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "checkpoints")

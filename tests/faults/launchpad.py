@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2] if (Path(__file__).parents[2] / "stlm").is_dir(
 FAULTS = ROOT / "tests" / "faults"
 # What a rank imports, and what its libraries import only when they are used.
 IMPORTED = (
-    "pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer", "stlm.training.optimizers",
+    "pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer", "stlm.training.optim.optimizers",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch.utils.tensorboard",
     "deepspeed.runtime.zero.muon.original_muon",  # which compiles something, and so imports torch's compiler: 2 s
 )  # fmt: skip
@@ -129,7 +129,7 @@ def serve() -> None:
 
 def launch(job: dict[str, Any]) -> None:
     """A launcher: forks the ranks, waits for them, writes what they ended with."""
-    from stlm.training.ranks import free_port
+    from stlm.training.distributed.ranks import free_port
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_project import CONFIG, OPTIONS, read_metrics
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = {".git", ".venv", "data", "runs", "build", "dist", "tests", ".pytest_cache", ".ruff_cache", ".mypy_cache"}

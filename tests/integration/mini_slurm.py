@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daemons import Daemons, wait_until
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 NODES = ("127.0.0.1", "127.0.0.2")  # names that lead somewhere on every machine
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")

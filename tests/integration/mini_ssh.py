@@ -12,7 +12,7 @@ from pathlib import Path
 
 from daemons import Daemons, wait_until
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 NODES = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
 PROGRAMS = ("sshd", "ssh", "ssh-keygen")

@@ -11,7 +11,7 @@ from daemons import need
 from mini_ssh import PROGRAMS, Ssh
 from tiny_project import OPTIONS, read_metrics
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 pytestmark = pytest.mark.slow
 

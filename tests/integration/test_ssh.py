@@ -12,7 +12,7 @@ from daemons import need
 from mini_ssh import PROGRAMS, Ssh
 from tiny_project import OPTIONS, processes_with, read_metrics, wait_for_step
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
-from stlm.training.collectives import on_rank_zero
-from stlm.training.engine import Engine, State, connect
-from stlm.training.precision import Precision
+from stlm.training.deepspeed.engine import Engine, State, connect
+from stlm.training.deepspeed.precision import Precision
+from stlm.training.distributed.collectives import on_rank_zero
 
 ROWS = torch.arange(8 * 32).view(8, 32) * 7919 % 251
 

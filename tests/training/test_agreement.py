@@ -12,7 +12,7 @@ import pytest
 from tiny_run import RANK_VARIABLES, ROOT
 
 from data_pipeline.preparation.pipeline import PrepareConfig, prepare
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tiny_run import read_metrics, train
 
 from stlm.errors import CheckpointError
 from stlm.stlm import STLM
-from stlm.training.checkpoint import read_state
+from stlm.training.run.checkpoint import read_state
 
 AVERAGED = "training.ema_decay=0.9"
 LAST = "checkpoints/step_00000012"

@@ -8,7 +8,7 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError
 from stlm.stlm import STLM
-from stlm.training.run_directory import begin_run
+from stlm.training.run.run_directory import begin_run
 
 
 @pytest.fixture

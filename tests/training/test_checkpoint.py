@@ -20,9 +20,9 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError, ConfigError
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
-from stlm.training.checkpoint import read_state, write_checkpoint
-from stlm.training.engine import State
-from stlm.training.run_directory import choose_run_directory, is_finished
+from stlm.training.deepspeed.engine import State
+from stlm.training.run.checkpoint import read_state, write_checkpoint
+from stlm.training.run.run_directory import choose_run_directory, is_finished
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from tiny_run import train
 
 from stlm.errors import ConfigError, EngineError
 from stlm.stlm import STLM
-from stlm.training.checkpoint import read_state
+from stlm.training.run.checkpoint import read_state
 
 COMPILE = "training.compile=true"
 

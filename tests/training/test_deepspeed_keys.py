@@ -15,7 +15,7 @@ from stlm.config import load_deepspeed_config
 from stlm.config.deepspeed import OWNED, OWNED_SECTIONS
 from stlm.config.deepspeed_keys import SECTIONS, TOP_LEVEL
 from stlm.errors import ConfigError
-from stlm.training.deepspeed_internals import TESTED_VERSIONS
+from stlm.training.deepspeed.internals import TESTED_VERSIONS
 
 pytestmark = pytest.mark.deepspeed
 

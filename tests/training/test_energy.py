@@ -10,8 +10,9 @@ import torch
 from tiny_run import train
 
 from data_pipeline.extras import how_to_install
-from stlm.training import energy, gauges
-from stlm.training.energy import Energy
+from stlm.training.metrics import energy
+from stlm.training.metrics import throughput as gauges
+from stlm.training.metrics.energy import Energy
 
 CPU = torch.device("cpu")
 

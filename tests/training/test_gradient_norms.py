@@ -13,7 +13,7 @@ from data_pipeline.loading.loaders import train_loader
 from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import load_run_config
 from stlm.stlm import STLM
-from stlm.training.gradient_norms import part_of
+from stlm.training.deepspeed.gradient_norms import part_of
 
 PARTS = ["embedder", "core.stack.blocks.0", "core.stack.blocks.1", "core", "head"]
 
@@ -77,7 +77,7 @@ def test_where_the_optimizer_is_elsewhere(make_trainer, tmp_path, plain_norms, s
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_no_loss_scale_is_in_them(make_trainer, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr("stlm.training.precision.cpu_flags", lambda: {"avx512_fp16"})
+    monkeypatch.setattr("stlm.training.deepspeed.precision.cpu_flags", lambda: {"avx512_fp16"})
     # DeepSpeed keeps for the whole process that an engine has used autocast: afterwards it has not.
     monkeypatch.setattr("deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED", False)
     trainer = make_trainer(tmp_path / "run", "training.precision=fp16", stage=stage)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_run import RANK_VARIABLES, ROOT, listening, read_metrics, wait_for_step
 
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000")
 
@@ -69,7 +69,7 @@ def test_only_launchers_are_watched(tmp_path, parent, expected):
     child = tmp_path / "child.py"
     child.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from stlm.training.launcher import Launcher\n"
+        "from stlm.training.distributed.launcher import Launcher\n"
         "launcher, above = Launcher(), os.getppid()\n"
         "print('there' if not launcher.is_gone() else 'gone', flush=True)\n"
         "while os.getppid() == above: time.sleep(0.01)\n"

@@ -10,9 +10,9 @@ from tiny_run import read_metrics, train
 
 from stlm.config import TrainingConfig
 from stlm.config.limits import LimitsConfig
-from stlm.training.limits import used_up
-from stlm.training.run_directory import is_finished
-from stlm.training.schedules import learning_rate_at
+from stlm.training.optim.limits import used_up
+from stlm.training.optim.schedules import learning_rate_at
+from stlm.training.run.run_directory import is_finished
 
 MANY = ("training.max_steps=1000", "training.save_every_steps=3", "training.log_every_steps=1")
 

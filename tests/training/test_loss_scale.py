@@ -10,8 +10,8 @@ from tiny_run import ROOT, read_metrics, train
 
 from stlm.config import load_deepspeed_config
 from stlm.errors import ConfigError
-from stlm.training import precision
-from stlm.training.loss_scale import LossScale
+from stlm.training.deepspeed import precision
+from stlm.training.deepspeed.loss_scale import LossScale
 
 FP16 = "training.precision=fp16"
 
@@ -23,7 +23,7 @@ def with_fp16(monkeypatch):
 
 
 def test_the_scale_falls_at_once_and_rises_slowly(monkeypatch):
-    monkeypatch.setattr("stlm.training.loss_scale.GROWTH_STEPS", 3)
+    monkeypatch.setattr("stlm.training.deepspeed.loss_scale.GROWTH_STEPS", 3)
     scale, values = LossScale(8.0), []
     for overflow in (False, False, True, False, False, False, True, True, True, True):
         scale = scale.after(overflow)
@@ -81,7 +81,7 @@ def test_unscaled_gradients_are_those_of_fp32(make_trainer, tmp_path, with_fp16)
 
 def test_the_scale_is_resumed(make_trainer, tmp_path, with_fp16, monkeypatch):
     """Digit for digit, also where no update had been made yet."""
-    monkeypatch.setattr("stlm.training.loss_scale.GROWTH_STEPS", 2)  # so that it overflows again later
+    monkeypatch.setattr("stlm.training.deepspeed.loss_scale.GROWTH_STEPS", 2)  # so that it overflows again later
     for name, until in (("whole", None), ("halves", 6)):
         trainer = make_trainer(tmp_path / name, FP16, stage=2)
         trainer.engine.loss_scale = LossScale(2.0**25, 0, 3)

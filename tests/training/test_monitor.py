@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from data_pipeline.errors import DataError
-from stlm.training.monitor import Monitor
+from stlm.training.metrics.monitor import Monitor
 
 
 @pytest.fixture

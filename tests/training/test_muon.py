@@ -11,8 +11,8 @@ from stlm.config import RunConfig, TrainingConfig, load_run_config
 from stlm.errors import ConfigError
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
-from stlm.training.checkpoint import read_state
-from stlm.training.muon import MOMENTUM, Muon, orthogonalized
+from stlm.training.optim.muon import MOMENTUM, Muon, orthogonalized
+from stlm.training.run.checkpoint import read_state
 
 MUON = "training.optimizer=muon"
 

@@ -17,10 +17,10 @@ from tiny_run import ROOT, listening, spawn, wait_for_step
 
 from data_pipeline.errors import DataError
 from stlm.errors import CheckpointError, StlmError, Stopped
-from stlm.training.faults import NonFinite
-from stlm.training.messages import decode, describe_error, encode, error_of
-from stlm.training.ranks import Ranks
-from stlm.training.rendezvous import init_method
+from stlm.training.distributed.messages import decode, describe_error, encode, error_of
+from stlm.training.distributed.ranks import Ranks
+from stlm.training.distributed.rendezvous import init_method
+from stlm.training.distributed.stop_request import NonFinite
 
 LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000")
 

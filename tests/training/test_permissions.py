@@ -13,7 +13,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.storage.atomic import atomic_directory, current_umask
 from stlm.export.conversion import convert_to
-from stlm.training.deepspeed_formats import write_deepspeed
+from stlm.training.deepspeed.formats import write_deepspeed
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])

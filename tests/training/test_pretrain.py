@@ -20,8 +20,8 @@ from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from stlm.config import load_run_config
-from stlm.training import lost
-from stlm.training.faults import LostRank
+from stlm.training.distributed import lost
+from stlm.training.distributed.stop_request import LostRank
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
@@ -268,7 +268,7 @@ def test_two_ranks_equal_one(pretrain, uninterrupted, tmp_path, stage, micro_bat
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher):
     """Two ranks each; SIGINT to the whole group, as from a terminal, then the same command to the end."""
-    from stlm.training.ranks import free_port
+    from stlm.training.distributed.ranks import free_port
 
     start = {
         "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())],

@@ -10,8 +10,8 @@ from stlm.config import TrainingConfig, load_run_config
 from stlm.errors import ConfigError
 from stlm.model.decoding.quantization import round_to_nearest
 from stlm.training import build_optimizer
-from stlm.training.quantization import check_stage, rounded
-from stlm.training.schedules import learning_rate_at
+from stlm.training.optim.schedules import learning_rate_at
+from stlm.training.optim.straight_through import check_stage, rounded
 
 LAST_TWO = TrainingConfig(max_steps=10, quantization_bits=4, quantization_steps=2)
 OVERRIDES = ("training.quantization_bits=4", "training.quantization_steps=12")

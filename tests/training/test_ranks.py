@@ -8,7 +8,7 @@ import pytest
 
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError, EngineError
-from stlm.training.ranks import BatchSplit, Ranks, find_ranks, first_host
+from stlm.training.distributed.ranks import BatchSplit, Ranks, find_ranks, first_host
 
 ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
 OMPI = {

@@ -15,7 +15,7 @@ from stlm.config import RunConfig, from_dict
 from stlm.config.recovery import RecoveryConfig
 from stlm.errors import Stopped
 from stlm.stlm import checkpoints_of, step_of
-from stlm.training.faults import NonFinite
+from stlm.training.distributed.stop_request import NonFinite
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 
 NAN, INF = float("nan"), float("inf")

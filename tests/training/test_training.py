@@ -15,7 +15,7 @@ from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import TrainingConfig, load_deepspeed_config, load_run_config
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
-from stlm.training.faults import NonFinite
+from stlm.training.distributed.stop_request import NonFinite
 
 NO_SKIPPING = ["training.recovery.max_skipped_in_a_row=0", "training.recovery.max_rollbacks=0"]
 

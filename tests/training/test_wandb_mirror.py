@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from stlm.errors import ConfigError
-from stlm.training.monitor import scalars
+from stlm.training.metrics.monitor import scalars
 
 FAKE = """
 calls = []

@@ -9,8 +9,8 @@ import pytest
 from tiny_run import wait_for_step
 from torch.distributed import HashStore
 
-from stlm.training import watchdog
-from stlm.training.watchdog import BEATS, Watchdog
+from stlm.training.distributed import watchdog
+from stlm.training.distributed.watchdog import BEATS, Watchdog
 
 LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000", "training.hang_timeout_s=4")
 

@@ -13,11 +13,11 @@ from tiny_run import train
 
 from stlm.model import account
 from stlm.stlm import STLM
-from stlm.training import gauges
-from stlm.training.collectives import timed
-from stlm.training.gauges import peak_memory
-from stlm.training.stopwatch import PHASES, STOPWATCH, CudaClock, HostClock, Stopwatch
-from stlm.training.utilization import Peak, measure_peak, readable_flops
+from stlm.training.distributed.collectives import timed
+from stlm.training.distributed.stopwatch import PHASES, STOPWATCH, CudaClock, HostClock, Stopwatch
+from stlm.training.metrics import throughput as gauges
+from stlm.training.metrics.mfu import Peak, measure_peak, readable_flops
+from stlm.training.metrics.throughput import peak_memory
 
 
 class FakeClock(HostClock):

@@ -16,7 +16,7 @@ from stlm.config import load_run_config
 from stlm.evals import LiveTasks, Share
 from stlm.stlm import STLM
 from stlm.training import Trainer, build_loaders, build_optimizer
-from stlm.training.ranks import free_port
+from stlm.training.distributed.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}

@@ -12,16 +12,16 @@ from stlm.config import RunConfig
 from stlm.model import row_keys
 from stlm.objectives import Batch, Objective, Prepared
 from stlm.stlm import STLM
-from stlm.training.collectives import sum_over_ranks
-from stlm.training.engine import Engine
-from stlm.training.gauges import Gauges
+from stlm.training.deepspeed.engine import Engine
+from stlm.training.distributed.collectives import sum_over_ranks
+from stlm.training.distributed.ranks import Ranks
+from stlm.training.distributed.stopping import Interrupted, never
+from stlm.training.distributed.stopwatch import STOPWATCH
+from stlm.training.distributed.watchdog import watched
 from stlm.training.loaders import TrainingBatches, ValidationWindows
-from stlm.training.quantization import rounded
-from stlm.training.ranks import Ranks
+from stlm.training.metrics.throughput import Gauges
+from stlm.training.optim.straight_through import rounded
 from stlm.training.recovery import spoilt_unless_finite
-from stlm.training.stopping import Interrupted, never
-from stlm.training.stopwatch import STOPWATCH
-from stlm.training.watchdog import watched
 
 
 class Passes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlm.training.shards import Shard
+from stlm.training.optim.zero_shards import Shard
 
 
 class GradientNorms:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stlm.training.stopwatch import STOPWATCH
+from stlm.training.distributed.stopwatch import STOPWATCH
 
 
 class Shard(NamedTuple):

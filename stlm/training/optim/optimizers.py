@@ -10,8 +10,8 @@ from torch import nn
 from stlm.config import TrainingConfig
 from stlm.model.heads.linear import Head
 from stlm.stlm import STLM
-from stlm.training.initial import freeze
-from stlm.training.muon import Muon
+from stlm.training.init_from import freeze
+from stlm.training.optim.muon import Muon
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:

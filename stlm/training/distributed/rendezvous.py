@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
-from stlm.training.ranks import Ranks
+from stlm.training.distributed.ranks import Ranks
 
 LOOPBACK = "127.0.0.1"
 ALONE = "alone"  # name of the backend of a single rank

@@ -29,10 +29,9 @@ from data_pipeline.extras import how_to_install
 from stlm.config import TrainingConfig
 from stlm.errors import CheckpointError, EngineError
 from stlm.model import recompute_layers
-from stlm.training.averaging import AVERAGE, keep_average
-from stlm.training.collectives import on_every_rank, sum_over_ranks, time_collectives
 from stlm.training.compilation import refuse_uncompilable
-from stlm.training.deepspeed_internals import (
+from stlm.training.deepspeed.gradient_norms import GradientNorms
+from stlm.training.deepspeed.internals import (
     build_no_shared_memory_operator,
     communication_backend,
     count_steps,
@@ -43,16 +42,17 @@ from stlm.training.deepspeed_internals import (
     scale_no_losses,
     shards_of,
 )
-from stlm.training.gradient_norms import GradientNorms
-from stlm.training.loss_scale import LossScale
-from stlm.training.lost import introduce
-from stlm.training.muon import Muon
-from stlm.training.precision import Precision
-from stlm.training.quantization import check_stage
-from stlm.training.ranks import BatchSplit, Ranks, find_ranks, rank_environment
-from stlm.training.rendezvous import ALONE, init_method
-from stlm.training.stopwatch import STOPWATCH
-from stlm.training.watchdog import WATCHDOG, watched
+from stlm.training.deepspeed.loss_scale import LossScale
+from stlm.training.deepspeed.precision import Precision
+from stlm.training.distributed.collectives import on_every_rank, sum_over_ranks, time_collectives
+from stlm.training.distributed.lost import introduce
+from stlm.training.distributed.ranks import BatchSplit, Ranks, find_ranks, rank_environment
+from stlm.training.distributed.rendezvous import ALONE, init_method
+from stlm.training.distributed.stopwatch import STOPWATCH
+from stlm.training.distributed.watchdog import WATCHDOG, watched
+from stlm.training.optim.averaging import AVERAGE, keep_average
+from stlm.training.optim.muon import Muon
+from stlm.training.optim.straight_through import check_stage
 
 # ---------------------------------------------------------------------- ranks
 

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from stlm.errors import StlmError
-from stlm.training.launcher import Launcher
+from stlm.training.distributed.launcher import Launcher
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 

@@ -44,7 +44,9 @@ from stlm.config import (
 from stlm.config.limits import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
-from stlm.training.checkpoint import (
+from stlm.training.deepspeed.engine import State
+from stlm.training.optim.limits import used_up
+from stlm.training.run.checkpoint import (
     check_checkpoint,
     checkpoint_path,
     prune_checkpoints,
@@ -52,8 +54,6 @@ from stlm.training.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
-from stlm.training.engine import State
-from stlm.training.limits import used_up
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 

@@ -21,7 +21,7 @@ import data_pipeline
 from data_pipeline.plurals import number_of
 from stlm.config import RunConfig, dump_run_config
 from stlm.errors import EngineError
-from stlm.training.collectives import gather, on_rank_zero
+from stlm.training.distributed.collectives import gather, on_rank_zero
 
 SHOWN = 12  # digits of a fingerprint
 

@@ -28,16 +28,16 @@ from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from stlm.config import RunConfig, dump_run_config, load_run_config
 from stlm.errors import CheckpointError, ConversionError
 from stlm.stlm import STLM, locate_model
-from stlm.training.averaging import AVERAGE
-from stlm.training.checkpoint import check_checkpoint, read_progress, read_state
-from stlm.training.collectives import on_rank_zero
-from stlm.training.deepspeed_internals import count_steps
-from stlm.training.deepspeed_reader import read_deepspeed
-from stlm.training.engine import Engine, State, connect
-from stlm.training.optimizers import build_optimizer
-from stlm.training.precision import Precision
-from stlm.training.run_directory import begin_run
-from stlm.training.schedules import learning_rate_at
+from stlm.training.deepspeed.engine import Engine, State, connect
+from stlm.training.deepspeed.internals import count_steps
+from stlm.training.deepspeed.precision import Precision
+from stlm.training.deepspeed.reader import read_deepspeed
+from stlm.training.distributed.collectives import on_rank_zero
+from stlm.training.optim.averaging import AVERAGE
+from stlm.training.optim.optimizers import build_optimizer
+from stlm.training.optim.schedules import learning_rate_at
+from stlm.training.run.checkpoint import check_checkpoint, read_progress, read_state
+from stlm.training.run.run_directory import begin_run
 
 
 def write_deepspeed(

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from stlm.errors import ConfigError
-from stlm.training.shards import Shard
+from stlm.training.optim.zero_shards import Shard
 
 TESTED_VERSIONS = ("0.19.7", "0.19.8")
 

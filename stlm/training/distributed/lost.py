@@ -17,8 +17,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stlm.training.collectives import gather, shared_store
-from stlm.training.faults import LostRank
+from stlm.training.distributed.collectives import gather, shared_store
+from stlm.training.distributed.stop_request import LostRank
 
 _BROKEN = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|failed to (recv|send|connect)|remote process exited",

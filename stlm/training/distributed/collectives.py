@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from stlm.training.messages import decode, describe_error, encode, error_of
-from stlm.training.stopwatch import STOPWATCH
-from stlm.training.watchdog import BEATS, WATCHDOG, watched
+from stlm.training.distributed.messages import decode, describe_error, encode, error_of
+from stlm.training.distributed.stopwatch import STOPWATCH
+from stlm.training.distributed.watchdog import BEATS, WATCHDOG, watched
 
 T = TypeVar("T")
 

@@ -31,8 +31,8 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
 from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model, step_of
-from stlm.training.averaging import AVERAGE
-from stlm.training.engine import State
+from stlm.training.deepspeed.engine import State
+from stlm.training.optim.averaging import AVERAGE
 
 FORMAT = "stlm-checkpoint-1"
 PART_BYTES = 2 << 30  # of an optimizer file

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from stlm.training.collectives import notice_board, sum_over_ranks
-from stlm.training.faults import StopRequest
+from stlm.training.distributed.collectives import notice_board, sum_over_ranks
+from stlm.training.distributed.stop_request import StopRequest
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from data_pipeline.storage.atomic import write_text, writing
-from stlm.training.wandb_mirror import WandbMirror
+from stlm.training.metrics.wandb_mirror import WandbMirror
 
 
 class Monitor:

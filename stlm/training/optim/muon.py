@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from stlm.training.shards import Shard
+from stlm.training.optim.zero_shards import Shard
 
 MOMENTUM = 0.95  # of Nesterov's kind
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steep at 0, so that five steps are enough

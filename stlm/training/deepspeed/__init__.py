@@ -1,0 +1,1 @@
+"""DeepSpeed: the engine, its precision, its checkpoint formats."""

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, averages, and how far a run has come."""
