@@ -44,9 +44,9 @@ def main() -> int:
     args = parser.parse_args()
 
     from stlm.errors import StlmError
-    from stlm.evals.comparison import compare, comparison_text, read_samples
-    from stlm.evals.comparison_plots import write_figures, write_page
-    from stlm.evals.seed_groups import groups_of, run_of
+    from stlm.evals.comparison.paired import compare, comparison_text, read_samples
+    from stlm.evals.comparison.plots import write_figures, write_page
+    from stlm.evals.comparison.seed_groups import groups_of, run_of
 
     if args.output and not args.output.endswith(".html"):
         raise StlmError(f"--output: got {args.output!r}, expected FILE.html; figures: --figures DIR")
@@ -75,7 +75,7 @@ def main() -> int:
 def asked(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Score a model on the tasks, now."""
     from stlm.evals import NEED_DATA, Options, Subject, load_tasks
-    from stlm.evals.comparison import Sample
+    from stlm.evals.comparison.paired import Sample
 
     tasks = load_tasks(args.tasks, Options(args.tasks_dir))
     subject = Subject.open(name, args.data, with_data=not NEED_DATA.isdisjoint(tasks))

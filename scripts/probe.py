@@ -39,7 +39,7 @@ def main() -> int:
     from data_pipeline.storage.atomic import write_text
     from stlm.errors import StlmError
     from stlm.evals import METHODS, ProbeOptions, Subject, load_glue, probe, probe_markdown, probe_text
-    from stlm.evals.probe_report import NOTES
+    from stlm.evals.probing.report import NOTES
 
     if args.output and Path(args.output).is_dir():
         raise StlmError(f"--output: {args.output} is a folder, expected a file that ends in .json or .md")

@@ -1,20 +1,20 @@
 """How good a saved model is: bits per byte of text beside what compressors reach, which of several texts it finds
 more probable, and what can be learned on top of it."""
 
-from stlm.evals.bits_per_byte import SplitScore, score_split
-from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
-from stlm.evals.compression import COMPRESSORS, compressed_bits_per_byte
-from stlm.evals.glue import GLUE_TASKS, GlueData, load_glue
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
 from stlm.evals.live import LiveTasks
-from stlm.evals.methods import METHODS
-from stlm.evals.probe_report import probe_markdown, probe_text
-from stlm.evals.probing import Method, ProbeOptions, probe
+from stlm.evals.probing.glue import GLUE_TASKS, GlueData, load_glue
+from stlm.evals.probing.methods import METHODS
+from stlm.evals.probing.protocol import Method, ProbeOptions, probe
+from stlm.evals.probing.report import probe_markdown, probe_text
+from stlm.evals.registry import NEED_DATA, TASKS, Options, TaskResult, load_tasks
 from stlm.evals.report import curve_text, markdown, overview_text
 from stlm.evals.shares import Share, shared
 from stlm.evals.subject import Subject, complete_checkpoints
 from stlm.evals.table import table
-from stlm.evals.tasks import NEED_DATA, TASKS, Options, TaskResult, load_tasks
+from stlm.evals.tasks.bits_per_byte import SplitScore, score_split
+from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
+from stlm.evals.tasks.compression import COMPRESSORS, compressed_bits_per_byte
 
 __all__ = [
     "Subject",

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data_pipeline.loading.loaders import Data
 from stlm.config import RunConfig
+from stlm.evals.registry import Options, load_tasks
 from stlm.evals.report import headline
 from stlm.evals.shares import Share, shared
 from stlm.evals.subject import Subject
-from stlm.evals.tasks import Options, load_tasks
 from stlm.stlm import STLM
 
 

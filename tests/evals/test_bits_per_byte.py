@@ -24,7 +24,7 @@ from stlm.config import (
 )
 from stlm.errors import StlmError
 from stlm.evals import COMPRESSORS, compressed_bits_per_byte, score_split
-from stlm.evals.bits_per_byte import text_fingerprint
+from stlm.evals.tasks.bits_per_byte import text_fingerprint
 from stlm.export.comparison import sample_text
 from stlm.model import Output
 from stlm.stlm import STLM
@@ -157,7 +157,7 @@ def test_long_streams_are_read_in_segments_and_every_id_counts_once():
 @pytest.mark.parametrize("stride", [5, 12, 24])
 @torch.no_grad()
 def test_strided_windows_equal_scoring_each_id_by_itself(patched, stride, monkeypatch):
-    monkeypatch.setattr("stlm.evals.bits_per_byte._WINDOWS_PER_SEGMENT", 3)
+    monkeypatch.setattr("stlm.evals.tasks.bits_per_byte._WINDOWS_PER_SEGMENT", 3)
     model = tiny_model(patched)
     stream = Stream("How vexingly quick daft zebras jump; ", "", "é" * 30, "sphinx of black quartz, judge my vow")
     ids = torch.from_numpy(stream.read(0, len(stream))).long()

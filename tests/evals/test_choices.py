@@ -12,8 +12,8 @@ from test_likelihood import Unigram, letters
 from data_pipeline.errors import DataError
 from stlm.errors import StlmError
 from stlm.evals import CHOICE_TASKS, Loaded, Options, load_tasks, markdown, overview_text
-from stlm.evals.choices import rows_of
-from stlm.evals.items import choice_item
+from stlm.evals.items.reading import choice_item
+from stlm.evals.tasks.choices import rows_of
 
 ITEM = {"id": "1", "context": "b", "choices": ["a", "bb"], "answer": 0}
 PAIR = {"sentence_good": "aa", "sentence_bad": "ab", "UID": "order", "linguistics_term": "syntax", "pairID": "0"}

@@ -8,7 +8,7 @@ import pytest
 
 from stlm.config import RunConfig, dump_run_config, from_dict
 from stlm.errors import StlmError
-from stlm.evals.comparison import (
+from stlm.evals.comparison.paired import (
     Sample,
     compare,
     comparison_text,
@@ -18,8 +18,8 @@ from stlm.evals.comparison import (
     mcnemar,
     read_samples,
 )
-from stlm.evals.comparison_plots import Curve, read_curve, write_figures, write_page
-from stlm.evals.seed_groups import groups_of, run_of
+from stlm.evals.comparison.plots import Curve, read_curve, write_figures, write_page
+from stlm.evals.comparison.seed_groups import groups_of, run_of
 
 
 def choices(credits, sha256="same", passages=None):

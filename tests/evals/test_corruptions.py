@@ -7,7 +7,7 @@ import pytest
 from test_likelihood import letters
 
 from stlm.errors import StlmError
-from stlm.evals.corruptions import CORRUPTIONS, Passage, corruption_items, passages_of, score_corruptions
+from stlm.evals.tasks.corruptions import CORRUPTIONS, Passage, corruption_items, passages_of, score_corruptions
 
 SENTENCES = [" ".join(f"w{sentence}x{word}" for word in range(13)) + "." for sentence in range(12)]
 PASSAGE = Passage("Once upon a time.", tuple(SENTENCES[:3]))

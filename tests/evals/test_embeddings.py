@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.errors import StlmError
 from stlm.evals import Options, curve_text, load_tasks, markdown
-from stlm.evals.embeddings import load_retrieval, load_similarity, ranks_of
+from stlm.evals.tasks.embeddings import load_retrieval, load_similarity, ranks_of
 
 
 class Angles:

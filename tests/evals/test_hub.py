@@ -7,7 +7,7 @@ from test_likelihood import letters
 from data_pipeline.errors import DataError
 from stlm.errors import StlmError
 from stlm.evals import Loaded, Options, load_tasks
-from stlm.evals.choices import rows_of
+from stlm.evals.tasks.choices import rows_of
 
 LETTERED = {"label": ["A", "B", "C"], "text": ["x", "y", "z"]}
 RECORDS = {

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from stlm.evals.minimal_pairs import minimal_pairs
+from stlm.evals.tasks.minimal_pairs import minimal_pairs
 
 PAIRS = minimal_pairs()
 FEMININE = {"girl", "woman", "queen", "mother", "sister", "aunt", "princess", "grandmother"}

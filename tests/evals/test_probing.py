@@ -12,10 +12,10 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import GroupedQueryConfig, LoRAConfig, ModelConfig, TransformerCoreConfig
 from stlm.errors import StlmError
 from stlm.evals import METHODS, ProbeOptions, load_glue, probe, probe_markdown, probe_text
-from stlm.evals.fine_tuning import Classifier, FineTuning, shuffled_batches
-from stlm.evals.glue import GLUE_TASKS, Example, GlueData, labels_of
-from stlm.evals.linear_probe import STRENGTHS, LinearProbe, features_of
-from stlm.evals.probing import Learned, inner_split, mean_score
+from stlm.evals.probing.fine_tuning import Classifier, FineTuning, shuffled_batches
+from stlm.evals.probing.glue import GLUE_TASKS, Example, GlueData, labels_of
+from stlm.evals.probing.linear_probe import STRENGTHS, LinearProbe, features_of
+from stlm.evals.probing.protocol import Learned, inner_split, mean_score
 from stlm.stlm import STLM
 
 MODEL = ModelConfig(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stlm.evals.measures import statistic_estimate
-from stlm.evals.scores import SCORES, accuracy, f1, matthews, pearson, spearman
+from stlm.evals.probing.scores import SCORES, accuracy, f1, matthews, pearson, spearman
 
 
 def labels(*values):

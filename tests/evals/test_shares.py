@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import stlm.evals.bits_per_byte
 import stlm.evals.likelihood
+import stlm.evals.tasks.bits_per_byte
 from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
@@ -50,7 +50,7 @@ def test_likelihoods(model, monkeypatch, world_size):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_bits_per_byte(model, monkeypatch, tmp_path, world_size):
-    monkeypatch.setattr(stlm.evals.bits_per_byte, "_WINDOWS_PER_SEGMENT", 2)
+    monkeypatch.setattr(stlm.evals.tasks.bits_per_byte, "_WINDOWS_PER_SEGMENT", 2)
     (tmp_path / "text.txt").write_text("\n<eos>\n".join(f"Text {n} of {n % 7} words." for n in range(99)))
     output = tmp_path / "data"
     prepare(PrepareConfig((str(tmp_path / "text.txt"),), output=str(output), workers=1, validation_fraction=0.3))

@@ -12,10 +12,10 @@ from test_likelihood import BYTE, Unigram, letters, tiny_model
 from stlm.config import ByteEmbedderConfig, GroupedQueryConfig, LearnedPositionsConfig, ModelConfig
 from stlm.config import TransformerCoreConfig as Core
 from stlm.errors import StlmError
-from stlm.evals.corruptions import passages_of
-from stlm.evals.extrapolation import bits_by_position, next_id_calibration
-from stlm.evals.items import Item
-from stlm.evals.robustness import PERTURBATIONS, measure_robustness, perturbed
+from stlm.evals.items.reading import Item
+from stlm.evals.tasks.corruptions import passages_of
+from stlm.evals.tasks.extrapolation import bits_by_position, next_id_calibration
+from stlm.evals.tasks.robustness import PERTURBATIONS, measure_robustness, perturbed
 from stlm.model import Output
 from stlm.stlm import STLM
 

@@ -6,7 +6,7 @@ import pytest
 from test_likelihood import tiny_model
 
 from stlm.errors import StlmError
-from stlm.evals.text_quality import (
+from stlm.evals.tasks.text_quality import (
     Suffixes,
     distinct,
     longest_copy,
@@ -70,8 +70,8 @@ def test_a_report_of_texts():
 
 
 def test_what_is_written_is_the_same_every_time(monkeypatch):
-    monkeypatch.setattr("stlm.evals.text_quality.NUM_TEXTS", 3)
-    monkeypatch.setattr("stlm.evals.text_quality.MAX_NEW_IDS", 8)
+    monkeypatch.setattr("stlm.evals.tasks.text_quality.NUM_TEXTS", 3)
+    monkeypatch.setattr("stlm.evals.tasks.text_quality.MAX_NEW_IDS", 8)
     model = tiny_model()
     texts = write_texts(model)
     assert texts == write_texts(model) and len(set(texts)) == 3

@@ -31,7 +31,7 @@ from stlm.config import (
     dump_run_config,
 )
 from stlm.evals import compressed_bits_per_byte, score_split
-from stlm.evals.bits_per_byte import text_fingerprint
+from stlm.evals.tasks.bits_per_byte import text_fingerprint
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from tiny_run import read_metrics, train
 
 from stlm.errors import StlmError
 from stlm.evals import Loaded, Options, Subject, load_tasks
-from stlm.evals.items import sample
+from stlm.evals.items.reading import sample
 from stlm.evals.live import figures
 from stlm.stlm import checkpoints_of
 

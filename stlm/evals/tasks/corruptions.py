@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stlm.errors import StlmError
-from stlm.evals.choices import ChoiceTask, ScoredItem, fingerprint, rows_of, scored_item, summary
-from stlm.evals.items import Item
+from stlm.evals.items.reading import Item
 from stlm.evals.likelihood import Likelihood, log_likelihoods
 from stlm.evals.measures import Measures, estimates
+from stlm.evals.tasks.choices import ChoiceTask, ScoredItem, fingerprint, rows_of, scored_item, summary
 from stlm.stlm import STLM
 
 NUM_PASSAGES = 100

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from data_pipeline.progress import Progress
 from stlm.config import LoRAConfig
 from stlm.errors import StlmError
-from stlm.evals.glue import Example, GlueTask, labels_of
-from stlm.evals.probing import Learned, Texts, inner_split, mean_score
-from stlm.evals.scores import require_sklearn
+from stlm.evals.probing.glue import Example, GlueTask, labels_of
+from stlm.evals.probing.protocol import Learned, Texts, inner_split, mean_score
+from stlm.evals.probing.scores import require_sklearn
 from stlm.stlm import STLM, batches_by_length
 
 LORA_RANK = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stlm.evals.fine_tuning import LORA_RANK, FineTuning
-from stlm.evals.linear_probe import LinearProbe
-from stlm.evals.probing import Method
+from stlm.evals.probing.fine_tuning import LORA_RANK, FineTuning
+from stlm.evals.probing.linear_probe import LinearProbe
+from stlm.evals.probing.protocol import Method
 from stlm.stlm import STLM
 
 METHODS: dict[str, Callable[[STLM], Method]] = {

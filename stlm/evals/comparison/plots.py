@@ -16,7 +16,7 @@ import numpy as np
 from data_pipeline.extras import how_to_install
 from data_pipeline.storage.atomic import atomic_file, write_text
 from stlm.errors import StlmError
-from stlm.evals.comparison import Comparison, comparison_text
+from stlm.evals.comparison.paired import Comparison, comparison_text
 
 # Okabe and Ito's colours, which the colour-blind tell apart, with lines that tell apart what is printed in black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

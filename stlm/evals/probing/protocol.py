@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
-from stlm.evals.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
 from stlm.evals.measures import statistic_estimate
-from stlm.evals.scores import SCORES
+from stlm.evals.probing.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
+from stlm.evals.probing.scores import SCORES
 
 HELD_BACK = 0.2  # of the examples that are learned from: what choices are made by
 _FEWEST = 5  # examples of a class, so that one of them can be held back

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stlm.evals.glue import Example, GlueTask, labels_of
-from stlm.evals.probing import Learned, Texts, inner_split, mean_score
-from stlm.evals.scores import require_sklearn
+from stlm.evals.probing.glue import Example, GlueTask, labels_of
+from stlm.evals.probing.protocol import Learned, Texts, inner_split, mean_score
+from stlm.evals.probing.scores import require_sklearn
 from stlm.stlm import STLM
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # one in the weight of the penalty: the first holds back the most

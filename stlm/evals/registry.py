@@ -14,21 +14,21 @@ from data_pipeline.loading.prepared_data import IdStream
 from data_pipeline.plurals import number_of
 from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
-from stlm.evals.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
-from stlm.evals.compression import compressed_bits_per_byte
-from stlm.evals.corruptions import NUM_PASSAGES, corruption_items, score_corruptions
-from stlm.evals.embeddings import Measure, load_retrieval, load_similarity
-from stlm.evals.extrapolation import bits_by_position, next_id_calibration
-from stlm.evals.glue import GLUE_TASKS, PREFIX
-from stlm.evals.items import Item, minimal_pair, sample
+from stlm.evals.items.reading import Item, minimal_pair, sample
 from stlm.evals.measures import Estimate
-from stlm.evals.minimal_pairs import minimal_pairs
+from stlm.evals.probing.glue import GLUE_TASKS, PREFIX
 from stlm.evals.report import groups_text
-from stlm.evals.robustness import measure_robustness
 from stlm.evals.subject import Subject
 from stlm.evals.table import table
-from stlm.evals.text_quality import measure_text, write_texts
+from stlm.evals.tasks.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
+from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
+from stlm.evals.tasks.compression import compressed_bits_per_byte
+from stlm.evals.tasks.corruptions import NUM_PASSAGES, corruption_items, score_corruptions
+from stlm.evals.tasks.embeddings import Measure, load_retrieval, load_similarity
+from stlm.evals.tasks.extrapolation import bits_by_position, next_id_calibration
+from stlm.evals.tasks.minimal_pairs import minimal_pairs
+from stlm.evals.tasks.robustness import measure_robustness
+from stlm.evals.tasks.text_quality import measure_text, write_texts
 from stlm.stlm import STLM
 
 

@@ -19,8 +19,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import sha256_file
 from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.hub import HubTask, Record, records_of
-from stlm.evals.items import checked_items, number_of, read_items, required, task_file, text_of
+from stlm.evals.items.hub import HubTask, Record, records_of
+from stlm.evals.items.reading import checked_items, number_of, read_items, required, task_file, text_of
 
 PREFIX = "glue_"  # of names of files
 _HIGHEST = 5.0  # of scores

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stlm.errors import StlmError
-from stlm.evals.choices import ChoiceTask, rows_of, scored_item
-from stlm.evals.corruptions import passages_of
-from stlm.evals.items import Item, minimal_pair
+from stlm.evals.items.reading import Item, minimal_pair
 from stlm.evals.likelihood import Row, log_likelihoods
 from stlm.evals.table import table
+from stlm.evals.tasks.choices import ChoiceTask, rows_of, scored_item
+from stlm.evals.tasks.corruptions import passages_of
 from stlm.stlm import STLM
 
 NUM_PASSAGES = 50

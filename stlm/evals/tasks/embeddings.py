@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import sha256_file
-from stlm.evals.items import number_of, read_items, sample, task_file, text_of
+from stlm.evals.items.reading import number_of, read_items, sample, task_file, text_of
 from stlm.evals.measures import Estimate, estimates, statistic_estimate
-from stlm.evals.scores import require_sklearn, spearman
+from stlm.evals.probing.scores import require_sklearn, spearman
 from stlm.evals.table import table
 from stlm.stlm import STLM
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from stlm.evals.items import Item
+from stlm.evals.items.reading import Item
 
 NUM_PAIRS = 50  # of each paradigm
 

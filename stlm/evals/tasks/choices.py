@@ -15,8 +15,8 @@ import numpy as np
 from data_pipeline.plurals import number_of
 from data_pipeline.storage.atomic import sha256_file
 from stlm.errors import StlmError
-from stlm.evals.hub import hub_records
-from stlm.evals.items import (
+from stlm.evals.items.hub import hub_records
+from stlm.evals.items.reading import (
     BLANK,
     Item,
     Parse,

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
+from stlm.evals.comparison.seed_groups import Groups
 from stlm.evals.measures import Estimate, estimates
-from stlm.evals.seed_groups import Groups
 from stlm.evals.table import table
 
 SIGNIFICANT = 0.05

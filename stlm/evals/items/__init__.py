@@ -1,0 +1,1 @@
+"""Items of tasks, from files and from the hub."""
