@@ -151,8 +151,8 @@ def written_by_transformers(folder: Path, model: STLM, number: int, dtype: torch
 def written_by_llama_cpp(folder: Path, model: STLM, number: int) -> tuple[Callable[[float], None] | None, str]:
     """The same by llama.cpp, or why not."""
     from stlm.errors import StlmError
-    from stlm.export.gguf import convert_to_gguf
-    from stlm.export.llama_cpp import LlamaCpp, installed
+    from stlm.export.gguf.conversion import convert_to_gguf
+    from stlm.export.gguf.llama_cpp import LlamaCpp, installed
 
     if not installed():
         return None, "xllamacpp is not installed"

@@ -1,8 +1,8 @@
 """Models in the forms that others read: every conversion is proven on the logits of a text."""
 
-from stlm.export.artifact import Packed, convert_to_artifact
+from stlm.export.artifact.conversion import Packed, convert_to_artifact
 from stlm.export.conversion import Converted, convert_from, convert_to
-from stlm.export.gguf import WrittenGGUF, convert_to_gguf
+from stlm.export.gguf.conversion import WrittenGGUF, convert_to_gguf
 
 __all__ = [
     "Converted",

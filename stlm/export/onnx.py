@@ -17,7 +17,7 @@ from data_pipeline.extras import how_to_install
 from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig, value_at
 from stlm.errors import ConversionError
 from stlm.export.comparison import Logits
-from stlm.export.huggingface import shifted, write_tokenizer
+from stlm.export.huggingface.writer import shifted, write_tokenizer
 from stlm.export.origin import Origin
 from stlm.model import Context
 from stlm.stlm import STLM

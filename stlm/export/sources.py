@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stlm.export.comparison import Logits
-from stlm.export.from_huggingface import read_huggingface
+from stlm.export.huggingface.reader import read_huggingface
 from stlm.stlm import STLM
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
-from stlm.export.families import obstacles
-from stlm.export.huggingface import write_huggingface
+from stlm.export.huggingface.families import obstacles
+from stlm.export.huggingface.writer import write_huggingface
 from stlm.export.onnx import onnx_obstacles, write_onnx
 from stlm.export.origin import Origin
 from stlm.stlm import STLM

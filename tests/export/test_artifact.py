@@ -29,7 +29,7 @@ from stlm.config.yaml.fields import FreeSection
 from stlm.errors import CheckpointError, ConversionError
 from stlm.evals import Subject
 from stlm.export import convert_to_artifact
-from stlm.export.calibration import quantize, round_for_inputs
+from stlm.export.artifact.calibration import quantize, round_for_inputs
 from stlm.export.comparison import sample_text
 from stlm.model.decoding.quantization import round_to_nearest
 from stlm.stlm import STLM, describe_model
@@ -124,7 +124,7 @@ def test_the_better_rounding_is_taken(better, monkeypatch, tmp_path):
     model.save(tmp_path / "model")
     (tmp_path / "text.txt").write_text(sample_text())
     costs = iter([3.0, 1.0, 2.0, 3.0] if better == "rounded by GPTQ" else [3.0, 2.0, 1.0, 3.0])
-    monkeypatch.setattr("stlm.export.artifact.bits_per_byte", lambda model, windows: next(costs))
+    monkeypatch.setattr("stlm.export.artifact.conversion.bits_per_byte", lambda model, windows: next(costs))
     packed = convert_to_artifact(tmp_path / "model", tmp_path / "file", 4, tmp_path / "text.txt")
     matrix = dict(STLM.load(tmp_path / "file").named_parameters())["head.project.weight"]
     nearest = round_to_nearest(dict(model.named_parameters())["head.project.weight"], 4).value()

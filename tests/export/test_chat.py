@@ -11,8 +11,8 @@ from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import ModelConfig, from_dict
 from stlm.export import convert_to, convert_to_gguf
 from stlm.export.comparison import sample_text
-from stlm.export.from_huggingface import read_huggingface
-from stlm.export.llama_cpp import LlamaCpp, installed
+from stlm.export.gguf.llama_cpp import LlamaCpp, installed
+from stlm.export.huggingface.reader import read_huggingface
 from stlm.serving.chat import ChatTemplate
 from stlm.stlm import STLM
 

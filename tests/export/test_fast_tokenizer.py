@@ -5,7 +5,7 @@ import pytest
 
 from data_pipeline.tokenizers import train_sentencepiece
 from stlm.export.comparison import sample_text
-from stlm.export.fast_tokenizer import definition_of
+from stlm.export.huggingface.fast_tokenizer import definition_of
 
 PROSE = re.sub(r"[^a-zA-Z ,.\n]", "", sample_text())  # no digits, and nothing of "<0x41>" but a letter
 SPELLED = "<0x41> <0xD0><0x9F> <start>a<pad>, <unknown> 4 <4> <0x4> <<0x41>>"

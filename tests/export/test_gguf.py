@@ -19,10 +19,10 @@ from stlm.config import (
 )
 from stlm.errors import ConversionError
 from stlm.export import convert_to_gguf
-from stlm.export import gguf as conversion
 from stlm.export.comparison import sample_text
-from stlm.export.gguf_tokenizer import _CUTS, _LLAMA3, _QWEN2
-from stlm.export.llama_cpp import LlamaCpp
+from stlm.export.gguf import conversion
+from stlm.export.gguf.llama_cpp import LlamaCpp
+from stlm.export.gguf.tokenizer import _CUTS, _LLAMA3, _QWEN2
 from stlm.stlm import STLM
 
 pytest.importorskip("gguf", reason="needs gguf: the extra `export`")
@@ -102,7 +102,7 @@ def test_fewer_bits_are_another_model_but_close(make, tmp_path):
 def test_another_model_in_the_file_is_noticed(make, monkeypatch, tmp_path):
     """Rows of queries in the order of transformers are another model to llama.cpp."""
     make("llama, byte").save(tmp_path / "model")
-    monkeypatch.setattr("stlm.export.gguf_writer._halves_to_neighbours", lambda rows, num_heads: rows)
+    monkeypatch.setattr("stlm.export.gguf.writer._halves_to_neighbours", lambda rows, num_heads: rows)
     with pytest.raises(ConversionError, match="does not compute the same model"):
         convert_to_gguf(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -22,8 +22,8 @@ from stlm.config import (
 from stlm.errors import ConversionError
 from stlm.export import convert_to
 from stlm.export.comparison import sample_text
-from stlm.export.families import obstacles
-from stlm.export.from_huggingface import read_huggingface
+from stlm.export.huggingface.families import obstacles
+from stlm.export.huggingface.reader import read_huggingface
 from stlm.stlm import STLM
 
 pytest.importorskip("transformers", reason="needs transformers: the extra `export`")

@@ -13,7 +13,7 @@ from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import load_run_config, preset_names
 from stlm.export import convert_from, convert_to
 from stlm.export.comparison import sample_text
-from stlm.export.families import obstacles
+from stlm.export.huggingface.families import obstacles
 from stlm.export.remote.files import remote_files
 from stlm.stlm import STLM
 from stlm.training.run.run_directory import begin_run

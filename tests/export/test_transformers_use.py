@@ -69,7 +69,7 @@ def remote(model):
 
 def native(model):
     """The same as an object of a class of transformers."""
-    from stlm.export.huggingface import _of_theirs
+    from stlm.export.huggingface.writer import _of_theirs
 
     symbols = {"bos_token_id": START, "eos_token_id": model.tokenizer.end_of_text_id, "pad_token_id": PAD}
     return _of_theirs(model, symbols).eval()

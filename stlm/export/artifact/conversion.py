@@ -12,8 +12,8 @@ import torch
 from data_pipeline.storage.atomic import write_bytes
 from stlm.artifact import decode_artifact, encode_artifact
 from stlm.errors import ConversionError
-from stlm.export.calibration import quantize
-from stlm.export.texts import Texts, batches, bits_per_byte
+from stlm.export.artifact.calibration import quantize
+from stlm.export.artifact.texts import Texts, batches, bits_per_byte
 from stlm.model.decoding.quantization import BITS, Quantized, is_quantized
 from stlm.stlm import STLM, describe_model, locate_model
 

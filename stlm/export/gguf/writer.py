@@ -18,8 +18,8 @@ from data_pipeline.plurals import number_of
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.chat import end_of_turn, exported_template, spelled_out
-from stlm.export.families import describe, name_there
-from stlm.export.gguf_tokenizer import Vocabulary, vocabulary_of
+from stlm.export.gguf.tokenizer import Vocabulary, vocabulary_of
+from stlm.export.huggingface.families import describe, name_there
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
 

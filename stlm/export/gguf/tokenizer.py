@@ -16,7 +16,7 @@ from data_pipeline.sources.conversations import END_OF_TURN
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.chat import MARK, end_of_turn
-from stlm.export.fast_tokenizer import definition_of
+from stlm.export.huggingface.fast_tokenizer import definition_of
 
 # How a text is cut before characters are merged: the expression in tokenizer.json, and its name in llama.cpp.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

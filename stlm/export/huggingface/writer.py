@@ -17,11 +17,11 @@ from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from stlm.config import PaperEmbedderConfig, to_dict
 from stlm.errors import ConversionError
-from stlm.export.card import model_card
 from stlm.export.chat import end_of_turn, exported_template
 from stlm.export.comparison import Logits, sample_text
-from stlm.export.families import describe, name_there, obstacles
-from stlm.export.fast_tokenizer import definition_of, is_marked, special_names
+from stlm.export.huggingface.card import model_card
+from stlm.export.huggingface.families import describe, name_there, obstacles
+from stlm.export.huggingface.fast_tokenizer import definition_of, is_marked, special_names
 from stlm.export.origin import Origin
 from stlm.export.remote.files import LICENCE, NAME, remote_files
 from stlm.stlm import STLM

@@ -15,10 +15,10 @@ from data_pipeline.tokenizers.base import SPACE
 from stlm.errors import ConversionError
 from stlm.export.comparison import TOLERANCE, sample_ids, sample_text
 from stlm.export.conversion import vacant
-from stlm.export.families import obstacles
-from stlm.export.gguf_tokenizer import is_unigram
-from stlm.export.gguf_writer import read_tensors, write_gguf
-from stlm.export.llama_cpp import LlamaCpp, installed
+from stlm.export.gguf.llama_cpp import LlamaCpp, installed
+from stlm.export.gguf.tokenizer import is_unigram
+from stlm.export.gguf.writer import read_tensors, write_gguf
+from stlm.export.huggingface.families import obstacles
 from stlm.export.origin import Origin
 from stlm.export.targets import forms_that_fit
 from stlm.stlm import STLM, locate_model

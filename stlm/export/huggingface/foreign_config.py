@@ -27,7 +27,7 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.errors import ConversionError
-from stlm.export.families import name_there
+from stlm.export.huggingface.families import name_there
 from stlm.stlm import STLM
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "granite")

@@ -22,9 +22,9 @@ from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
 from stlm.errors import ConversionError, StlmError
 from stlm.export.chat import MARK, end_of_turn, is_exported, own_template
 from stlm.export.comparison import Logits
-from stlm.export.fast_tokenizer import definition_of, is_byte_level, unmarked
-from stlm.export.foreign import express, take
-from stlm.export.huggingface import library, logits_of
+from stlm.export.huggingface.fast_tokenizer import definition_of, is_byte_level, unmarked
+from stlm.export.huggingface.foreign_config import express, take
+from stlm.export.huggingface.writer import library, logits_of
 from stlm.stlm import STLM
 
 

@@ -1,0 +1,1 @@
+"""One small file: rounding, calibration, what it has cost."""

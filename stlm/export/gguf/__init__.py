@@ -1,0 +1,1 @@
+"""Files for llama.cpp, and llama.cpp at work on them."""
