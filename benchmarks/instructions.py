@@ -3,8 +3,8 @@
 
     python benchmarks/instructions.py [RUN_OR_CHECKPOINT] [--number 50]
 
-The questions are of the kinds of data_pipeline/sources/default_corpus/instructions.py, drawn with another seed; those that it was trained on
-are passed over. An answer is right if it is the expected one to the letter, at temperature 0.
+The questions are of the kinds of data_pipeline/sources/default_corpus/instructions.py, drawn with another seed; those
+that it was trained on are passed over. An answer is right if it is the expected one to the letter, at temperature 0.
 """
 
 from __future__ import annotations

@@ -252,7 +252,8 @@ def test_a_folder_with_something_else_is_not_touched(inputs, tmp_path):
 def test_two_processes_do_not_write_to_one_folder(inputs, tmp_path):
     output = tmp_path / "out"
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom data_pipeline.preparation.work_folder import locked\n"
+        [sys.executable, "-c", "import sys\nfrom pathlib import Path\n"
+         "from data_pipeline.preparation.work_folder import locked\n"
          f"with locked(Path({str(output)!r}), False):\n    print('locked', flush=True)\n    sys.stdin.read()"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -285,7 +286,8 @@ def test_a_worker_that_outlives_a_killed_process_does_not_hold_its_lock(tmp_path
 
 def test_workers_begin_as_copies_of_a_process_without_threads_only():
     code = (
-        "import threading; from data_pipeline.preparation import pipeline as prepare; from data_pipeline.preparation import workers; from data_pipeline.progress import Progress\n"
+        "import threading; from data_pipeline.preparation import pipeline as prepare, workers\n"
+        "from data_pipeline.progress import Progress\n"
         "with Progress(total=1): print(workers._may_fork())\n"
         "thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()\n"
         "print(workers._may_fork())"
@@ -476,7 +478,8 @@ def test_default_folders(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, data_pipeline.preparation.pipeline, data_pipeline.loading.prepared_data; print([m for m in HEAVY if m in sys.modules])"
+    modules = "data_pipeline.preparation.pipeline, data_pipeline.loading.prepared_data"
+    code = f"import sys, {modules}; print([m for m in HEAVY if m in sys.modules])"
     heavy = ["torch", "datasets", "sentencepiece", "pandas", "pyarrow", "stlm", "deepspeed"]
     result = subprocess.run(
         [sys.executable, "-c", f"HEAVY = {heavy}\n{code}"], cwd=ROOT, capture_output=True, text=True

@@ -1,7 +1,7 @@
 """The files that a model takes with it: `modeling_stlm` and all that it imports of this project, made flat.
 
 transformers copies the modules beside a model that are imported as `from .NAME import …`, from one folder and not from
-those below it. So the module `stlm.model.core.transformer` becomes the file stlm_model_core.py, and what imports it says so.
+those below it. So the module `stlm.model.network` becomes the file stlm_model_network.py, and what imports it says so.
 """
 
 from __future__ import annotations
