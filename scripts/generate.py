@@ -55,7 +55,7 @@ def refuse_without_effect(parser: argparse.ArgumentParser, args: argparse.Namesp
         refuse((*DRAWING, "samples", *DRAFTING), "--beams", "which searches and draws nothing")
         refuse(("stop", "chat"), "--beams", "whose texts end with the document alone")
     if args.temperature == 0:
-        refuse((*FILTERS, "samples"), "--temperature 0", "which always takes the likeliest id")
+        refuse((*FILTERS, "seed", "samples"), "--temperature 0", "which always takes the likeliest id")
     if (args.samples or 1) > 1:
         refuse(DRAFTING, f"--samples {args.samples}", "whose texts are written together, id by id")
     if args.exit_threshold is not None:
@@ -289,6 +289,8 @@ def score(model: STLM, name: str, per_line: bool) -> None:
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise StlmError(f"--score: there is no file {name}") from None
+    except OSError as error:
+        raise StlmError(f"--score: {name} cannot be read ({error.strerror}), expected a text file") from None
     except UnicodeDecodeError as error:
         raise StlmError(f"--score: {name} is not UTF-8 at byte {error.start}; convert it first") from None
     if not text:
@@ -320,6 +322,7 @@ def prompts(given: str | None) -> Iterator[str]:
     elif sys.stdin.isatty():
         import readline  # noqa: F401 (what was typed before comes back with the arrow keys)
 
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no character does not end the conversation
         print("Type a text and press Enter; /help lists the commands, Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
@@ -349,6 +352,8 @@ def some_text(text: str) -> str:
     """An argparse type: text that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("got '', expected a text that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected valid UTF-8")
     return text
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,8 @@ class STLM(Network):
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
         if speculative not in (None, "self", "ngram"):
             raise ConfigError(f"speculative: got {speculative!r}, expected 'auto', 'self', 'ngram' or None")
-        if exit_threshold is not None and not 0 < exit_threshold <= 1:
-            raise ConfigError(f"exit_threshold: got {exit_threshold:g}, expected above 0 and at most 1; try 0.9")
+        if exit_threshold is not None and not (isinstance(exit_threshold, Real) and 0 < exit_threshold <= 1):
+            raise ConfigError(f"exit_threshold: got {exit_threshold!r}, expected above 0 and at most 1; try 0.9")
         check_integer("num_drafts", num_drafts, 1)
         if num_drafts > ROLL_BACK:
             raise ConfigError(f"num_drafts: got {num_drafts}, expected 1 to {ROLL_BACK}; 4 would work")
@@ -351,9 +352,17 @@ def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[
 
 
 def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling:
-    """How ids are drawn: given as a whole or by its fields, not both."""
-    assert sampling is None or not rules, f"sampling already says {', '.join(rules)}"
-    return Sampling(**rules) if sampling is None else sampling
+    """Return how ids are drawn: `sampling`, or its fields by name, not both. Raises ConfigError."""
+    if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise ConfigError(f"{', '.join(unknown)}: no option here; expected any of {known}")
+    if sampling is None:
+        return Sampling(**rules)
+    if not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling: got {type(sampling).__name__}, expected a Sampling; or give its fields by name")
+    if rules:
+        raise ConfigError(f"{', '.join(rules)}: given beside sampling, which says it already; put it into sampling")
+    return sampling
 
 
 def pieces_of_text(ids: Iterable[int], text: TextStream) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Checks of what people pass to `STLM.generate` and its like: one text or several, and whole numbers."""
+"""Checks of what people pass to `STLM.generate` and its like: one text or several, and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from stlm.errors import ConfigError
@@ -13,6 +13,12 @@ def check_integer(name: str, value: Any, least: int) -> None:
     """Raise ConfigError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ConfigError unless `value` is a number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:  # false for NaN, too
+        raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
 
 
 def one_text(name: str, value: Any) -> str:
@@ -34,4 +40,7 @@ def stop_strings(stop: Any) -> list[str]:
     stops = several_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
     if "" in stops:
         raise ConfigError("stop: got '', expected a text that is not empty; leave it out to stop nowhere")
+    for text in stops:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # the rest of a byte that is no UTF-8
+            raise ConfigError(f"stop: got {text!r}, which holds a lone surrogate; no text ever does")
     return stops

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from stlm.errors import ConfigError
-from stlm.generation.arguments import check_integer
+from stlm.generation.arguments import check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,21 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # false for what is no number, too
-                raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+            if value is not None or name not in _OPTIONAL:
+                check_number(name, value, low, high)
         if self.repetition_penalty == 0:
             raise ConfigError("repetition_penalty: got 0, expected above 0 and at most 100; 1 changes nothing")
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ConfigError(f"seed: got {self.seed!r}, expected an integer")
+        if not isinstance(self.valid_utf8, bool):
+            raise ConfigError(f"valid_utf8: got {self.valid_utf8!r}, expected True or False")
+        if not (isinstance(self.logit_bias, Sequence) and all(map(_is_pair, self.logit_bias))):
+            raise ConfigError(f"logit_bias: got {self.logit_bias!r}, expected pairs of id and number: ((65, 5.0),)")
         for id, bias in self.logit_bias:
-            if not -100 <= bias <= 100:
-                raise ConfigError(f"logit_bias: got {bias!r} for id {id}, expected a number from -100 to 100")
+            check_integer("logit_bias", id, 0)
+            check_number(f"logit_bias of id {id}", bias, -100, 100)
 
     @property
     def counts(self) -> bool:
@@ -50,6 +58,11 @@ class Sampling:
         return bool(self.frequency_penalty or self.presence_penalty)
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
+
+
+_OPTIONAL = ("typical_p", "top_p", "min_p")  # None: not at all
 _RANGES = (
     ("repetition_penalty", 0.0, 100.0),
     ("frequency_penalty", -100.0, 100.0),

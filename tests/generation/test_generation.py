@@ -84,6 +84,12 @@ def test_rows_with_different_rules_are_drawn_as_if_alone():
         ({"top_k": 0}, "top_k: got 0, expected an integer of at least 1"),
         ({"repetition_penalty": 0}, "repetition_penalty: got 0"),
         ({"frequency_penalty": math.inf}, "frequency_penalty: got inf"),
+        ({"temperature": "1"}, "temperature: got '1', expected a number from 0 to 100"),
+        ({"temperature": None}, "temperature: got None"),
+        ({"seed": 1.5}, "seed: got 1.5, expected an integer"),
+        ({"valid_utf8": "no"}, "valid_utf8: got 'no', expected True or False"),
+        ({"logit_bias": {65: 1.0}}, "logit_bias: got {65: 1.0}, expected pairs"),
+        ({"logit_bias": ((65, 101),)}, "logit_bias of id 65: got 101, expected a number from -100 to 100"),
     ],
 )
 def test_rules_out_of_range_are_refused(rules, message):

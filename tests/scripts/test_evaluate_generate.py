@@ -397,6 +397,8 @@ def test_generate_refuses(folder, call):
         (("--exit-threshold", "0"), "--exit-threshold: got '0', expected a number"),
         (("--speculative", "self", "--prompt", "a"), "model.core.exits.every = null"),
         (("--stop", ""), "--stop: got '', expected a text that is not empty"),
+        (("--stop", "\udcff"), "--stop: got '\\udcff', expected valid UTF-8"),
+        (("--score", folder), "--score: "),
         (("--per-line",), "--per-line: goes with --score FILE"),
     ]:
         code, _, err = call("generate.py", folder / "run", *arguments)
@@ -416,6 +418,7 @@ def test_generate_refuses(folder, call):
         ("--beams 2 --seed 1 --top-k 3", "--top-k, --seed: without effect beside --beams"),
         ("--beams 2 --samples 1", "--samples: without effect beside --beams"),
         ("--temperature 0 --top-p 0.9", "--top-p: without effect beside --temperature 0"),
+        ("--temperature 0 --seed 2", "--seed: without effect beside --temperature 0"),
         ("--temperature 0 --samples 2", "--samples: without effect beside --temperature 0"),
         ("--samples 2 --speculative ngram", "--speculative: without effect beside --samples 2"),
         ("--score none --prompt a", "--prompt: without effect beside --score"),
@@ -471,6 +474,13 @@ def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
     third, fourth = (continuation(folder, "Word", max_new_ids=30, seed=seed) for seed in (3, 5))
     assert out == f"Line{first}\nWord{second}\nWord{third}\nWord{fourth}\n"
     assert "/reset  forget the conversation" in err and "unknown command /hepl; /help lists them" in err
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(folder):
+    terminal = Terminal(folder / "run", "--max-ids", "3")
+    terminal.type(b"\xff Line\nWord\n/exit\n")
+    out, err = terminal.end()
+    assert "Line" in out and "\nWord" in out and "surrogate" not in err
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder):
