@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from stlm.generation import (
     nats_per_id,
     speculate,
 )
-from stlm.generation.arguments import check_integer, one_text, several_texts, stop_strings
+from stlm.generation.arguments import check_integer, check_number, one_text, several_texts, stop_strings
 from stlm.model import PRECISIONS, Network, Vocabulary, initialize, other_ties, pack, unpack
 from stlm.model.core.lora import merged_parameters
 from stlm.model.decoding.cache import ROLL_BACK
@@ -218,8 +217,10 @@ class STLM(Network):
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
         if speculative not in (None, "self", "ngram"):
             raise ConfigError(f"speculative: got {speculative!r}, expected 'auto', 'self', 'ngram' or None")
-        if exit_threshold is not None and not (isinstance(exit_threshold, Real) and 0 < exit_threshold <= 1):
-            raise ConfigError(f"exit_threshold: got {exit_threshold!r}, expected above 0 and at most 1; try 0.9")
+        if exit_threshold is not None:
+            check_number("exit_threshold", exit_threshold, 0, 1)
+            if exit_threshold == 0:
+                raise ConfigError("exit_threshold: got 0, expected above 0 and at most 1; try 0.9")
         check_integer("num_drafts", num_drafts, 1)
         if num_drafts > ROLL_BACK:
             raise ConfigError(f"num_drafts: got {num_drafts}, expected 1 to {ROLL_BACK}; 4 would work")
@@ -351,7 +352,7 @@ def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[
         order = order[count:]
 
 
-def sampling_of(sampling: Sampling | None, rules: Mapping[str, Any]) -> Sampling:
+def sampling_of(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
     """Return how ids are drawn: `sampling`, or its fields by name, not both. Raises ConfigError."""
     if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
         known = ", ".join(Sampling.__dataclass_fields__)

@@ -9,16 +9,34 @@ from typing import Any
 from stlm.errors import ConfigError
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raise ConfigError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
+    """Raise ConfigError unless `value` is an integer, of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{name}: got {value!r}, expected an integer{limit}")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise ConfigError unless `value` is a number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:  # false for NaN, too
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):  # false for NaN, too
         raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: got {value!r}, expected True or False")
+
+
+def check_biases(name: str, value: Any) -> None:
+    """Raise ConfigError unless `value` is pairs of an id and a number from -100 to 100."""
+    pairs = isinstance(value, tuple | list) and all(isinstance(one, tuple | list) and len(one) == 2 for one in value)
+    if not pairs:
+        raise ConfigError(f"{name}: got {value!r}, expected pairs of id and number: ((65, 5.0),)")
+    for id, bias in value:
+        check_integer(name, id, 0)
+        check_number(f"{name} of id {id}", bias, -100, 100)
 
 
 def one_text(name: str, value: Any) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from stlm.errors import ConfigError
-from stlm.generation.arguments import check_integer, check_number
+from stlm.generation.arguments import check_biases, check_integer, check_number, check_switch
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,14 @@ class Sampling:
             raise ConfigError("repetition_penalty: got 0, expected above 0 and at most 100; 1 changes nothing")
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise ConfigError(f"seed: got {self.seed!r}, expected an integer")
-        if not isinstance(self.valid_utf8, bool):
-            raise ConfigError(f"valid_utf8: got {self.valid_utf8!r}, expected True or False")
-        if not (isinstance(self.logit_bias, Sequence) and all(map(_is_pair, self.logit_bias))):
-            raise ConfigError(f"logit_bias: got {self.logit_bias!r}, expected pairs of id and number: ((65, 5.0),)")
-        for id, bias in self.logit_bias:
-            check_integer("logit_bias", id, 0)
-            check_number(f"logit_bias of id {id}", bias, -100, 100)
+        check_integer("seed", self.seed)
+        check_switch("valid_utf8", self.valid_utf8)
+        check_biases("logit_bias", self.logit_bias)
 
     @property
     def counts(self) -> bool:
         """Whether it matters what was drawn before."""
         return bool(self.frequency_penalty or self.presence_penalty)
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2
 
 
 _OPTIONAL = ("typical_p", "top_p", "min_p")  # None: not at all
