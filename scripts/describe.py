@@ -152,7 +152,8 @@ def state(source: Path) -> dict[str, Any]:
             f"its config can be described: python scripts/describe.py {source / 'config.yaml'}"
         )
     progress = read_progress(newest)
-    records = [json.loads(line) for line in (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    text, _, _ = (source / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")  # the rest is being written
+    records = [json.loads(line) for line in text.splitlines()]
     return {
         "run": {
             "step": progress["step"],

@@ -1,6 +1,7 @@
 """Comparisons on numbers that were worked out by hand, and of two models from their files to the page."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,11 @@ def test_each_item_is_compared_with_itself():
     half = [1.0, 0.0] * 10
     same = difference(choices(half), choices(half))
     assert (same[:3], same.p) == ((0, 0, 0), 1)
+
+
+def test_one_item_decides_nothing():
+    found = difference(documents([(5, 1)]), documents([(7, 1)]))
+    assert (found.value, found.p, found.low, found.high) == (-2, 1, -math.inf, math.inf)
 
 
 def test_items_of_one_passage_count_as_one():
@@ -187,6 +193,7 @@ def test_runs_are_grouped_by_equal_settings(tmp_path):
         ([f"a={one}", f"a={two}"], r"got 'a' twice"),
         ([f"a={one}", f"b={one}"], r"--group b: .* is in another group too"),
         ([f"a={one},{one}"], r"named twice"),
+        ([f"a={one}", f"b={one}/"], r"are the same model; name each once"),
         ([f"a={one},{other}"], r"both have seed=1, .* train it with seed=2"),
     ]:
         with pytest.raises(StlmError, match=message):
@@ -200,6 +207,9 @@ def test_curves_are_placed_by_what_was_read(tmp_path):
     assert found is not None and found.bits_per_byte == [8.0, 4.5, 3.5, 3.0]
     assert found.megabytes == pytest.approx([0, 0.0003, 0.0009, 0.0012])
     assert found.minutes == pytest.approx([0, 0.5, 1.5, 2])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "spl')  # a run that goes on, or was killed, leaves half a line
+    assert read_curve(run, "validation") == found
     assert read_curve(tmp_path) is None
 
 

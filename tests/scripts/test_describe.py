@@ -81,7 +81,7 @@ def test_where_the_time_went(run, describe):
     }  # fmt: skip
     record = {"step": 3, "split": "train", "bits_per_byte": 7.0, "gradient_norm": 5.0, "timing": timing}
     record["gradient_norm_of"] = {"embedder": 3.0, "core.stack.blocks.0": 4.0}
-    path.write_text(kept + json.dumps(record) + "\n")
+    path.write_text(kept + json.dumps(record) + '\n{"step": 4, "spl')  # the next one is being written
     lines = [" ".join(line.split()) for line in describe(run).splitlines()]
     path.write_text(kept)
     for expected in (

@@ -104,6 +104,8 @@ def difference(first: Sample, second: Sample) -> Difference:
     value = float(delta_C.sum() / units_C.sum())
     if first.measure.startswith("accuracy") and first.independent:
         return Difference(value, float(low), float(high), mcnemar(delta_N), "McNemar")
+    if len(delta_C) == 1:  # drawn again and again it is always itself, which says nothing of others
+        return Difference(value, -math.inf, math.inf, 1.0, "none of 1 item")
     tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1))
     return Difference(value, float(low), float(high), p, "bootstrap")
@@ -330,4 +332,4 @@ def scored(runs: Sequence[Sample]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{value:+.4f}" if math.isfinite(value) else "-"

@@ -52,7 +52,8 @@ def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
         return None
     steps, trained, minutes, before = [0.0], Curve([0.0], [0.0], [0.0]), 0.0, 0
     asked: list[tuple[float, float]] = []  # step and bits per byte
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a last line without its end is being written
+    for line in text.splitlines():
         record = json.loads(line)
         if record["split"] == "train":
             minutes += (record["bytes_seen"] - before) / record["timing"]["bytes_per_second"] / 60

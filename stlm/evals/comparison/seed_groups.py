@@ -38,6 +38,10 @@ def groups_of(models: Sequence[str], named: Sequence[str]) -> Groups:
             raise StlmError(f"--group {name}: {twice[0]} is in another group too; a run belongs to one")
         groups[name] = runs
     grouped = {model for members in groups.values() for model in members}
+    known: dict[Path, str] = {}
+    for model in dict.fromkeys([*grouped, *models]):
+        if (other := known.setdefault(Path(model).resolve(), model)) != model:
+            raise StlmError(f"{other} and {model} are the same model; name each once")
     equal: dict[str, list[str]] = {}
     for model in models:
         if model not in grouped:
