@@ -56,6 +56,8 @@ def main() -> int:
             parser.error(f"--{name.replace('_', '-')}: got {getattr(args, name)}, expected at least 1")
     if args.api_key is not None and not (args.api_key.isascii() and args.api_key.strip() == args.api_key != ""):
         raise StlmError("--api-key: expected ASCII characters, no spaces around them")
+    if args.name is not None and (not args.name or "\ufffd" in args.name.encode(errors="replace").decode()):
+        raise StlmError(f"--name: got {args.name!r}, expected a text that is not empty, in UTF-8")
     try:
         from stlm.serving import (
             Access,

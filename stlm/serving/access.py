@@ -76,9 +76,13 @@ class Access:
 def checked_origins(origins: list[str]) -> tuple[str, ...]:
     """Origins as browsers write them. StlmError where one never would be."""
     for origin in origins:
-        parts = urlsplit(origin)
         if origin in ("*", "null"):
             continue
+        try:
+            parts = urlsplit(origin)
+            _ = parts.port  # ValueError where it is no number
+        except ValueError:
+            parts = urlsplit("")
         if not parts.scheme or not parts.netloc or origin.lower() != f"{parts.scheme}://{parts.netloc}".lower():
             works = f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "http://localhost:3000"
             raise StlmError(f"--allow-origin: got {origin!r}, expected scheme://host:port without a path, as {works}")

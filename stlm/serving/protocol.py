@@ -241,7 +241,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         if not (id.isascii() and id.isdecimal() and len(id) < 10):
             raise Refused(f"logit_bias: got {id[:40]!r}, expected an id of the vocabulary, in digits", "logit_bias")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise Refused(f"logit_bias.{id}: expected a number from -100 to 100", "logit_bias")
+            raise Refused(f"logit_bias.{id}: got {str(bias)[:40]}, expected a number from -100 to 100", "logit_bias")
         if bias:
             found[int(id)] = float(bias)
     return tuple(sorted(found.items()))
@@ -281,6 +281,10 @@ def _prompt_of(value: Any, template: ChatTemplate) -> str:
             raise Refused(f"{param}.role: got {message['role'][:40]!r}, expected system, user or assistant", param)
         content = message.get("content")
         if isinstance(content, list):  # parts, of which text alone can be read
+            for number, part in enumerate(content):
+                if isinstance(part, dict) and part.get("type", "text") != "text":
+                    got = str(part["type"])[:40]
+                    raise Refused(f"{param}.content[{number}].type: got {got!r}, this server reads text alone", param)
             texts = [part.get("text") if isinstance(part, dict) else None for part in content]
             content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(content, str):
@@ -336,5 +340,7 @@ def _boolean(asked: Mapping[str, Any], name: str) -> bool:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
+    if value in ([], {}):
+        return "an empty list" if value == [] else "an empty object"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names[type(value)]

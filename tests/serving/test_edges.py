@@ -226,7 +226,15 @@ def test_keys():
 
 def test_origins_are_written_as_browsers_do():
     assert checked_origins(["HTTP://localhost:3000", "*"]) == ("http://localhost:3000", "*")
-    for origin in ("localhost:3000", "http://localhost:3000/", "http://a/b", ""):
+    for origin in (
+        "localhost:3000",
+        "http://localhost:3000/",
+        "http://a/b",
+        "",
+        "http://[::1",
+        "http://a:99999",
+        "http://a:8x",
+    ):
         with pytest.raises(StlmError, match=r"--allow-origin: got .*, expected scheme://host:port without a path, as "):
             checked_origins([origin])
 
