@@ -190,6 +190,52 @@ def run_python(code: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def graph(folders: tuple[str, ...] = ("stlm", "data_pipeline")) -> dict[str, set[str]]:
+    """Each module and the modules that it imports anywhere, also for annotations only."""
+    paths = {dotted(path): path for path in files() if path.relative_to(ROOT).parts[0] in folders}
+    found = {}
+    for module, path in paths.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        names = [name for _, name in imports(ast.parse(path.read_text()), package)]
+        targets = {name if name in paths else name.rpartition(".")[0] for name in names}
+        found[module] = targets & paths.keys() - {module}
+    return found
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, whichever way round."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for name in imported[waiting.pop()] - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    reach = {module: reached(module) for module in imported}
+    groups = {tuple(sorted(other for other in reach if other in reach[module] and module in reach[other]))
+              for module in reach if module in reach[module]}  # fmt: skip
+    return sorted(map(list, groups))
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+    assert circles(graph()) == []
+
+
+def test_folders_of_the_library_are_small() -> None:
+    """A folder that one can take in at a glance has no more than 16 modules."""
+    folders = {path.parent for path in files() if path.relative_to(ROOT).parts[0] in ("stlm", "data_pipeline")}
+    sizes = {str(folder.relative_to(ROOT)): len([*folder.glob("[!_]*.py")]) for folder in folders}
+    assert {folder: size for folder, size in sizes.items() if size > 16} == {}
+
+
 def test_models_work_without_deepspeed() -> None:
     """A saved model is read, evaluated and sampled from where DeepSpeed is not installed."""
     run_python(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.loading.order import Order
-from data_pipeline.loading.prepared_data import IdStream, PreparedData, SourceRange
+from data_pipeline.loading.prepared_data import PreparedData, SourceRange
+from data_pipeline.storage.id_stream import IdStream
 
 
 class Mixture:

@@ -8,26 +8,22 @@ touched.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.loading.order import Order
 from data_pipeline.loading.windows import StreamWindows, Windows, WindowSet
-from data_pipeline.storage.manifest import SPLITS, TOKENIZER_DIR, Manifest, ShardEntry, what_to_do
-from data_pipeline.storage.shards import Shard, given_path, map_ids
+from data_pipeline.storage.id_stream import IdStream
+from data_pipeline.storage.manifest import SPLITS, TOKENIZER_DIR, Manifest, what_to_do
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 _BLOCK = 4096  # positions whose windows are computed together: one by one, the order would cost more than the reading
 _VERIFIED_BYTES = 256 << 20  # half a second's work; more is hashed when it is asked for
-_MAPS = 256  # shards mapped at a time: each holds a file open, and a process may have only so many
 
 
 class SourceRange(NamedTuple):
@@ -97,115 +93,6 @@ def check_tokenizer(dir: str | os.PathLike[str], manifest: Manifest) -> Tokenize
             f"({manifest.tokenizer['spec']}); {what_to_do(dir)}"
         )
     return tokenizer
-
-
-class IdStream:
-    """The ids of one split, across its shards, as one long array that is read in pieces."""
-
-    def __init__(self, prefixes: Sequence[Path], shards: Sequence[ShardEntry], dtypes: Sequence[np.dtype[Any]]) -> None:
-        self._prefixes = list(prefixes)
-        self._shards = list(shards)
-        self._dtypes = list(dtypes)
-        self._stops = np.array(list(accumulate(shard.ids for shard in shards)), dtype=np.int64)
-        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self.dtype = np.result_type(*set(dtypes)) if dtypes else np.dtype(np.uint8)
-        self.num_bytes = sum(shard.bytes for shard in shards)
-        self.num_documents = sum(shard.documents for shard in shards)
-
-    @property
-    def given(self) -> IdStream | None:
-        """For each id 1 where it is only read, and 0 where it counts in the loss; None where all of them count."""
-        return _Given(self._prefixes, self._shards) if any(shard.given_sha256 for shard in self._shards) else None
-
-    @classmethod
-    def joined(cls, streams: Sequence[IdStream]) -> IdStream:
-        """Streams in a row."""
-        prefixes = [prefix for stream in streams for prefix in stream._prefixes]
-        dtypes = [dtype for stream in streams for dtype in stream._dtypes]
-        return cls(prefixes, [shard for stream in streams for shard in stream._shards], dtypes)
-
-    def __len__(self) -> int:
-        return int(self._stops[-1]) if len(self._stops) else 0
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy of ids [start, stop), of the dtype they have on disk. IndexError beyond the ends."""
-        if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"ids {start} to {stop} of a stream of {len(self)}")
-        out = np.empty(stop - start, dtype=self.dtype)
-        filled = 0
-        shard = int(np.searchsorted(self._stops, start, side="right"))
-        while filled < len(out):
-            ids = self._ids(shard)
-            offset = start + filled - (int(self._stops[shard]) - len(ids))
-            piece = ids[offset : offset + len(out) - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            shard += 1
-        return out
-
-    def rows(self, starts: NDArray[np.int64], length: int, fill: int) -> NDArray[np.int64]:
-        """Rows of `length` ids from each of `starts` [n] on: [n, length], with `fill` behind the end of the stream."""
-        out = np.empty((len(starts), length), dtype=np.int64)
-        if not len(starts):
-            return out
-        shards = np.searchsorted(self._stops, starts, side="right")
-        order = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        for rows in np.split(order, cuts):
-            shard = int(shards[rows[0]])
-            ids = self._ids(shard)
-            offsets = starts[rows] - (int(self._stops[shard]) - len(ids))
-            whole = offsets + length <= len(ids)
-            if whole.any():
-                # Every row of the shard that there could be, overlapping: no copy before the rows are picked.
-                possible = as_strided(ids, (len(ids) - length + 1, length), (ids.itemsize, ids.itemsize))
-                out[rows[whole]] = possible[offsets[whole]]
-            for row in rows[~whole].tolist():  # goes on in the next shard, or ends with the stream
-                start = int(starts[row])
-                piece = self.read(start, min(start + length, len(self)))
-                out[row, : len(piece)] = piece
-                out[row, len(piece) :] = fill
-        return out
-
-    def document_sizes(self) -> Iterator[NDArray[np.int32]]:
-        """Ids of each document, end_of_text included, in the order of the stream, one array per shard."""
-        for prefix in self._prefixes:
-            shard = Shard(prefix)
-            if len(shard.sizes) == len(shard):  # as it is written here
-                yield shard.sizes
-            else:  # other programs write documents of several sequences
-                stops = np.concatenate([[0], np.cumsum(shard.sizes, dtype=np.int64)])[shard.documents]
-                yield np.diff(stops).astype(np.int32)
-
-    def documents(self) -> Iterator[NDArray[Any]]:
-        """The ids of each document, end_of_text included, in the order of the stream."""
-        for prefix in self._prefixes:
-            yield from Shard(prefix)
-
-    def _ids(self, shard: int) -> NDArray[Any]:
-        ids = self._maps.get(shard)
-        if ids is not None:
-            self._maps.move_to_end(shard)
-            return ids
-        if len(self._maps) >= _MAPS:
-            self._maps.popitem(last=False)
-        ids = self._maps[shard] = self._map(shard)
-        return ids
-
-    def _map(self, shard: int) -> NDArray[Any]:
-        return np.asarray(map_ids(self._prefixes[shard], self._dtypes[shard]))
-
-
-class _Given(IdStream):
-    """What stands beside the ids of conversations."""
-
-    def __init__(self, prefixes: Sequence[Path], shards: Sequence[ShardEntry]) -> None:
-        super().__init__(prefixes, shards, [np.dtype(np.uint8)] * len(shards))
-
-    def _map(self, shard: int) -> NDArray[Any]:
-        if self._shards[shard].given_sha256 is None:
-            return np.zeros(self._shards[shard].ids, np.uint8)  # never touched, so never in memory
-        return np.memmap(given_path(self._prefixes[shard]), dtype=np.uint8, mode="r")
 
 
 def is_small(num_bytes: int) -> bool:

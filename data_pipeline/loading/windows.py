@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from data_pipeline.loading.prepared_data import IdStream
 
 NO_DOCUMENT = -1  # the document id of padding
 

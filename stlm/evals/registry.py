@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.extras import how_to_install
-from data_pipeline.loading.prepared_data import IdStream
 from data_pipeline.plurals import number_of
+from data_pipeline.storage.id_stream import IdStream
 from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
 from stlm.evals.items.reading import Item, minimal_pair, sample

@@ -1,13 +1,14 @@
 """Drawing text from a model and scoring text with it. Never imports STLM: it works on what has `begin` and `step`."""
 
 from stlm.generation.beam import Hypothesis, beam_search
-from stlm.generation.decoding import Batch, Row, Steppable, generate_ids
+from stlm.generation.decoding import Batch, Row, generate_ids
 from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
 from stlm.generation.effort import Effort
 from stlm.generation.sampling import Sampling, probabilities
 from stlm.generation.scoring import ScoredId, nats_per_id, score_ids
 from stlm.generation.speculative import look_up, speculate
+from stlm.generation.steppable import Steppable
 from stlm.generation.text import TextStream
 from stlm.generation.utf8 import ValidText
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stlm.generation.decoding import Steppable, last_of
+from stlm.generation.decoding import last_of
+from stlm.generation.steppable import Steppable
 
 
 class Hypothesis(NamedTuple):

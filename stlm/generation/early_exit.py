@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from stlm.generation.decoding import Steppable
 from stlm.generation.effort import Effort
+from stlm.generation.steppable import Steppable
 
 
 class Deepening(Steppable, Protocol):

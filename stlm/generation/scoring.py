@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from stlm.generation.decoding import Steppable
+from stlm.generation.steppable import Steppable
 
 LOGITS_AT_ONCE = 1 << 24  # that are held at a time
 

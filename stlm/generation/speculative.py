@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stlm.generation.decoding import Steppable, last_of, read_anew
+from stlm.generation.decoding import last_of, read_anew
 from stlm.generation.drawing import Draws, distribution, pick
 from stlm.generation.effort import Effort
+from stlm.generation.steppable import Steppable
 
 LONGEST, SHORTEST = 5, 2  # ids at the end of a text that are looked for further up
 LONGEST_PAUSE = 31  # passes in which nothing is copied, where copies have been wrong again and again

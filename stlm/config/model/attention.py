@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stlm.config.model.fitting import divisors, heads_fit, nearest
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class AttentionConfig(Component):
         """Width of one head where the layer's vectors have `width`."""
         return width // self.num_heads
 
-    def fit(self, model: ModelConfig, even: bool) -> Iterator[Conflict]:
+    def fit(self, model: ModelShape, even: bool) -> Iterator[Conflict]:
         """Conflicts with the width, keys as seen from the ModelConfig. `even`: heads need an even width."""
         yield from heads_fit("core.attention.num_heads", self.num_heads, "width", model.width, even)
 
@@ -66,7 +63,7 @@ class GroupedQueryConfig(AttentionConfig):
         full = self.full_every is not None and (layer + 1) % self.full_every == 0
         return None if full else self.window
 
-    def fit(self, model: ModelConfig, even: bool) -> Iterator[Conflict]:
+    def fit(self, model: ModelShape, even: bool) -> Iterator[Conflict]:
         if self.head_width is None:
             yield from super().fit(model, even)
         elif even and self.head_width % 2:
@@ -81,7 +78,7 @@ class GroupedQueryConfig(AttentionConfig):
         norms = ("query_norm", "key_norm") if self.qk_norm else ()
         return ("query", "key", "value", "output", *norms)
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             fitting = nearest(self.num_kv_heads, divisors(self.num_heads))
             yield Conflict(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from stlm.config.model.attention import AttentionConfig, GroupedQueryConfig
 from stlm.config.model.exits import ExitsConfig
@@ -12,11 +11,9 @@ from stlm.config.model.feed_forward import FeedForwardConfig, SwiGLUConfig
 from stlm.config.model.loops import LoopsConfig
 from stlm.config.model.normalization import NormConfig, RMSNormConfig
 from stlm.config.model.positions import PositionsConfig, RoPEConfig
+from stlm.config.model.shape import ModelShape
 from stlm.config.model.sharing import SharingConfig
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class TransformerCoreConfig(CoreConfig):
         """Layers that are run: one that is run twice counts twice."""
         return len(self.loops.order(self.num_layers))
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
         yield from self.attention.fit(model, even=self.positions.turning)

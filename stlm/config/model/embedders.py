@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from stlm.config.model.fitting import heads_fit
 from stlm.config.model.ngrams import ByteNgramsConfig, NgramsConfig
 from stlm.config.model.patching import FixedPatchingConfig, PatchingConfig
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class TokenEmbedderConfig(EmbedderConfig):
     scaled: bool = scaled_setting()
     ngrams: NgramsConfig = field(default=NgramsConfig(), metadata={"help": "hash n-grams of ids"})
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         yield from self.ngrams.check(model, "embedder.ngrams")
         if self.rank is not None and self.rank >= model.width:
             yield Conflict(
@@ -64,7 +62,7 @@ class ByteEmbedderConfig(EmbedderConfig):
     scaled: bool = scaled_setting()
     ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         yield from self.ngrams.check(model, "embedder.ngrams")
 
 
@@ -86,7 +84,7 @@ class BytePatchEmbedderConfig(EmbedderConfig):
     def positions_of(self, length: int) -> int:
         return self.patching.num_slots(length)
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
         yield from self.patching.check(model)
         yield from self.ngrams.check(model, "embedder.ngrams")
@@ -105,7 +103,7 @@ class PaperEmbedderConfig(EmbedderConfig):
         0.0, "weight of the paper head's nats in spelling the id just read from its vector; 0: not asked", minimum=0.0
     )
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         yield from heads_fit("embedder.num_heads", self.num_heads, "embedder.width", self.width)
         if self.reconstruction_weight and model.head.kind != "paper":
             yield Conflict(

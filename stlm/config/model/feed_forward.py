@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 def gated_width(width: int, share: int = 1) -> int:
@@ -100,7 +97,7 @@ class MoEConfig(FeedForwardConfig):
         shared = ("shared.gate", "shared.up", "shared.down") if self.shared_hidden_width else ()
         return ("router", "gate", "up", "down", *shared)
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         if self.experts_per_token > self.num_experts:
             yield Conflict(
                 "core.feed_forward.experts_per_token",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stlm.config.model.embedders import BytePatchEmbedderConfig, PaperEmbedderConfig
 from stlm.config.model.fitting import heads_fit
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class LinearHeadConfig(HeadConfig):
 
     logit_cap: float | None = logit_cap_setting()
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         if model.embedder.patched:
             yield Conflict(
                 "head.kind",
@@ -61,7 +59,7 @@ class BytePatchHeadConfig(HeadConfig):
     window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
     logit_cap: float | None = logit_cap_setting()
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         embedder = model.embedder
         if isinstance(embedder, BytePatchEmbedderConfig):
             yield from heads_fit("head.num_heads", self.num_heads, "embedder.width", embedder.width)
@@ -82,7 +80,7 @@ class PaperHeadConfig(HeadConfig):
     num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
     num_heads: int = setting(4, "attention heads of such a layer", minimum=1, needs=("num_layers", 1))
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         embedder = model.embedder
         if isinstance(embedder, PaperEmbedderConfig):
             yield from heads_fit("head.num_heads", self.num_heads, "embedder.width", embedder.width)

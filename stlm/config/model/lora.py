@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Conflict, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class LoRAConfig:
         assert self.rank is not None
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         """Conflicts within, and with the width."""
         if self.rank is None and self.alpha is not None:
             yield Conflict(

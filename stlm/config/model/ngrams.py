@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Conflict, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class NgramsConfig:
     shortest: int = setting(2, "smallest n", minimum=2, needs=("table_size", 4096))
     longest: int = setting(2, "largest n", minimum=2, needs=("table_size", 4096))
 
-    def check(self, model: ModelConfig, key: str) -> Iterator[Conflict]:
+    def check(self, model: ModelShape, key: str) -> Iterator[Conflict]:
         """Conflicts within and with the context; `key` is this section's."""
         if self.shortest > self.longest:
             yield Conflict(

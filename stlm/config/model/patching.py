@@ -6,13 +6,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from stlm.config.model.core import CoreConfig, TransformerCoreConfig
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 HEADROOM = 1.25  # slots for each patch of the stated mean length
 
@@ -45,7 +43,7 @@ class FixedPatchingConfig(PatchingConfig):
     def num_slots(self, context_length: int) -> int:
         return -(-context_length // self.patch_size)
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         if 2 * self.patch_size > model.context_length:
             yield one_patch("patch_size", self.patch_size, model.context_length)
         elif model.context_length % self.patch_size:
@@ -68,7 +66,7 @@ class VariablePatchingConfig(PatchingConfig):
     def num_slots(self, context_length: int) -> int:
         return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         if 2 * self.patch_length > model.context_length:
             yield one_patch("patch_length", self.patch_length, model.context_length)
 
@@ -100,6 +98,9 @@ class LearnedPatchingConfig(VariablePatchingConfig):
     )
 
 
+Shape = TypeVar("Shape", bound=ModelShape)
+
+
 @register("entropy")
 @dataclass(frozen=True)
 class EntropyPatchingConfig(VariablePatchingConfig):
@@ -114,11 +115,12 @@ class EntropyPatchingConfig(VariablePatchingConfig):
     width: int = setting(64, "width of the byte model", minimum=2)
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
 
-    def byte_model(self, model: ModelConfig) -> ModelConfig:
+    def byte_model(self, model: Shape) -> Shape:
         """The whole config of the byte model: embedder and head are those of any ModelConfig that names no others."""
-        return type(model)(context_length=model.context_length, width=self.width, core=self.core)
+        kind: Any = type(model)  # a protocol has no arguments of its own
+        return kind(context_length=model.context_length, width=self.width, core=self.core)
 
-    def check(self, model: ModelConfig) -> Iterator[Conflict]:
+    def check(self, model: ModelShape) -> Iterator[Conflict]:
         yield from super().check(model)
         for conflict in self.byte_model(model).check():
             message = re.sub(r"\bmodel\.(width|core)\b", r"model.embedder.patching.\1", conflict.message)

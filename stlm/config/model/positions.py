@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from stlm.config.model.attention import AttentionConfig
+from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-if TYPE_CHECKING:
-    from stlm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class PositionsConfig(Component):
 
     turning: ClassVar[bool] = False
 
-    def fit(self, attention: AttentionConfig, model: ModelConfig) -> Iterator[Conflict]:
+    def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
         """Conflicts with the attention that they serve, keys as seen from the ModelConfig."""
         yield from ()
 
@@ -38,7 +36,7 @@ class RoPEConfig(PositionsConfig):
         """How many numbers of a head are turned: an even number, as they are turned in pairs."""
         return round(head_width * self.fraction)
 
-    def fit(self, attention: AttentionConfig, model: ModelConfig) -> Iterator[Conflict]:
+    def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
         head_width = attention.head_width_of(model.width)
         turned = self.rotary_width_of(head_width)
         if head_width % 2 == 0 and (turned % 2 or not turned):

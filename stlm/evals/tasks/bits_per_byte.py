@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.loading.prepared_data import IdStream, SourceRange
+from data_pipeline.loading.prepared_data import SourceRange
 from data_pipeline.progress import Progress
+from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates

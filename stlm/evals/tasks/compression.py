@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-from data_pipeline.loading.prepared_data import IdStream
 from data_pipeline.progress import Progress
+from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.tokenizers import Tokenizer
 
 SEPARATOR = b"\xff"  # a byte that UTF-8 never uses: compressors pay for the ends of documents, as models do

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data_pipeline.loading.prepared_data import IdStream
 from data_pipeline.plurals import number_of
+from data_pipeline.storage.id_stream import IdStream
 from stlm.errors import ConfigError, StlmError
 from stlm.evals.measures import calibration_error
 from stlm.evals.table import table

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from stlm.config import TransformerCoreConfig
 from stlm.model.context import Context
-from stlm.model.core.attention import ATTENTIONS
+from stlm.model.core.attention import ATTENTIONS, GroupedQueryAttention
 from stlm.model.core.experts import ExpertLinear
-from stlm.model.core.feed_forward import FEED_FORWARDS
+from stlm.model.core.feed_forward import FEED_FORWARDS, PlainFeedForward, SwiGLU
 from stlm.model.core.loops import LoopEmbeddings
 from stlm.model.core.normalization import NORMS
 from stlm.model.core.positions import POSITIONS, Placement
@@ -22,7 +22,7 @@ from stlm.model.core.recomputation import Layers
 from stlm.model.core.residual import BranchScale
 from stlm.model.core.sharing import share
 from stlm.model.decoding.cache import KeyValueCache
-from stlm.model.decoding.packed_weights import Packable, PackedBlock, Products
+from stlm.model.decoding.packed_weights import Packable, Product, Products, normalize
 from stlm.model.row_random import uniform
 
 
@@ -49,6 +49,60 @@ class Block(nn.Module):
         y_BTD = x_BTD + self.attention_scale(self.attention(self.attention_norm(x_BTD), placement, context, cache))
         z_BTD = self.feed_forward(self.feed_forward_norm(x_BTD if self.parallel else y_BTD), context)
         return y_BTD + self.feed_forward_scale(z_BTD)
+
+
+class PackedBlock:
+    """What a block computes, within rounding, for models that are not trained any more: see `Block`.
+
+    Attentions and feed-forwards of other kinds, such as experts, are run as they are.
+    """
+
+    def __init__(self, block: Block, products: Products) -> None:
+        self.parallel = block.parallel
+        self.attention, self.feed_forward = block.attention, block.feed_forward
+        self.attention_norm = normalize(block.attention_norm)
+        self.feed_forward_norm = normalize(block.feed_forward_norm)
+        self.attention_scale, self.feed_forward_scale = block.attention_scale, block.feed_forward_scale
+        attention, feed_forward = block.attention, block.feed_forward
+        if isinstance(attention, GroupedQueryAttention):
+            self.heads = products.of(attention.query, attention.key, attention.value)
+            self.output = products.of(attention.output)
+        if isinstance(feed_forward, SwiGLU):
+            self.up, self.down = products.of(feed_forward.gate, feed_forward.up), products.of(feed_forward.down)
+        elif isinstance(feed_forward, PlainFeedForward):
+            self.up, self.down = products.of(feed_forward.up), products.of(feed_forward.down)
+
+    def __call__(
+        self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        shape, x_RD = x_BTD.shape, x_BTD.flatten(0, 1)
+        y_RD = self._attended(x_RD, shape, placement, context, cache)
+        normed_RD = self.feed_forward_norm(x_RD if self.parallel else y_RD)
+        if isinstance(self.feed_forward, SwiGLU | PlainFeedForward):
+            inner_RF = self.feed_forward.inner(self.up(normed_RD))
+            return add_branch(y_RD, self.down, inner_RF, self.feed_forward_scale).view(shape)
+        z_BTD = self.feed_forward(normed_RD.view(shape), context)
+        return y_RD.view(shape) + self.feed_forward_scale(z_BTD)
+
+    def _attended(
+        self, x_RD: Tensor, shape: torch.Size, placement: Placement, context: Context, cache: KeyValueCache | None
+    ) -> Tensor:
+        """The residual stream with what attention adds to it: [R, D]."""
+        normed_RD = self.attention_norm(x_RD)
+        if not isinstance(self.attention, GroupedQueryAttention):
+            y_BTD = self.attention(normed_RD.view(shape), placement, context, cache)
+            return x_RD + self.attention_scale(y_BTD.flatten(0, 1))
+        heads_BTHK = self.heads(normed_RD).view(*shape[:2], -1, self.attention.head_width)
+        placed = self.attention.place(heads_BTHK.transpose(1, 2), placement)
+        found_BTNK = self.attention.mix(*placed, placement, context, cache)
+        return add_branch(x_RD, self.output, found_BTNK.reshape(x_RD.size(0), -1), self.attention_scale)
+
+
+def add_branch(x_RD: Tensor, product: Product, y_RC: Tensor, scale: BranchScale) -> Tensor:
+    """x and what a branch gives, whose last matrix has still to be multiplied with y."""
+    if scale.weight is not None:
+        return x_RD + scale(product(y_RC))
+    return product.add_to(x_RD, y_RC, scale.scale)
 
 
 class TransformerStack(Layers, Packable):
