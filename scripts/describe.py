@@ -44,6 +44,11 @@ def main() -> int:
     parser.add_argument("--step", type=positive, metavar="S", help="show the text that step S is trained on, and end")
     parser.add_argument("--rows", metavar="A-B", help="with --step: only these rows of the batch")
     args = parser.parse_args()
+    if args.rows is not None and args.step is None:
+        parser.error(f"--rows: got {args.rows} without --step, of which it chooses rows; --step 1 would work")
+    beside = {"--ranks": args.ranks, "--bytes-per-id": args.bytes_per_id, "--json": args.json}
+    if args.step is not None and (idle := [option for option, value in beside.items() if value]):
+        parser.error(f"{idle[0]}: has no effect with --step, which shows text alone; leave one of them out")
 
     from stlm.config import load_run_config  # only now: --help and misspelt options answer at once
 

@@ -8,7 +8,9 @@ change the gradient, and what ends in a traceback.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 STAGES = (0, 1, 2, 3)
@@ -70,6 +72,30 @@ EFFECTIVE_AT = {
     },
 }
 
+# Numbers of elements; DeepSpeed's own files write them as 5e8, too. More than this is no size of a buffer.
+LARGEST_BUCKET = 2**40
+
+
+def _is_bucket(value: Any, multiple_of: int) -> bool:
+    """Whether it is a whole number that a buffer may have as its size."""
+    return type(value) in (int, float) and 1 <= value <= LARGEST_BUCKET and value % multiple_of == 0
+
+
+def _can_hold(folder: Path) -> bool:
+    """Whether files can be written into a folder, which is made where it is missing."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and _can_hold(Path(value).absolute())
+
+
+def _is_file(value: Any) -> bool:
+    path = Path(value).absolute() if isinstance(value, str) and value else None
+    return value is None or (path is not None and not path.is_dir() and _can_hold(path.parent))
+
+
 # What DeepSpeed itself would accept and do wrong, or fail at in the middle of a run: key → (does it fit?, expected).
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -84,7 +110,16 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flops_profiler.recompute_fwd_factor": (
         lambda value: type(value) in (int, float) and value >= 0, "a number of 0 or more"
     ),
-    "flops_profiler.output_file": (lambda value: value is None or isinstance(value, str), "the name of a file"),
+    "flops_profiler.output_file": (_is_file, "the name of a file that can be written, or null"),
+    **dict.fromkeys(
+        ("tensorboard.output_path", "csv_monitor.output_path"), (_is_folder, "a folder that can be written")
+    ),
+    "zero_optimization.reduce_bucket_size": (
+        lambda value: _is_bucket(value, 1), "a whole number of elements, 1 or more"
+    ),
+    "zero_optimization.allgather_bucket_size": (
+        lambda value: _is_bucket(value, 2), "an even number of elements, 2 or more"
+    ),
     "log_level": (
         lambda value: value in ("debug", "info", "warning", "error", "critical"),
         "debug, info, warning, error or critical",

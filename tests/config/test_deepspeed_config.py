@@ -243,6 +243,11 @@ def test_harmless_values_of_refused_keys_pass(tmp_path):
         ({"communication_data_type": "int8"}, "expected fp32, bf16 or fp16"),
         ({"log_level": "loud"}, "expected debug, info, warning, error or critical"),
         ({"wall_clock_breakdown": "no"}, "expected true or false"),
+        ({"zero_optimization": {"stage": 2, "allgather_bucket_size": 5e8 + 1}}, "expected an even number of elements"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 10**30}}, "expected a whole number of elements"),
+        ({"csv_monitor": {"enabled": True, "output_path": f"{__file__}/x"}}, "expected a folder that can be written"),
+        ({"flops_profiler": {"output_file": "/"}}, "expected the name of a file that can be written, or null"),
+        ({"flops_profiler": {"output_file": f"{__file__}/x"}}, "expected the name of a file that can be written"),
     ],
 )
 def test_nested_keys_and_values_are_checked(problems, config, expected):

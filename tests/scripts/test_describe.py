@@ -130,6 +130,18 @@ def test_mistakes_are_one_message(run, describe, tmp_path, arguments, message):
     assert message in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--rows", "0-1"], "--rows: got 0-1 without --step, of which it chooses rows"),
+        (["--step", "3", "--json"], "--json: has no effect with --step"),
+        (["--step", "3", "--ranks", "2"], "--ranks: has no effect with --step"),
+    ],
+)
+def test_options_without_effect_are_refused(run, describe, arguments, message):
+    assert message in describe(run, *arguments, expect=2)
+
+
 def test_a_run_is_described_for_the_ranks_that_it_has(run, describe, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     assert "MB of each of 2 ranks" in describe(tmp_path / "run")  # it does not say
