@@ -90,12 +90,25 @@ def bom_of(beginning: bytes) -> tuple[bytes, str]:
     return next(((bom, codec) for bom, codec in BOMS if beginning.startswith(bom)), (b"", ""))
 
 
+def bom_and_codec(beginning: bytes, codec: str) -> tuple[bytes, str]:
+    """The byte-order mark of a text, and how it is decoded: as the mark tells, otherwise by the codec that was named.
+
+    UTF-16 and UTF-32 without a mark are in the order in which the text is printable, or little-endian, as on the web.
+    """
+    bom, told = bom_of(beginning)
+    if told or codec[:6] not in ("utf-16", "utf-32", "utf16", "utf32") or codec.endswith(("le", "be")):
+        return bom, told or codec
+    wide = f"utf-{codec[-2:]}"
+    guess = _wide(beginning[:SAMPLE])
+    return b"", guess if guess.startswith(wide) else f"{wide}-le"
+
+
 def transcode(file: IO[bytes], copy: IO[bytes], codec: str, path: str) -> None:
     """Write a text as UTF-8. A byte-order mark goes before `codec`. DataError if it is not text in that encoding."""
-    beginning = file.read(4)
-    bom, told = bom_of(beginning)
-    decoder = codecs.getincrementaldecoder(told or codec)("replace")
-    block, characters, invalid = beginning[len(bom) :] + file.read(_BLOCK), 0, 0
+    block, characters, invalid = file.read(_BLOCK), 0, 0
+    bom, found = bom_and_codec(block, codec)
+    decoder = codecs.getincrementaldecoder(found)("replace")
+    block = block[len(bom) :]
     while block:
         text = decoder.decode(block)
         characters, invalid = characters + len(text), invalid + text.count("\ufffd")
@@ -110,10 +123,10 @@ def transcode(file: IO[bytes], copy: IO[bytes], codec: str, path: str) -> None:
 
 def in_utf8(data: bytes, codec: str) -> bytes:
     """The beginning of a text as UTF-8. A byte-order mark goes before `codec`, of which "" is UTF-8."""
-    bom, told = bom_of(data)
-    if (told or codec) in ("", "utf-8"):
+    bom, found = bom_and_codec(data, codec)
+    if found in ("", "utf-8"):
         return data
-    return data[len(bom) :].decode(told or codec, "replace").encode("utf-8", "replace")
+    return data[len(bom) :].decode(found, "replace").encode("utf-8", "replace")
 
 
 def sample_of(file: IO[bytes], size: int | None) -> list[bytes]:

@@ -11,7 +11,7 @@ import re
 
 import webencodings
 
-from data_pipeline.sources.encodings import SAMPLE, bom_of, check_text, looks_broken
+from data_pipeline.sources.encodings import SAMPLE, bom_and_codec, check_text, looks_broken
 
 MAX_DEPTH = 1_000  # open elements; browsers stop at 512
 MAX_NODES = 500_000  # a parser takes some 600 bytes for each
@@ -37,9 +37,9 @@ def decoded_page(page: bytes, path: str, encoding: str) -> tuple[str, int]:
     encoding: the one that the user gave; "" for none. DataError for what is no text, or largely not in UTF-8 and
     without a label.
     """
-    bom, told = bom_of(page)
-    if told or encoding:
-        text = page[len(bom) :].decode(told or encoding, "replace")
+    bom, told = bom_and_codec(page, encoding)
+    if told:
+        text = page[len(bom) :].decode(told, "replace")
         return text, text.count("\ufffd") - _given(page)
     for beginning, codec in _WIDE_PROLOGS:
         if page.startswith(beginning):
