@@ -23,8 +23,13 @@ from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT, Tokenizer
 
 TURN, END_OF_TURN = "\x02", "\x03"
 ROLES = ("system", "user", "assistant")
-# What ShareGPT and its heirs call them.
-_SHARED_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+# What ShareGPT and its heirs call them, in lower case.
+_SHARED_ROLES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "ai", "bot", "model"), "assistant"),
+    **{role: role for role in ROLES},
+}
+_KEYS = ("messages", "conversations", "conversation")
 END_OF_STORED_SEGMENT = 0xFE
 
 # The same for programs that know templates of Jinja, as transformers does.
@@ -39,15 +44,17 @@ def prompt_of(messages: Iterable[Mapping[str, Any]]) -> str:
     return "".join(text for message in messages for text in _turn(message)) + f"{TURN}assistant\n"
 
 
-def segments_of(record: Mapping[str, Any]) -> list[str]:
+def segments_of(record: Mapping[str, Any], key: str | None = None) -> list[str]:
     """Given text and answers in turn, given text first. ValueError where a record is none of these.
+
+    key: where the messages are, if not where one of these has them.
 
     {"messages": [{"role": …, "content": …}, …]}
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}, as ShareGPT writes them
     {"instruction": …, "input": …, "output": …}, as Alpaca writes them
     {"prompt": …, "completion": …}, whose texts stand as they are
     """
-    key = next((key for key in ("messages", "conversations", "conversation") if key in record), None)
+    key = key or next((key for key in _KEYS if key in record), None)
     if key or ("instruction" in record and "output" in record):
         messages = record[key] if key else _instruction(record)
         if not isinstance(messages, list) or not messages:
@@ -62,6 +69,8 @@ def segments_of(record: Mapping[str, Any]) -> list[str]:
             pieces += [(False, head), (message["role"] == "assistant", said)]
         if not any(counts for counts, _ in pieces):
             raise ValueError(f"{key!r} holds no message of the role 'assistant', so there is nothing to learn")
+        if not any(counts and said != END_OF_TURN for counts, said in pieces):
+            raise ValueError(f"{key!r} holds only empty messages of the role 'assistant', so there is nothing to learn")
         return ["".join(text for _, text in group) for _, group in groupby(pieces, key=lambda piece: piece[0])]
     if "prompt" in record and "completion" in record:
         texts = [record["prompt"], record["completion"]]
@@ -72,8 +81,8 @@ def segments_of(record: Mapping[str, Any]) -> list[str]:
         return texts
     keys = ", ".join(map(str, [*record][:10]))
     raise ValueError(
-        "expected the key 'messages' or 'conversations', or 'prompt' and 'completion', or 'instruction' and 'output'; "
-        f"the keys are: {keys}"
+        "expected the key 'messages' or 'conversations', or 'prompt' and 'completion', or 'instruction' and 'output', "
+        f"or messages under the key that --text-key names; the keys are: {keys}"
     )
 
 
@@ -98,10 +107,14 @@ def _instruction(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shared(message: Any) -> Any:
-    """A message of ShareGPT as one with `role` and `content`; any other as it is."""
-    if not isinstance(message, Mapping) or "role" in message or "from" not in message:
+    """A message with `role` and `content`, also where they are called `from` and `value`, and roles otherwise."""
+    if not isinstance(message, Mapping) or not ("role" in message or "from" in message):
         return message
-    return {"role": _SHARED_ROLES.get(str(message["from"]), message["from"]), "content": message.get("value")}
+    role = message.get("role", message.get("from"))
+    return {
+        "role": _SHARED_ROLES.get(role.lower(), role) if isinstance(role, str) else role,
+        "content": message.get("content", message.get("value")),
+    }
 
 
 def encode_conversations(

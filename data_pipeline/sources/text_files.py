@@ -37,6 +37,7 @@ _BLOCK = 4 << 20
 LONGEST_RECORD = 64 << 20  # what has to be in memory at once: a line of JSON, a page of HTML
 BOM = b"\xef\xbb\xbf"
 
+TEXT_KEY = "text"  # unless the user names another
 ON_ERROR = ("stop", "skip")
 QUOTING = ("auto", "minimal", "none")  # of CSV, TSV: auto is minimal for CSV and none for TSV
 NAMED = 20  # of the inputs that are left out for one reason; the others are counted
@@ -241,17 +242,24 @@ def document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | st
         wanted = "" if reading.conversations else f" with the key {text_key!r}"
         raise ValueError(f"expected an object{wanted}, got {type(record).__name__}")
     if reading.conversations:
-        return bytes([END_OF_STORED_SEGMENT]).join(clean(text, problems) for text in segments_of(record))
-    try:
-        document = value_at(record, text_key)
-    except KeyError as error:
-        keys = error.args[0]
-        raise ValueError(f"no key {text_key!r} (--text-key); the keys are: {', '.join(keys[:10])}") from None
+        key = None if text_key == TEXT_KEY else text_key
+        if key is not None:
+            record = {**record, key: _value(record, key)}
+        return bytes([END_OF_STORED_SEGMENT]).join(clean(text, problems) for text in segments_of(record, key))
+    document = _value(record, text_key)
     if not isinstance(document, str):
         raise ValueError(f"{text_key!r} is not a string but {type(document).__name__}")
     if reading.score_key is not None:
         problems.score = _score_of(record, reading.score_key)
     return document
+
+
+def _value(record: dict[str, Any], key: str) -> Any:
+    try:
+        return value_at(record, key)
+    except KeyError as error:
+        keys = error.args[0]
+        raise ValueError(f"no key {key!r} (--text-key); the keys are: {', '.join(keys[:10])}") from None
 
 
 def value_at(record: dict[str, Any], key: str) -> Any:

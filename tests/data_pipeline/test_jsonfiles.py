@@ -146,6 +146,8 @@ def turns(*messages):
         ),
         ({"conversations": [{"role": "user", "content": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"},
          turns(("system", "S"), ("user", "Q"), ("assistant", "A"))),
+        ({"conversations": [{"from": "Human", "content": "Q"}, {"role": "AI", "value": "A"}]},
+         turns(("user", "Q"), ("assistant", "A"))),
         ({"instruction": "I", "input": "", "output": "O"}, turns(("user", "I"), ("assistant", "O"))),
         ({"instruction": "I", "input": "X", "output": "O", "n": 1}, turns(("user", "I\n\nX"), ("assistant", "O"))),
         ({"instruction": "I", "output": "O", "system": "S", "history": [["Q", "A"]]},
@@ -164,6 +166,8 @@ def test_conversations_of_sharegpt_and_alpaca(record, text):
         ({"conversations": [{"from": "observation", "value": "x"}]}, "the role of a message is 'observation'"),
         ({"conversations": [shared("human", "x")]}, "'conversations' holds no message of the role 'assistant'"),
         ({"conversations": [{"from": "gpt", "value": None}]}, "the content of a message is not a text but null"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]},
+         "'messages' holds only empty messages of the role 'assistant'"),
         ({"conversations": {}}, "'conversations' is not a list of messages"),
         ({"instruction": "I", "input": 3, "output": "O"}, "are texts, got int '3'"),
         ({"instruction": "I", "output": ""}, "'output' is empty"),
@@ -174,6 +178,15 @@ def test_conversations_of_sharegpt_and_alpaca(record, text):
 def test_broken_conversations_are_explained(record, message):
     with pytest.raises(ValueError, match=message):
         segments_of(record)
+
+
+def test_conversations_stand_under_the_key_that_is_named(tmp_path):
+    record = {"meta": {"turns": [shared("human", "Q"), shared("gpt", "A")]}, "system": "S", "messages": "other"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (document,) = read(tmp_path / "a.jsonl", Reading("meta.turns", "stop", conversations=True))
+    assert document == turns(("system", "S"), ("user", "Q")) + "\x02assistant\n" + "\ufffd" + "A\x03"
+    with pytest.raises(DataError, match=r"no key 'turns' \(--text-key\); the keys are: meta, system, messages"):
+        read(tmp_path / "a.jsonl", Reading("turns", "stop", conversations=True))
 
 
 def test_white_space_of_any_kind_is_no_document():
