@@ -139,8 +139,13 @@ def _quoted_rows(
         lines.taken.clear()
         try:
             row = next(reader, None)
-            whole = len(lines.taken) <= 1 or _is_row(lines.taken, delimiter)
+            whole = not _may_be_broken(lines.taken) or _is_row(lines.taken, delimiter)
         except csv.Error as broken:
+            if lines.taken and "\r" in lines.taken[-1].rstrip("\r\n"):
+                raise DataError(
+                    f"cannot read on at {lines.piece.path}:{lines.number}: a carriage return (CR) within a line; if CR "
+                    "ends its lines, convert it: tr '\\r' '\\n' < FILE > NEW"
+                ) from None
             if len(lines.taken) <= 1:
                 raise DataError(f"cannot read on at {lines.piece.path}:{lines.number}: {broken}") from None
             row, whole = [], False
@@ -161,6 +166,11 @@ def _quoted_rows(
             problems.count("cells_like_rows", 1, place)
         if row:
             yield begin, row
+
+
+def _may_be_broken(lines: list[str]) -> bool:
+    """Whether the quotes of a row may not fit: it goes over several lines, or a file ends within a cell."""
+    return len(lines) > 1 or sum(line.count('"') for line in lines) % 2 == 1
 
 
 def _is_row(lines: list[str], delimiter: str) -> bool:
