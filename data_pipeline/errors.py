@@ -7,3 +7,7 @@ class DataError(Exception):
     """A problem that the user can solve. The message says what, where, what was expected, and what to do."""
 
     exit_code = 2
+
+
+class TooFew(DataError):
+    """Of the input too few documents are left."""

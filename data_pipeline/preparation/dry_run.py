@@ -23,11 +23,12 @@ from data_pipeline.preparation.gathering import Gathered, gather
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import find_prepared, open_inputs, roles_of
 from data_pipeline.preparation.workers import worth
-from data_pipeline.report.summary import PROBLEMS
+from data_pipeline.report.summary import lines_of_problems
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import describe
 from data_pipeline.sources.source import Source, Unit
+from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.manifest import WORK_DIR, is_being_prepared
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
 
@@ -49,6 +50,7 @@ class _Trial:
     seconds: float  # of reading, cleaning and encoding
     share: float | None  # of text in the input; None where not all of a piece of work was read
     sentences: list[str]
+    problems: Problems  # that were met
 
 
 def dry_run(config: PrepareConfig) -> str:
@@ -75,9 +77,12 @@ def dry_run(config: PrepareConfig) -> str:
         rates.append(trial.seconds / trial.size if trial.size else 1 / _USUAL)
         split = next((f"for {name}: " for name, role in CHOICES.items() if role == roles[number]), "")
         lines.append(f"{split}{source.name}: {_what(source, size, len(units))}")
-        problems = sorted(source.problems.counts.items())
+        problems = Problems()
+        problems.add(source.problems)
+        problems.add(trial.problems)
         lines += [f"  {sentence}" for sentence in trial.sentences]
-        lines += [f"  {count:,} {PROBLEMS.get(name, name)}" for name, count in problems]
+        lines += lines_of_problems(problems.counts, problems.left_out)
+        lines += [f"    {example}" for example in trial.problems.examples]
         if trial.documents:
             about = number_of(round(max(size / mean, 1)), "document")
             lines.append(f"  about {about}, of {mean:,.0f} bytes on average")
@@ -151,7 +156,7 @@ def _try(config: PrepareConfig, units: Sequence[Unit]) -> _Trial:
     elif not _is_trained(config):
         tokenizer = build_tokenizer(config.tokenizer)
     if not units:
-        return _Trial(0, 0, 0.0, None, ["it is empty"])
+        return _Trial(0, 0, 0.0, None, ["nothing of it can be read"], Problems())
     with tempfile.TemporaryDirectory() as folder:
         place = Gathered(Path(folder, "unit"))
         start = time.process_time()
@@ -168,7 +173,12 @@ def _try(config: PrepareConfig, units: Sequence[Unit]) -> _Trial:
     where = "in what was tried: " if counts["full"] or len(units) > 1 else ""
     share = None if counts["full"] or not units[0].size else counts["bytes"] / units[0].size
     return _Trial(
-        counts["documents"], counts["bytes"], seconds, share, [f"{where}{sentence}" for sentence in sentences]
+        counts["documents"],
+        counts["bytes"],
+        seconds,
+        share,
+        [f"{where}{sentence}" for sentence in sentences],
+        Problems(Counter(counts["problems"]), examples=counts["examples"], left_out=counts["left_out"]),
     )
 
 

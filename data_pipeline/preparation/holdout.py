@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import TooFew
 from data_pipeline.preparation.gathering import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
 
 _HASHES = 1 << 64
@@ -44,10 +44,9 @@ def choose_by_hash(
     adding, before = before is not None, before or Share()
     number = before.documents + int(kept.sum())
     if number < 2:
-        raise DataError(
+        raise TooFew(
             f"different documents of text in the input: {number}; expected at least two, one to train on, one to "
-            f"validate with: give more text, text of its own with --validation PATH, or divide plain text with "
-            "--documents paragraphs (at blank lines) or lines"
+            "validate with: give more text, or text of its own with --validation PATH"
         )
     total = before.bytes + sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
     least, limit = validation_fraction * total / 2, int(validation_fraction * _HASHES)

@@ -212,7 +212,8 @@ class PrepareConfig:
             )
         if self.languages and "language" not in self.clean:
             raise DataError(
-                "languages are named, but the cleaning step that keeps them is off: add `language` to clean"
+                "languages are named, but the cleaning step that keeps them is off: add `language` to clean "
+                "(--clean language)"
             )
         if self.keep_removed is not None:
             check_list(self.keep_removed, self.inputs)

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, TooFew
 from data_pipeline.preparation.encoding import CHOICES, encode_piece, make_tokenizer, plan_shards, write_planned
 from data_pipeline.preparation.existing import Existing
 from data_pipeline.preparation.gathering import TEST, VALIDATION, Gathered, gather
@@ -29,6 +29,7 @@ from data_pipeline.preparation.split import Selection, select
 from data_pipeline.preparation.statistics import SAMPLE_BYTES, describe_source
 from data_pipeline.preparation.work_folder import SETTINGS_FILE, continue_or_begin, interrupted_settings, locked
 from data_pipeline.preparation.workers import Team, Workers, call, run_all
+from data_pipeline.report.summary import left_out_by_reading
 from data_pipeline.sources.conversations import TEMPLATE
 from data_pipeline.sources.encodings import codec_of
 from data_pipeline.sources.files import Files
@@ -224,25 +225,39 @@ def gather_all(
     ]
     run_all("reading", gather, missing, [unit.size for unit, *_ in missing], team)
     for split, choice in CHOICES.items():
-        if choice in roles and not any(
+        # By sources, for a source that holds nothing has no unit.
+        if choice in of_sources and not any(
             len(place.index) for role, place in zip(roles, gathered, strict=True) if role == choice
         ):
             raise DataError(f"the files given with --{split} hold no text: {', '.join(getattr(config, split))}")
-    selection = select(
-        gathered,
-        names=[sources[unit.source].name for unit in units],
-        roles=roles,
-        validation_fraction=config.validation_fraction,
-        deduplicate=config.deduplicate,
-        cleaning=config.cleaning,
-        evaluation_files=config.decontaminate,
-        output=work.parent,
-        run=lambda what, function, jobs, sizes: run_all(what, function, jobs, sizes, team),
-        removed_list=None if config.keep_removed is None else Path(config.keep_removed),
-        existing=after.gathered(work, config.keep_ids, team) if after else (),
-        before=after.share if after and "validation" not in after.manifest.settings else None,
-    )
+    try:
+        selection = select(
+            gathered,
+            names=[sources[unit.source].name for unit in units],
+            roles=roles,
+            validation_fraction=config.validation_fraction,
+            deduplicate=config.deduplicate,
+            cleaning=config.cleaning,
+            evaluation_files=config.decontaminate,
+            output=work.parent,
+            run=lambda what, function, jobs, sizes: run_all(what, function, jobs, sizes, team),
+            removed_list=None if config.keep_removed is None else Path(config.keep_removed),
+            existing=after.gathered(work, config.keep_ids, team) if after else (),
+            before=after.share if after and "validation" not in after.manifest.settings else None,
+        )
+    except TooFew as error:
+        _divisions(sources, units, gathered)  # a separator that no text holds is the reason
+        raise TooFew(f"{error}{_why_too_few(sources, units, gathered)}") from None
     return gathered, selection
+
+
+def _why_too_few(sources: Sequence[Source], units: Sequence[Unit], gathered: Sequence[Gathered]) -> str:
+    """What else can be done where too few documents are left, and what was left out while the input was read."""
+    text = any("text" in source.kinds for source in sources if isinstance(source, Files))
+    divide = "; plain text is divided at blank lines by --documents paragraphs, and into lines by lines" if text else ""
+    problems = [_problems_of(number, source, units, gathered) for number, source in enumerate(sources)]
+    left_out = left_out_by_reading(problems)
+    return divide + (f"; while it was read: {left_out}" if left_out else "")
 
 
 def _encode_and_describe(
@@ -306,20 +321,28 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:
     """What was read from a source, for the manifest."""
     counts = [place.counts for unit, place in zip(units, gathered, strict=True) if unit.source == number]
-    problems = Problems()
-    problems.add(source.problems)
-    for count in counts:
-        problems.add(Problems(Counter(count["problems"]), left_out=count["left_out"]))
-    examples = [*source.problems.examples, *(example for count in counts for example in count["examples"])]
+    problems = _problems_of(number, source, units, gathered)
     return {
         "name": source.name,
         **source.describe(),
         "documents": sum(count["documents"] for count in counts),
         "text_bytes": sum(count["bytes"] for count in counts),
         "problems": dict(problems.counts),
-        "examples": examples[:10],
+        "examples": problems.examples[:10],
         **({"left_out": problems.left_out} if problems.left_out else {}),
     }
+
+
+def _problems_of(number: int, source: Source, units: Sequence[Unit], gathered: Sequence[Gathered]) -> Problems:
+    """What was met while a source was looked for and read."""
+    problems = Problems(examples=[*source.problems.examples])
+    problems.add(source.problems)
+    for unit, place in zip(units, gathered, strict=True):
+        if unit.source == number:
+            count = place.counts
+            problems.add(Problems(Counter(count["problems"]), left_out=count["left_out"]))
+            problems.examples += count["examples"]
+    return problems
 
 
 def _divisions(sources: list[Source], units: list[Unit], gathered: list[Gathered]) -> list[dict[str, Any]]:

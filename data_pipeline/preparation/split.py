@@ -23,7 +23,7 @@ from data_pipeline.cleaning.near_duplicates import THRESHOLD, Signatures, near_d
 from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
 from data_pipeline.cleaning.removed import Stage, write_removed
 from data_pipeline.cleaning.words import WORD
-from data_pipeline.errors import DataError
+from data_pipeline.errors import TooFew
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
 from data_pipeline.preparation.holdout import Share, choose_all, choose_by_hash, copies_of
@@ -130,11 +130,11 @@ def select(
     least = 0 if existing else 1 if VALIDATION in roles else 2
     if kept.sum() < least and any(record.documents.values()):
         where = f"; {removed_list} lists what was left out" if removed_list else ""
-        raise DataError(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
+        raise TooFew(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
     if VALIDATION not in roles and (before or not existing):
         choose_by_hash(units, validation_fraction, kept, before)
     elif not kept.any() and not existing:
-        raise DataError("no document of the input is left to train on")
+        raise TooFew("no document of the input is left to train on")
     else:
         choose_all(units, kept, TRAIN)
     return Selection(record, decontaminated)

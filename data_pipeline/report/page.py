@@ -183,17 +183,21 @@ def _edits(manifest: Manifest) -> str:
     return _table(("change", "times"), [(what, f"{number:,}") for what, number in edits.items()]) if edits else ""
 
 
+def _problem(name: str) -> str:
+    return PROBLEMS[name][1] if name in PROBLEMS else name
+
+
 def _problems(manifest: Manifest) -> str:
     parts = []
     for source in manifest.sources:
         if source["problems"]:
-            rows = [(PROBLEMS.get(name, name), f"{number:,}") for name, number in sorted(source["problems"].items())]
+            rows = [(_problem(name), f"{number:,}") for name, number in sorted(source["problems"].items())]
             parts.append(f"<h3>{_text(source['name'])}</h3>" + _table(("problem", "times"), rows))
             parts += [_quote(example) for example in source["examples"]]
             for name, names in source.get("left_out", {}).items():
                 more = source["problems"][name] - len(names)
                 listed = "\n".join([*names, *([f"and {more:,} more"] if more else [])])
-                parts.append(f"<p class=quiet>{_text(PROBLEMS.get(name, name))}:</p><pre>{_text(listed)}</pre>")
+                parts.append(f"<p class=quiet>{_text(_problem(name))}:</p><pre>{_text(listed)}</pre>")
     return "\n".join(parts) or "<p>None.</p>"
 
 

@@ -3,30 +3,82 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from data_pipeline.plurals import number_of
+from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.manifest import SPLITS, Manifest
 
 ENOUGH = 64 << 10  # bytes of text; on less, bits per byte differ by more than models do
+# What is counted while text is read: one of it, and several.
 PROBLEMS = {
-    "invalid_utf8_documents": "documents with invalid UTF-8",
-    "replaced_characters": "characters replaced by U+FFFD",
-    "byte_order_marks": "byte-order marks removed",
-    "crlf_line_ends": "CRLF line ends made LF",
-    "empty_documents": "empty documents left out",
-    "broken_lines": "broken lines left out",
-    "cells_like_rows": "cells of several lines that look like rows: a quote may lack its partner",
-    "pages_beyond_limits": "pages left out that are too deep or too large for a parser",
-    "unreadable_files": "unreadable files left out, or the rest of them",
-    "broken_documents": "documents with ids outside the vocabulary left out",
-    "files_of_other_formats": "files of other formats left out",
-    "empty_files": "empty files",
-    "hidden_files": "hidden files and folders left out",
-    "linked_folders": "links to folders that are read already left out",
-    "prepared_folders": "folders of prepared data (with a manifest.json) left out",
-    "reports": "reports (report.html) left out",
-    "unreadable_folders": "unreadable folders left out",
+    "invalid_utf8_documents": ("document with invalid UTF-8", "documents with invalid UTF-8"),
+    "replaced_characters": ("character replaced by U+FFFD", "characters replaced by U+FFFD"),
+    "byte_order_marks": ("byte-order mark removed", "byte-order marks removed"),
+    "crlf_line_ends": ("CRLF line end made LF", "CRLF line ends made LF"),
+    "empty_documents": ("empty document left out", "empty documents left out"),
+    "broken_lines": ("broken line left out", "broken lines left out"),
+    "cells_like_rows": (
+        "cell of several lines that look like rows: a quote may lack its partner",
+        "cells of several lines that look like rows: a quote may lack its partner",
+    ),
+    "pages_beyond_limits": (
+        "page left out that is too deep or too large for a parser",
+        "pages left out that are too deep or too large for a parser",
+    ),
+    "unreadable_files": (
+        "unreadable file left out, or the rest of it",
+        "unreadable files left out, or the rest of them",
+    ),
+    "broken_documents": (
+        "document with ids outside the vocabulary left out",
+        "documents with ids outside the vocabulary left out",
+    ),
+    "files_of_other_formats": ("file of another format left out", "files of other formats left out"),
+    "empty_files": ("empty file", "empty files"),
+    "hidden_files": ("hidden file or folder left out", "hidden files and folders left out"),
+    "linked_folders": (
+        "link to a folder that is read already left out",
+        "links to folders that are read already left out",
+    ),
+    "prepared_folders": (
+        "folder of prepared data (with a manifest.json) left out",
+        "folders of prepared data (with a manifest.json) left out",
+    ),
+    "reports": ("report (report.html) left out", "reports (report.html) left out"),
+    "unreadable_folders": ("unreadable folder left out", "unreadable folders left out"),
 }
+_AS_TEXT = ("invalid_utf8_documents", "replaced_characters", "byte_order_marks", "crlf_line_ends", "cells_like_rows")
+
+
+def lines_of_problems(counts: Mapping[str, int], left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was met while a source was read, each kind with its number and the first names of what was left out."""
+    lines = []
+    for name, number in sorted(counts.items()):
+        names = left_out.get(name, ())
+        lines.append(f"  {number_of(number, *PROBLEMS[name])}" + ":" * bool(names))
+        lines += [f"    {one}" for one in names]
+        if names and number > len(names):
+            lines.append(f"    and {number - len(names):,} more")
+    return lines
+
+
+def left_out_by_reading(problems: Sequence[Problems]) -> str:
+    """What was left out of the inputs before anything was chosen, with an example of each kind; "" if nothing was."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for one in problems:
+        counts.update(one.counts)
+        examples |= {name: names[0] for name, names in one.left_out.items() if names and name not in examples}
+        if one.examples:
+            examples.setdefault("broken_lines", one.examples[0])
+    parts = [
+        number_of(number, *PROBLEMS[name]) + (f" ({examples[name]})" if name in examples else "")
+        for name, number in sorted(counts.items())
+        if number and name not in _AS_TEXT
+    ]
+    return "; ".join(parts)
 
 
 def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
@@ -47,12 +99,7 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
         read = f"{number_of(source['documents'], 'document')}, {number_of(source['text_bytes'], 'byte')}"
         lines.append(f"read from {source['name']}: {read}")
         lines += [f"  {sentence}" for sentence in source.get("division", {}).get("text", ())]
-        for name, number in sorted(source["problems"].items()):
-            names = source.get("left_out", {}).get(name, ())
-            lines.append(f"  {number:,} {PROBLEMS[name]}" + ":" * bool(names))
-            lines += [f"    {one}" for one in names]
-            if names and number > len(names):
-                lines.append(f"    and {number - len(names):,} more")
+        lines += lines_of_problems(source["problems"], source.get("left_out", {}))
         lines += [f"    {example}" for example in source["examples"]]
         missing = [name for name, version in source.get("packages", {}).items() if version is None]
         if missing:
@@ -96,8 +143,9 @@ def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
     sources = zip(manifest.sources, manifest.statistics, strict=True) if len(manifest.sources) > 1 else ()
     for source, numbers in sources:
         if problem := _too_little(source["documents"], source["text_bytes"]):
-            more = "; --documents paragraphs makes several documents of it"
-            cure = f"if that is not all of it, check its path and its format{more * (source['documents'] == 1)}"
+            is_divisible = source["documents"] == 1 and bool(source.get("division"))  # one text
+            more = "; --documents paragraphs makes several documents of it" * is_divisible
+            cure = f"if that is not all of it, check its path and its format{more}"
             found.append(f"{source['name']} is {problem}: {cure}")
         elif numbers["train"]["documents"] and _too_little(
             *(numbers["validation"][what] for what in ("documents", "bytes"))

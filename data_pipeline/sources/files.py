@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.encodings import NotText, check_text, sample_of
 from data_pipeline.sources.formats import READABLE, format_of_named
 from data_pipeline.sources.json_files import json_texts
-from data_pipeline.sources.plain_text import AUTO, LINES, Rule, divided
+from data_pipeline.sources.plain_text import AUTO, LINES, Rule, count_within_lines, divided
 from data_pipeline.sources.records import page_text, parquet_texts, table_texts
 from data_pipeline.sources.text_files import (
     BOM,
@@ -188,4 +188,7 @@ def _read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Itera
                     yield line.strip(b"\r\n")
             case _:
                 span = piece.start, piece.limit
-                yield from divided(file, piece.path, span, first, piece.size, reading.division, problems.division)
+                counts = problems.division
+                for document in divided(file, piece.path, span, first, piece.size, reading.division, counts):
+                    count_within_lines(document, piece.path, reading.division, counts)
+                    yield document

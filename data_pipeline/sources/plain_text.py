@@ -45,6 +45,8 @@ _CONTEXT = 1 << 10  # bytes: longer than any line that holds only a separator, o
 # How files that are one document are counted, and called.
 _FILES = {"whole files": "file", "markup files": "Markdown or reStructuredText file"}
 
+_WITHIN = "within lines: "  # how separators are counted that stand there
+
 _BLANK_LINES = re.compile(rb"\n(?:[ \t]{0,99}\r?\n)+")
 _REST_OF_LINE = re.compile(rb"[ \t]{0,99}(?:\r?\n|\r?\Z)")
 
@@ -73,6 +75,11 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.kind}={self.separator}" if self.separator else self.kind
+
+    @property
+    def typed(self) -> str:
+        """As it is given on the command line."""
+        return str(self).replace("\n", "\\n").replace("\t", "\\t")
 
 
 @dataclass(frozen=True)
@@ -321,6 +328,14 @@ def divided(
     yield from finished(last)
 
 
+def count_within_lines(document: bytes, name: str, division: Division, counts: Counter[str]) -> None:
+    """Count the known separators that a document of a file holds, where they are looked for on lines of their own."""
+    if division.rule.kind == AUTO and not is_markup(name):
+        for separator in KNOWN_SEPARATORS:
+            if number := document.count(separator.encode()):
+                counts[_WITHIN + separator] += number
+
+
 def _pieces(text: bytes, longest: int) -> Iterator[bytes]:
     begin = 0
     while len(text) - begin > longest:
@@ -386,8 +401,12 @@ def _document_start(
 def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
     """What was chosen, and why, in sentences. counts: of `divided`, over all files."""
     rule, lines = division.rule, []
-    others = {name: number for name, number in counts.items() if name not in (*_FILES, "cut", "pieces")}
-    asked = "" if rule.kind == AUTO else f" (--documents {rule})"
+    others = {
+        name: number
+        for name, number in counts.items()
+        if name not in (*_FILES, "cut", "pieces") and not name.startswith(_WITHIN)
+    }
+    asked = "" if rule.kind == AUTO else f" (--documents {rule.typed})"
     for name, number in others.items():
         if name == "lines":
             lines.append(f"each line is a document{asked}")
@@ -411,6 +430,13 @@ def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
         )
         size = _size(division.limit)
         lines.append(f"text above {size} without a separator is cut at blank lines, into {counts['pieces']:,}: {why}")
+    for name in KNOWN_SEPARATORS:
+        if (number := counts.get(_WITHIN + name, 0)) and not counts.get(name, 0):
+            times = number_of(number, "time")
+            lines.append(
+                f"{name!r} stands {times} within lines, where it is text: --documents 'separator={name}' makes it "
+                "separate documents"
+            )
     return lines
 
 
@@ -418,8 +444,8 @@ def check_found(division: Division, counts: Mapping[str, int]) -> None:
     """Refuse a separator that a user named and no text holds."""
     if division.rule.kind == SEPARATOR and not counts.get(division.rule.separator):
         raise DataError(
-            f"--documents {division.rule}: the text nowhere holds {division.rule.separator!r}, so nothing is divided; "
-            f"expected {RULES}"
+            f"--documents {division.rule.typed}: the text nowhere holds {division.rule.separator!r}, so nothing is "
+            f"divided; expected {RULES}"
         )
 
 

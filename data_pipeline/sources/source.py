@@ -112,7 +112,7 @@ def open_sources(
     files = [source for source in found if isinstance(source, Files)]
     text = [file for source in files for file in source.text]
     if rule.kind != AUTO and not any("text" in source.kinds for source in files):
-        raise DataError(f"--documents {rule} says how plain text is divided, but there is none in the input")
+        raise DataError(f"--documents {rule.typed} says how plain text is divided, but there is none in the input")
     kinds = {kind for source in files for kind in source.kinds}
     if options.encoding and not kinds - {"parquet"}:
         raise DataError("--encoding says how files of text are read, but there are none in the input: leave it out")

@@ -40,7 +40,7 @@ def test_it_says_what_would_be_read_and_how(inputs: tuple[str, ...]) -> None:
     assert re.search(r"^texts: 5 files \(text\), about \d+ bytes of text, 1 piece of work$", text, re.MULTILINE)
     assert "5 lines that hold only '<|endoftext|>' separate documents" in text
     assert "about 10 documents" in text
-    assert "of other formats" in text
+    assert "  1 file of another format left out:\n    texts/" in text
     assert re.search(r"lines\.jsonl\.gz: 1 file \(jsonl\)", text)
     assert "about 1,000 documents" in text
     assert "for test: texts/0.txt" in text
@@ -69,3 +69,12 @@ def test_the_command(inputs: tuple[str, ...]) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert "the output would be data/texts+lines-byte" in result.stdout
     assert sorted(os.listdir()) == ["lines.jsonl.gz", "texts"]
+
+
+def test_what_cannot_be_read_is_named(inputs: tuple[str, ...]) -> None:
+    Path("lines.json").write_text('[{"text": "a"}, ')
+    Path("links").mkdir()
+    Path("links/gone.txt").symlink_to("nowhere")
+    text = dry_run(PrepareConfig((*inputs, "lines.json", "links"), output="out", on_error="skip"))
+    assert "1 unreadable file left out, or the rest of it:\n    cannot read lines.json: it was cut short" in text
+    assert "1 unreadable file left out, or the rest of it:\n    cannot read links/gone.txt: No such file" in text

@@ -142,6 +142,19 @@ def test_an_encoding_is_that_of_every_kind_of_file(tmp_path: Path, monkeypatch: 
         read(tmp_path / "a.txt", encoding="euc_jp")
 
 
+@pytest.mark.parametrize("codec", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_the_order_of_bytes_is_found_where_no_mark_tells_it(tmp_path: Path, codec: str, order: str) -> None:
+    files = {"a.txt": ENGLISH.strip(), "a.html": f"<html><body><article><p>{ENGLISH * 5}</p></article></body></html>"}
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode(f"{codec}-{order}"))
+        (document,), problems = read(tmp_path / name, encoding=codec)
+        assert document.startswith(ENGLISH.strip()), name
+        assert not problems.counts
+    (tmp_path / "a.jsonl").write_bytes('{"text":"x"}'.encode(f"{codec}-le"))  # too little to tell
+    assert read(tmp_path / "a.jsonl", encoding=codec)[0] == ["x"]
+
+
 def test_names_of_encodings() -> None:
     names = {"gb2312": "gb18030", "latin1": "cp1252", "x-sjis": "cp932", "KOI8-R": "koi8-r", "cp437": "cp437"}
     assert {name: codec_of(name) for name in names} == names
@@ -277,6 +290,21 @@ def test_rows_that_a_quote_swallows_are_noticed_and_read(tmp_path: Path, rows: s
     two = "two\nlines" if "lines" in rows else "two"
     assert documents == ["zero", two, "three", "four", "five"]
     assert problems.counts == {"broken_lines": 1}
+
+
+def test_a_file_that_ends_within_a_cell_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('n,text\n1,one\n2,"two and')
+    with pytest.raises(DataError, match=r"a\.csv:3: a quote without a partner"):
+        read(path)
+    documents, problems = read(path, on_error="skip")
+    assert documents == ["one"] and problems.counts == {"broken_lines": 1}
+
+
+def test_lines_that_end_in_cr_alone_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"n,text\r1,one\r2,two\r")
+    with pytest.raises(DataError, match=r"a\.csv:1: a carriage return \(CR\) within a line; if CR ends its lines"):
+        read(tmp_path / "a.csv")
 
 
 def test_cells_that_may_have_swallowed_rows_are_counted(tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ def test_a_test_alone_leaves_validation_to_the_hash(tmp_path: Path) -> None:
         ({"validation": ("dev.jsonl",), "validation_fraction": 0.1}, "--validation-fraction has no effect"),
         ({"validation": ("blank.txt",)}, "the files given with --validation hold no text: blank.txt"),
         ({"test": ("blank.txt",)}, "the files given with --test hold no text"),
+        ({"validation": ("empty.txt",)}, "the files given with --validation hold no text: empty.txt"),
+        ({"test": ("empty.txt",)}, "the files given with --test hold no text: empty.txt"),
+        ({"validation": ("links",), "on_error": "skip"}, "the files given with --validation hold no text: links"),
         ({"test": ("gone.jsonl",)}, "input 'gone.jsonl' does not exist"),
         (
             {"validation": ("train.jsonl",)},
@@ -111,6 +114,9 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any,
     lines(tmp_path / "train.jsonl", texts(40))
     lines(tmp_path / "dev.jsonl", texts(4, 1))
     Path("blank.txt").write_text(" \n")
+    Path("empty.txt").touch()
+    Path("links").mkdir()
+    Path("links/gone.txt").symlink_to("nowhere")
     with pytest.raises(DataError, match=message):
         prepare(PrepareConfig(("train.jsonl",), output="out", **options))
 
@@ -152,7 +158,11 @@ def test_too_little_text_is_warned_of_with_what_cures_it(tmp_path: Path) -> None
     assert "for validation is" in warnings[0]
     assert "less than 64 KiB: hold back more with --validation-fraction 0.15, or" in warnings[0]
     assert "tiny.jsonl is 1 document of " in warnings[1]
-    assert "--documents paragraphs" in warnings[1]
+    assert "--documents" not in warnings[1], "which divides plain text, and there is none"
+    tiny_text = tmp_path / "tiny.txt"
+    tiny_text.write_text(tiny[0])
+    warnings = warnings_of(prepare(PrepareConfig((*inputs[:2], str(tiny_text)), output=str(tmp_path / "text"))))
+    assert "--documents paragraphs makes several documents of it" in warnings[1]
     assert f"warning: {warnings[0]}" in summary(manifest, "out")
 
     more = PrepareConfig(inputs, output=str(tmp_path / "more"), validation_fraction=0.15)

@@ -19,7 +19,7 @@ from data_pipeline.sources import plain_text as plaintext
 from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.files import read_slice
 from data_pipeline.sources.formats import zstd
-from data_pipeline.sources.plain_text import PIECE, Rule, choose
+from data_pipeline.sources.plain_text import PIECE, Division, Rule, choose, describe
 from data_pipeline.sources.text_files import Problems, Reading, clean, slices_of
 
 STORY = 'One day, Mia found a cake.\n\n"Look, Mom!" said Mia.\n\nMom smiled. The end.'
@@ -66,7 +66,26 @@ def test_known_separators_that_stand_alone_on_lines_divide_and_are_removed(tmp_p
     text = separator + "\n" + between.join(stories) + between
     counts = Counter()
     assert read([write(tmp_path / name, text)], counts=counts) == stories
-    assert counts == {separator: 201}
+    assert counts == {separator: 201, f"within lines: {separator}": 400}
+    assert len(describe(Division(Rule("auto")), counts)) == 1
+
+
+def test_separators_that_stand_within_lines_only_are_named(tmp_path):
+    """Joined stories, and files whose lines end in CR alone: they stay text, but not in silence."""
+    for text in ("one</s>two</s>three", "one\r</s>\rtwo\r</s>\rthree"):
+        counts = Counter()
+        assert read([write(tmp_path / "a.txt", text)], others=1, counts=counts) == [text]
+        assert describe(Division(Rule("auto")), counts)[1] == (
+            "'</s>' stands 2 times within lines, where it is text: --documents 'separator=</s>' makes it separate "
+            "documents"
+        )
+
+
+def test_rules_are_shown_as_they_are_typed():
+    sentences = describe(Division(Rule.parse("separator=\\n\\n"), anywhere=True), {"\n\n": 2})
+    assert sentences == [
+        "2 occurrences of '\\n\\n' separate documents, and are left out (--documents separator=\\n\\n)"
+    ]
 
 
 def test_a_separator_may_end_the_file_and_stand_in_some_files_only(tmp_path):

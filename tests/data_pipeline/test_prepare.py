@@ -111,7 +111,7 @@ def test_every_document_arrives_once_and_every_byte_is_counted(inputs, tmp_path,
         {"empty_documents": 1},
     ]
     table = summary(manifest, tmp_path / "out")
-    assert "1 files of other formats left out" in table
+    assert "1 file of another format left out" in table
     assert "left out 25 documents, 1,094 bytes: exact duplicates" in table
 
 
@@ -356,6 +356,9 @@ def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, monkey
         (["--tokenizer", "sentencepiece:9" + "9" * 5000], "must have fewer than 1,000,000,000 ids"),
         (["--input", "blank.txt"], "documents of text in the input: 0; expected at least two"),
         (["--input", "one.txt"], "documents of text in the input: 1; expected at least two"),
+        (["--on-error", "skip", "--input", "broken.jsonl"], "read: 1 broken line left out (broken.jsonl:2: not valid"),
+        (["--on-error", "skip", "--input", "wide.txt"], "1 unreadable file left out, or the rest of it (wide.txt is U"),
+        (["--input", "one.txt", "--documents", "separator=X"], "the text nowhere holds 'X', so nothing is divided"),
         (["--input", "pictures"], "nothing to read in the folder pictures: it holds only .png"),
         (["--input", "links"], "cannot read links/gone.txt: No such file"),
         (["--input", "table.pdf"], "table.pdf: its format is not supported"),
