@@ -345,7 +345,7 @@ def _problems_of(number: int, source: Source, units: Sequence[Unit], gathered: S
     return problems
 
 
-def _divisions(sources: list[Source], units: list[Unit], gathered: list[Gathered]) -> list[dict[str, Any]]:
+def _divisions(sources: Sequence[Source], units: Sequence[Unit], gathered: Sequence[Gathered]) -> list[dict[str, Any]]:
     """How the plain text of each source was divided, for the manifest. DataError for a separator that no text holds."""
     counts: list[Counter[str]] = [Counter() for _ in sources]
     for unit, place in zip(units, gathered, strict=True):
