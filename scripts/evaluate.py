@@ -47,6 +47,12 @@ def main() -> int:
     parser.add_argument("--items", metavar="FILE.jsonl", help="also write what each choice of each item got")
     args = parser.parse_args()
 
+    if args.output and not args.output.endswith((".json", ".md")):
+        parser.error(f"--output: got {args.output!r}, expected FILE.json or FILE.md")
+    for option, name in (("--output", args.output), ("--items", args.items)):
+        if name and Path(name).is_dir():
+            parser.error(f"{option}: {name} is a folder, expected a file, which may be new")
+
     # Only now, so that --help and misspelt options answer at once.
     from data_pipeline.storage.atomic import write_text
     from stlm.evals import (
@@ -64,8 +70,9 @@ def main() -> int:
         args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub, args.reference)
     )
     with_data = not NEED_DATA.isdisjoint(tasks)
-    if args.split and not with_data:
-        parser.error(f"--split: {', '.join(tasks)} read no prepared data; leave it out")
+    for option in ("split", "data"):
+        if getattr(args, option) and not with_data:
+            parser.error(f"--{option}: {', '.join(tasks)} read no prepared data; leave it out")
     judged: list[dict[str, Any]] = []
     pages, items = [], []
     for path in complete_checkpoints(args.model) if args.all_checkpoints else [args.model]:

@@ -60,6 +60,13 @@ OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calib
 NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
 OF_VECTORS = {"similarity": load_similarity, "retrieval": load_retrieval}
 TASKS = (*OF_DATA, "minimal_pairs", *OF_VECTORS, *CHOICE_TASKS)
+_OF_ITEMS = frozenset({*OF_VECTORS, *CHOICE_TASKS})
+_USED_BY = {  # options that change nothing without one of these tasks
+    "tasks_dir": _OF_ITEMS | {"robustness"},
+    "hub": _OF_ITEMS,
+    "stride": frozenset({"bits_per_byte"}),
+    "reference": frozenset({"text_quality"}),
+}
 
 
 def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, Task]:
@@ -73,6 +80,11 @@ def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, 
         raise StlmError(f"{key}: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
+    for option, users in _USED_BY.items():
+        if getattr(options, option) not in (None, False) and users.isdisjoint(chosen):
+            told = f"without effect on {', '.join(chosen)}; expected one of {', '.join(sorted(users))}, or leave it out"
+            setting = f"evals.{option}" if key.startswith("evals.") else f"--{option.replace('_', '-')}"
+            raise StlmError(f"{setting}: {told}")
     return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
 
 

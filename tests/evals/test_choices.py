@@ -201,6 +201,9 @@ def test_tasks_that_are_unknown_or_without_data(tmp_path):
     (tmp_path / "copa.jsonl").write_text("{\n")
     with pytest.raises(DataError, match=r"copa\.jsonl:1: not valid JSON"):
         load_tasks("copa", Options(tmp_path))
+    (tmp_path / "copa.jsonl").write_bytes(json.dumps(ITEM).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"copa\.jsonl:2: not UTF-8 at byte 0; convert the file first"):
+        load_tasks("copa", Options(tmp_path))
     (tmp_path / "copa.jsonl").write_text('{"id": "1", "id": "2"}\n')
     with pytest.raises(DataError, match=r"copa\.jsonl:1: id: given twice"):
         load_tasks("copa", Options(tmp_path))

@@ -233,6 +233,10 @@ def test_evaluate_refuses(folder, call, tmp_path):
         ((run, "--tasks", "blimp", "--tasks-dir", tmp_path), f"put them into {tmp_path / 'blimp.jsonl'}"),
         ((run, "--stride", "33"), "the stride: got 33, expected 1 to 32"),
         ((run, "--stride", "0"), "the stride: got 0, expected 1 to 32"),
+        ((run, "--tasks", "minimal_pairs", "--stride", "3"), "--stride: without effect on minimal_pairs; expected one"),
+        ((run, "--tasks-dir", tmp_path), "--tasks-dir: without effect on bits_per_byte; expected one of arc_challenge"),
+        ((run, "--hub"), "--hub: without effect on bits_per_byte"),
+        ((run, "--reference", run), "--reference: without effect on bits_per_byte; expected one of text_quality"),
         ((run, "--data", tmp_path), f"no prepared data in {tmp_path}"),
         ((tmp_path / "none",), "no such directory"),
         ((tmp_path,), "holds no complete checkpoint"),
@@ -240,6 +244,19 @@ def test_evaluate_refuses(folder, call, tmp_path):
         code, _, err = call("evaluate.py", *arguments)
         assert code == 2
         assert err.startswith("error: ") and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--output", "found.txt"), "--output: got 'found.txt', expected FILE.json or FILE.md"),
+        (("--items", "."), "--items: . is a folder, expected a file"),
+        (("--tasks", "minimal_pairs", "--data", "mine"), "--data: minimal_pairs read no prepared data"),
+    ],
+)
+def test_evaluate_refuses_before_it_scores(folder, call, options, message):
+    code, out, err = call("evaluate.py", folder / "run", *options)
+    assert (code, out) == (2, "") and message in err
 
 
 def test_evaluate_from_another_folder_than_the_run_was_started_in(folder, call, tmp_path, monkeypatch):

@@ -152,7 +152,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line, object_pairs_hook=_no_key_twice)
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_no_key_twice)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}; convert the file first") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}") from None
     if not isinstance(record, dict):
