@@ -71,6 +71,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
+        "codespell>=2.4",
         "mypy>=1.14",
         "types-PyYAML",
         "types-tqdm",

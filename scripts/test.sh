@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every check of the project: ruff, mypy on the two packages, and the tests. Needs nothing but Python
-# and pip's index: the environment is made first.
+# Run every check of the project: ruff, codespell, mypy on the two packages, and the tests. Needs only Python and pip's
+# index: the environment is made first.
 #
 #     bash scripts/test.sh                        the tests that take seconds each
 #     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, a cluster, …);
@@ -8,7 +8,7 @@
 #                                                 take, and skip without
 #     bash scripts/test.sh tests/model -k causal  anything else goes to pytest as it is
 #
-# Exit code: pytest's, or that of ruff or mypy where they find something, before any test is run.
+# Exit code: pytest's; if ruff, codespell or mypy finds something, its exit code, and no test is run.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -27,6 +27,8 @@ stlm_setup dev
 cd "$ROOT"
 
 ruff check .
+ruff format --check .
+codespell
 mypy
 
 # One thread in each worker, one worker on each core: for models this small that is faster than threads inside one

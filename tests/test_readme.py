@@ -1,4 +1,4 @@
-"""README.md is kept: its commands run, its output has the quoted shape, its paths and links exist, in docs/ as well.
+"""README.md is kept: its commands run, its output has the quoted shape, its paths and links exist, as on other pages.
 
 How it is written so that this can be checked: every command stands in a ```bash block. Behind the language, a block's
 first line says what a block is for:
@@ -57,6 +57,10 @@ def commands(block: Block) -> list[str]:
 
 
 BLOCKS = blocks(README)
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ def anchors(markdown: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^(`{3,})\w(?:.*\n)*?\1$", "", page.read_text(), flags=re.MULTILINE)  # blocks hold no links
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -223,3 +227,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert linked.exists() and linked.is_relative_to(ROOT), f"{page.name} links to {target}, which does not exist"
         if anchor:
             assert anchor in anchors(linked.read_text()), f"{page.name} links to {target}: no such heading"
+
+
+def test_readme_links_to_every_page_at_the_top() -> None:
+    linked = set(re.findall(r"\]\(([^)\s]+)\)", README))
+    assert {"CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"} <= linked
+
+
+def test_hooks_run_what_the_script_runs() -> None:
+    """Each hook of pre-commit is a line of scripts/test.sh."""
+    hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == ["ruff check .", "ruff format --check .", "codespell"]
+    assert set(hooks) <= set((ROOT / "scripts" / "test.sh").read_text().splitlines())
