@@ -14,6 +14,7 @@ import dataclasses
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import _command
 
@@ -33,6 +34,7 @@ from data_pipeline.report.plots import PlotsMissing
 from data_pipeline.report.summary import summary
 from data_pipeline.report.tokenizer_comparison import expand_specs, sweep, sweep_table
 from data_pipeline.sources.text_files import ON_ERROR, QUOTING
+from data_pipeline.storage.manifest import MANIFEST_FILE
 from data_pipeline.tokenizers import find_tokenizer
 
 
@@ -70,12 +72,7 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     print(summary(manifest, config.directory))
     if config.keep_removed is not None:
         print(f"what was left out: {config.keep_removed}")
-    report = config.directory / REPORT_FILE
-    if new or not report.exists():
-        try:
-            print(f"report: {write_report(config.directory)}")
-        except PlotsMissing as error:
-            print(f"no report: {error}; then python scripts/preprocess.py report {config.directory}")
+    update_report(config.directory, new)
     print(f"done in {time.monotonic() - start:.1f} s")
 
 
@@ -88,12 +85,19 @@ def append_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     if not new:
         print(f"{directory} already holds this text; nothing to do\n")
     print(summary(manifest, directory))
-    if new:
-        try:
-            print(f"report: {write_report(directory)}")
-        except PlotsMissing as error:
-            print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
+    update_report(directory, new)
     print(f"done in {time.monotonic() - start:.1f} s")
+
+
+def update_report(directory: Path, new: bool) -> None:
+    """Write the report of data that is new, or whose command was killed after the manifest and before the report."""
+    there, manifest = directory / REPORT_FILE, directory / MANIFEST_FILE
+    if not new and there.exists() and there.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
+        return
+    try:
+        print(f"report: {write_report(directory)}")
+    except PlotsMissing as error:
+        print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
 
 
 def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: Ranks | None) -> None:

@@ -181,6 +181,9 @@ def test_the_command(folder: Path) -> None:
         result = subprocess.run([*script, "b.jsonl", "--append"], check=False, capture_output=True, text=True)
         assert (result.returncode, result.stderr) == (0, "")
         assert printed in result.stdout
+        assert "b.jsonl" in Path("out/report.html").read_text()
+        Path("out/report.html").write_text("of the text before")  # as a command leaves it that is killed
+        os.utime("out/report.html", (0, 0))
     result = subprocess.run(
         [*script, "b.jsonl", "--append", "--clean", "c4"], check=False, capture_output=True, text=True
     )
