@@ -19,7 +19,7 @@ from stlm.evals.comparison.paired import (
     mcnemar,
     read_samples,
 )
-from stlm.evals.comparison.plots import Curve, read_curve, write_figures, write_page
+from stlm.evals.comparison.plots import Curve, figures, read_curve, write_figures, write_page
 from stlm.evals.comparison.seed_groups import groups_of, run_of
 
 
@@ -211,6 +211,15 @@ def test_curves_are_placed_by_what_was_read(tmp_path):
         file.write('{"step": 30, "spl')  # a run that goes on, or was killed, leaves half a line
     assert read_curve(run, "validation") == found
     assert read_curve(tmp_path) is None
+
+
+def test_seeds_without_a_common_range_are_lines_of_their_own(tmp_path):
+    runs = {f"a{seed}": Path(run_folder(tmp_path / f"a{seed}", seed)) for seed in (1, 2)}
+    path = runs["a2"] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"bytes_per_second": 10', '"bytes_per_second": 1'))
+    samples = {name: {"blimp": choices([1.0, 0.0])} for name in runs}
+    drawn = figures(compare(samples, {"a": ("a1", "a2")}), runs)["train_by_time"].drawn
+    assert [list(line.get_xdata()) for line in drawn.axes[0].lines] == [[1.0, 2.0], [10.0, 20.0]]
 
 
 def test_page_and_figures(tmp_path: Path):

@@ -126,7 +126,10 @@ def figures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Figur
 
 def _of_seeds(comparison: Comparison) -> str:
     several = any(len(models) > 1 for models in comparison.groups.values())
-    return ": mean over seeds, and one standard deviation to each side" if several else ""
+    told = (
+        ": mean over seeds, and one standard deviation to each side; a line for each seed where their ranges are apart"
+    )
+    return told if several else ""
 
 
 def _curves(curves: Mapping[str, Sequence[Curve]], place: int, unit: str, label: str) -> Any:
@@ -137,6 +140,10 @@ def _curves(curves: Mapping[str, Sequence[Curve]], place: int, unit: str, label:
                 continue
             look = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)]}
             x, mean, sd = _mean(of_seeds, place)
+            if not len(x):  # one ended before another began, as runs on a busy machine may: each is its own line
+                for seed, curve in enumerate(of_seeds):
+                    axes.plot(curve[place], curve.bits_per_byte, label=None if seed else name, marker=".", **look)
+                continue
             axes.plot(x, mean, label=name, marker="o" if len(x) < 2 else None, markersize=3, **look)
             if len(of_seeds) > 1:
                 axes.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.2, linewidth=0)
