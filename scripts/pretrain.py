@@ -1,7 +1,7 @@
 """Train a model: `deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json`, with nothing else typed.
 
 That prepares the default data if it is missing, and trains the quickstart preset into runs/quickstart, or continues it.
-`deepspeed --num_accelerators 2`, torchrun, mpirun and srun start several ranks; plain python starts one. On several
+`deepspeed --num_accelerators 2`, `torchrun --`, mpirun and srun start several ranks; plain python one. On several
 nodes: scripts/multinode.sh, scripts/slurm/.
 """
 

@@ -221,6 +221,9 @@ def _apply(override: str, root: Node, problems: list[Problem]) -> None:
     value = read_tree(text, place, problems, override=True)
     if value is None:
         return
+    if len(keys) == 1 and value.value is None:  # it would take back all that the file sets there
+        problems.append(Problem(place, f"{dotted.strip()}: got nothing, expected section.key=value"))
+        return
     node = root
     for depth, key in enumerate(keys):
         if node.value is None:

@@ -461,6 +461,11 @@ model:
 """
 
 
+def test_an_override_without_a_value_does_not_take_a_section_back(problems):
+    (found,) = problems("training: {batch_size: 8}", "training=")
+    assert found == "--set training=: training: got nothing, expected section.key=value"
+
+
 def test_settings_without_effect_are_refused_together(problems):
     """In a file and as overrides, also where the value is the default; each message has a line that would work."""
     found = problems(IDLE, "evals.tasks_dir=items", "training.recovery.spike_window=50", "training.warmup_stpes=3")

@@ -193,7 +193,9 @@ class RunDirectory:
         except (DataError, OSError) as error:
             self.close()
             reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error
-            raise CheckpointError(f"cannot use {self.path} as a run directory: {reason}") from error
+            raise CheckpointError(
+                f"cannot use {self.path} as a run directory: {reason}; choose another folder with --run"
+            ) from error
         except StlmError:
             self.close()
             raise
