@@ -1,6 +1,6 @@
 """Text to documents, documents to memory-mapped shards of ids, shards to batches in a reproducible order.
 
-The road, one file per step: `sources` (and `corpus`, the default text) → `prepare` → `shards` and `manifest` on disk →
-`reader`, which asks `order` where the next window lies. `tokenizers` turn text into ids. This package knows neither
-torch nor the models.
+The packages in order of use: `sources` yields documents, `cleaning` filters them, `tokenizers` turn text into ids,
+`preparation` writes shards and a manifest (`storage`), and `loading` reads them as batches. `report` describes the
+result. This package imports neither torch nor the models.
 """

@@ -10,7 +10,7 @@ CURRICULA = ("length", "score")
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One of several prepared folders, and its share of the windows."""
+    """One of several prepared folders and its share of the windows."""
 
     dir: str = field(metadata={"help": "folder made by scripts/preprocess.py"})
     weight: float = field(
@@ -25,7 +25,7 @@ class MixturePart:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which prepared data a run reads, and how it is cut into windows."""
+    """The prepared data that a run reads, and its packing into windows."""
 
     dir: str | None = field(
         default=None,

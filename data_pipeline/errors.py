@@ -1,4 +1,4 @@
-"""What a user's data, paths or disk can get wrong."""
+"""Errors in a user's data, paths or disk."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ class DataError(Exception):
 
 
 class TooFew(DataError):
-    """Of the input too few documents are left."""
+    """Too few documents of the input are left."""

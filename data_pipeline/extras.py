@@ -1,4 +1,4 @@
-"""What setup.py's extras install, and the command that installs a package that is missing."""
+"""The packages of setup.py's extras, and the command that installs a missing one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-# As in setup.py, which a test compares with this: an installed package does not carry setup.py with it.
+# A copy of setup.py's extras, compared by a test: an installed package does not contain setup.py.
 EXTRAS = {
     "html": ("resiliparse>=1.0",),
     "clean": ("py3langid>=0.4", "babel>=2.14", "rensa>=0.5,<0.6"),
@@ -22,11 +22,11 @@ _CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
 def how_to_install(*packages: str) -> str:
-    """The command that installs these packages into the running Python, for messages.
+    """Return the command that installs these packages into the running Python, for messages.
 
-    It names the packages, not this project: `pip install 'stlm[evals]'` would ask the index for a project of that name,
-    and `pip install .` would put a copy in the place of an editable installation. In a checkout the tested versions are
-    taken.
+    It names the packages, not this project: `pip install 'stlm[evals]'` would look up a project of that name in the
+    index, and `pip install .` would replace an editable installation with a copy. In a checkout the command pins the
+    tested versions.
     """
     known = {requirement.partition(">=")[0]: requirement for extra in EXTRAS.values() for requirement in extra}
     command = [sys.executable or "python", "-m", "pip", "install", *(known.get(name, name) for name in packages)]

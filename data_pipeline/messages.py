@@ -1,6 +1,6 @@
-"""Values as JSON that says of which kind they are, for messages between processes that need not trust each other.
+"""Values as JSON that names their types, for messages between processes that do not trust each other.
 
-Unlike a pickle, such a message runs no code where it is read, whoever wrote it.
+Unlike a pickle, such a message runs no code when it is read, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 
 def to_plain(value: Any, other: Callable[[Any], list[Any]]) -> Any:
-    """What JSON can express: None, booleans, numbers, strings, and of these lists, tuples, paths and dicts with string
-    keys. `other` gives [kind, contents] for anything else, or raises TypeError.
+    """Return a value as JSON can express it: None, booleans, numbers, strings, and lists, tuples, paths and dicts with
+    string keys made of them. For anything else `other` returns [kind, contents] or raises TypeError.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -26,7 +26,7 @@ def to_plain(value: Any, other: Callable[[Any], list[Any]]) -> Any:
 
 
 def from_plain(plain: Any, other: Callable[[str, Any], Any]) -> Any:
-    """The value that `to_plain` was given. Raises ValueError for anything else."""
+    """Return the value that `to_plain` was given. Raises ValueError for anything else."""
     match plain:
         case None | bool() | int() | float() | str():
             return plain

@@ -1,4 +1,4 @@
-"""How far a piece of work is: a bar on a terminal, now and then a line in a log."""
+"""Progress of a task: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-LINE_EVERY_S = 30.0  # where the output is no terminal
+LINE_EVERY_S = 30.0  # if the output is not a terminal
 _LINE = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
 
 
 class Progress(tqdm):
-    """The bar of tqdm. Where standard error is a file or a pipe, a whole line at most every `LINE_EVERY_S` instead: a
-    bar that redraws itself would fill a log with carriage returns."""
+    """The progress bar of tqdm. If standard error is a file or a pipe, it prints a whole line at most every
+    `LINE_EVERY_S` instead: a bar that redraws itself would fill a log with carriage returns.
+    """
 
-    monitor_interval = 0  # no thread beside it, so that processes may begin as copies: see workers.py
+    monitor_interval = 0  # no monitor thread, so that workers may be forked: see workers.py
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         file = options.get("file") or sys.stderr
@@ -35,7 +36,7 @@ class Progress(tqdm):
             self._line_due = time.monotonic() + LINE_EVERY_S
             self.fp.write(f"{self}\n")
             self.fp.flush()
-        return None  # nothing is on the screen that would have to be cleared
+        return None  # nothing is on the screen to clear
 
     def clear(self, nolock: bool = False) -> None:
         if self._terminal:

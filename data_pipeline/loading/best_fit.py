@@ -1,9 +1,9 @@
-"""Best-fit-decreasing packing of documents into windows, in memory that does not grow with their number.
+"""Best-fit-decreasing packing of documents into windows, in memory independent of their number.
 
-Ding et al., "Fewer Truncations Improve Language Modeling", ICML 2024 (arXiv 2404.10830), section 3: the longest piece
-first, each into the fullest window that still has room. Pieces of one size are interchangeable, so what is packed here
-is only how many there are of each size; the windows that come out alike are described once, and `Slots` says where the
-j-th piece of a size goes.
+Ding et al., "Fewer Truncations Improve Language Modeling", ICML 2024 (arXiv 2404.10830), section 3: place the longest
+piece first, each in the fullest window that still has room. Pieces of one size are interchangeable, so only the number
+of each size is packed. Windows with equal contents are described once, and `Slots` maps the j-th piece of a size to its
+place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 class Alike(NamedTuple):
-    """`number` windows that hold the same sizes: contents are (size, how many), largest size first."""
+    """`number` windows that hold the same sizes. contents: (size, how many), largest size first."""
 
     number: int
     contents: tuple[tuple[int, int], ...]
@@ -25,8 +25,8 @@ class Alike(NamedTuple):
 
 def best_fit_decreasing(counts: Sequence[int], capacity: int) -> list[Alike]:
     """Pack counts[s] pieces of each size s in 1 … capacity into windows of that capacity."""
-    open_windows: dict[int, list[Alike]] = {}  # by the room that is left
-    rooms = 0  # bit r is set while there are windows with room r > 0: the smallest that fits is found at once
+    open_windows: dict[int, list[Alike]] = {}  # by the remaining room
+    rooms = 0  # bit r is set while windows with room r > 0 exist, so the smallest that fits is found at once
 
     def put(room: int, windows: Alike) -> None:
         nonlocal rooms
@@ -38,7 +38,7 @@ def best_fit_decreasing(counts: Sequence[int], capacity: int) -> list[Alike]:
         while left:
             fitting = rooms >> size
             if not fitting:
-                # A window takes as many as fit, because it is the fullest with room for the next; then comes another.
+                # A window takes as many as fit, being the fullest with room for the next; then a new one is opened.
                 each = capacity // size
                 if left // each:
                     put(capacity - each * size, Alike(left // each, ((size, each),)))
@@ -65,7 +65,7 @@ def best_fit_decreasing(counts: Sequence[int], capacity: int) -> list[Alike]:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the pieces go: windows, and the pieces in them, numbered in a row from 0."""
+    """The places of the pieces: windows, and the pieces in them, numbered consecutively from 0."""
 
     num_windows: int
     num_pieces: int
@@ -95,7 +95,7 @@ class Slots:
         return cls(window, piece, begin, columns[1], columns[2], columns[3], columns[4], size_begin)
 
     def place(self, sizes: NDArray[np.int64], ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(windows, pieces) of the pieces that are the ranks-th of their sizes."""
+        """Return (windows, pieces) of the pieces whose rank among those of their size is given. Ranks count from 0."""
         slots: NDArray[np.int64] = self._size_begin[sizes] + ranks
         run = np.searchsorted(self._begin, slots, side="right") - 1
         row = (slots - self._begin[run]) // self._each[run]
@@ -103,14 +103,14 @@ class Slots:
         return self._window[run] + row, self._piece[run] + row * self._pieces_each[run] + column
 
     def firsts(self, packed: Sequence[Alike]) -> NDArray[np.int64]:
-        """The first piece of each window, and the number of pieces."""
+        """Return the first piece of each window, followed by the number of pieces."""
         counts = [windows.number for windows in packed]
         pieces = [sum(each for _, each in windows.contents) for windows in packed]
         return np.cumsum(np.concatenate([[0], np.repeat(np.array(pieces, np.int64), counts)]))
 
 
 class Ranks:
-    """Numbers things of each kind 0, 1, 2 … as they come, block by block."""
+    """Number the things of each kind 0, 1, 2 … in order of appearance, block by block."""
 
     def __init__(self, kinds: int) -> None:
         self._seen = np.zeros(kinds, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""From a run's configuration to its loaders: which folders, which windows, in which order."""
+"""The loaders of a run, from its configuration: folders, windows and their order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Data = PreparedData | Mixture
 
 
 def open_data(config: DataConfig) -> Data:
-    """What the configuration names: a mixture, a folder, or the default corpus, which is prepared if it is missing.
+    """Open the configured data: a mixture, a folder, or the default corpus, which is prepared if it is missing.
 
-    The size of every file is checked, and with `config.verify`, or where there is little of it, its sha256. DataError
-    where something is wrong.
+    Checks the size of every file; if `config.verify` is set, or None and the data is small, also its sha256. Raises
+    DataError if the data is missing or damaged.
     """
     if config.mixture:
         parts = [PreparedData.open(part.dir, config.verify) for part in config.mixture]
@@ -26,9 +26,9 @@ def open_data(config: DataConfig) -> Data:
 
 
 def train_loader(data: Data, config: DataConfig, context_length: int, batch_size: int, seed: int) -> TrainLoader:
-    """The training windows of `data`, packed and ordered as the configuration says.
+    """Return the training windows of `data`, packed and ordered as configured.
 
-    batch_size: rows per step over all ranks. DataError where a plan is missing.
+    batch_size: rows per step over all ranks. Raises DataError if a plan is missing.
     """
     parts = data.parts if isinstance(data, Mixture) else [data]
     sets, orders = [], []
@@ -43,7 +43,7 @@ def train_loader(data: Data, config: DataConfig, context_length: int, batch_size
 
 
 def validation_loader(data: Data, config: DataConfig, context_length: int) -> ValidationLoader:
-    """Every id of the validation text once, in its order; documents kept apart if training keeps them apart."""
+    """Return every id of the validation text once, in order. Documents are kept apart if training keeps them apart."""
     tokenizer = data.tokenizer
     end = None if config.packing == "stream" else tokenizer.end_of_text_id
     return ValidationLoader(data.split("validation"), context_length, tokenizer.pad_id, end, data.sources("validation"))

@@ -1,4 +1,4 @@
-"""Several prepared folders as one: which window comes from which is a pure function of its position, too."""
+"""Several prepared folders as one. The source of each window is a pure function of its position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.storage.id_stream import IdStream
 class Mixture:
     """Prepared folders of one tokenizer, each with a weight: its share of the windows that training visits.
 
-    To validation it is all their texts, one folder after the other, whatever the weights.
+    Validation reads the texts of all folders, one after the other, regardless of the weights.
     """
 
     def __init__(self, parts: Sequence[PreparedData], weights: Sequence[float]) -> None:
@@ -37,16 +37,18 @@ class Mixture:
         self.parts = list(parts)
         self.weights = whole_weights(weights)
         self.tokenizer = first.tokenizer
-        self.dir = " + ".join(str(part.dir) for part in parts)  # what messages call it
+        self.dir = " + ".join(str(part.dir) for part in parts)  # its name in messages
         identity = [[part.fingerprint, weight] for part, weight in zip(parts, self.weights, strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def split(self, name: str) -> IdStream:
-        """The streams of all parts in a row; for a test, of those that have one. DataError if none has."""
+        """Return the streams of all parts joined; for a test, of those that have one. Raises DataError if none has."""
         return IdStream.joined([part.split(name) for part in self._with(name)])
 
     def sources(self, split: str) -> list[SourceRange]:
-        """The sources of all parts in the order of the stream, named after their folders where those are several."""
+        """Return the sources of all parts in the order of the stream; if a part has several, their names begin with its
+        folder.
+        """
         found, offset = [], 0
         for part in self._with(split):
             own = part.sources(split)
@@ -61,7 +63,7 @@ class Mixture:
 
 
 class Interleaved:
-    """Several orders as one, in which each has a fixed share of the positions: see `share_out`.
+    """Several orders as one, each with a fixed share of the positions: see `share_out`.
 
     The windows of the second source are numbered after those of the first, and so on.
     """
@@ -81,12 +83,12 @@ class Interleaved:
 
 
 def share_out(positions: NDArray[np.int64], weights: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which source each position belongs to, and how many positions before it do: (sources, counts).
+    """Return the source of each position and the number of earlier positions of that source: (sources, counts).
 
-    Of the first p positions source s has p · weights[s] / sum(weights), to less than the number of sources, for every
-    p; so every batch is mixed as the whole is. The first source has the positions at which p · share, rounded, rises
-    (Bresenham's line, "Algorithm for computer control of a digital plotter", 1965); the second in the same way its
-    share of those that are left, and so on. Time and memory do not depend on p. sum(weights) is at most 2**31.
+    Among the first p positions, source s has p · weights[s] / sum(weights), to less than the number of sources, for
+    every p. So every batch is mixed like the whole. The first source takes the positions at which p · share, rounded,
+    rises (Bresenham's line, "Algorithm for computer control of a digital plotter", 1965); the second takes its share of
+    the remaining ones in the same way, and so on. Time and memory do not depend on p. sum(weights) is at most 2**31.
     """
     sources = np.full(positions.shape, len(weights) - 1, np.int64)
     counts = positions.astype(np.int64)
@@ -104,16 +106,16 @@ def share_out(positions: NDArray[np.int64], weights: Sequence[int]) -> tuple[NDA
 
 
 def _rounded_share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:
-    """count · weight / total, rounded to the nearest integer, exact for every int64."""
+    """Return count · weight / total, rounded to the nearest integer, exact for every int64."""
     rounds, rest = np.divmod(count, total)
     return rounds * weight + (rest * weight + total // 2) // total
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Positive numbers as integers in the same proportion.
+    """Return positive numbers as integers in the same proportion.
 
-    That of their decimal digits exactly, unless the integers would need more than 31 bits together; then to one part in
-    2**30.
+    The proportion of their decimal digits is kept exactly, unless the integers need more than 31 bits together; then it
+    is kept to one part in 2**30.
     """
     fractions = [Fraction(repr(float(weight))) for weight in weights]
     unit = Fraction(1, math.lcm(*(fraction.denominator for fraction in fractions)))

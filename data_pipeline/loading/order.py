@@ -1,10 +1,10 @@
-"""The order in which training visits windows: a pure function, so that resuming needs one integer and no file.
+"""The order in which training visits windows: a pure function, so resuming needs one integer and no file.
 
-Each epoch is its own pseudo-random permutation of all windows. A Feistel network on Z_a × Z_b with a·b slightly above
-the number of windows is a bijection whatever its round function; positions that it sends beyond the last window are
-sent through it again until they land inside ("cycle walking"). Source: Black and Rogaway, "Ciphers with Arbitrary
-Finite Domains", CT-RSA 2002, sections 4 and 5; the round function is SplitMix64's mixer (Steele, Lea and Flood, "Fast
-Splittable Pseudorandom Number Generators", OOPSLA 2014).
+Each epoch is a pseudo-random permutation of all windows. A Feistel network on Z_a × Z_b with a·b slightly above the
+number of windows is a bijection for any round function. Positions that it maps beyond the last window are mapped again
+until they are in range ("cycle walking"). Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA
+2002, sections 4 and 5; the round function is SplitMix64's mixer (Steele, Lea and Flood, "Fast Splittable Pseudorandom
+Number Generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _ROUNDS = 8
-_MAX_WINDOWS = 1 << 50  # every intermediate value stays far inside 64 bits
+_MAX_WINDOWS = 1 << 50  # keeps every intermediate value well within 64 bits
 
 _U64 = np.uint64
 
 
 def window_at(position: ArrayLike, num_windows: int, seed: int) -> NDArray[np.int64]:
-    """The window that stands at `position` of the endless training order.
+    """Return the window at `position` of the endless training order.
 
     position: an integer ≥ 0 or an array of them; position p belongs to epoch p // num_windows. Returns windows in [0,
-    num_windows), of the shape of `position`. Over each epoch every window occurs exactly once. Time and memory do not
-    depend on num_windows.
+    num_windows), of the shape of `position`. Every window occurs exactly once per epoch. Time and memory do not depend
+    on num_windows.
     """
     if not 0 < num_windows <= _MAX_WINDOWS:
         raise ValueError(f"num_windows must be in 1 … {_MAX_WINDOWS}, got {num_windows}")
@@ -46,18 +46,18 @@ def window_at(position: ArrayLike, num_windows: int, seed: int) -> NDArray[np.in
 
 
 def derived_seed(seed: int, number: int) -> int:
-    """A seed of its own for each of several orders of one run; number 0 has the run's."""
+    """Return a separate seed for each of several orders of one run; number 0 keeps the run's seed."""
     return (seed ^ number * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
 
 
 class Order(Protocol):
-    """Which window stands at each position: a pure function."""
+    """A pure function from positions to windows."""
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]: ...
 
 
 class Shuffled:
-    """Every epoch its own permutation: `window_at`."""
+    """A new permutation of all windows every epoch: `window_at`."""
 
     def __init__(self, num_windows: int, seed: int) -> None:
         self._num_windows = num_windows
@@ -68,10 +68,10 @@ class Shuffled:
 
 
 class EasyToHard:
-    """The first epoch visits one group of windows after the other, each group shuffled; later epochs are `Shuffled`.
+    """A curriculum: the first epoch visits groups of windows in turn, each group shuffled; later epochs are `Shuffled`.
 
-    ranking [num_windows]: all windows, those of the first group first. edges [groups + 1]: where each group begins in
-    it, and num_windows.
+    ranking [num_windows]: all windows, those of the first group first. edges [groups + 1]: the start of each group in
+    it, then num_windows.
     """
 
     def __init__(self, ranking: NDArray[np.int64], edges: NDArray[np.int64], seed: int) -> None:
@@ -94,7 +94,7 @@ class EasyToHard:
 
 
 def _permute(index: NDArray[np.uint64], key: NDArray[np.uint64], a: np.uint64, b: np.uint64) -> NDArray[np.uint64]:
-    """A bijection of [0, a·b) for each key: each half is moved by an amount that depends on the other."""
+    """Apply a bijection of [0, a·b) for each key: each half is shifted by an amount that depends on the other."""
     left, right = np.divmod(index, b)
     for round in range(0, _ROUNDS, 2):
         left = (left + _mix(key + _U64(round << 56) + right) % a) % a
@@ -103,7 +103,7 @@ def _permute(index: NDArray[np.uint64], key: NDArray[np.uint64], a: np.uint64, b
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function of value + golden gamma: every bit of the input moves every bit of the output."""
+    """Return SplitMix64's output function of value + golden gamma: every input bit affects every output bit."""
     value = value + _U64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> _U64(27))) * _U64(0x94D049BB133111EB)

@@ -1,8 +1,7 @@
 """Prepared data as training and evaluation read it: streams of ids, cut into windows.
 
-A stream is all documents of a split in a row, each followed by end_of_text. A window is `context_length` ids of it
-(`windows`), and every id is predicted once per epoch. Nothing is loaded: shards are mapped into memory when they are
-touched.
+A stream is all documents of a split in sequence, each followed by end_of_text. A window is `context_length` ids of it
+(`windows`), and every id is predicted once per epoch. Shards are memory-mapped on first access, not loaded.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.storage.manifest import SPLITS, TOKENIZER_DIR, Manifest, what_to_do
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
-_BLOCK = 4096  # positions whose windows are computed together: one by one, the order would cost more than the reading
-_VERIFIED_BYTES = 256 << 20  # half a second's work; more is hashed when it is asked for
+_BLOCK = 4096  # positions whose windows are computed together; one by one, this would cost more than reading
+_VERIFIED_BYTES = 256 << 20  # hashed in half a second; larger data only on request
 
 
 class SourceRange(NamedTuple):
-    """Where in a split's stream the documents of one source stand: ids [start, stop)."""
+    """The part of a split's stream that holds the documents of one source: ids [start, stop)."""
 
     name: str
     start: int
@@ -47,10 +46,10 @@ class PreparedData:
     def open(cls, dir: str | os.PathLike[str], verify: bool | None = False) -> PreparedData:
         """Open a folder after checking the size of every file, and with `verify` the sha256 of every byte.
 
-        `verify` None: if the folder is so small that this takes a moment only.
+        `verify` None: only if the folder is small enough for this to take a moment.
 
-        Raises DataError if the folder is missing, unfinished or damaged, or its tokenizer is not the one the ids were
-        made with.
+        Raises DataError if the folder is missing, unfinished or damaged, or if its tokenizer is not the one that made
+        the ids.
         """
         dir = Path(dir)
         manifest = Manifest.load(dir)
@@ -60,7 +59,7 @@ class PreparedData:
         return cls(dir, manifest, check_tokenizer(dir, manifest))
 
     def split(self, name: str) -> IdStream:
-        """The stream of "train", "validation" or "test". DataError if there is no text for a test."""
+        """Return the stream of "train", "validation" or "test". Raises DataError if there is no text for a test."""
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         shards = self.manifest.splits.get(name, [])
@@ -71,7 +70,7 @@ class PreparedData:
         return IdStream([self.dir / shard.path for shard in shards], shards, [self.tokenizer.dtype] * len(shards))
 
     def sources(self, split: str) -> list[SourceRange]:
-        """Which ids of a split's stream come from which source, in the order of the stream; empty ones left out."""
+        """Return the range of ids of each source in a split's stream, in order; empty sources are left out."""
         ranges, start = [], 0
         for source in self.manifest.sources:
             if (ids := source.get(split, {}).get("ids", 0)) > 0:
@@ -84,7 +83,7 @@ class PreparedData:
 
 
 def check_tokenizer(dir: str | os.PathLike[str], manifest: Manifest) -> Tokenizer:
-    """The tokenizer of prepared data. DataError if it is not the one that the ids were made with."""
+    """Return the tokenizer of prepared data. Raises DataError if it is not the one that made the ids."""
     folder = Path(dir) / TOKENIZER_DIR
     tokenizer = load_tokenizer(folder)
     if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
@@ -96,15 +95,15 @@ def check_tokenizer(dir: str | os.PathLike[str], manifest: Manifest) -> Tokenize
 
 
 def is_small(num_bytes: int) -> bool:
-    """Whether so many bytes are hashed before a run without being asked for."""
+    """Return whether this many bytes are hashed before a run by default."""
     return num_bytes <= _VERIFIED_BYTES
 
 
 class TrainLoader:
-    """Batches for training: row r of step s is the window that stands at position s · batch_size + r of the order.
+    """Batches for training: row r of step s is the window at position s · batch_size + r of the order.
 
-    Any rank or worker may ask for any rows of any step: there is no state, so there is nothing to save and nothing that
-    could depend on how many processes share the work.
+    Any rank or worker may request any rows of any step. There is no state: nothing has to be saved, and nothing depends
+    on the number of processes that share the work.
     """
 
     def __init__(self, windows: WindowSet, order: Order, batch_size: int) -> None:
@@ -116,17 +115,17 @@ class TrainLoader:
         self.num_windows = windows.num_windows
 
     def rows(self, step: int, first: int, last: int) -> Windows:
-        """Rows [first, last) of a step."""
+        """Return rows [first, last) of a step."""
         if not 0 <= first <= last <= self.batch_size:
             raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size}")
         return self._windows.read(self._windows_at(step * self.batch_size + first, step * self.batch_size + last))
 
     def span(self, first: int, last: int) -> Windows:
-        """The windows at positions [first, last) of the order, whatever steps they belong to."""
+        """Return the windows at positions [first, last) of the order, regardless of steps."""
         return self._windows.read(self._windows_at(first, last))
 
     def epoch(self, step: int) -> float:
-        """Windows visited before `step`, in units of all windows; of a mixture, those of all its parts."""
+        """Return the windows visited before `step` as a multiple of all windows, of all parts for a mixture."""
         return step * self.batch_size / self.num_windows
 
     def _windows_at(self, first: int, last: int) -> NDArray[np.int64]:
@@ -150,8 +149,9 @@ class ValidationLoader:
         end_of_text_id: int | None = None,
         sources: Sequence[SourceRange] = (),
     ) -> None:
-        """end_of_text_id: number the documents of a window, see `StreamWindows`. sources: what the stream is made of,
-        all of it; none: one source without a name."""
+        """end_of_text_id: if given, number the documents of a window: see `StreamWindows`. sources: the sources of the
+        stream, which together cover it; none: one source without a name.
+        """
         self._windows = StreamWindows(stream, context_length, pad_id, end_of_text_id)
         self._context_length = context_length
         self._stops = np.array([source.stop for source in sources][:-1], dtype=np.int64)
@@ -159,12 +159,12 @@ class ValidationLoader:
         self.num_windows = self._windows.num_windows
 
     def windows(self, first: int, last: int) -> Windows:
-        """Windows [first, last)."""
+        """Return windows [first, last)."""
         if not 0 <= first <= last <= self.num_windows:
             raise IndexError(f"windows {first} to {last} of {self.num_windows}")
         return self._windows.read(np.arange(first, last, dtype=np.int64))
 
     def source_ids(self, first: int, last: int) -> NDArray[np.int64]:
-        """Which source each id of windows [first, last) comes from: [n, T], indices of `source_names`."""
+        """Return the source of each id of windows [first, last): [n, T], indices of `source_names`."""
         places = np.arange(first * self._context_length, last * self._context_length)
         return np.searchsorted(self._stops, places, side="right").reshape(-1, self._context_length)

@@ -1,4 +1,4 @@
-"""Every byte of prepared data, compared with the hashes that were noted when it was written."""
+"""Verification of every byte of prepared data against the hashes recorded when it was written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_pipeline.storage.manifest import Manifest, WrittenFile, what_to_do
 
 
 def verify(directory: str | os.PathLike[str], team: Team) -> int:
-    """The number of shards, all of them as they were written; the tokenizer and the plans too.
+    """Check every shard, the tokenizer and the plans; return the number of shards.
 
-    Raises one DataError that names every file that is not.
+    Raises one DataError that names every file that differs.
     """
     manifest = Manifest.load(directory)
     check_tokenizer(directory, manifest)

@@ -1,13 +1,13 @@
-"""Plans: windows that a formula cannot find, written down once.
+"""Plans: windows that no formula gives, computed once and stored.
 
-    DIR/plans/best_fit-512/plan.json      what it is for, and how many positions it wastes
-                           pieces.npy     of padded and best_fit: the parts of documents, window after window
+    DIR/plans/best_fit-512/plan.json      its purpose, and the number of ids and positions
+                           pieces.npy     padded and best_fit: the parts of documents, window after window
                            firsts.npy     the first piece of each window, and the number of pieces
-                           ranking.npy    of a curriculum: all windows, those of the lowest tenth first, and so on
+                           ranking.npy    curriculum: all windows, those of the lowest tenth first, and so on
 
-A document with the end_of_text in front of it is cut into windows of `context_length` positions. What fills a window
-stands alone in it. What does not is a window of its own (padded), or shares one with others (best_fit). Written and
-read, everything is mapped into memory: no step holds more than a block of documents.
+A document, preceded by end_of_text, is cut into windows of `context_length` positions. A part that fills a window has
+it alone. A shorter one gets its own window (padded) or shares one with others (best_fit). All files are memory-mapped
+for writing and reading: no step holds more than a block of documents.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PLANS_DIR = "plans"
 
 _FORMAT, _FORMAT_VERSION = "stlm-plan", 1
 _GROUPS = 10  # of a curriculum
-_SAMPLE = 1 << 20  # windows from which the borders between groups are found
-_BLOCK = 1 << 18  # windows that the documents of a block touch, about
+_SAMPLE = 1 << 20  # windows that determine the borders between groups
+_BLOCK = 1 << 18  # approximate number of windows that a block of documents spans
 
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """plan.json: what a plan is for and what came of it."""
+    """plan.json: the purpose of a plan and its totals."""
 
     data_fingerprint: str
     packing: str
@@ -49,13 +49,13 @@ class PlanSummary:
     curriculum: str | None
     windows: int
     positions: int  # windows · context_length
-    ids: int  # of them that are predicted
-    edges: list[int]  # of a curriculum: where each group of windows begins in ranking.npy, and their number
+    ids: int  # predicted ones
+    edges: list[int]  # of a curriculum: start of each group of windows in ranking.npy, and their number
     files: dict[str, dict[str, Any]]  # bytes and sha256 of each file
 
     @property
     def wasted_share(self) -> float:
-        """Positions that nothing is predicted at: padding, and ids that are only read."""
+        """The share of positions at which nothing is predicted: padding, and ids that are only read."""
         return 1 - self.ids / self.positions
 
 
@@ -78,8 +78,8 @@ class Plan:
     ) -> Plan:
         """Open a plan after checking the sizes of its files, and with `verify` their sha256.
 
-        `verify` None: if they are so small that this takes a moment only. DataError, with the command that makes it, if
-        it is missing, damaged or of other data.
+        `verify` None: only if the files are small enough for this to take a moment. Raises DataError, with the command
+        that makes the plan, if it is missing, damaged or belongs to other data.
         """
         directory = plan_dir(data.dir, packing, context_length, curriculum)
         command = f"python scripts/preprocess.py plan {data.dir} --packing {packing} --context-length {context_length}"
@@ -112,12 +112,12 @@ class Plan:
 
 
 def plan_dir(data_dir: Path, packing: str, context_length: int, curriculum: str | None) -> Path:
-    """Where a plan lives: DIR/plans/best_fit-512, DIR/plans/stream-512-by-length."""
+    """Return the folder of a plan: DIR/plans/best_fit-512, DIR/plans/stream-512-by-length."""
     return data_dir / PLANS_DIR / (f"{packing}-{context_length}" + (f"-by-{curriculum}" if curriculum else ""))
 
 
 def plan_files(data_dir: Path) -> list[WrittenFile]:
-    """The files of all plans of prepared data. DataError if the description of a plan cannot be read."""
+    """Return the files of all plans of prepared data. Raises DataError if the description of a plan cannot be read."""
     files = []
     for path in sorted((data_dir / PLANS_DIR).glob("*/plan.json")):
         try:
@@ -129,10 +129,10 @@ def plan_files(data_dir: Path) -> list[WrittenFile]:
 
 
 def write_plan(data: PreparedData, packing: str, context_length: int, curriculum: str | None = None) -> PlanSummary:
-    """Plan the training windows of `data`, and write the plan where runs look for it; what stood there is replaced.
+    """Plan the training windows of `data`, and write the plan where runs look for it, replacing an earlier one.
 
-    For the packings that need no plan, stream and documents without a curriculum, only the summary is made. DataError
-    for an unknown packing or curriculum, or scores that the data does not have.
+    The packings stream and documents need no plan without a curriculum; for them only the summary is computed. Raises
+    DataError for an unknown packing or curriculum, or if the data lacks scores.
     """
     if packing not in PACKINGS or curriculum not in (None, *CURRICULA):
         raise DataError(
@@ -158,7 +158,7 @@ def write_plan(data: PreparedData, packing: str, context_length: int, curriculum
 
 
 class _Block(NamedTuple):
-    """Some documents in a row of the stream."""
+    """Some consecutive documents of the stream."""
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]  # ids, end_of_text included
@@ -169,7 +169,7 @@ class _Parts(NamedTuple):
     """Parts of documents, each within one window."""
 
     windows: NDArray[np.int64]
-    pieces: NDArray[np.int64]  # where each stands in pieces.npy
+    pieces: NDArray[np.int64]  # index of each in pieces.npy
     starts: NDArray[np.int64]  # in the stream
     lengths: NDArray[np.int64]
     continues: NDArray[np.bool_]  # not the beginning of its document
@@ -177,7 +177,7 @@ class _Parts(NamedTuple):
 
 
 class _Planner:
-    """Walks over all documents once to count, and once or twice to write."""
+    """Builder of a plan. It passes over all documents once to count, and once or twice to write."""
 
     def __init__(self, data: PreparedData, packing: str, context_length: int, curriculum: str | None) -> None:
         self._data, self._packing, self._context_length, self._curriculum = data, packing, context_length, curriculum
@@ -214,7 +214,7 @@ class _Planner:
         )
 
     def write(self, directory: Path) -> list[int]:
-        """Write the files of the plan; return the edges of its groups, if there are any."""
+        """Write the files of the plan; return the edges of its groups, if any."""
         pieces = None
         if self._packing in ("padded", "best_fit"):
             pieces = _new(directory / "pieces.npy", PIECE, self.pieces)
@@ -283,15 +283,17 @@ class _Planner:
             yield _Parts(windows, pieces, block.starts[document] + starts, lengths, number > 0, block.scores[document])
 
     def _cut(self, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many windows each document takes with the end_of_text in front of it, and the positions in the last."""
+        """Return the number of windows of each document, with the preceding end_of_text, and the positions in the last
+        one.
+        """
         parts = sizes // self._context_length + 1
         return parts, sizes + 1 - (parts - 1) * self._context_length
 
     def _room(self, parts: NDArray[np.int64], rest: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What the last part of each document takes of a window's context_length - 1 positions that pieces share.
+        """Return the positions that the last part of each document takes, of the context_length - 1 that pieces share.
 
-        A beginning takes its ids: the end_of_text of the document before stands in front of it, or at the head of a
-        window an extra one. A continuation takes an extra position for the start symbol. 0: it needs a whole window.
+        A beginning takes its ids: the end_of_text of the previous document precedes it, or at the start of a window an
+        extra one. A continuation takes an extra position for the start symbol. 0: it needs a whole window.
         """
         room = np.where(parts == 1, rest - 1, rest + 1)
         return np.where(room < self._context_length, room, 0)
@@ -315,7 +317,7 @@ class _Planner:
                     begin = end
 
     def _scores(self) -> Iterator[NDArray[np.float32] | None]:
-        """Per shard the scores of its documents; None where their length is the score."""
+        """Yield the scores of the documents of each shard; None if their length is the score."""
         scores = None
         if self._curriculum == "score":
             scores = open_scores(self._data.dir, self._stream.num_documents)
@@ -326,13 +328,13 @@ class _Planner:
 
 
 def _expand(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """0 counts[0] times, 1 counts[1] times, …; and beside it 0, 1, 2 … anew for each."""
+    """Return 0 counts[0] times, 1 counts[1] times, …; and with it 0, 1, 2 …, restarting for each."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _rank(scores: NDArray[np.float64], directory: Path) -> list[int]:
-    """Write ranking.npy: windows in groups of rising score, in each as they are numbered. Returns the groups' edges."""
+    """Write ranking.npy: windows in groups of rising score, in number order within each. Return the groups' edges."""
     sample = np.sort(scores[:: -(-len(scores) // _SAMPLE)])
     borders = np.unique(sample[[len(sample) * group // _GROUPS for group in range(1, _GROUPS)]])
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(scores), _BLOCK)]

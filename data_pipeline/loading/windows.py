@@ -1,7 +1,7 @@
-"""What a window holds: a row of `context_length` ids, read by its number.
+"""Contents of windows: rows of `context_length` ids, read by number.
 
-`StreamWindows` cuts the stream as it comes, `PlannedWindows` holds whole documents, `JoinedWindows` are the windows of
-several folders, numbered on.
+`StreamWindows` cuts the stream consecutively, `PlannedWindows` holds whole documents, `JoinedWindows` numbers the
+windows of several folders consecutively.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Windows(NamedTuple):
     """Some windows: n rows of T ids."""
 
     ids: NDArray[np.int64]  # [n, T]
-    loss_mask: NDArray[np.bool_]  # [n, T]: false on padding, and on what is read but not predicted
-    document_ids: NDArray[np.int32] | None = None  # [n, T]: equal where attention may pass; None: everywhere
+    loss_mask: NDArray[np.bool_]  # [n, T]: false on padding and on ids that are read but not predicted
+    document_ids: NDArray[np.int32] | None = None  # [n, T]: attention stays within equal ids; None: no limits
 
 
 class WindowSet(Protocol):
-    """Windows by number."""
+    """Windows, read by number."""
 
     num_windows: int
 
     def read(self, windows: NDArray[np.int64]) -> Windows:
-        """The windows of these numbers, in this order."""
+        """Return the windows of these numbers, in this order."""
         ...
 
 
@@ -96,10 +96,10 @@ class JoinedWindows:
 
 
 class PlannedWindows:
-    """Windows that a plan lists: each holds whole documents, or parts of those that are longer than a window.
+    """Windows that a plan lists: each holds whole documents, or parts of those longer than a window.
 
-    A document begins behind an end_of_text, as in generation, and what continues one behind the start symbol. Where the
-    id before is another, an extra one is read first and not predicted. See `plans`.
+    A document follows an end_of_text, as in generation, and a continuation follows the start symbol. If another id
+    precedes it, an extra symbol is inserted, which is read but not predicted. See `window_plans`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PlannedWindows:
         several: bool,
         tokenizer: Tokenizer,
     ) -> None:
-        """pieces, firsts: those of a plan. several: whether a window holds several documents, to be numbered."""
+        """pieces, firsts: arrays of a plan. several: a window may hold several documents, which are then numbered."""
         self._stream = stream
         self._given = stream.given
         self._pieces = pieces

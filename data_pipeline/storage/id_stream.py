@@ -1,4 +1,4 @@
-"""All ids of a split as one stream: its shards in a row, mapped into memory when they are touched."""
+"""All ids of a split as one stream: its shards in sequence, memory-mapped on first access."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_pipeline.storage.manifest import ShardEntry
 from data_pipeline.storage.shards import Shard, given_path, map_ids
 
-_MAPS = 256  # shards mapped at a time: each holds a file open, and a process may have only so many
+_MAPS = 256  # shards mapped at a time: each keeps a file open, and open files are limited
 
 
 class IdStream:
@@ -33,12 +33,12 @@ class IdStream:
 
     @property
     def given(self) -> IdStream | None:
-        """For each id 1 where it is only read, and 0 where it counts in the loss; None where all of them count."""
+        """A stream with 1 for each id that is only read and 0 for each that counts in the loss; None if all count."""
         return GivenStream(self._prefixes, self._shards) if any(shard.given_sha256 for shard in self._shards) else None
 
     @classmethod
     def joined(cls, streams: Sequence[IdStream]) -> IdStream:
-        """Streams in a row."""
+        """Concatenate streams."""
         prefixes = [prefix for stream in streams for prefix in stream._prefixes]
         dtypes = [dtype for stream in streams for dtype in stream._dtypes]
         return cls(prefixes, [shard for stream in streams for shard in stream._shards], dtypes)
@@ -47,7 +47,7 @@ class IdStream:
         return int(self._stops[-1]) if len(self._stops) else 0
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy of ids [start, stop), of the dtype they have on disk. IndexError beyond the ends."""
+        """Return a copy of ids [start, stop), in the dtype on disk. Raises IndexError beyond the ends."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"ids {start} to {stop} of a stream of {len(self)}")
         out = np.empty(stop - start, dtype=self.dtype)
@@ -63,7 +63,7 @@ class IdStream:
         return out
 
     def rows(self, starts: NDArray[np.int64], length: int, fill: int) -> NDArray[np.int64]:
-        """Rows of `length` ids from each of `starts` [n] on: [n, length], with `fill` behind the end of the stream."""
+        """Return rows of `length` ids from each of `starts` [n]: [n, length], `fill` after the end of the stream."""
         out = np.empty((len(starts), length), dtype=np.int64)
         if not len(starts):
             return out
@@ -76,10 +76,10 @@ class IdStream:
             offsets = starts[rows] - (int(self._stops[shard]) - len(ids))
             whole = offsets + length <= len(ids)
             if whole.any():
-                # Every row of the shard that there could be, overlapping: no copy before the rows are picked.
+                # A view of all possible rows of the shard, overlapping: nothing is copied before rows are picked.
                 possible = as_strided(ids, (len(ids) - length + 1, length), (ids.itemsize, ids.itemsize))
                 out[rows[whole]] = possible[offsets[whole]]
-            for row in rows[~whole].tolist():  # goes on in the next shard, or ends with the stream
+            for row in rows[~whole].tolist():  # continues in the next shard, or ends with the stream
                 start = int(starts[row])
                 piece = self.read(start, min(start + length, len(self)))
                 out[row, : len(piece)] = piece
@@ -87,17 +87,17 @@ class IdStream:
         return out
 
     def document_sizes(self) -> Iterator[NDArray[np.int32]]:
-        """Ids of each document, end_of_text included, in the order of the stream, one array per shard."""
+        """Yield the number of ids of each document, end_of_text included, in stream order, one array per shard."""
         for prefix in self._prefixes:
             shard = Shard(prefix)
-            if len(shard.sizes) == len(shard):  # as it is written here
+            if len(shard.sizes) == len(shard):  # as written by this package
                 yield shard.sizes
-            else:  # other programs write documents of several sequences
+            else:  # other programs write documents of several sequences each
                 stops = np.concatenate([[0], np.cumsum(shard.sizes, dtype=np.int64)])[shard.documents]
                 yield np.diff(stops).astype(np.int32)
 
     def documents(self) -> Iterator[NDArray[Any]]:
-        """The ids of each document, end_of_text included, in the order of the stream."""
+        """Yield the ids of each document, end_of_text included, in stream order."""
         for prefix in self._prefixes:
             yield from Shard(prefix)
 
@@ -116,12 +116,12 @@ class IdStream:
 
 
 class GivenStream(IdStream):
-    """What stands beside the ids of conversations."""
+    """The marks of a conversation's ids: 1 if an id is only read, 0 if it counts in the loss."""
 
     def __init__(self, prefixes: Sequence[Path], shards: Sequence[ShardEntry]) -> None:
         super().__init__(prefixes, shards, [np.dtype(np.uint8)] * len(shards))
 
     def _map(self, shard: int) -> NDArray[Any]:
         if self._shards[shard].given_sha256 is None:
-            return np.zeros(self._shards[shard].ids, np.uint8)  # never touched, so never in memory
+            return np.zeros(self._shards[shard].ids, np.uint8)  # zero pages that are only read take no memory
         return np.memmap(given_path(self._prefixes[shard]), dtype=np.uint8, mode="r")
