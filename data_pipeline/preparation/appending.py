@@ -1,9 +1,9 @@
-"""Text that is added to finished data: its tokenizer is kept, and so is the rule by which documents are held back.
+"""Appending text to finished data, with the same tokenizer and the same rule for holding documents back.
 
-    DIR/.appending/    the new text, prepared like any other, but compared with the documents that are there
+    DIR/.appending/    the new text, prepared like any other, but compared with the existing documents
 
-When that is finished its shards are moved behind those of DIR, and a new manifest.json takes the place of the old one:
-until then DIR is what it was. Killed at any moment and repeated, the command goes on where it was.
+When that is finished, its shards are moved after those of DIR, and a new manifest.json replaces the old one; until then
+DIR is unchanged. If the command is killed at any moment, rerunning it resumes the work.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _REFUSED = ("validation", "test", "tokenizer_from", "conversations", "score_key"
 
 
 def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
-    """What is prepared to be added to the folder `output` of the options.
+    """Return the preparation of the text that is added to the folder `output` of the options.
 
-    given: the options that the user has named; the others are those of the folder. DataError where one would change
-    what stays.
+    given: the options that the user set; the others are taken from the folder. Raises DataError if one would change a
+    setting that must stay.
     """
     directory = options["output"]
     if directory is None or not options["inputs"]:
@@ -74,7 +74,7 @@ def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
 
 
 def append(config: PrepareConfig, team: Team | None = None) -> tuple[Manifest, bool]:
-    """Add the inputs of an `append_config`. The manifest of the whole, and whether anything was done."""
+    """Add the inputs of an `append_config`. Return the manifest of the whole, and whether anything was added."""
     work = config.directory
     directory = work.parent
     with locked(directory, wait=False):
@@ -82,7 +82,7 @@ def append(config: PrepareConfig, team: Team | None = None) -> tuple[Manifest, b
         there = Manifest.load(directory)
         there.check(directory)
         if _is_there(config, there):
-            shutil.rmtree(work, ignore_errors=True)  # of a command that was killed while it removed this
+            shutil.rmtree(work, ignore_errors=True)  # left by a command killed while removing it
             return there, False
         existing = Existing(directory, there)
         prepare(config, team=team, after=existing)
@@ -91,7 +91,7 @@ def append(config: PrepareConfig, team: Team | None = None) -> tuple[Manifest, b
 
 
 def _is_there(config: PrepareConfig, manifest: Manifest) -> bool:
-    """Whether these inputs have been added before."""
+    """Return whether these inputs have been added before."""
     sources, settings = find_source_settings(config)
     return any(
         not differences(
@@ -103,14 +103,14 @@ def _is_there(config: PrepareConfig, manifest: Manifest) -> bool:
 
 
 def _finish(directory: Path, work: Path) -> None:
-    """Take over what has been prepared completely; remove what has been taken over."""
+    """Move completely prepared text into the data, and remove its folder."""
     if not (work / MANIFEST_FILE).exists():
         return
     there, new = Manifest.load(directory), Manifest.load(work)
     if new.settings["after"] == there.fingerprint and new.settings not in there.settings.get("appended", []):
         _take_over(directory, there, work, new)
     with writing(work):
-        (work / MANIFEST_FILE).unlink()  # first, so that it never looks finished with something missing
+        (work / MANIFEST_FILE).unlink()  # first, so that an incomplete folder never looks finished
         shutil.rmtree(work)
 
 
@@ -124,7 +124,7 @@ def _take_over(directory: Path, there: Manifest, work: Path, new: Manifest) -> N
             with writing(directory / path):
                 (directory / split).mkdir(exist_ok=True)
                 for file in (bin_path, idx_path, given_path):
-                    if file(work / entry.path).exists():  # else it has been moved before
+                    if file(work / entry.path).exists():  # else an interrupted run has moved it
                         os.replace(file(work / entry.path), file(directory / path))
             added.append(replace(entry, path=path))
         if before or added or split != "test":

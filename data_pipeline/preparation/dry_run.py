@@ -1,8 +1,7 @@
-"""What a preparation would read, how, and how long it would take: by looking, and by trying a little of each source.
+"""A preview of a preparation: its inputs, how they are read, and the estimated time, from a trial of each source.
 
-Nothing is written to the output. The first megabytes of each source are read, cleaned and encoded in a temporary
-folder, by one process; the time of the whole follows from their speed, the sizes of the inputs, and the number of
-processes.
+Nothing is written to the output. One process reads, cleans and encodes the first megabytes of each source in a
+temporary folder. The total time is estimated from their speed, the sizes of the inputs, and the number of processes.
 """
 
 from __future__ import annotations
@@ -33,32 +32,32 @@ from data_pipeline.storage.manifest import WORK_DIR, is_being_prepared
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
 
 _TRIED = Limit(bytes=2 << 20)  # of each source
-_SOURCES = 20  # of many only the first are tried and listed
-# Text that a tokenizer which has yet to be trained encodes in a second, and how long it is trained: docs/data.md.
+_SOURCES = 20  # of many, only the first are tried and listed
+# Bytes per second that a tokenizer not yet trained will encode, and the time to train it: docs/data.md.
 _UNTRAINED = {"sentencepiece": 25e6, "sentencepiece-bpe": 4.6e6}
 _TRAINING_S = 30.0
-_USUAL = 50e6  # bytes in a second, where nothing could be tried
-_COMPRESSION = 3.0  # bytes of text in one of a compressed file
+_USUAL = 50e6  # bytes per second, if nothing could be tried
+_COMPRESSION = 3.0  # bytes of text per byte of a compressed file
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What came of reading a little of a source."""
+    """The result of reading the beginning of a source."""
 
     documents: int
     size: int  # bytes of text
     seconds: float  # of reading, cleaning and encoding
-    share: float | None  # of text in the input; None where not all of a piece of work was read
+    share: float | None  # bytes of text per byte of input; None if the trial read only part of its unit
     sentences: list[str]
     problems: Problems  # that were met
 
 
 def dry_run(config: PrepareConfig) -> str:
-    """The answer as text. DataError for whatever would stop the preparation at once."""
+    """Return the preview as text. Raises DataError for whatever would stop the preparation at once."""
     sources, roles = open_inputs(config), roles_of(config)
     left = Limit.parse(config.limit) if config.limit is not None else Limit()
     lines = [f"nothing is written; {_state(config)}", ""]
-    sizes, rates = [], []  # bytes of text of all sources; seconds for a byte of those that were tried
+    sizes, rates = [], []  # bytes of text of all sources; seconds per byte of those tried
     for number, source in enumerate(sources):
         units = source.units(number)
         trial = _try(config, units) if number < _SOURCES else None
@@ -143,7 +142,7 @@ def _what(source: Source, size: float, units: int) -> str:
 
 
 def _expansion(source: Source) -> float:
-    """Bytes of text in one of the input."""
+    """Return the bytes of text per byte of input."""
     files = source.contents()
     compressed = sum(size for path, size in files if source.kind_of(path).endswith((".gz", ".xz", ".zst", ".bz2")))
     return 1 + (_COMPRESSION - 1) * compressed / max(sum(size for _, size in files), 1)

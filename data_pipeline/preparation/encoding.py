@@ -1,7 +1,8 @@
 """The second half of preparing data: a tokenizer, and shards of ids, from the gathered documents.
 
-Which documents share a shard depends on their text alone, so the shards are the same whoever makes them, in whatever
-order. Encoding is cut finer than shards, so that all processes stay busy to the end.
+The division of documents into shards depends on their text alone, so the shards are the same regardless of the
+processes that make them and their order. Encoding jobs are smaller than shards, so that all processes stay busy to the
+end.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from data_pipeline.tokenizers import (
 )
 
 SHARD_BYTES = 256 << 20  # of text
-PIECE_BYTES = 4 << 20  # of text that is encoded at a time: small, so that nobody waits long for the last one
+PIECE_BYTES = 4 << 20  # of text encoded per job: small, so that processes do not wait long for the last one
 
 _SAMPLE_BYTES = 16 << 20  # of text that a tokenizer is trained on
 CHOICES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -45,7 +46,7 @@ CHOICES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What goes into one shard: from some units, the documents chosen for a split among [first, last)."""
+    """The contents of one shard: from some units, the documents chosen for a split among [first, last)."""
 
     split: str
     number: int
@@ -58,11 +59,11 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """Of its files in the work folder."""
+        """The name of its files in the work folder."""
         return f"{self.split}_{self.number:05d}"
 
     def pieces(self) -> list[ShardPlan]:
-        """The same documents in several plans, of about PIECE_BYTES each."""
+        """Return the same documents as several plans of about PIECE_BYTES each."""
         pieces = []
         for unit, first, last in self.parts:
             chosen = unit.choice[first:last] == CHOICES[self.split]
@@ -79,7 +80,9 @@ class ShardPlan:
 
 
 def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
-    """Fill one shard after the other: a document goes where its first byte falls when all are laid in a row."""
+    """Fill one shard after the other: if all documents are laid end to end, a document belongs to the shard of its
+    first byte.
+    """
     parts: dict[int, list[tuple[Gathered, int, int]]] = {}
     sizes: Counter[int] = Counter()
     before = 0
@@ -93,14 +96,14 @@ def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
             parts.setdefault(number, []).append((unit, int(places[begin]), int(places[end - 1]) + 1))
             sizes[number] += int(lengths[begin:end].sum())
         before += int(lengths.sum())
-    # A document longer than a shard leaves the numbers unused that it covers.
+    # A document longer than a shard leaves the numbers that it spans unused.
     return [ShardPlan(split, new, tuple(parts[old]), sizes[old]) for new, old in enumerate(sorted(parts))]
 
 
 def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path, conversations: bool) -> None:
-    """Write to a file how many ids each document of a piece has, and then all its ids.
+    """Write a file with the number of ids of each document of a piece, followed by all its ids.
 
-    conversations: documents are stored as such; the file says behind that which ids are given.
+    conversations: documents are stored as such; the file ends with a mark for each id that is given.
     """
     tokenizer = _tokenizer(tokenizer_dir)
     ids: list[np.ndarray] = [np.empty(0, tokenizer.dtype)]
@@ -130,10 +133,10 @@ def write_planned(
     keep_ids: bool,
     conversations: bool,
 ) -> ShardEntry:
-    """Write one shard, and then the file `done`, which says so. A shard whose `done` exists is not made again.
+    """Write one shard, and then the file `done` that records it. A shard whose `done` exists is not written again.
 
-    pieces: files of `encode_piece` that together hold its ids; they are removed. None: the ids are the stored bytes.
-    keep_ids: what was gathered are ids of this tokenizer already: see `indexed`.
+    pieces: files of `encode_piece` that together hold its ids; they are removed. Empty: the ids are the stored bytes.
+    keep_ids: the gathered documents are ids of this tokenizer already: see `indexed`.
     """
     if done.exists():
         return ShardEntry(**json.loads(done.read_bytes()))
@@ -174,7 +177,7 @@ def _from_documents(plan: ShardPlan, tokenizer: Tokenizer, keep_ids: bool) -> It
 
 
 def _bytes_of(ids: NDArray[Any], tokenizer: Tokenizer) -> int:
-    """Bytes of the text that `ids` stand for, by how often each occurs."""
+    """Return the bytes of the text that `ids` stand for, from the count of each id."""
     return int(np.bincount(ids, minlength=tokenizer.vocab_size) @ tokenizer.bytes_per_id.astype(np.int64))
 
 
@@ -184,7 +187,7 @@ def _tokenizer(directory: Path) -> Tokenizer:
 
 
 def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
-    """The tokenizer of a spec; one that has to be trained is trained on up to 16 MiB of the documents for training."""
+    """Return the tokenizer of a spec, trained if needed on up to 16 MiB of the documents for training."""
     kind, size = parse_spec(spec)
     if kind not in ALGORITHMS:
         return build_tokenizer(spec)
@@ -193,14 +196,14 @@ def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
 
 
 def _sample(units: list[Gathered]) -> Iterator[str]:
-    """Documents for training, all of them or an even sample by their hash; twice _SAMPLE_BYTES at most."""
+    """Yield documents for training, all of them or an even sample by their hash; twice _SAMPLE_BYTES at most."""
     left = 2 * _SAMPLE_BYTES
     for text in _evenly(units):
         if left <= 0:
             return
         yield text[:left]
         left -= len(text)
-    if left == 2 * _SAMPLE_BYTES:  # a few long documents, of which chance has chosen none
+    if left == 2 * _SAMPLE_BYTES:  # a few long documents, none of which was sampled
         longest = max(units, key=lambda unit: np.max(unit.index["length"] * (unit.choice == TRAIN), initial=0))
         place = int(np.argmax(longest.index["length"] * (longest.choice == TRAIN)))
         text = next(longest.pick([place]))[:_SAMPLE_BYTES].decode("utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Documents of finished data, as the gathered ones that a preparation compares: for text that is added to it."""
+"""Documents of finished data as gathered ones, for comparison with text that is appended."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from data_pipeline.tokenizers import load_tokenizer
 
 @dataclass(frozen=True)
 class Existing:
-    """Finished data that text is added to."""
+    """Finished data to which text is added."""
 
     directory: Path
     manifest: Manifest
 
     @property
     def share(self) -> Share:
-        """How many of its documents are held back for validation."""
+        """The number and bytes of its documents, and of those held back for validation."""
         train, held = (
             (self.manifest.total(split, "documents"), self.manifest.total(split, "bytes"))
             for split in ("train", "validation")
@@ -34,9 +34,9 @@ class Existing:
         return Share(train[0] + held[0], train[1] + held[1], *held)
 
     def gathered(self, work: Path, as_ids: bool, team: Team) -> list[tuple[Gathered, int]]:
-        """Its documents, a unit for each shard, in a work folder, and the split that each is in.
+        """Gather its documents in a work folder, one unit per shard; return each unit with its split.
 
-        as_ids: as they are stored where ids are kept; else as text.
+        as_ids: the documents stay ids, as stored; else they are decoded to text.
         """
         units, found = [], []
         for split, shards in self.manifest.splits.items():

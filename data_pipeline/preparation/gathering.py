@@ -1,8 +1,8 @@
-"""The first half of preparing data: all documents in one place, and the choice of what goes where.
+"""The first half of preparing data: all documents in one place, and the choice of a split for each.
 
 Each unit of the sources becomes three files of the work folder: `.text`, its documents as UTF-8, each followed by one
 byte 0xFF; `.index.npy`, the length and hash of each; `.json`, written last, the counts. Later steps read only these, so
-a source is read once, and whatever is decided about documents is decided with all of them in sight.
+a source is read once, and every decision about documents can consider all of them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from data_pipeline.storage.atomic import atomic_file, write_text, writing
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
-REMOVED = "removed.jsonl"  # of a unit, where the documents that cleaning left out are listed
+REMOVED = "removed.jsonl"  # file of a unit that lists the documents left out by cleaning
 
 _INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
-_SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of looking for duplicates
-_BLOCK = 16 << 20  # bytes of documents handed on at a time
+_SORTED_AT_A_TIME = 1 << 22  # documents; bounds the memory of the search for duplicates
+_BLOCK = 16 << 20  # bytes of documents yielded at a time
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Gathered:
 
     @property
     def cleaned(self) -> Record:
-        """What cleaning changed and left out while the unit was read."""
+        """A record of the changes and removals by cleaning while the unit was read."""
         return Record.from_json(self.counts["cleaned"])
 
     @property
@@ -71,12 +71,12 @@ class Gathered:
         return self.file("json").exists()
 
     def choose(self, choice: NDArray[np.uint8]) -> None:
-        # Made anew whenever a preparation goes on, so it need not be whole after a crash.
+        # Written again when a preparation resumes, so it need not be complete after a crash.
         with writing(self.file("choice.npy")):
             np.save(self.file("choice.npy"), choice)
 
     def documents(self, first: int, last: int, chosen: NDArray[np.bool_]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """The chosen ones of documents [first, last), as stored, and their lengths, in blocks of bounded size."""
+        """Yield the chosen documents of [first, last), as stored, with their lengths, in blocks of bounded size."""
         index = self.index
         text = np.memmap(self.file("text"), dtype=np.uint8, mode="r") if len(index) else np.empty(0, np.uint8)
         stops = np.cumsum(index["length"])
@@ -85,7 +85,7 @@ class Gathered:
             start = stops[begin] - index["length"][begin]
             end = min(max(int(np.searchsorted(stops, start + _BLOCK, side="right")), begin + 1), last)
             wanted = chosen[begin:end]
-            # Runs of documents that are wanted, for a copy of a few long pieces is quicker than one of many bytes.
+            # Runs of wanted documents: copying a few long pieces is faster than copying many short ones.
             edges = begin + np.flatnonzero(np.diff(wanted, prepend=False, append=False))
             places = zip((stops - index["length"])[edges[0::2]], stops[edges[1::2] - 1], strict=True)
             pieces = [text[start:stop] for start, stop in places]
@@ -94,7 +94,7 @@ class Gathered:
             begin = end
 
     def pick(self, places: Iterable[int]) -> Iterator[bytes]:
-        """Some documents, one by one, without the 0xFF behind each."""
+        """Yield some documents, one by one, without the final 0xFF."""
         lengths = self.index["length"]
         stops = np.cumsum(lengths)
         with open(self.file("text"), "rb") as file:
@@ -104,21 +104,21 @@ class Gathered:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Per document its score; nan where it has none."""
+        """Per document its score; nan if it has none."""
         return np.load(self.file("scores.npy"), mmap_mode="r")
 
     def file(self, suffix: str) -> Path:
-        """A file of this unit in the work folder."""
+        """Return the path of a file of this unit in the work folder."""
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
 
 def gather(
     unit: Unit, gathered: Gathered, cleaning: Cleaning, list_removed: bool = False, limit: Limit | None = None
 ) -> None:
-    """Read a unit, clean its documents, and write its files. DataError for what a user can mend: see the sources.
+    """Read a unit, clean its documents, and write its files. Raises DataError for user errors: see the sources.
 
-    list_removed: write the documents that the steps leave out too, each a line of JSON with its rule. limit: stop
-    before the document that would exceed it; `full` of the counts says so.
+    list_removed: also write the documents that the steps leave out, one line of JSON each, with the rule. limit: stop
+    before the document that would exceed it; `full` in the counts records that.
     """
     problems = Problems()
     cleaner = Cleaner(cleaning)
@@ -142,7 +142,7 @@ def gather(
             if limit is not None and not limit.allows(len(lengths) + 1, size := size + len(document)):
                 full = True
                 break
-            if mark in document:  # to look for one is several times as quick as to count
+            if mark in document:  # a search is several times as fast as a count
                 marks += document.count(mark)
             file.write(document + end)
             lengths.append(len(document) + 1)
@@ -173,9 +173,9 @@ def gather(
 
 
 def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
-    """Mark every document that equals an earlier one, in `kept`, which counts over all units.
+    """Clear `kept`, which covers all units, for every document that equals an earlier one.
 
-    Sorted in passes by the leading bits of the hash, each of which holds all documents that could be equal.
+    Sorts in passes by the leading bits of the hash; each pass holds all documents that could be equal.
     """
     starts = starts_of(units)
     passes = 1 << max(0, (int(starts[-1]) // _SORTED_AT_A_TIME).bit_length())
@@ -184,12 +184,14 @@ def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
 
 
 def starts_of(units: list[Gathered]) -> NDArray[np.int64]:
-    """The number of the first document of each unit, counted over all, and the number of documents."""
+    """Return the number of the first document of each unit, counted over all units, followed by the number of
+    documents.
+    """
     return np.cumsum([0, *(len(unit.index) for unit in units)])
 
 
 def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
-    """Which documents, counted over all units, equal an earlier one, among those of one bucket of hashes."""
+    """Return the documents, numbered over all units, that equal an earlier one, within one bucket of hashes."""
     high, low, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for number, unit in enumerate(units):
         index = unit.index
@@ -198,6 +200,6 @@ def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: 
         low.append(index["low"][places])
         numbers.append(places + starts[number])
     highs, lows, all_numbers = np.concatenate(high), np.concatenate(low), np.concatenate(numbers)
-    order = np.lexsort((lows, highs))  # stable: equal documents keep their order, the first of them stays
+    order = np.lexsort((lows, highs))  # stable: equal documents keep their order, and the first of them stays
     equal = (highs[order][1:] == highs[order][:-1]) & (lows[order][1:] == lows[order][:-1])
     return all_numbers[order[1:][equal]]

@@ -1,9 +1,9 @@
-"""Which documents are held back: the user's own files for validation and for a test, or a share chosen by hash.
+"""The choice of held-back documents: the user's own files for validation and for a test, or a share chosen by hash.
 
-The share holds for documents and for bytes. Documents are visited in the order of their hashes until that share of the
-hashes is passed. One that would more than double the share of bytes is passed over, and the visit goes on until half
-of that share is reached, or twice that of the documents. So a few long documents among many short ones are never half
-of what is held back, or half of the corpus.
+The share applies to documents and to bytes. Documents are visited in the order of their hashes until that share of the
+hashes is passed. A document that would more than double the share of bytes is skipped. The visit then continues until
+half of that share of bytes, or twice that share of documents, is reached. So a few long documents among many short ones
+never make up half of the held-back text, or half of the corpus.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from data_pipeline.errors import TooFew
 from data_pipeline.preparation.gathering import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
 
 _HASHES = 1 << 64
-# Of documents in the order of their hashes: the hash's first half, bytes, unit, place in the unit.
+# Documents in the order of their hashes: first half of the hash, bytes, unit, index in the unit.
 _Visit = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Documents and their bytes, and those of them that are held back."""
+    """The number and bytes of documents, and of those among them that are held back."""
 
     documents: int = 0
     bytes: int = 0
@@ -35,11 +35,11 @@ class Share:
 def choose_by_hash(
     units: Sequence[Gathered], validation_fraction: float, kept: NDArray[np.bool_], before: Share | None = None
 ) -> None:
-    """Decide for every document that is kept whether it is for training or for validation; drop the others.
+    """Choose training or validation for every kept document; drop the others.
 
-    before: the documents that these are added to; the share is then that of all together. The hash of a document's
-    bytes decides, so equal documents never stand on both sides. Neither side stays empty. Raises DataError if there are
-    fewer than two documents.
+    before: the documents to which these are added; the share then applies to all together. The hash of a document's
+    bytes decides, so equal documents are always on the same side. Neither side stays empty. Raises DataError if there
+    are fewer than two documents.
     """
     adding, before = before is not None, before or Share()
     number = before.documents + int(kept.sum())
@@ -50,7 +50,7 @@ def choose_by_hash(
         )
     total = before.bytes + sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
     least, limit = validation_fraction * total / 2, int(validation_fraction * _HASHES)
-    most = max(4 * least, min(2 * total / number, total / 2))  # one document of usual length is never too much
+    most = max(4 * least, min(2 * total / number, total / 2))  # always admits one document of average length
     bound = limit
     while True:
         visit = _visit(units, kept, bound)
@@ -61,7 +61,7 @@ def choose_by_hash(
         bound = min(8 * bound + 1, _HASHES)
     places = np.flatnonzero(taken)
     if not adding:
-        places = places[: number - 1]  # one at least is for training
+        places = places[: number - 1]  # at least one is for training
     for one, (unit, mine) in enumerate(_units(units, kept)):
         choice = np.where(mine, TRAIN, DROPPED).astype(np.uint8)
         choice[visit[3][places[visit[2][places] == one]]] = VALIDATION
@@ -69,13 +69,13 @@ def choose_by_hash(
 
 
 def choose_all(units: Sequence[Gathered], kept: NDArray[np.bool_], choice: int) -> None:
-    """Choose the same for every document that is kept; drop the others."""
+    """Make the same choice for every kept document; drop the others."""
     for unit, mine in _units(units, kept):
         unit.choose(np.where(mine, choice, DROPPED).astype(np.uint8))
 
 
 def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np.bool_]:
-    """Which documents of `units`, counted over all of them, equal one that is held back."""
+    """Return a mask of the documents of all `units`: true for those equal to a held-back one."""
     high = np.concatenate([np.empty(0, np.uint64), *(unit.index["high"] for unit in held)])
     low = np.concatenate([np.empty(0, np.uint64), *(unit.index["low"] for unit in held)])
     order = np.lexsort((low, high))
@@ -84,7 +84,7 @@ def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np
     for unit in units:
         index = unit.index
         first, last = np.searchsorted(high, index["high"], "left"), np.searchsorted(high, index["high"], "right")
-        equal = first < last  # hardly ever by chance
+        equal = first < last  # rarely true by chance
         for place in np.flatnonzero(equal).tolist():
             equal[place] = index["low"][place] in low[first[place] : last[place]]
         found.append(equal)
@@ -92,14 +92,14 @@ def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np
 
 
 def _units(units: Sequence[Gathered], kept: NDArray[np.bool_]) -> Iterator[tuple[Gathered, NDArray[np.bool_]]]:
-    """Each unit with its part of `kept`."""
+    """Yield each unit with its part of `kept`."""
     starts = starts_of(list(units))
     for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
         yield unit, kept[start:stop]
 
 
 def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _Visit:
-    """The documents that are kept and whose hash is below a bound."""
+    """Return the kept documents whose hash is below a bound."""
     highs, lows, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     owners, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number, (unit, mine) in enumerate(_units(units, kept)):
@@ -117,7 +117,7 @@ def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _V
 
 
 def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float, before: Share) -> NDArray[np.bool_]:
-    """Which documents of a visit are held back. least, most: bytes. documents: after which no further one is added."""
+    """Return a mask of the visited documents to hold back. least, most: bytes. documents: when adding stops."""
     highs, sizes = visit[:2]
     below = len(highs) if limit >= _HASHES else int(np.searchsorted(highs, np.uint64(limit)))
     taken = np.arange(len(sizes)) < below

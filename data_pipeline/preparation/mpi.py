@@ -1,11 +1,12 @@
-"""The same work on several machines: `mpirun -n K bash scripts/preprocess.sh …`, or `srun`, and a shared file system.
+"""Preparation on several machines: `mpirun -n K bash scripts/preprocess.sh …`, or `srun`, with a shared file system.
 
-Rank 0 prepares. It hands out one job after another, to processes of its own and to the other ranks, which do nothing
-but serve: each runs what it is sent on processes of its own and sends back what came of it. Rank 0 alone decides and
-prints, so an error anywhere is raised there, once. A rank that is killed ends the others: mpirun and srun see to it.
+Rank 0 prepares. It assigns jobs one by one to its own processes and to the other ranks, which only serve: each runs its
+jobs on its own processes and returns the results. Rank 0 alone decides and prints, so an error on any rank is raised
+there, once. If a rank is killed, mpirun or srun ends the others.
 
-Messages are looked for now and then and never waited for: whoever waits inside MPI keeps a core busy. They are JSON,
-and name functions of a list: MPI asks nobody who connects, and mpi4py's pickles would run whatever they hold.
+Ranks poll for messages instead of blocking, because a blocking MPI call keeps a core busy. Messages are JSON and name
+functions from a fixed list: MPI does not authenticate connections, and mpi4py's pickles would run any code they
+contain.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from data_pipeline.plurals import number_of
 from data_pipeline.preparation.workers import Result, process_pool, result_of, submit
 
 _PAUSE_S = 0.01
-_MOST_CORES = 1 << 13  # of a machine
+_MOST_CORES = 1 << 13  # per machine
 
-# What a launcher sets in each process that it starts: how many there are, and which this one is.
+# The variables by which a launcher passes each process the number of processes and its rank.
 _LAUNCHERS = (
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
     ("mpirun", "PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI; also srun --mpi=pmi2
@@ -44,9 +45,10 @@ _LAUNCHERS = (
 
 @contextmanager
 def joined() -> Iterator[Ranks | None]:
-    """The ranks that were started together with this process; None if it was started alone.
+    """Yield the ranks that were started together with this process; None if it was started alone.
 
-    When the block ends on rank 0, the others are dismissed. DataError, on rank 0, if the ranks cannot find each other.
+    When the block ends on rank 0, the other ranks are dismissed. Raises DataError, on rank 0, if the ranks cannot
+    connect.
     """
     launcher, size, rank = _launched()
     if size == 1:
@@ -56,7 +58,7 @@ def joined() -> Iterator[Ranks | None]:
         mpi = _connect(launcher, size)
     except DataError:
         if rank > 0:
-            sys.exit()  # rank 0 says it
+            sys.exit()  # rank 0 reports it
         raise
     ranks = Ranks(mpi)
     try:
@@ -67,7 +69,7 @@ def joined() -> Iterator[Ranks | None]:
 
 
 def _launched() -> tuple[str, int, int]:
-    """What started this process, with how many others, and its number among them."""
+    """Return the launcher that started this process, the number of processes, and the rank of this one."""
     for launcher, size, rank in _LAUNCHERS:
         if size in os.environ:
             return launcher, int(os.environ[size]), int(os.environ.get(rank, 0))
@@ -75,7 +77,7 @@ def _launched() -> tuple[str, int, int]:
 
 
 def _connect(launcher: str, size: int) -> Any:
-    """mpi4py's MPI, initialised."""
+    """Initialize and return mpi4py's MPI."""
     what = f"{launcher} started {number_of(size, 'process', 'processes')}"
     try:
         import mpi4py
@@ -105,14 +107,14 @@ def _connect(launcher: str, size: int) -> Any:
 
 
 class Ranks:
-    """All ranks of an MPI job, as rank 0 and each of the others see them."""
+    """All ranks of an MPI job, as seen by rank 0 and by each of the others."""
 
     def __init__(self, mpi: Any) -> None:
-        """Called by all ranks at once."""
+        """Collective: all ranks must call it."""
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD
-        self._outbox: list[Any] = []  # messages on their way
-        self._pool: ProcessPoolExecutor | None = None  # this rank's processes, once there is work
+        self._outbox: list[Any] = []  # messages being sent
+        self._pool: ProcessPoolExecutor | None = None  # this rank's processes, started with the first job
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         cores = np.zeros(self.size, np.int64)
@@ -120,21 +122,23 @@ class Ranks:
         self._workers: list[int] = cores.tolist()  # rank 0: the processes of each rank
 
     def use_workers(self, number: int | None) -> None:
-        """Rank 0: let each rank use that many processes; None: one for each core that it may use."""
+        """Set the number of processes of each rank, on rank 0; None: one per available core."""
         if number is not None:
             self._workers = [number] * self.size
 
     def run(
         self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
     ) -> Iterator[tuple[int, Result]]:
-        """Rank 0: see `workers.Team`. The ranks are there already, so all of them are called, whatever the size."""
+        """Run jobs on all ranks, from rank 0: see `workers.Team`. All ranks are used, whatever the size, as they
+        already run.
+        """
         waiting = deque(enumerate(jobs))
         free = list(self._workers)
         mine: dict[Future[Result], int] = {}
         while waiting or free != self._workers:
             while waiting and any(free):
                 index, job = waiting.popleft()
-                rank = free.index(max(free))  # so a few jobs are spread over all ranks
+                rank = free.index(max(free))  # spreads a few jobs over all ranks
                 free[rank] -= 1
                 if rank == 0:
                     mine[self._submit(self._workers[0], function, job)] = index
@@ -150,7 +154,7 @@ class Ranks:
                 yield index, result
 
     def check_shared(self, path: Path) -> None:
-        """Rank 0: DataError if a rank does not see this file."""
+        """Raise DataError, on rank 0, if a rank does not see this file."""
         for rank in range(1, self.size):
             self._send(rank, ("look", path.absolute()))
         unanswered = self.size - 1
@@ -165,7 +169,7 @@ class Ranks:
                     )
 
     def serve(self) -> None:
-        """The other ranks: do what rank 0 sends until it says that there is no more."""
+        """Run the jobs that rank 0 sends, on the other ranks, until it dismisses them."""
         running: dict[Future[Any], int] = {}
         while True:
             for _, message in self._arrived():
@@ -185,7 +189,7 @@ class Ranks:
                 self._send(0, (running.pop(future), *self._outcome(future)))
 
     def dismiss(self) -> None:
-        """Rank 0: let the others go, and wait until they have finished what they had begun."""
+        """Dismiss the other ranks, from rank 0, and wait until they have finished their running jobs."""
         for rank in range(1, self.size):
             self._send(rank, None)
         self._close_pool()
@@ -195,7 +199,7 @@ class Ranks:
             serving -= sum(message is None for _, message in self._arrived())
 
     def _outcome(self, future: Future[Any]) -> tuple[Any, tuple[str, str] | None]:
-        """The result of a job, and the error if there was one: its class, and what it says."""
+        """Return the result of a job, and its error if any: class and message."""
         try:
             return result_of(future), None
         except DataError as error:
@@ -209,7 +213,7 @@ class Ranks:
         return submit(self._pool, function, job)
 
     def _close_pool(self) -> None:
-        """Drop the jobs that were not begun, and finish the others."""
+        """Cancel the jobs that have not started, and wait for the others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -218,7 +222,7 @@ class Ranks:
         self._outbox.append(self._comm.Isend(encode(message), rank))
 
     def _arrived(self) -> Iterator[tuple[int, Any]]:
-        """Messages that are there, each with the rank that sent it."""
+        """Yield the messages that have arrived, each with its sender's rank."""
         status = self._mpi.Status()
         while self._comm.Iprobe(status=status):
             message = bytearray(status.Get_count(self._mpi.BYTE))
@@ -227,7 +231,7 @@ class Ranks:
 
 
 def _finished(running: dict[Future[Any], int]) -> list[Future[Any]]:
-    """The jobs that are done, after at most a short while."""
+    """Return the finished jobs, after a short wait at most."""
     if not running:
         time.sleep(_PAUSE_S)
         return []
@@ -235,9 +239,10 @@ def _finished(running: dict[Future[Any], int]) -> list[Future[Any]]:
 
 
 def _share_of_cores(node: Any) -> int:
-    """How many processes a rank should use, at least one: the cores it may use, each divided by the ranks that may.
+    """Return the number of processes for a rank, at least one: the sum over its cores of 1 / the ranks that share each.
 
-    node: the communicator of the ranks of one machine. Launchers may give each rank cores of its own, or all to all.
+    node: the communicator of the ranks of one machine. Launchers give each rank its own cores, or all cores to all
+    ranks.
     """
     mine = np.zeros(_MOST_CORES, np.uint8)
     mine[[core for core in os.sched_getaffinity(0) if core < _MOST_CORES]] = 1
@@ -251,7 +256,7 @@ def _share_of_cores(node: Any) -> int:
 # ---------------------------------------------------------------------- messages
 
 
-# The functions that one rank may ask another to call. What they work on is in files, as their jobs are small.
+# The functions that one rank may ask another to call. Their data is in files, so that jobs are small.
 JOBS = (
     "data_pipeline.preparation.workers:call",
     "data_pipeline.preparation.recognition:_sha256",
@@ -266,12 +271,13 @@ JOBS = (
 
 
 def encode(message: Any) -> bytes:
-    """A message of plain values, dataclasses of this package and functions of JOBS. TypeError for anything else."""
+    """Encode a message of plain values, dataclasses of this package and functions of JOBS. Raises TypeError for another.
+    """
     return json.dumps(to_plain(message, _named)).encode()
 
 
 def decode(message: bytes) -> Any:
-    """What `encode` was given. ValueError for anything else."""
+    """Return the message that `encode` was given. Raises ValueError for anything else."""
     return from_plain(json.loads(message), _of_name)
 
 
@@ -300,11 +306,11 @@ def _of_name(kind: str, contents: Any) -> Any:
         raise ValueError(f"a message holds {kind} with other fields than it has here; all ranks need the same code")
     value = object.__new__(cls)
     for name, part in parts.items():
-        object.__setattr__(value, name, part)  # they may be frozen, and were checked where they were made
+        object.__setattr__(value, name, part)  # works if frozen; the sender has checked the values
     return value
 
 
 def _find(name: str) -> Any:
-    """A class or function of this package; every rank has imported those that messages are made of."""
+    """Return a class or function of this package; every rank has imported those that messages contain."""
     module, _, attribute = name.partition(":")
     return vars(sys.modules[module]).get(attribute) if module in sys.modules else None

@@ -1,4 +1,4 @@
-"""What to prepare, and how: the settings of `prepare`, and where its result goes."""
+"""The options of a preparation, and the folder of its result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _option(help: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to prepare, and how."""
+    """The options of a preparation: its inputs, and how they are read, cleaned, split and encoded."""
 
     inputs: tuple[str, ...] = field(
         default=(),
@@ -227,7 +227,7 @@ class PrepareConfig:
 
     @property
     def cleaning(self) -> Cleaning:
-        """The cleaning steps that are on. DataError for one that does not exist or lacks its library."""
+        """The selected cleaning steps. Raises DataError for one that does not exist or lacks its library."""
         steps = parse_steps(self.clean)
         limits: Any = parse_limits(self.cleaning_limits, Cleaning().limits)
         if off := [limit for limit in self.cleaning_limits if limit.partition(".")[0] not in steps]:
@@ -236,17 +236,19 @@ class PrepareConfig:
 
     @property
     def cleaning_of_held(self) -> Cleaning:
-        """The steps for files of validation and test: their text is normalized like the input, but none is left out."""
+        """The steps for validation and test files: their text is normalized like the input, and no document is left
+        out.
+        """
         return Cleaning(tuple(step for step in self.cleaning.steps if step == NORMALIZE))
 
     @property
     def keep_ids(self) -> bool:
-        """Whether the ids of the input, made by the tokenizer that is asked for, are kept as they are."""
+        """True if the input's ids are kept unchanged, because the requested tokenizer made them."""
         return self.input_tokenizer == self.tokenizer
 
     @property
     def directory(self) -> Path:
-        """Where the prepared data goes."""
+        """The folder for the prepared data."""
         if self.output is not None:
             return Path(self.output)
         if not self.inputs:
@@ -260,13 +262,13 @@ def _default(config: PrepareConfig, name: str) -> Any:
 
 
 def default_data_dir(tokenizer_spec: str) -> Path:
-    """Where the default corpus is prepared: data/default-byte, data/default-sentencepiece-4096, …"""
+    """Return the folder of the prepared default corpus: data/default-byte, data/default-sentencepiece-4096, …"""
     parse_spec(tokenizer_spec)
     return Path("data", f"default-{_in_a_path(tokenizer_spec)}")
 
 
 def _name_of(source: str) -> str:
-    """What an input is called in the name of a folder: without suffixes, and without what makes a pattern."""
+    """Return the name of an input for use in a folder name: without suffixes and pattern characters."""
     if source == STDIN:
         return "stdin"
     stem = re.sub(rf"({'|'.join(map(re.escape, COMPRESSED))})$", "", Path(source).name)

@@ -1,11 +1,11 @@
-"""Text in, a folder of prepared data out: the whole road of `scripts/preprocess.py`.
+"""The whole preparation: text in, a folder of prepared data out. `scripts/preprocess.py` runs it.
 
     OUTPUT/train/shard_00000.{bin,idx} …   OUTPUT/validation/…   OUTPUT/tokenizer/   OUTPUT/manifest.json, written last
-    OUTPUT/.preparing/                     while the work lasts: the lock, the gathered documents, which shards are done
+    OUTPUT/.preparing/                     during the work: the lock, the gathered documents, the finished shards
 
-The work is divided into pieces, each of which is done completely or not at all and recorded. Killed at any moment and
-started again, a preparation goes on with the pieces that are missing and ends with the same bytes; who shares the work,
-processes or machines, changes nothing either.
+The work is divided into pieces; each is done completely or not at all, and recorded. A preparation that was killed
+resumes with the missing pieces and ends with the same bytes. The result does not depend on the number of processes or
+machines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from data_pipeline.tokenizers.base import TOKENIZER_FILE
 
 
 def ensure_default_data(tokenizer_spec: str) -> Path:
-    """The folder of the default corpus. If it is missing it is prepared, or awaited where another process is at it."""
+    """Return the folder of the default corpus. If it is missing, prepare it, or wait for another process that does."""
     directory = default_data_dir(tokenizer_spec)
     if not (directory / MANIFEST_FILE).exists():
         prepare(PrepareConfig(tokenizer=tokenizer_spec), wait=True)
@@ -52,7 +52,7 @@ def ensure_default_data(tokenizer_spec: str) -> Path:
 
 
 def find_prepared(config: PrepareConfig) -> Manifest | None:
-    """The manifest of what `config` asks for, if it is there already; None if there is nothing, or unfinished work.
+    """Return the manifest of the data that `config` describes; None if it is missing or unfinished.
 
     Raises DataError if the folder holds something else, or was prepared from other input or with other settings.
     """
@@ -63,14 +63,13 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
 def prepare(
     config: PrepareConfig, wait: bool = False, team: Team | None = None, after: Existing | None = None
 ) -> Manifest:
-    """Prepare data, or go on with what was interrupted; if it is there already, nothing is done.
+    """Prepare data, or resume an interrupted preparation; finished data is left unchanged.
 
-    wait: if another process is preparing the same folder, wait for it instead of refusing.
-    team: who shares the work; none: `config.workers` processes. after: the data that this will be added to: see
-    `appending`.
+    wait: if another process is preparing the same folder, wait for it instead of raising. team: the processes that
+    share the work; none: `config.workers` processes. after: the data to which this will be added: see `appending`.
 
-    Raises DataError for whatever a user can mend: input that is missing, empty or broken, a folder that holds something
-    else, a full disk. Nothing that looks finished is left behind then.
+    Raises DataError for user errors: missing, empty or broken input, a folder that holds something else, a full disk.
+    The folder then never looks finished.
     """
     sources, settings = find_source_settings(config)
     if after is not None:
@@ -103,7 +102,7 @@ def _prepare(
         )
     if there := interrupted_settings(output):
         settings = recognised(there, settings, sources, team)
-    if config.limit is None:  # else most of the input is not even read
+    if config.limit is None:  # else most of the input is never read
         settings = with_hashes(settings, sources, team)
     continue_or_begin(output, settings, units)
     team.check_shared(work / SETTINGS_FILE)
@@ -161,7 +160,7 @@ def _prepare(
 
 
 def _split_rule(config: PrepareConfig) -> dict[str, str]:
-    """How a document came to its split, for the manifest."""
+    """Describe the rule of the split for the manifest."""
     given = {
         split: " ".join(paths) for split, paths in (("validation", config.validation), ("test", config.test)) if paths
     }
@@ -174,20 +173,20 @@ def _split_rule(config: PrepareConfig) -> dict[str, str]:
 
 
 def roles_of(config: PrepareConfig) -> list[int | None]:
-    """For each source the split that the user holds it back for; None: an input."""
+    """Return for each source the split that the user holds it back for; None for an input."""
     inputs: list[int | None] = [None] * max(len(config.inputs), 1)  # none: the default corpus
     return inputs + [VALIDATION] * len(config.validation) + [TEST] * len(config.test)
 
 
 def within_limit(config: PrepareConfig, units: Sequence[Unit], work: Path) -> list[Unit]:
-    """The units that are read under --limit, already gathered: one after the other, as each gets what is left."""
+    """Return the units that are read under --limit, gathered in sequence, as each gets the rest of the limit."""
     if config.limit is None:
         return list(units)
     roles = roles_of(config)
     left, used = Limit.parse(config.limit), []
     for number, unit in enumerate(units):
         if roles[unit.source] is not None:
-            break  # what is held back stands behind the inputs, and is read whole
+            break  # held-back sources follow the inputs, and are read whole
         place = Gathered(work / f"unit_{number:05d}")
         if not place.complete:
             gather(unit, place, config.cleaning, config.keep_removed is not None, left)
@@ -209,7 +208,7 @@ def gather_all(
     team: Team,
     after: Existing | None = None,
 ) -> tuple[list[Gathered], Selection]:
-    """All documents in a work folder, each chosen for a split or dropped; what is there already is not read again."""
+    """Gather all documents in a work folder, and choose a split for each or drop it; gathered units are kept."""
     gathered = [Gathered(work / f"unit_{number:05d}") for number in range(len(units))]
     pairs = zip(units, gathered, strict=True)
     of_sources = roles_of(config)
@@ -225,7 +224,7 @@ def gather_all(
     ]
     run_all("reading", gather, missing, [unit.size for unit, *_ in missing], team)
     for split, choice in CHOICES.items():
-        # By sources, for a source that holds nothing has no unit.
+        # By sources, because an empty source has no unit.
         if choice in of_sources and not any(
             len(place.index) for role, place in zip(roles, gathered, strict=True) if role == choice
         ):
@@ -246,13 +245,13 @@ def gather_all(
             before=after.share if after and "validation" not in after.manifest.settings else None,
         )
     except TooFew as error:
-        _divisions(sources, units, gathered)  # a separator that no text holds is the reason
+        _divisions(sources, units, gathered)  # raises if no text holds the separator, which is the reason then
         raise TooFew(f"{error}{_why_too_few(sources, units, gathered)}") from None
     return gathered, selection
 
 
 def _why_too_few(sources: Sequence[Source], units: Sequence[Unit], gathered: Sequence[Gathered]) -> str:
-    """What else can be done where too few documents are left, and what was left out while the input was read."""
+    """Describe remedies for too few documents, and the input left out while it was read, as the end of a message."""
     text = any("text" in source.kinds for source in sources if isinstance(source, Files))
     divide = "; plain text is divided at blank lines by --documents paragraphs, and into lines by lines" if text else ""
     problems = [_problems_of(number, source, units, gathered) for number, source in enumerate(sources)]
@@ -268,7 +267,7 @@ def _encode_and_describe(
     by_source: list[tuple[Gathered, ...]],
     team: Team,
 ) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
-    """The shards of all splits, written, and what each source is like."""
+    """Write the shards of all splits; return their entries and the statistics of each source."""
     work = output / WORK_DIR
     plans = [plan for split in SPLITS for plan in plan_shards(gathered, split)]
     stored_as_ids = config.keep_ids or (config.tokenizer == ByteTokenizer.spec and not config.conversations)
@@ -284,7 +283,7 @@ def _encode_and_describe(
         ]
         jobs.append((plan, paths, output, tokenizer_dir, done, config.keep_ids, config.conversations))
     run_all("encoding", encode_piece, missing, [piece.stored_bytes for piece, *_ in missing], team)
-    # Together, so that nobody is idle while the last shard is written.
+    # Together, so that no process is idle while the last shard is written.
     together: list[tuple[Any, ...]] = [(write_planned, *job) for job in jobs]
     together += [(describe_source, places, tokenizer_dir, config.keep_ids) for places in by_source]
     sizes = [plan.stored_bytes for plan in plans] + [SAMPLE_BYTES] * len(by_source)
@@ -293,13 +292,13 @@ def _encode_and_describe(
 
 
 def find_source_settings(config: PrepareConfig) -> tuple[list[Source], dict[str, Any]]:
-    """The sources of a preparation, and all that decides about its bytes."""
+    """Return the sources of a preparation, and all settings that determine its bytes."""
     sources = open_inputs(config)
     return sources, settings_of(config, sources)
 
 
 def open_inputs(config: PrepareConfig) -> list[Source]:
-    """The sources that a preparation reads. DataError if one is not there or nothing readable."""
+    """Return the sources that a preparation reads. Raises DataError if one is missing or not readable."""
     options = SourceOptions(
         text_key=config.text_key,
         score_key=config.score_key,
@@ -319,7 +318,7 @@ def open_inputs(config: PrepareConfig) -> list[Source]:
 
 
 def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gathered]) -> dict[str, Any]:
-    """What was read from a source, for the manifest."""
+    """Describe the text read from a source, for the manifest."""
     counts = [place.counts for unit, place in zip(units, gathered, strict=True) if unit.source == number]
     problems = _problems_of(number, source, units, gathered)
     return {
@@ -334,7 +333,7 @@ def _describe(number: int, source: Source, units: list[Unit], gathered: list[Gat
 
 
 def _problems_of(number: int, source: Source, units: Sequence[Unit], gathered: Sequence[Gathered]) -> Problems:
-    """What was met while a source was looked for and read."""
+    """Return the problems met while a source was searched and read."""
     problems = Problems(examples=[*source.problems.examples])
     problems.add(source.problems)
     for unit, place in zip(units, gathered, strict=True):
@@ -346,7 +345,9 @@ def _problems_of(number: int, source: Source, units: Sequence[Unit], gathered: S
 
 
 def _divisions(sources: Sequence[Source], units: Sequence[Unit], gathered: Sequence[Gathered]) -> list[dict[str, Any]]:
-    """How the plain text of each source was divided, for the manifest. DataError for a separator that no text holds."""
+    """Describe the division of each source's plain text, for the manifest. Raises DataError if no text holds the
+    separator.
+    """
     counts: list[Counter[str]] = [Counter() for _ in sources]
     for unit, place in zip(units, gathered, strict=True):
         counts[unit.source].update(place.counts["division"])
@@ -367,7 +368,7 @@ def _find_prepared(output: Path, settings: dict[str, Any], sources: Sequence[Sou
         return None
     manifest = Manifest.load(output)
     there = dict(manifest.settings)
-    if "keep_removed" not in settings:  # a list beside the data changes nothing in it
+    if "keep_removed" not in settings:  # a list outside the data does not change it
         there.pop("keep_removed", None)
     if different := differences(there, recognised(there, settings, sources, team)):
         raise DataError(

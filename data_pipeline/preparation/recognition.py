@@ -1,7 +1,7 @@
-"""Whether data was prepared from the same input with the same settings, and if not, what differs, in words.
+"""Comparison of prepared data with requested input and settings, and a description of the differences.
 
-A file is the same if its bytes are, wherever it lies, whatever it is called, and whenever it was touched. Paths, sizes
-and times are compared first, so contents are read only where these differ.
+Files are the same if their bytes are, regardless of location, name and time. Paths, sizes and times are compared first,
+so contents are read only if these differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from data_pipeline.sources.source import Source
 from data_pipeline.storage.atomic import sha256_file
 
 INPUTS = ("input", "validation", "test")  # the settings that describe sources, in the order of the sources
-_PLACE = ("path", "state")  # of what is described: where it lies, not what it holds
+_PLACE = ("path", "state")  # keys that describe location, not contents
 
 
 def with_hashes(settings: dict[str, Any], sources: Sequence[Source], team: Team) -> dict[str, Any]:
-    """The settings with the sha256 of the contents of every source that consists of files."""
+    """Return the settings with the sha256 of the contents of every source that consists of files."""
     described = [one for key in INPUTS for one in settings.get(key, [])]
     missing = [number for number, one in enumerate(described) if "state" in one and "sha256" not in one]
     files = [(number, path, size) for number in missing for path, size in sources[number].contents()]
@@ -39,9 +39,9 @@ def with_hashes(settings: dict[str, Any], sources: Sequence[Source], team: Team)
 
 
 def recognised(there: dict[str, Any], wanted: dict[str, Any], sources: Sequence[Source], team: Team) -> dict[str, Any]:
-    """`wanted`, in which everything that is the same as it was is described as `there`."""
+    """Return `wanted` with everything that is unchanged described as in `there`."""
     if there.get("tokenizer_fingerprint") and there["tokenizer_fingerprint"] == wanted.get("tokenizer_fingerprint"):
-        wanted = wanted | {"tokenizer": there["tokenizer"]}  # the folder hf:DIR by another name
+        wanted = wanted | {"tokenizer": there["tokenizer"]}  # the same tokenizer in another folder hf:DIR
     same_number = [key for key in INPUTS if key in wanted and len(there.get(key, [])) == len(wanted[key])]
     pairs = [pair for key in same_number for pair in zip(there[key], wanted[key], strict=True)]
     if any(_holds_other(old, new) and "sha256" in old for old, new in pairs):
@@ -56,7 +56,7 @@ def recognised(there: dict[str, Any], wanted: dict[str, Any], sources: Sequence[
 
 
 def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What differs between two settings, a sentence each."""
+    """Describe the differences between two settings, one sentence each."""
     found = []
     for key in [*wanted, *(name for name in there if name not in wanted)]:
         old, new = there.get(key), wanted.get(key)
@@ -87,7 +87,7 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return found
 
 
-@functools.cache  # a command looks for prepared data, and then prepares it
+@functools.cache  # a command first looks for prepared data, then prepares it
 def _sha256(path: str, mtime_ns: int) -> str:
     try:
         return sha256_file(path)
@@ -96,13 +96,13 @@ def _sha256(path: str, mtime_ns: int) -> str:
 
 
 def _replaced(settings: dict[str, Any], described: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings with other descriptions of the sources."""
+    """Return the settings with other descriptions of the sources."""
     left = iter(described)
     return settings | {key: [next(left) for _ in settings[key]] for key in INPUTS if key in settings}
 
 
 def _holds_other(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two descriptions are of different contents, or nothing tells that they are not."""
+    """Return False if two descriptions are known to have the same contents, else True."""
     if "state" in new and old.get("state") == new["state"]:
         new = new | {name: old[name] for name in ("sha256", *_PLACE) if name in old}
     elif "sha256" in new and old.get("sha256") == new["sha256"]:

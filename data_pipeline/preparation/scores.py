@@ -17,7 +17,7 @@ _FILE = Path("train", "scores.npy")
 
 
 def write_scores(gathered: Sequence[Gathered], output: Path, key: str) -> None:
-    """Write the scores of the documents chosen for training, in their order. DataError if one has none."""
+    """Write the scores of the documents chosen for training, in their order. Raises DataError if one has none."""
     total = sum(int((unit.choice == TRAIN).sum()) for unit in gathered)
     with atomic_file(output / _FILE) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (total,)}
@@ -33,7 +33,7 @@ def write_scores(gathered: Sequence[Gathered], output: Path, key: str) -> None:
 
 
 def open_scores(directory: Path, documents: int) -> NDArray[np.float32]:
-    """The scores of prepared data, mapped into memory. DataError if it has none."""
+    """Return the scores of prepared data, mapped into memory. Raises DataError if it has none."""
     path = directory / _FILE
     if not path.is_file():
         raise DataError(f"{directory} has no scores: prepare it from JSON Lines with --score-key KEY")

@@ -1,4 +1,4 @@
-"""What decides about the bytes of prepared data, as its manifest records it: see `recognition`."""
+"""The settings that determine the bytes of prepared data, as its manifest records them: see `recognition`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data_pipeline.sources.encodings import codec_of
 from data_pipeline.sources.source import Source
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
 
-# Raised when the same input and settings begin to give other documents or shards.
+# Increased when the same input and settings begin to give other documents or shards.
 _PREPARATION_VERSION = 1
 
 
 def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, Any]:
-    """All that decides about the bytes of the result. Values are as JSON gives them back."""
+    """Return all settings that determine the bytes of the result, as JSON would return them."""
     described = [source.describe() for source in sources]
     first, last = len(sources) - len(config.validation) - len(config.test), len(sources) - len(config.test)
     return {
@@ -31,7 +31,7 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
         "on_error": config.on_error,
         "validation_fraction": config.validation_fraction,
         "deduplicate": config.deduplicate,
-        # What is off is not mentioned, so data prepared before there was such a step is still up to date.
+        # Steps that are off are omitted, so data prepared before such a step existed is still up to date.
         **({"validation": described[first:last]} if config.validation else {}),
         **({"test": described[last:]} if config.test else {}),
         **({"limit": config.limit} if config.limit is not None else {}),
@@ -49,13 +49,13 @@ def settings_of(config: PrepareConfig, sources: Sequence[Source]) -> dict[str, A
 
 
 def _changed_limits(config: PrepareConfig) -> dict[str, Any]:
-    """The limits of cleaning rules that are not the default ones, by step and name."""
+    """Return the limits of cleaning rules that differ from the defaults, by step and name."""
     steps = config.cleaning.limits.items()
     return {f"{step}.{name}": value for step, limits in steps for name, value in limits.changed.items()}
 
 
 def _libraries(config: PrepareConfig) -> dict[str, str]:
-    """The version of each library that decides what a cleaning step leaves out, of the steps that are on."""
+    """Return the version of each library that a selected cleaning step uses for its decisions."""
     from importlib import metadata
 
     steps = config.cleaning.steps
@@ -63,7 +63,7 @@ def _libraries(config: PrepareConfig) -> dict[str, str]:
 
 
 def _fingerprint(config: PrepareConfig) -> str | None:
-    """That of a tokenizer which is given by files, because these may change behind the name of their folder."""
+    """Return the fingerprint of a tokenizer given by files, which may change while their folder keeps its name."""
     if config.tokenizer_from is not None:
         return find_tokenizer(config.tokenizer_from).fingerprint
     return build_tokenizer(config.tokenizer).fingerprint if parse_spec(config.tokenizer)[0] == "hf" else None

@@ -1,8 +1,8 @@
-"""Which of the gathered documents stay, and which of these are held back for validation.
+"""Selection of the gathered documents to keep, and of those among them to hold back for validation.
 
-Exact duplicates go first, then what is left goes through the steps that compare documents with others; then the split
-is made, so that whatever was found alike never stands on both sides of it. Documents that the user holds back in files
-of their own all stay; what equals or resembles one of them leaves the training text.
+Exact duplicates are removed first. The rest passes the steps that compare documents with others, and is split last, so
+that similar documents never end up on both sides. Documents that the user holds back in separate files all stay;
+documents that equal or resemble one of them are removed from the training text.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from data_pipeline.preparation.holdout import Share, choose_all, choose_by_hash,
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
 
-# What, function, jobs, bytes of input of each job → results: the jobs are shared out by whoever calls `select`.
+# Label, function, jobs, input bytes of each job → results: the caller of `select` distributes the jobs.
 Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was left out, by all steps together."""
+    """The documents that all steps together left out."""
 
     record: Record
-    decontamination: dict[str, Any]  # texts looked for, and the list of what was removed; empty if it was not asked for
+    decontamination: dict[str, Any]  # texts searched for, and the list of removed documents; empty if not requested
 
     @property
     def duplicates(self) -> dict[str, int]:
-        """Documents that equalled an earlier one, and their bytes."""
+        """The number and bytes of documents equal to an earlier one."""
         return {
             "documents": self.record.documents[EXACT_DUPLICATES],
             "bytes": self.record.sizes[EXACT_DUPLICATES],
@@ -68,10 +68,10 @@ def select(
     """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 
     names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. cleaning:
-    the steps that are on. evaluation_files: whose texts may not be in the data; what goes for their sake is listed in
-    output/removed.jsonl. removed_list: where all documents that are left out are written; none: nowhere.
-    existing, before: the documents that these are added to, each unit with its split, and how many are held back of
-    them. Raises DataError if fewer than two documents are left.
+    the selected steps. evaluation_files: texts that the data may not contain; documents removed for their sake are
+    listed in output/removed.jsonl. removed_list: file for all documents that are left out; None: none. existing,
+    before: the documents to which these are added, each unit with its split, and the held-back share of them. Raises
+    DataError if fewer than two documents are left.
     """
     record = Record()
     for unit in units:
@@ -111,7 +111,7 @@ def select(
         decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
         stages.append(Stage(DECONTAMINATION, left & ~kept, partial(_match, units, evaluation_files)))
     if NEAR_DUPLICATES in cleaning.steps:
-        together = [*held, *units]  # of documents that are alike the first stays
+        together = [*held, *units]  # of similar documents the first stays
         number = int(starts_of(held)[-1])
         sizes = [int(unit.index["length"].sum()) for unit in together]
         run("comparing", sign, [(unit,) for unit in together], sizes)
@@ -141,7 +141,7 @@ def select(
 
 
 def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> str:
-    """A message for data of which too little is left: each rule, its limit, and how many documents it left out."""
+    """Return a message for data with too little left: each rule, its limit, and the number of documents it left out."""
     total = kept + sum(record.documents.values())
     what = (
         "no document of the input is left to train on"
@@ -155,7 +155,7 @@ def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> 
 
 
 def _remedy(rule: str, cleaning: Cleaning) -> str:
-    """The limit of a rule and the option that changes it, in brackets."""
+    """Return the limit of a rule and the option that changes it, in brackets."""
     step, _, sentence = rule.partition(": ")
     if rule == EXACT_DUPLICATES:
         return " (--keep-duplicates keeps them)"
@@ -175,7 +175,7 @@ def _remedy(rule: str, cleaning: Cleaning) -> str:
 
 
 def _match(units: list[Gathered], files: Sequence[str], number: int) -> dict[str, Any]:
-    """Which words a document shares with which evaluation file; documents are counted over all units."""
+    """Return the words that a document shares with an evaluation file, and the file; `number` is over all units."""
     starts = starts_of(units)
     owner = int(np.searchsorted(starts, number, side="right")) - 1
     match = _matches(units[owner])[number - int(starts[owner])]
@@ -188,7 +188,9 @@ def _matches(unit: Gathered) -> dict[int, dict[str, Any]]:
 
 
 def _twin(units: list[Gathered], stays: NDArray[np.int64], held: int, number: int) -> dict[str, Any]:
-    """The document that stays for one of the input. units, stays: with the `held` documents that come before it."""
+    """Describe the document kept in place of an input document. units, stays: with the `held` documents that come
+    first.
+    """
     twin = int(stays[held + number])
     similarity = Signatures(units).similarity(np.array([held + number]), np.array([twin]))
     return {"similarity": round(float(similarity[0]), 3), "stays": excerpt(_document(units, starts_of(units), twin))}
@@ -197,7 +199,7 @@ def _twin(units: list[Gathered], stays: NDArray[np.int64], held: int, number: in
 def _contaminated(
     units: list[Gathered], names: Sequence[str], files: Sequence[str], kept: NDArray[np.bool_], record: Record
 ) -> Iterator[dict[str, Any]]:
-    """Take what was found out of `kept`, into the record, and yield a line of the list for each document."""
+    """Remove matching documents from `kept`, record them, and yield a line of the list for each."""
     before: dict[str, int] = {}  # documents of the same source in earlier units
     for unit, name, start in zip(units, names, starts_of(units)[:-1].tolist(), strict=True):
         matches = [match for match in decontamination.found(unit) if kept[start + match["document"]]]
@@ -219,7 +221,7 @@ def _count(
     gone: NDArray[np.bool_],
     stays: NDArray[np.int64] | None = None,
 ) -> None:
-    """Record what one rule leaves out. stays: for every document, the one that stays for it."""
+    """Record the documents that one rule leaves out. stays: for every document, the one kept in its place."""
     if not gone.any():
         return
     starts = starts_of(units)

@@ -1,7 +1,7 @@
-"""What the data looks like, in numbers and samples, for the manifest and the report.
+"""Statistics and samples of the data, for the manifest and the report.
 
-All of it follows from the documents that were chosen. Lengths are counted exactly; what needs a look at the text is
-taken from a sample: for each source, documents chosen evenly by their hash, 256 KiB of them at most.
+All of them are computed from the chosen documents. Lengths are counted exactly; measures of the text come from a
+sample: for each source, documents chosen evenly by their hash, 256 KiB at most.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ _EXCERPT_CHARACTERS = 500
 
 
 def describe_source(units: Sequence[Gathered], tokenizer_dir: Path, keep_ids: bool) -> dict[str, Any]:
-    """Of one source: documents and bytes by split, histograms of lengths, and what its sample says.
+    """Return the statistics of one source: documents and bytes by split, histograms of lengths, measures of its sample.
 
-    lengths: by split, how many documents have 1, 2 to 3, 4 to 7, … bytes. sample: its size, bytes per id (end_of_text
-    counted) and how many times smaller gzip and xz make it, byte_counts how often each of the 256 byte values occurs.
-    keep_ids: see `indexed`; lengths are then those of the ids as stored, and the bytes of text are not counted.
+    lengths: by split, the number of documents of 1, 2 to 3, 4 to 7, … bytes. sample: its size, bytes per id
+    (end_of_text counted), the factors by which gzip and xz compress it, and byte_counts, the count of each of the 256
+    byte values. keep_ids: see `indexed`; lengths are then those of the ids as stored, and the bytes of text are not
+    counted.
     """
     splits: dict[str, Any] = {}
     for split, choice in CHOICES.items():
         classes, size = np.zeros(64, np.int64), 0
-        for unit in units:  # one by one: there may be more documents than memory holds numbers
+        for unit in units:  # one by one, as the lengths of all documents may not fit in memory
             lengths = unit.index["length"][unit.choice == choice] - 1
             classes += np.bincount(np.frexp(lengths)[1] - 1, minlength=64)
             size += int(lengths.sum())
@@ -71,7 +72,7 @@ def _measures(documents: list[bytes], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _sample(units: Sequence[Gathered]) -> Iterator[bytes]:
-    """Documents chosen evenly by their hash; 256 KiB of them, of which the last one may be cut."""
+    """Yield documents chosen evenly by their hash; 256 KiB of them, of which the last one may be cut."""
     total = sum(int(unit.index["length"][unit.choice != DROPPED].sum()) for unit in units)
     limit = np.uint64(min(SAMPLE_BYTES / max(total, 1), 1) * (2**64 - 2048))
     chosen = [
@@ -89,7 +90,7 @@ def _sample(units: Sequence[Gathered]) -> Iterator[bytes]:
 
 
 def _lowest(units: Sequence[Gathered], number: int) -> list[tuple[Gathered, int]]:
-    """The documents with the lowest hashes."""
+    """Return the documents with the lowest hashes."""
     found: list[tuple[int, Gathered, int]] = []
     for unit in units:
         places = np.flatnonzero(unit.choice != DROPPED)

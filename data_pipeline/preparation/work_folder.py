@@ -1,4 +1,4 @@
-"""OUTPUT/.preparing while the work lasts: one process at a time works there, and goes on with what was interrupted."""
+"""The folder OUTPUT/.preparing of work in progress: one process at a time uses it, and resumes interrupted work."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from data_pipeline.sources.source import Unit
 from data_pipeline.storage.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.storage.manifest import LOCK_FILE, MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR
 
-SETTINGS_FILE = "settings.json"  # of the preparation that is under way
+SETTINGS_FILE = "settings.json"  # of the preparation in progress
 
 
 @contextmanager
 def locked(output: Path, wait: bool) -> Iterator[None]:
-    """Be the only process that works on `output`; what one that was killed left of unfinished files is removed.
+    """Lock `output` for this process alone; remove temporary files left by a killed one.
 
-    The lock is the kernel's, so it ends with the process, however that ends; file systems that nodes share pass it on.
+    The kernel holds the lock, so it ends with the process in any case; shared file systems pass it on to other nodes.
     """
     work = output / WORK_DIR
     while True:
@@ -47,22 +47,22 @@ def locked(output: Path, wait: bool) -> Iterator[None]:
             ) from None
         if _is_there(work / LOCK_FILE, lock.fileno()):
             break
-        lock.close()  # the process before has finished and removed the work folder
+        lock.close()  # the previous process has finished and removed the work folder
     os.register_at_fork(after_in_child=lock.close)  # a worker that outlives a killed process must not hold its lock
     for path in output.rglob(f"{TEMPORARY_PREFIX}*"):
-        if path.is_file():  # a folder may be a plan that is being made: see `plans`
-            path.unlink(missing_ok=True)  # such a worker may be at its last rename
+        if path.is_file():  # a folder may be a plan being written: see `window_plans`
+            path.unlink(missing_ok=True)  # such a worker may be renaming it
     try:
         yield
     finally:
         begun = (work / SETTINGS_FILE).exists()
         finished = (output / MANIFEST_FILE).exists() or not begun
         if finished:
-            for path in sorted(work.iterdir(), key=lambda path: path.name == LOCK_FILE):  # the lock is the last to go
+            for path in sorted(work.iterdir(), key=lambda path: path.name == LOCK_FILE):  # the lock file last
                 path.unlink()
         lock.close()
         if finished:
-            # Not under the lock: NFS keeps a name for a file that is open. Another process may have moved in.
+            # Not under the lock: NFS keeps a name for an open file. Another process may already use the folder.
             with suppress(OSError):
                 work.rmdir()
                 if not begun:
@@ -77,13 +77,13 @@ def _is_there(path: Path, descriptor: int) -> bool:
 
 
 def interrupted_settings(output: Path) -> dict[str, Any] | None:
-    """The settings of the preparation that was interrupted here; None if there is none."""
+    """Return the settings of the preparation that was interrupted here; None if there is none."""
     record = output / WORK_DIR / SETTINGS_FILE
     return json.loads(record.read_bytes())["settings"] if record.exists() else None
 
 
 def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
-    """Keep the pieces of an interrupted preparation if it was exactly this one; remove them if it was another."""
+    """Keep the pieces of an interrupted preparation if its settings and units are the same; else remove them."""
     work = output / WORK_DIR
     record = work / SETTINGS_FILE
     state = {"settings": settings, "units": hashlib.sha256(repr(units).encode()).hexdigest()}

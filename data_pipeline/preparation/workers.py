@@ -1,7 +1,7 @@
-"""Who does the work: processes of this machine here, those of several machines in `ranks`.
+"""Teams that share independent work: processes of this machine here, those of several machines in `mpi`.
 
-Work is a function and jobs, the arguments of independent calls of it. Everything that is called must be importable, and
-jobs and results must be small: what is large stays in files.
+Work is a function and jobs, the arguments of independent calls of it. Functions must be importable, and jobs and
+results small: large data stays in files.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _WITH_THREADS = {
     "rensa",
     "tokenizers",
     "torch",
-}  # libraries that make threads of their own
+}  # libraries that start threads
 _WORTH_A_PROCESS = 16 << 20  # bytes of input; starting one takes half a second
 
 
 class Team(Protocol):
-    """Those who share the work."""
+    """A group of processes that shares work."""
 
     def run(
         self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
     ) -> Iterator[tuple[int, Result]]:
-        """The number of each job and what `function(*job)` gave, as they are done, in any order.
+        """Yield the number of each job and the result of `function(*job)`, as jobs finish, in any order.
 
-        size: bytes of the input of all of them, by which a team may see how many of it are worth calling. An error in a
-        job is raised here and no further job is begun.
+        size: bytes of the input of all jobs, from which a team may choose how many processes to use. An error in a job
+        is raised here, and no further job is started.
         """
         ...
 
     def check_shared(self, path: Path) -> None:
-        """DataError if a member of the team does not see this file."""
+        """Raise DataError if a member of the team does not see this file."""
         ...
 
 
 class Workers:
-    """A team of processes of this machine. With one, or for one job, everything happens in the process that asks.
+    """A team of processes of this machine. With one process, or one job, all work runs in the calling process.
 
-    They are started when there is work for the first time, and end with the `with` block.
+    The processes start with the first work, and end with the `with` block.
     """
 
     def __init__(self, number: int | None = None) -> None:
@@ -88,13 +88,13 @@ class Workers:
                 future.cancel()
 
     def check_shared(self, path: Path) -> None:
-        """Processes of one machine see the same files."""
+        """Do nothing: processes of one machine see the same files."""
 
 
 def run_all(
     what: str, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int], team: Team
 ) -> list[Result]:
-    """The results of all jobs, in their order, with a bar that says `what` and counts the bytes of their input."""
+    """Return the results of all jobs, in their order, with a progress bar labelled `what` that counts input bytes."""
     results: dict[int, Result] = {}
     with Progress(total=sum(sizes), unit="B", unit_scale=True, desc=what, delay=1, leave=False) as bar:
         for index, result in team.run(function, jobs, sum(sizes)):
@@ -104,38 +104,38 @@ def run_all(
 
 
 def call(function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)`, as a job: so jobs of several kinds are shared out together."""
+    """Call `function(*arguments)` as a job, so that jobs of several kinds can be run together."""
     return function(*arguments)
 
 
 def worth(number: int | None, size: int) -> int:
-    """How many processes share work on so many bytes: the number asked for, or as many as pay off."""
+    """Return the number of processes for this many bytes of work: `number` if given, else as many as pay off."""
     return number or min(available_cores(), 1 + size // _WORTH_A_PROCESS)
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_pool(number: int) -> ProcessPoolExecutor:
-    """So many processes, which end with this one, however that ends."""
+    """Return a pool of processes that end with this one, however it ends."""
     context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
     return ProcessPoolExecutor(number, mp_context=context, initializer=_follow_the_parent)
 
 
 def _may_fork() -> bool:
-    """Whether processes can begin as copies of this one, with all that it has imported, which saves half a second.
+    """Return whether processes may be forked, which keeps the imported modules and saves half a second.
 
-    A copy of a process that has threads may hang: Python's own are counted, those of libraries are known by name.
+    A copy of a process with threads may hang. Python's threads are counted; libraries that start threads are listed.
     """
     threads = threading.active_count() > 1 or not _WITH_THREADS.isdisjoint(sys.modules)
     return sys.platform == "linux" and not threads
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]) -> Future[Result]:
-    """Begin a job. DataError if one of the processes was killed."""
-    # A process that is started here inherits what is blocked: Ctrl-C while it starts is for the parent alone.
+    """Start a job. Raises DataError if one of the processes was killed."""
+    # A process started here inherits the blocked signals, so Ctrl-C while it starts reaches the parent alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(function, *job)
@@ -146,7 +146,7 @@ def submit(pool: ProcessPoolExecutor, function: Callable[..., Result], job: tupl
 
 
 def result_of(future: Future[Result]) -> Result:
-    """What a job gave. DataError if one of the processes was killed."""
+    """Return the result of a job. Raises DataError if one of the processes was killed."""
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -161,7 +161,7 @@ def _killed() -> DataError:
 
 
 def _follow_the_parent() -> None:
-    """Leave interrupts to the parent, and end with it even when it is killed."""
+    """Ignore interrupts, which the parent handles, and exit when the parent does, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
