@@ -1,13 +1,13 @@
-"""Conversations: what a model is given to read, and the answers that it learns.
+"""Conversations: text given to a model, and the answers that it learns.
 
-A turn is written as one character U+0002, the role, a line end, what is said, and one character U+0003:
+A turn is written as one character U+0002, the role, a line end, the message, and one character U+0003:
 
     ␂user⏎What is 2 + 2?␃␂assistant⏎4␃
 
-Neither character occurs in ordinary text, each is one byte, and a message may hold neither: so no user can speak for
-somebody else. What an assistant says counts in the loss, the U+0003 behind it included, so a model learns where to
-stop; all else is given. While data is prepared, each byte 0xFE in a stored document is where given text ends and an
-answer begins, or the other way round.
+Neither character occurs in ordinary text, each is one byte, and a message may hold neither, so no message can imitate
+another turn. The assistant's messages count in the loss, including the final U+0003, so a model learns where to stop;
+all other text is given. In a stored document, during preparation, each byte 0xFE marks a change from given text to an
+answer or back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT, Tokenizer
 
 TURN, END_OF_TURN = "\x02", "\x03"
 ROLES = ("system", "user", "assistant")
-# What ShareGPT and its heirs call them, in lower case.
+# Names of roles in ShareGPT and similar data, in lower case.
 _SHARED_ROLES = {
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "ai", "bot", "model"), "assistant"),
@@ -32,7 +32,7 @@ _SHARED_ROLES = {
 _KEYS = ("messages", "conversations", "conversation")
 END_OF_STORED_SEGMENT = 0xFE
 
-# The same for programs that know templates of Jinja, as transformers does.
+# The same format as a Jinja template, for programs such as transformers.
 TEMPLATE = (
     "{% for message in messages %}{{ '\\x02' + message['role'] + '\\n' + message['content'] + '\\x03' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\x02assistant\\n' }}{% endif %}"
@@ -40,19 +40,19 @@ TEMPLATE = (
 
 
 def prompt_of(messages: Iterable[Mapping[str, Any]]) -> str:
-    """What a model reads before it answers. ValueError where a message is none."""
+    """Return the text that a model reads before it answers. Raises ValueError for an invalid message."""
     return "".join(text for message in messages for text in _turn(message)) + f"{TURN}assistant\n"
 
 
 def segments_of(record: Mapping[str, Any], key: str | None = None) -> list[str]:
-    """Given text and answers in turn, given text first. ValueError where a record is none of these.
+    """Return given text and answers alternating, given text first. Raises ValueError for a record of another form.
 
-    key: where the messages are, if not where one of these has them.
+    key: of the messages, if it is none of these:
 
     {"messages": [{"role": …, "content": …}, …]}
-    {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}, as ShareGPT writes them
-    {"instruction": …, "input": …, "output": …}, as Alpaca writes them
-    {"prompt": …, "completion": …}, whose texts stand as they are
+    {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}, as in ShareGPT
+    {"instruction": …, "input": …, "output": …}, as in Alpaca
+    {"prompt": …, "completion": …}, whose texts are used unchanged
     """
     key = key or next((key for key in _KEYS if key in record), None)
     if key or ("instruction" in record and "output" in record):
@@ -87,7 +87,9 @@ def segments_of(record: Mapping[str, Any], key: str | None = None) -> list[str]:
 
 
 def _instruction(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of an instruction: its input follows it after a blank line; a history of turns stands before."""
+    """Return the messages of an instruction: any earlier turns, the instruction with its input after a blank line, the
+    output.
+    """
     texts = [record["instruction"], record.get("input") or "", record["output"]]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"'instruction', 'input' and 'output' are texts, got {_kind(wrong[0])}")
@@ -107,7 +109,7 @@ def _instruction(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shared(message: Any) -> Any:
-    """A message with `role` and `content`, also where they are called `from` and `value`, and roles otherwise."""
+    """Return a message with `role` and `content`, converting the keys `from` and `value` and other names of roles."""
     if not isinstance(message, Mapping) or not ("role" in message or "from" in message):
         return message
     role = message.get("role", message.get("from"))
@@ -120,12 +122,11 @@ def _shared(message: Any) -> Any:
 def encode_conversations(
     tokenizer: Tokenizer, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """Ids of stored conversations, the number of ids of each, and which ids are given rather than learned.
+    """Return the ids of stored conversations, the number of ids of each, and a mask of the given (not learned) ids.
 
-    Each segment is encoded by itself, as it is when a model answers a prompt. The end_of_text behind an answer is
-    learned with it.
+    Each segment is encoded separately, as when a model answers a prompt. The end_of_text after an answer is learned.
     """
-    ends = np.flatnonzero(stored >= END_OF_STORED_SEGMENT)  # UTF-8 has no such bytes
+    ends = np.flatnonzero(stored >= END_OF_STORED_SEGMENT)  # bytes that UTF-8 never uses
     last = stored[ends] == END_OF_STORED_DOCUMENT
     assert last.sum() == len(lengths)
     ids, counts = tokenizer.encode_documents(
@@ -136,12 +137,12 @@ def encode_conversations(
     first = np.flatnonzero(np.diff(document, prepend=-1))
     given = np.repeat((np.arange(len(ends)) - first[document]) % 2 == 0, counts)
     kept = np.ones(len(ids), dtype=np.bool_)
-    kept[np.cumsum(counts)[~last] - 1] = False  # the end_of_text of a segment that ends no document
+    kept[np.cumsum(counts)[~last] - 1] = False  # end_of_text of a segment that is not the last of its document
     return ids[kept], np.add.reduceat(counts - ~last, first), given[kept]
 
 
 def _turn(message: Any) -> tuple[str, str]:
-    """Its head, and what is said with the end of the turn."""
+    """Return the head of a turn, and its message with the end of the turn."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a message is not an object with 'role' and 'content' but {_kind(message)}")
     role, content = message.get("role"), message.get("content")

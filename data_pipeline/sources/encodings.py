@@ -1,8 +1,8 @@
-"""In which encoding text is, and whether it is text at all.
+"""Detection of the encoding of text, and of files that are not text.
 
-Text is UTF-8. A file that is largely something else is refused, with a guess, rather than read as U+FFFD; a few broken
-bytes are another matter, and become U+FFFD. With --encoding NAME files are converted first. Names mean what they mean
-in the Encoding Standard of the WHATWG, which is what authors mean by them: gb2312 is GBK, iso-8859-1 is windows-1252.
+Text is UTF-8. A file that is largely in another encoding is refused, with a guess, rather than read as U+FFFD; a few
+broken bytes become U+FFFD. With --encoding NAME, files are converted first. Names are resolved by the Encoding Standard
+of the WHATWG, which matches their use in practice: gb2312 is GBK, iso-8859-1 is windows-1252.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import webencodings
 from data_pipeline.errors import DataError
 
 _BLOCK = 1 << 20
-SAMPLE = 64 << 10  # bytes looked at, at the beginning, in the middle and at the end of a file
+SAMPLE = 64 << 10  # bytes read at the beginning, in the middle and at the end of a file
 
-BOMS = (  # those of UTF-32 before those of UTF-16, which begin alike
+BOMS = (  # UTF-32 before UTF-16, whose marks are prefixes of its
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\0\0", "utf-32-le"),
     (b"\0\0\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
 )
-# What begins so is no text: the bytes, what it is, and what to do.
+# First bytes of files that are not text, with the kind of file, and a suffix or None.
 _RENAME = "give it a name that says so: {path}{suffix}"
 _MAGIC = (
     (b"\x1f\x8b", "gzip data", ".gz"),
@@ -49,12 +49,12 @@ _MAGIC = (
 )
 _CONTROLS = bytes(code for code in range(32) if code not in b"\b\t\n\v\f\r\x1a\x1b")
 _MOST_CONTROLS = 0.05  # of the bytes of a text
-_FEW_INVALID = 3  # bytes that are not UTF-8 and say nothing about a file yet
+_FEW_INVALID = 3  # bytes that may be invalid in a file that is UTF-8
 _MOST_INVALID = 0.001  # of the bytes
 _MOST_INVALID_CONVERTED = 0.01  # of the characters, in the encoding that the user named
 _ISO_2022 = ((b"\x1b$B", "iso2022_jp"), (b"\x1b$@", "iso2022_jp"), (b"\x1b$)C", "iso2022_kr"))
 
-# What a guess is made among: the encodings of the web, and a few older ones.
+# Candidates of a guess: the encodings of the web, and a few older ones.
 _USUAL = [
     *("cp1252", "cp1251", "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949", "iso2022_jp", "cp1250", "cp1253"),
     *("cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_u", "cp866", "utf_16_le", "utf_16_be"),
@@ -65,14 +65,16 @@ _NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefin
 
 
 class NotText(DataError):
-    """A file is not text in UTF-8; so is every slice of it."""
+    """Error for a file that is not text in UTF-8; every slice of it raises it."""
 
 
 def codec_of(name: str) -> str:
-    """Python's name of an encoding that a user or a page names. DataError if there is none of text."""
+    """Return Python's name of an encoding named by a user or a page. Raises DataError if no text encoding has that
+    name.
+    """
     label = name.strip().lower()
     if label.replace("_", "-") in ("utf-16", "utf16", "utf-32", "utf32"):
-        return label  # with a byte-order mark, which tells the order of the bytes
+        return label  # with a byte-order mark, which gives the byte order
     found = webencodings.lookup(label)
     if found is not None and found.name not in ("replacement", "x-user-defined"):
         return "gb18030" if found.name == "gbk" else found.codec_info.name
@@ -86,14 +88,15 @@ def codec_of(name: str) -> str:
 
 
 def bom_of(beginning: bytes) -> tuple[bytes, str]:
-    """The byte-order mark of a text and the encoding that it tells; b"" and "" if there is none."""
+    """Return the byte-order mark of a text and the encoding that it indicates; b"" and "" if there is none."""
     return next(((bom, codec) for bom, codec in BOMS if beginning.startswith(bom)), (b"", ""))
 
 
 def bom_and_codec(beginning: bytes, codec: str) -> tuple[bytes, str]:
-    """The byte-order mark of a text, and how it is decoded: as the mark tells, otherwise by the codec that was named.
+    """Return the byte-order mark of a text, and the codec to decode it: the mark's, otherwise the named one.
 
-    UTF-16 and UTF-32 without a mark are in the order in which the text is printable, or little-endian, as on the web.
+    UTF-16 and UTF-32 without a mark are read in the byte order in which the text is printable, or little-endian, as on
+    the web.
     """
     bom, told = bom_of(beginning)
     if told or codec[:6] not in ("utf-16", "utf-32", "utf16", "utf32") or codec.endswith(("le", "be")):
@@ -104,7 +107,7 @@ def bom_and_codec(beginning: bytes, codec: str) -> tuple[bytes, str]:
 
 
 def transcode(file: IO[bytes], copy: IO[bytes], codec: str, path: str) -> None:
-    """Write a text as UTF-8. A byte-order mark goes before `codec`. DataError if it is not text in that encoding."""
+    """Write a text as UTF-8. A byte-order mark overrides `codec`. Raises DataError if it is not in that encoding."""
     block, characters, invalid = file.read(_BLOCK), 0, 0
     bom, found = bom_and_codec(block, codec)
     decoder = codecs.getincrementaldecoder(found)("replace")
@@ -122,7 +125,7 @@ def transcode(file: IO[bytes], copy: IO[bytes], codec: str, path: str) -> None:
 
 
 def in_utf8(data: bytes, codec: str) -> bytes:
-    """The beginning of a text as UTF-8. A byte-order mark goes before `codec`, of which "" is UTF-8."""
+    """Return the beginning of a text as UTF-8. A byte-order mark overrides `codec`, in which "" means UTF-8."""
     bom, found = bom_and_codec(data, codec)
     if found in ("", "utf-8"):
         return data
@@ -130,7 +133,7 @@ def in_utf8(data: bytes, codec: str) -> bytes:
 
 
 def sample_of(file: IO[bytes], size: int | None) -> list[bytes]:
-    """The beginning of a file, and where its size is known its middle and its end. It is left at its beginning."""
+    """Return the beginning of a file, and if its size is known its middle and end. Leave the file at its beginning."""
     file.seek(0)
     parts = [file.read(SAMPLE)]
     if size is not None and size > 4 * SAMPLE:
@@ -142,7 +145,7 @@ def sample_of(file: IO[bytes], size: int | None) -> list[bytes]:
 
 
 def check_text(parts: list[bytes], path: str) -> None:
-    """DataError if a file, of which these are parts, is compressed, binary, or text that is largely not UTF-8."""
+    """Raise NotText if a file is compressed, binary, or largely not UTF-8. parts: some of its contents."""
     for magic, what, suffix in _MAGIC:
         if parts[0].startswith(magic) and (magic != b"BZh" or parts[0][4:10] == b"1AY&SY"):
             todo = "unpack it" if suffix is None else _RENAME.format(path=path, suffix=suffix) if suffix else ""
@@ -158,7 +161,7 @@ def check_text(parts: list[bytes], path: str) -> None:
 
 
 def _guess(parts: list[bytes]) -> str | None:
-    """The encoding of text that is not UTF-8; "" for UTF-8, None for what is no text."""
+    """Return the encoding of text that is not UTF-8; "" for UTF-8, None if it is not text."""
     _, codec = bom_of(parts[0])
     if codec not in ("", "utf-8"):
         return codec[:6]
@@ -176,10 +179,10 @@ def _guess(parts: list[bytes]) -> str | None:
 
 
 def looks_broken(parts: list[bytes]) -> bool:
-    """Whether a text is largely not UTF-8: of what is not ASCII, more is broken than whole."""
+    """Return whether a text is largely not UTF-8: more of its non-ASCII characters are broken than valid."""
     invalid = whole = 0
     for number, part in enumerate(parts):
-        part = part.lstrip(bytes(range(0x80, 0xC0))) if number else part  # the rest of a character that was cut
+        part = part.lstrip(bytes(range(0x80, 0xC0))) if number else part  # the rest of a split character
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(part)
         here = text.count("\ufffd") - part.count(b"\xef\xbf\xbd")
         invalid += here
@@ -192,7 +195,7 @@ def _mostly_invalid(invalid: int, whole: int, total: int) -> bool:
 
 
 def _wide(part: bytes) -> str:
-    """UTF-16 or UTF-32 without a byte-order mark: with zero bytes, but as characters of that width all printable."""
+    """Detect UTF-16 or UTF-32 without a byte-order mark: zero bytes, but printable as characters of that width."""
     if b"\0" not in part:
         return ""
     best, spaces = "", 0
@@ -207,13 +210,13 @@ def _wide(part: bytes) -> str:
 
 
 def _is_random(data: bytes) -> bool:
-    """Whether all values of bytes are about as frequent, as in compressed data."""
+    """Return whether all byte values are about equally frequent, as in compressed data."""
     values = len(set(data))
     return values > 0.9 * min(len(data), 250)
 
 
 def _guessed(data: bytes) -> str | None:
-    """The likeliest usual encoding; None if none fits."""
+    """Return the likeliest usual encoding; None if none fits."""
     from charset_normalizer import from_bytes
 
     matches = from_bytes(data[: 2 * SAMPLE], cp_isolation=_USUAL)
@@ -228,7 +231,7 @@ def _guessed(data: bytes) -> str | None:
 
 
 def _iconv_name(codec: str) -> str:
-    """The name by which iconv knows one of Python's encodings."""
+    """Return iconv's name of one of Python's encodings."""
     names = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE", "utf-32-le": "UTF-32LE", "utf-32-be": "UTF-32BE"}
     special = {"mac_roman": "MACINTOSH", "iso2022_jp": "ISO-2022-JP", "iso2022_kr": "ISO-2022-KR"}
     return (names | special).get(codec) or codec.upper().replace("_", "-")

@@ -1,4 +1,4 @@
-"""Text files as a source: one, those that a pattern matches, or all below a folder."""
+"""Text files as a source: one file, those that match a pattern, or all below a folder."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Files:
     """Some files, in a fixed order."""
 
     kind = "files"
-    rule = Rule(AUTO)  # what a document of plain text is
-    reading: Callable[[], Reading]  # found out when the units are asked for
+    rule = Rule(AUTO)  # divides plain text into documents
+    reading: Callable[[], Reading]  # determined when the units are requested
 
     def __init__(self, name: str, paths: Sequence[Path], on_error: str, problems: Problems | None = None) -> None:
-        """problems: met while the files were looked for. DataError for a file of a format that is not supported."""
+        """problems: met during the search for the files. Raises DataError for a file of an unsupported format."""
         self.name = name
         self.problems = problems or Problems()
         self._files: list[tuple[str, int, int]] = []
-        self.text: list[tuple[str, int]] = []  # files of plain text that are not empty, and their sizes
+        self.text: list[tuple[str, int]] = []  # plain-text files that are not empty, and their sizes
         self.kinds: set[str] = set()  # of formats
         for path in paths:
             found = format_of_named(path)
@@ -75,22 +75,22 @@ class Files:
         return described | {"number": len(self._files), "state": state_of(self._files)} | self._documents
 
     def contents(self) -> list[tuple[str, int]]:
-        """The files and their sizes: their bytes identify the input."""
+        """Return the files and their sizes; their bytes identify the input."""
         return [(path, size) for path, size, _ in self._files]
 
     def kind_of(self, path: str) -> str:
-        """How a file is read, as a word: with the same bytes it is the same text."""
+        """Return how a file is read, as a word: files with the same word and bytes hold the same text."""
         found = format_of_named(path)
         return f"{found.kind}{found.compression}" if found else ""
 
     @property
     def _documents(self) -> dict[str, Any]:
-        """The rule that divides plain text, where there is any."""
+        """The rule that divides plain text, if there is any."""
         return {"documents": str(self.rule)} if "text" in self.kinds else {}
 
     @property
     def number_of_files(self) -> int:
-        """Files that are not empty."""
+        """The number of files that are not empty."""
         return sum(size > 0 for _, size, _ in self._files)
 
     def units(self, source: int) -> Sequence[FilesUnit]:
@@ -111,14 +111,14 @@ class Files:
 
 
 def state_of(files: Sequence[tuple[str, int, int]]) -> str:
-    """A hash of paths, sizes and times: while it is the same, the files are taken to be."""
+    """Return a hash of paths, sizes and times. Files are assumed unchanged while it is the same."""
     absolute = [(os.path.abspath(path), size, time) for path, size, time in files]
     return hashlib.sha256(repr(absolute).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
 class FilesUnit:
-    """Slices of files, 64 MiB together at most, unless one file that cannot be divided is longer."""
+    """Slices of files, 64 MiB together at most, unless one indivisible file is longer."""
 
     source: int
     size: int
@@ -135,11 +135,11 @@ class FilesUnit:
 
 
 def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
-    """The documents that begin in a slice, as they are in the file (`clean` comes later).
+    """Yield the documents that begin in a slice, as they are in the file (`clean` comes later).
 
     Raises DataError for a file that is unreadable, cut short, damaged, in UTF-16, without the text column or shorter
-    than it was, and for a broken line or row. If on_error is "skip" these are counted instead; what was read before
-    them stays.
+    than it was, and for a broken line or row. If on_error is "skip" these are counted instead; documents read before
+    them are kept.
     """
     try:
         yield from _read_slice(piece, reading, problems)
@@ -149,14 +149,14 @@ def read_slice(piece: FileSlice, reading: Reading, problems: Problems) -> Iterat
         if reading.on_error != "skip":
             raise
         if isinstance(error, NotText) and piece.start:
-            return  # the first slice of the file has named it
+            return  # the first slice of the file has reported it
         problems.leave_out("unreadable_files", str(error))
 
 
 def _size(path: str, otherwise: int) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:  # removed meanwhile, after it was opened and read
+    except OSError:  # removed after it was opened and read
         return otherwise
 
 

@@ -1,7 +1,7 @@
-"""Input files below folders and by patterns: what is read, and what is left out, by name.
+"""Input files below folders and by patterns: files to read, and the names of those left out.
 
-Links to folders are followed, and each folder is read once, so a link that leads back ends there. Never input are
-hidden files and folders (`.name`), folders of prepared data (they hold manifest.json), and their reports (report.html).
+Links to folders are followed, and each folder is read once, so cyclic links end. Hidden files and folders (`.name`),
+folders of prepared data (they hold manifest.json), and their reports (report.html) are never input.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _REPORT_FILE = "report.html"
 
 
 def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
-    """The readable files below a folder in the order of their names; `problems` names what is left out.
+    """Return the readable files below a folder in the order of their names; add those left out to `problems`.
 
-    DataError if there are none, for a folder of prepared data, and for a folder that cannot be read, unless `on_error`
-    is "skip".
+    Raises DataError if there are none, for a folder of prepared data, and, unless `on_error` is "skip", for a folder
+    that cannot be read.
     """
     if _is_prepared(folder):
         name = MANIFEST_FILE if (folder / MANIFEST_FILE).exists() else WORK_DIR
@@ -54,7 +54,9 @@ def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
 
 
 def matches_of(pattern: str, on_error: str, problems: Problems) -> list[Path]:
-    """The files and folders that a pattern matches, in the order of their names. DataError as in `files_below`."""
+    """Return the files and folders that match a pattern, in the order of their names. Raises DataError as
+    `files_below`.
+    """
     root, parts = Path(pattern), list[str]()
     while glob.has_magic(str(root)):
         root, parts = root.parent, [root.name, *parts]
@@ -69,9 +71,11 @@ def matches_of(pattern: str, on_error: str, problems: Problems) -> list[Path]:
 
 
 def _entries(root: Path, on_error: str, problems: Problems, enter: Callable[[Sequence[str]], bool]) -> Iterator[Path]:
-    """Files and folders below a folder, and in those that `enter` accepts by the parts of their path below it."""
-    read: set[tuple[int, int]] = set()  # folders, by what identifies them on this machine
-    waiting, links = [root], list[Path]()  # what lies in the folder itself goes before what links lead to
+    """Yield files and folders below a folder, descending into those that `enter` accepts by the parts of their relative
+    path.
+    """
+    read: set[tuple[int, int]] = set()  # folders read, by device and inode
+    waiting, links = [root], list[Path]()  # contents of the folder itself precede targets of links
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
         try:
@@ -103,12 +107,12 @@ def _entries(root: Path, on_error: str, problems: Problems, enter: Callable[[Seq
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether a folder holds prepared data, or a preparation under way."""
+    """Return whether a folder holds prepared data, or a preparation in progress."""
     return os.path.exists(folder / MANIFEST_FILE) or os.path.isdir(folder / WORK_DIR)
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a pattern matches a path, both given by their parts; ** stands for any number of folders."""
+    """Return whether a pattern matches a path, both given by their parts; ** stands for any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**" and _fits(parts, pattern[1:]):
@@ -119,7 +123,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _leads(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether something below a folder may match."""
+    """Return whether something below a folder may match."""
     if not parts or not pattern:
         return bool(pattern)
     return pattern[0] == "**" or (fnmatchcase(parts[0], pattern[0]) and _leads(parts[1:], pattern[1:]))

@@ -1,13 +1,13 @@
-"""What a file's name says about its contents: how the text lies in it, and whether it is compressed.
+"""The format of a file, by its name: the layout of its text, and its compression.
 
-    text    plain text: see `plaintext` for what a document is
+    text    plain text: see `plain_text` for its division into documents
     html    a page: one document, the text that a reader sees
     jsonl   JSON Lines: a document is the string under the text key
     json    JSON Lines, an array of such records, or records over any number of lines
     csv     tables with a header; a document is a cell of the text column. tsv: the same with tabs
     parquet columns; a document is a string of the text column
 
-Each may be compressed once more: .gz, .bz2, .xz or .zst, with any number of streams in one file.
+Each may also be compressed: .gz, .bz2, .xz or .zst, with any number of streams in one file.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SUFFIXES = {
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
-MARKUP = (".md", ".markdown", ".rst")  # plain text that may show a separator of documents as an example
-_BUFFER = 256 << 10  # bytes read at a time: lines of JSON are often longer than the few kilobytes that are usual
+MARKUP = (".md", ".markdown", ".rst")  # plain text that may quote a document separator as an example
+_BUFFER = 256 << 10  # bytes read at a time: lines of JSON are often longer than the default of a few kilobytes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# Named by itself, a file of an unknown kind is plain text, but surely not these.
+# A file of an unknown kind that the user names is read as plain text, except these.
 NOT_TEXT = frozenset(
     f".{suffix}"
     for suffix in re.findall(r"\w+", "arrow xml pdf doc docx odt epub zip tar tgz 7z rar pkl pt npy npz safetensors")
@@ -55,25 +55,25 @@ READABLE = (
 
 @dataclass(frozen=True)
 class Format:
-    """kind: a key of SUFFIXES. compression: one of COMPRESSED, or "" """
+    """The format of a file. kind: a key of SUFFIXES. compression: one of COMPRESSED, or ""."""
 
     kind: str
     compression: str
 
     @property
     def divisible(self) -> bool:
-        """Whether any part of a file can be read without what stands before it."""
+        """True if any part of a file can be read without the preceding parts."""
         return not self.compression and self.kind in ("text", "jsonl", "parquet")
 
 
 def compression_of(path: str | os.PathLike[str]) -> str:
-    """One of COMPRESSED, by the name of a file; "" for none."""
+    """Return the compression of a file by its name: one of COMPRESSED, "" for none."""
     name = os.path.basename(os.fspath(path)).lower()
     return next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """The format that a name promises; None if it is not one that is read."""
+    """Return the format by a file's name; None if it is not supported."""
     name = os.path.basename(os.fspath(path)).lower()
     compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
     suffix = os.path.splitext(name.removesuffix(compression))[1]
@@ -82,7 +82,7 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
 
 
 def format_of_named(path: str | os.PathLike[str]) -> Format | None:
-    """The same for a file that a user named: one of an unknown kind is plain text. None for those that hold no text."""
+    """Return the format of a file that a user named: plain text if it is unknown, None if the suffix is not of text."""
     name = os.path.basename(os.fspath(path)).lower()
     compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
     if os.path.splitext(name.removesuffix(compression))[1] in NOT_TEXT:
@@ -91,7 +91,7 @@ def format_of_named(path: str | os.PathLike[str]) -> Format | None:
 
 
 def is_markup(path: str | os.PathLike[str]) -> bool:
-    """Whether a plain-text file is Markdown or reStructuredText, by its name."""
+    """Return whether a plain-text file is Markdown or reStructuredText, by its name."""
     name = os.path.basename(os.fspath(path)).lower()
     compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
     return name.removesuffix(compression).endswith(MARKUP)
@@ -99,7 +99,7 @@ def is_markup(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def open_input(path: str, compression: str) -> Iterator[IO[bytes]]:
-    """A file as the bytes that were put into it. DataError if it cannot be read, is damaged or was cut short."""
+    """Open a file for reading, decompressed. Raises DataError if it cannot be read, is damaged or was cut short."""
     try:
         with _open(path, compression) as file:
             yield file

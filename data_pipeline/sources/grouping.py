@@ -1,7 +1,7 @@
-"""Many files named one by one, as a shell does with an unquoted pattern, are one source, as the pattern itself is.
+"""Grouping of many files named one by one, such as by an unquoted shell pattern, into one source.
 
-Every source has its own pieces of work, entries in the manifest, and lines in the report; thousands of them would take
-most of the time and space. Files that a user names by hand are fewer, and stay sources of their own.
+Every source has its own units, entries in the manifest, and lines in the report; thousands of them would take most of
+the time and space. A few files, named by hand, stay separate sources.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from data_pipeline.plurals import number_of
 from data_pipeline.sources.formats import format_of_named
 from data_pipeline.sources.indexed import indexed_prefix
 
-_MANY = 16  # files in a row
+_MANY = 16  # consecutive files
 
 
 class Group(str):
-    """Text files as one input; as a string, what it is called."""
+    """Text files as one input; as a string, its name."""
 
     paths: tuple[str, ...]
 
@@ -29,12 +29,12 @@ class Group(str):
         others = number_of(len(paths) - 1, "other file")
         name = f"{beginning}*{ending}" if beginning or ending else f"{paths[0]} and {others}"
         group = super().__new__(cls, name)
-        group.paths = tuple(sorted(paths))  # in the order that a pattern has, whatever the shell's language is
+        group.paths = tuple(sorted(paths))  # in the order of a pattern, regardless of the shell's locale
         return group
 
 
 def grouped(names: Sequence[str]) -> tuple[str, ...]:
-    """The inputs, with every run of more than 16 text files in place of these as a Group."""
+    """Return the inputs with every run of more than 16 text files replaced by a Group."""
     return tuple(itertools.chain.from_iterable(_groups(names)))
 
 

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub, and folders that `save_to_disk` wrote, by the `datasets` library.
+"""Data sets of the Hugging Face hub, and folders written by `save_to_disk`, read with the `datasets` library.
 
-It is imported when one is asked for, as is what looks at the network: every worker imports this file.
+That library, and the modules for network checks, are imported on first use, because every worker imports this file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SPLITS_FILE = "dataset_dict.json"
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows are and how they are got: all that a worker has to know."""
+    """The location and options of the rows: all that a worker needs to read them."""
 
-    name: str  # an id of the hub, with ":CONFIGURATION" behind it where it has several; or a folder
+    name: str  # an id of the hub, followed by ":CONFIGURATION" if it has several; or a folder
     split: str
     text_key: str
     saved: bool = False
@@ -35,8 +35,8 @@ class Rows:
 
 
 class HubDataset:
-    """A data set of the Hugging Face hub, through the `datasets` library and its cache, or streamed past it; or a saved
-    one.
+    """A data set of the Hugging Face hub, read through the cache of the `datasets` library or streamed; or a saved data
+    set.
     """
 
     def __init__(self, name: str, split: str, text_key: str, saved: bool = False, streaming: bool = False) -> None:
@@ -62,11 +62,11 @@ class HubDataset:
         return os.path.relpath(path, self.name)
 
     def units(self, source: int) -> Sequence[HubUnit | StreamUnit]:
-        """Ranges of rows; of a stream, its files. DataError if there is no such text column."""
+        """Return ranges of rows; for a stream, its files. Raises DataError if there is no such text column."""
         data = _load(self._rows)
         _check_column(data, self._rows)
         if self._rows.streaming:
-            # One file as the hub has it. How long it is comes out in reading only.
+            # One unit per file on the hub. Its length is known only after reading.
             return [StreamUnit(source, 1, self._rows, part, data.num_shards) for part in range(data.num_shards)]
         bytes_per_row = data.data.nbytes / max(len(data), 1)
         units = []
@@ -97,7 +97,7 @@ class HubUnit:
 
 @dataclass(frozen=True)
 class StreamUnit:
-    """One of the `parts` of a streamed data set; it is read as it comes and not kept."""
+    """One of the `parts` of a streamed data set; it is not stored."""
 
     source: int
     size: int
@@ -122,19 +122,19 @@ class StreamUnit:
 def _text(row: dict[str, Any], key: str) -> str:
     try:
         return value_at(row, key) or ""
-    except KeyError:  # a column within another that is null
+    except KeyError:  # a column within a null column
         return ""
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder was written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
-    isfile = os.path.isfile  # False where a folder cannot be looked into
+    """Return whether a folder was written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    isfile = os.path.isfile  # False if a folder is not accessible
     return isfile(path / _SPLITS_FILE) or all(isfile(path / name) for name in _DATASET_FILES)
 
 
 def _check_column(data: Any, rows: Rows) -> None:
     names = data.column_names
-    if names is None:  # a stream says what it has with its first row
+    if names is None:  # the first row of a stream gives its columns
         names = list(next(itertools.chain(data.take(1), [{rows.text_key: ""}])))
     columns = ", ".join(names)
     name = column_of(names, rows.text_key)
@@ -151,7 +151,7 @@ def _check_column(data: Any, rows: Rows) -> None:
 @functools.lru_cache(maxsize=1)
 def _load(rows: Rows) -> Any:
     if not rows.saved and not _network():
-        # Otherwise the library tries each address for half a minute. What is in its cache is found all the same.
+        # Otherwise the library retries each address for half a minute. Cached data is still found.
         os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
     import huggingface_hub
@@ -182,7 +182,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _network() -> bool:
-    """Whether the hub's name can be looked up, or a proxy will do so."""
+    """Return whether the hub's host name resolves, or a proxy is configured."""
     import urllib.parse
     import urllib.request
 

@@ -1,8 +1,8 @@
-"""Files of ids that Megatron-DeepSpeed, GPT-NeoX or DeepSpeed made, as a source: PREFIX.bin with PREFIX.idx, "MMIDIDX".
+"""Files of ids made by Megatron-DeepSpeed, GPT-NeoX or DeepSpeed, as a source: PREFIX.bin with PREFIX.idx, "MMIDIDX".
 
-They do not say which tokenizer made them, so the user does. Either the ids are turned back into text, which goes the
-same road as all text; or, where the tokenizer is to stay the same, the ids are kept as they are: then a document is the
-bytes of its ids, and what follows chooses, deduplicates and divides documents without looking into them.
+They do not name their tokenizer, so the user does. By default the ids are decoded to text, which is prepared like all
+text. If the tokenizer stays the same, the ids are kept: a document is then the bytes of its ids, and later steps
+choose, deduplicate and divide documents without decoding them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORMS = "byte, sentencepiece:FILE (a .model file) or hf:DIR (a folder with toke
 
 
 def indexed_prefix(path: Path) -> Path | None:
-    """PREFIX, if `path` is that, PREFIX.bin or PREFIX.idx, and both files are there."""
+    """Return PREFIX if `path` is PREFIX, PREFIX.bin or PREFIX.idx and both files exist."""
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     return prefix if os.path.isfile(bin_path(prefix)) and os.path.isfile(idx_path(prefix)) else None
 
@@ -45,7 +45,9 @@ class IndexedFiles:
     def __init__(
         self, name: str, prefixes: Sequence[Path], tokenizer: str | None, keep_ids: bool, on_error: str
     ) -> None:
-        """tokenizer: which made the ids. DataError if it is not named, or the files are not what they seem to be."""
+        """tokenizer: the one that made the ids. Raises DataError if it is not named, or the files are not in this
+        format.
+        """
         self.name = name
         self.problems = Problems()
         self._prefixes = prefixes
@@ -90,7 +92,7 @@ class IndexedFiles:
 
 @dataclass(frozen=True)
 class IndexedReading:
-    """How to read: what is the same for all files of a source."""
+    """Reading options shared by all files of a source."""
 
     tokenizer: str
     keep_ids: bool
@@ -99,7 +101,7 @@ class IndexedReading:
 
 @dataclass(frozen=True)
 class IndexedUnit:
-    """Documents [first, last) of an indexed file; `start`: the id with which the first of them begins."""
+    """Documents [first, last) of an indexed file; `start`: the position of the first one's first id."""
 
     source: int
     size: int
@@ -131,7 +133,7 @@ class IndexedUnit:
 
 
 def _kept(ids: NDArray[np.int64], tokenizer: Tokenizer) -> bytes:
-    """The ids with end_of_text behind them, of the type that they get on disk, as bytes; none if there is no text."""
+    """Return the ids, ending with end_of_text, as bytes of their type on disk; b"" if there is no text."""
     text = ids[:-1] if ids.size and ids[-1] == tokenizer.end_of_text_id else ids
     return np.append(text, tokenizer.end_of_text_id).astype(tokenizer.dtype).tobytes() if text.size else b""
 
@@ -139,17 +141,17 @@ def _kept(ids: NDArray[np.int64], tokenizer: Tokenizer) -> bytes:
 def ids_of_kept(
     stored: NDArray[np.uint8], lengths: NDArray[np.int64], dtype: np.dtype[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The ids of documents that were stored with their ids kept, and the number of ids of each.
+    """Return the ids of documents that were stored with their ids kept, and the number of ids of each.
 
-    `stored`, `lengths`: as `Tokenizer.encode_documents` takes them, one 0xFF after each document.
+    `stored`, `lengths`: as for `Tokenizer.encode_documents`, one 0xFF after each document.
     """
     return np.delete(stored, np.cumsum(lengths) - 1).view(dtype), (lengths - 1) // dtype.itemsize
 
 
 def _documents(prefix: Path) -> tuple[Shard, NDArray[np.int64]]:
-    """An indexed file, and the first sequence of each of its documents, and the number of sequences.
+    """Return an indexed file, and the first sequence of each of its documents followed by the number of sequences.
 
-    Where a program wrote no documents into the index, each sequence is one.
+    If the index lists no documents, each sequence is one.
     """
     shard = Shard(prefix)
     starts = shard.documents
@@ -161,14 +163,14 @@ def _documents(prefix: Path) -> tuple[Shard, NDArray[np.int64]]:
 
 
 def _file_of(spec: str) -> Path | None:
-    """The file that defines a tokenizer; None for the one that needs none."""
+    """Return the file that defines a tokenizer; None if it needs none."""
     kind, _, place = spec.partition(":")
     return tokenizer_file(place) if kind == "hf" else Path(place) if place else None
 
 
 @functools.lru_cache(maxsize=2)
 def _decoder(spec: str) -> tuple[int, Callable[[NDArray[np.int64]], bytes | str]]:
-    """The vocabulary of a tokenizer, and what turns its ids into text, special ones left out."""
+    """Return the vocabulary size of a tokenizer, and a function that decodes its ids without special ones."""
     kind, _, place = spec.partition(":")
     if spec == "byte":
         tokenizer = build_tokenizer("byte")

@@ -1,7 +1,7 @@
-"""The documents of .json files: JSON Lines, an array of records, or records one after another over several lines.
+"""The documents of .json files: JSON Lines, an array of records, or consecutive records over several lines.
 
-Records are found by their brackets and parsed one at a time, so memory grows with the longest record, not the file.
-(ijson 3.6 replaces lone surrogates by question marks silently, and takes all memory for brackets nested 100,000 deep.)
+Records are delimited by their brackets and parsed one at a time, so memory grows with the longest record, not the file.
+(ijson 3.6 silently replaces lone surrogates by question marks, and uses all memory for brackets nested 100,000 deep.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INSIDE = re.compile(rb'["\\]')  # a string
 def json_texts(
     file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems
 ) -> Iterator[bytes | str]:
-    """The documents of a .json file. A record without text is broken as a line of JSON Lines is."""
+    """Yield the documents of a .json file. A record without text is treated like a broken line of JSON Lines."""
     lines_of_json = _is_lines(file, first)
     file.seek(first)
     if lines_of_json:
@@ -50,7 +50,7 @@ def json_texts(
 
 
 def _is_lines(file: IO[bytes], first: int) -> bool:
-    """Whether the first line that is not blank is a whole record."""
+    """Return whether the first line that is not blank is a whole record."""
     if file.read(_BLOCK).lstrip().startswith(b"["):
         return False
     file.seek(first)
@@ -63,10 +63,10 @@ def _is_lines(file: IO[bytes], first: int) -> bool:
 
 
 def _records(file: IO[bytes], path: str, first: int) -> Iterator[tuple[int, bytes | None]]:
-    """The place and the bytes of each record; None for one that no memory holds."""
-    buffer, base, place = b"", first, 0  # base: where the buffer begins in the file; place: where to go on in it
-    start, too_long = first, False  # where the record begins in the file
-    array: bool | None = None  # whether records are elements of one; None: not known yet
+    """Yield the position and the bytes of each record; None for one that is too long."""
+    buffer, base, place = b"", first, 0  # base: position of the buffer in the file; place: where scanning continues
+    start, too_long = first, False  # position of the record in the file
+    array: bool | None = None  # records are elements of an array; None: not known yet
     depth, in_string = 0, False
     while block := file.read(_BLOCK):
         kept = place if too_long else start - base
@@ -78,10 +78,10 @@ def _records(file: IO[bytes], path: str, first: int) -> Iterator[tuple[int, byte
             start = base + place
         while found := (_INSIDE if in_string else _OUTSIDE).search(buffer, place):
             token, place = found[0], found.end()
-            closed = False  # whether the record ends here
+            closed = False  # the record ends here
             if in_string:
                 if token == b"\\" and place == len(buffer):
-                    place -= 1  # what it escapes comes with the next block
+                    place -= 1  # the escaped character is in the next block
                     break
                 in_string, place = token != b'"', place + (token == b"\\")
             elif token == b'"':

@@ -1,4 +1,4 @@
-"""How much of the input is read at most: `--limit 1000` documents, or `--limit 10MB` of text."""
+"""The limit on the input that is read: `--limit 1000` documents, or `--limit 10MB` of text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ _FORM = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kKMGT]?i?)[bB])?")
 
 @dataclass(frozen=True)
 class Limit:
-    """What may still be read: documents, or bytes of text; None: any number."""
+    """The number of documents, or of bytes of text, that may still be read; None: any number."""
 
     documents: int | None = None
     bytes: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """A number of documents, or with a unit of bytes: "1000", "10MB", "1.5GiB". DataError for anything else."""
+        """Parse a number of documents, or with a unit of bytes: "1000", "10MB", "1.5GiB". Raises DataError for anything
+        else.
+        """
         match = _FORM.fullmatch(text.strip())
         unit = None if match is None or match[2] is None else match[2].upper()
         number = 0.0 if match is None else float(match[1]) * _UNITS.get(unit or "", 0)
@@ -29,11 +31,11 @@ class Limit:
         return cls(documents=int(number)) if unit is None else cls(bytes=int(number))
 
     def allows(self, documents: int, size: int) -> bool:
-        """Whether so many documents of so many bytes may be read."""
+        """Return whether this many documents and bytes may be read."""
         return (self.documents is None or documents <= self.documents) and (self.bytes is None or size <= self.bytes)
 
     def without(self, documents: int, size: int) -> Limit:
-        """What is left when these have been read."""
+        """Return the limit that remains after these have been read."""
         return Limit(
             None if self.documents is None else self.documents - documents,
             None if self.bytes is None else self.bytes - size,

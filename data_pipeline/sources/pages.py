@@ -1,8 +1,8 @@
-"""The encoding of pages of HTML, and pages that no parser should be given.
+"""The encoding of HTML pages, and detection of pages that are too large or deep for a parser.
 
-The encoding of a page is found out as the HTML and the Encoding Standard of the WHATWG say: a byte-order mark goes
-before everything; then the label in a meta tag, or in the XML prolog. Labels mean what they mean there: gb2312 is GBK,
-iso-8859-1 is windows-1252. Where a page is valid UTF-8, it is that, whatever its label.
+The encoding follows the HTML and the Encoding Standard of the WHATWG: a byte-order mark has priority; next is the label
+in a meta tag, or in the XML prolog. Labels are resolved as there: gb2312 is GBK, iso-8859-1 is windows-1252. A page
+that is valid UTF-8 is read as UTF-8, whatever its label.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import webencodings
 from data_pipeline.sources.encodings import SAMPLE, bom_and_codec, check_text, looks_broken
 
 MAX_DEPTH = 1_000  # open elements; browsers stop at 512
-MAX_NODES = 500_000  # a parser takes some 600 bytes for each
+MAX_NODES = 500_000  # a parser takes about 600 bytes for each
 
-_HEAD = 64 << 10  # bytes in which the label is looked for
+_HEAD = 64 << 10  # bytes that are searched for the label
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 _META = re.compile(rb"<meta\b([^>]*)", re.IGNORECASE)
 _ATTRIBUTE = re.compile(rb"""([\w-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
@@ -27,15 +27,15 @@ _WIDE_PROLOGS = ((b"<\0?\0x\0", "utf-16-le"), (b"\0<\0?\0x", "utf-16-be"))
 _TAG = re.compile(rb"<(?:(!--)|(/?)([a-z][^\s/>]*)([^<>]*))")
 _VOID = frozenset(b"area base br col embed hr img input link meta param source track wbr".split())
 _CLOSED_BY_THE_NEXT = frozenset(b"p li dt dd tr td th tbody thead tfoot colgroup option optgroup rt rp".split())
-_FORMATTING = frozenset(b"a b big code em font i nobr s small strike strong tt u".split())  # opened again in each block
+_FORMATTING = frozenset(b"a b big code em font i nobr s small strike strong tt u".split())  # reopened in each block
 _RAW = frozenset(b"script style textarea title xmp iframe noembed noframes".split())
 
 
 def decoded_page(page: bytes, path: str, encoding: str) -> tuple[str, int]:
-    """The text of a page, and how many of its characters are broken and became U+FFFD.
+    """Return the text of a page, and the number of broken characters in it that became U+FFFD.
 
-    encoding: the one that the user gave; "" for none. DataError for what is no text, or largely not in UTF-8 and
-    without a label.
+    encoding: given by the user; "" for none. Raises DataError if the page is not text, or has no label and is largely
+    not in UTF-8.
     """
     bom, told = bom_and_codec(page, encoding)
     if told:
@@ -59,12 +59,12 @@ def decoded_page(page: bytes, path: str, encoding: str) -> tuple[str, int]:
 
 
 def _given(page: bytes) -> int:
-    """U+FFFD that a page holds itself."""
+    """Return the number of U+FFFD in the page itself."""
     return page.count(b"\xef\xbf\xbd")
 
 
 def declared_encoding(page: bytes, xml_first: bool) -> str:
-    """Python's name of the encoding that a page declares; "" if it declares none that is known."""
+    """Return Python's name of the encoding that a page declares; "" if it declares no known one."""
     head = _COMMENT.sub(b"", page[:_HEAD])
     prolog = _PROLOG.match(head)
     in_prolog = [prolog[1]] if prolog else []
@@ -72,7 +72,7 @@ def declared_encoding(page: bytes, xml_first: bool) -> str:
         found = webencodings.lookup(label.strip().decode("ascii", "replace"))
         if found is not None and found.name != "replacement":
             if found.name.startswith("utf-16"):
-                return "utf-8"  # what could be read so far was not UTF-16
+                return "utf-8"  # a label that could be read as ASCII rules out UTF-16
             names = {"gbk": "gb18030", "x-user-defined": "cp1252"}
             return names.get(found.name, found.codec_info.name)
     return ""
@@ -90,16 +90,17 @@ def _in_meta(head: bytes) -> list[bytes]:
 
 
 def beyond_limits(page: bytes) -> str:
-    """Why a page is too deep or too large for a parser, which may take hours or all memory over it; "" if it is not.
+    """Return why a page is too deep or too large for a parser, which may take hours or all memory for it; "" if it is
+    not.
 
-    Tags are counted as a parser would nest them, without building anything.
+    Tags are counted as a parser would nest them, without building a tree.
     """
     if page.count(b"<") <= MAX_DEPTH:
         return ""
     page = page.lower()
     open_elements: list[bytes] = []
     counts: dict[bytes, int] = {}
-    formatting: dict[bytes, int] = {}  # elements that a parser opens again after the block in which they were opened
+    formatting: dict[bytes, int] = {}  # elements that a parser reopens after the block in which they were opened
     nodes = place = 0
     while tag := _TAG.search(page, place):
         comment, closing, name, rest = tag.groups()
@@ -117,7 +118,7 @@ def beyond_limits(page: bytes) -> str:
                 if last == name:
                     break
         else:
-            if name in (b"a", b"nobr") and formatting.get(name):  # one ends the one before
+            if name in (b"a", b"nobr") and formatting.get(name):  # each ends an earlier one
                 formatting[name] -= 1
                 if open_elements and open_elements[-1] == name:
                     counts[open_elements.pop()] -= 1

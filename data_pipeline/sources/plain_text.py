@@ -1,18 +1,18 @@
-"""Documents of plain text: the rule that divides files into documents, and reading them in bounded memory.
+"""Documents of plain text: the rule that divides files into documents, and reading in bounded memory.
 
     auto            A line that holds only a known separator ends a document, and is removed. A file without such lines
-                    is one document. Where that gives fewer than 100 documents, those above 64 KiB are cut at blank
+                    is one document. If that gives fewer than 100 documents, those above 64 KiB are cut at blank
                     lines, so that some can be held back for validation; a document above 64 MiB is always cut.
     file            A file is one document.
     separator=TEXT  A line that holds only TEXT ends a document. If no line does, TEXT ends one wherever it occurs.
     paragraphs      Blank lines end a document.
     lines           Each line is one document.
 
-Markup (Markdown, reStructuredText) may show a separator as an example, so `auto` looks for none there. Spaces around a
-separator and CRLF make no difference. Documents never cross files, and blank lines around them are dropped.
+Markup (Markdown, reStructuredText) may quote a separator as an example, so `auto` does not search for one there. Spaces
+around a separator and CRLF make no difference. Documents never cross files, and blank lines around them are dropped.
 
-Large files are read in slices. Each border between two moves to the next place where a document begins, which depends
-only on the file, so the documents are the same whoever reads them.
+Large files are read in slices. Each border between slices moves to the next place where a document begins. That place
+depends only on the file, so the documents are the same regardless of which process reads them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ AUTO, FILE, SEPARATOR, PARAGRAPHS, LINES = "auto", "file", "separator", "paragra
 RULES = f"{AUTO}, {FILE}, {SEPARATOR}=TEXT, {PARAGRAPHS} or {LINES}"
 KNOWN_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
-ENOUGH = 100  # documents from which some can be held back for validation
-PIECE = 64 << 10  # bytes: documents above this are cut where there are fewer than ENOUGH
+ENOUGH = 100  # documents; enough to hold some back for validation
+PIECE = 64 << 10  # bytes: longer documents are cut if there are fewer than ENOUGH
 _SMALLEST_PIECE = 1 << 10
-_LONGEST_WHOLE = 64 << 20  # bytes: `auto` cuts longer documents wherever they are
+_LONGEST_WHOLE = 64 << 20  # bytes: `auto` always cuts longer documents
 LONGEST_DOCUMENT = 1 << 30  # bytes; shards count the ids of a document in 32 bits
-_LOOKED_AT = 16 << 20  # bytes at the beginning of a file in which separators are counted
+_LOOKED_AT = 16 << 20  # bytes at the beginning of a file that are searched for separators
 _BLOCK = 4 << 20
 _CONTEXT = 1 << 10  # bytes: longer than any line that holds only a separator, or only spaces
 
-# How files that are one document are counted, and called.
+# Files that are one document: name of the count, and the word in messages.
 _FILES = {"whole files": "file", "markup files": "Markdown or reStructuredText file"}
 
-_WITHIN = "within lines: "  # how separators are counted that stand there
+_WITHIN = "within lines: "  # prefix of the counts of separators there
 
 _BLANK_LINES = re.compile(rb"\n(?:[ \t]{0,99}\r?\n)+")
 _REST_OF_LINE = re.compile(rb"[ \t]{0,99}(?:\r?\n|\r?\Z)")
@@ -53,14 +53,14 @@ _REST_OF_LINE = re.compile(rb"[ \t]{0,99}(?:\r?\n|\r?\Z)")
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule that a user asks for."""
+    """The rule that a user requested."""
 
     kind: str
     separator: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule of `--documents`. DataError for an unknown one."""
+        """Parse the rule of `--documents`. Raises DataError for an unknown one."""
         kind, equals, separator = text.partition("=")
         if kind == SEPARATOR and equals:
             separator = separator.replace("\\n", "\n").replace("\\t", "\t").replace("\r\n", "\n")
@@ -78,31 +78,31 @@ class Rule:
 
     @property
     def typed(self) -> str:
-        """As it is given on the command line."""
+        """The rule as given on the command line."""
         return str(self).replace("\n", "\\n").replace("\t", "\\t")
 
 
 @dataclass(frozen=True)
 class Division:
-    """How the text of one preparation is divided: a rule, and what was found out about the files."""
+    """The division of one preparation's text: a rule, and parameters determined from the files."""
 
     rule: Rule
-    limit: int = LONGEST_DOCUMENT  # bytes; of `auto`: longer documents are cut
+    limit: int = LONGEST_DOCUMENT  # bytes; `auto` cuts longer documents
     piece: int = PIECE  # bytes of the pieces
-    anywhere: bool = False  # the separator ends a document within a line, too
+    anywhere: bool = False  # the separator also ends a document within a line
 
     @property
     def divisible(self) -> bool:
-        """Whether a part of a plain file can be read without what stands before it."""
+        """True if a part of a plain file can be read without the preceding parts."""
         return self.rule.kind != FILE and not self.anywhere
 
     @property
     def cuts(self) -> bool:
-        """Whether documents above `limit` are cut, rather than refused."""
+        """True if documents above `limit` are cut; otherwise they are refused."""
         return self.rule.kind == AUTO
 
     def boundary(self, path: str) -> Boundary:
-        """What ends a document in a file."""
+        """Return the boundary that ends documents in a file."""
         if self.rule.kind == SEPARATOR:
             return Text(self.rule.separator) if self.anywhere else Alone((self.rule.separator,))
         if self.rule.kind == PARAGRAPHS:
@@ -112,7 +112,7 @@ class Division:
 
 @dataclass(frozen=True)
 class Found:
-    """A boundary between documents: bytes [start, stop) of a buffer; `name` is how it is counted."""
+    """A boundary between documents: bytes [start, stop) of a buffer; `name` is its key in the counts."""
 
     start: int
     stop: int
@@ -120,19 +120,21 @@ class Found:
 
 
 class Boundary(Protocol):
-    """What ends a document."""
+    """A pattern that ends a document."""
 
     def find(self, buffer: bytes, start: int, final: bool, first: bool) -> Found | None:
-        """The first boundary at or after `start` that is surely whole. first: the buffer begins as the file does."""
+        """Return the first certainly complete boundary at or after `start`. first: the buffer begins at the start of
+        the file.
+        """
         ...
 
     def resume(self, buffer: bytes) -> int:
-        """Where to search on when more has been added to a buffer in which nothing was found."""
+        """Return where to continue the search once more data is appended to a buffer without a boundary."""
         ...
 
 
 class Alone:
-    """A line that holds nothing but one of some separators, and spaces."""
+    """A line that holds only one of some separators, and spaces."""
 
     def __init__(self, separators: Sequence[str]) -> None:
         self._separators = re.compile(b"|".join(re.escape(one.encode()) for one in separators)) if separators else None
@@ -144,7 +146,7 @@ class Alone:
                 continue
             if rest := _REST_OF_LINE.match(buffer, candidate.end()):
                 if not final and not rest[0].endswith(b"\n"):
-                    return None  # the line may go on in the next block
+                    return None  # the line may continue in the next block
                 return Found(line, rest.end(), candidate[0].decode())
         return None
 
@@ -183,7 +185,7 @@ class BlankLines:
 
 
 def _last_line(buffer: bytes) -> int:
-    """Where the last line begins, if it is short enough to be a boundary; the end of the buffer otherwise."""
+    """Return the start of the last line if it is short enough to be a boundary; else the end of the buffer."""
     place = buffer.rfind(b"\n", max(len(buffer) - _CONTEXT, 0))
     return place + 1 if place >= 0 else 0 if len(buffer) < _CONTEXT else len(buffer)
 
@@ -191,10 +193,11 @@ def _last_line(buffer: bytes) -> int:
 def choose(
     rule: Rule, files: Sequence[tuple[str, int]], others: int, split: bool = True, encoding: str = ""
 ) -> Division:
-    """Find out how to divide: whether documents must be cut, and where a separator stands.
+    """Determine the division of the text: whether documents must be cut, and whether a separator stands alone on a
+    line.
 
-    files: path and size of each file of plain text. others: files of other formats, and other inputs.
-    split: whether some documents are to be held back for validation. encoding: of the files; "" for UTF-8.
+    files: path and size of each file of plain text. others: files of other formats, and other inputs. split: some
+    documents are held back for validation. encoding: of the files; "" for UTF-8.
     """
     if rule.kind == SEPARATOR:
         return Division(rule, anywhere="\n" in rule.separator or not _stands_alone(rule.separator, files, encoding))
@@ -219,7 +222,7 @@ def choose(
 
 
 def _count(path: str, size: int, boundary: Boundary, enough: int, encoding: str) -> int:
-    """About how many boundaries a file holds: those in its first 16 MiB, in proportion to its size."""
+    """Estimate the number of boundaries in a file: those in its first 16 MiB, in proportion to its size."""
     count = place = 0
     beginning = _beginning(path, encoding)
     final = len(beginning) < _LOOKED_AT
@@ -231,7 +234,9 @@ def _count(path: str, size: int, boundary: Boundary, enough: int, encoding: str)
 
 
 def _stands_alone(separator: str, files: Sequence[tuple[str, int]], encoding: str) -> bool:
-    """Whether a separator stands alone on a line; also if it occurs nowhere, so that large files can be divided."""
+    """Return whether a separator stands alone on a line; True also if it occurs nowhere, so that large files can be
+    divided.
+    """
     occurs = False
     for path, _ in files:
         beginning = _beginning(path, encoding)
@@ -242,7 +247,7 @@ def _stands_alone(separator: str, files: Sequence[tuple[str, int]], encoding: st
 
 
 def _beginning(path: str, encoding: str) -> bytes:
-    """The first 16 MiB of a file, in UTF-8; nothing if it cannot be read, which is noticed later."""
+    """Return the first 16 MiB of a file, in UTF-8; b"" if it cannot be read, which is reported later."""
     with suppress(DataError):
         found = format_of_named(path)
         with open_input(path, found.compression if found else "") as file:
@@ -260,11 +265,11 @@ def divided(
     division: Division,
     counts: Counter[str],
 ) -> Iterator[bytes]:
-    """The documents of plain text that begin in a slice.
+    """Yield the documents of plain text that begin in a slice.
 
-    span: its bytes [start, stop), stop infinite for a compressed file. first: where the text begins, after a byte-order
-    mark. size: of the file. counts: of boundaries by name, files that are one document, and "cut" documents with their
-    "pieces".
+    span: its bytes [start, stop), stop infinite for a compressed file. first: start of the text, after a byte-order
+    mark. size: of the file. counts: of boundaries by name, of files that are one document, and of "cut" documents with
+    their "pieces".
     """
     boundary, limit = division.boundary(name), division.limit
     start, left = span[0], float("inf")
@@ -277,7 +282,7 @@ def divided(
     if left <= 0:
         return
     file.seek(max(start - 1, first))
-    buffer = file.read(1) if start > first else b""  # whether the slice begins with a line
+    buffer = file.read(1) if start > first else b""  # shows whether the slice begins with a line
     begin = search = len(buffer)
     at_first, cutting, found_any = start == first, False, False
 
@@ -296,7 +301,7 @@ def divided(
             raise DataError(f"cannot read {name}: it became shorter while it was read")
         left -= len(block)
         final = not block or left == 0
-        kept = max(begin - 1, 0)  # one byte before the document says whether a line begins with it
+        kept = max(begin - 1, 0)  # the byte before the document shows whether a line begins there
         buffer, begin, search, at_first = buffer[kept:] + block, begin - kept, search - kept, at_first and not kept
         while found := boundary.find(buffer, search, final, at_first):
             found_any = True
@@ -322,14 +327,14 @@ def divided(
             )
     last = buffer[begin:]
     if whole and not found_any and not last.strip():
-        yield b""  # a file without text: whoever gets it counts it
+        yield b""  # a file without text: the caller counts it
     elif whole and not found_any and not cutting and len(last) <= limit:
         counts["markup files" if division.rule.kind == AUTO and is_markup(name) else "whole files"] += 1
     yield from finished(last)
 
 
 def count_within_lines(document: bytes, name: str, division: Division, counts: Counter[str]) -> None:
-    """Count the known separators that a document of a file holds, where they are looked for on lines of their own."""
+    """Count the known separators within a document, if `auto` searches its file for lines of them."""
     if division.rule.kind == AUTO and not is_markup(name):
         for separator in KNOWN_SEPARATORS:
             if number := document.count(separator.encode()):
@@ -346,9 +351,9 @@ def _pieces(text: bytes, longest: int) -> Iterator[bytes]:
 
 
 def _piece_length(window: bytes) -> int:
-    """Where to cut a document that is longer than `window`.
+    """Return where to cut a document that is longer than `window`.
 
-    After the last blank line in it; otherwise the last line end, or space, or whole character.
+    The cut is after the last blank line in it; otherwise after the last line end, space, or whole character.
     """
     blanks = [found for found in _BLANK_LINES.finditer(window) if found.start()]
     if blanks and window[: blanks[-1].start()].strip():
@@ -358,7 +363,7 @@ def _piece_length(window: bytes) -> int:
             return found
     length = len(window)
     for back in range(1, min(4, length)):
-        if window[-back] & 0xC0 == 0xC0:  # the first byte of a character that may go on behind the window
+        if window[-back] & 0xC0 == 0xC0:  # the first byte of a character that may continue after the window
             return length - back
         if window[-back] & 0xC0 != 0x80:
             break
@@ -368,7 +373,7 @@ def _piece_length(window: bytes) -> int:
 def _document_start(
     file: IO[bytes], position: int, first: int, size: int, boundary: Boundary, division: Division
 ) -> int:
-    """The first place at or after `position` where a document, or a piece of one that is cut, may begin."""
+    """Return the first place at or after `position` where a document, or a piece of one that is cut, may begin."""
     if position <= first:
         return first
     if position >= size:
@@ -388,7 +393,7 @@ def _document_start(
             return size
         search = max(boundary.resume(buffer), search)
     if not division.cuts:
-        return size  # whoever reads the document before finds that it is too long
+        return size  # the reader of the preceding document reports that it is too long
     window = buffer[position - base :][: division.piece]
     if blank := _BLANK_LINES.search(window):
         return position + blank.end()
@@ -399,7 +404,7 @@ def _document_start(
 
 
 def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
-    """What was chosen, and why, in sentences. counts: of `divided`, over all files."""
+    """Describe the chosen division and the reason, in sentences. counts: of `divided`, over all files."""
     rule, lines = division.rule, []
     others = {
         name: number
@@ -441,7 +446,7 @@ def describe(division: Division, counts: Mapping[str, int]) -> list[str]:
 
 
 def check_found(division: Division, counts: Mapping[str, int]) -> None:
-    """Refuse a separator that a user named and no text holds."""
+    """Raise DataError if no text holds the separator that the user named."""
     if division.rule.kind == SEPARATOR and not counts.get(division.rule.separator):
         raise DataError(
             f"--documents {division.rule.typed}: the text nowhere holds {division.rule.separator!r}, so nothing is "

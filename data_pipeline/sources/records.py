@@ -1,8 +1,8 @@
 """The documents of pages and tables: HTML, CSV and Parquet.
 
-HTML: a page is a document: its main text without navigation, scripts and the like, as Resiliparse finds it (Bevendorff
-et al. 2018, ECIR; the extractor of DataComp-LM, Li et al. 2024, arXiv 2406.11794, section 4.2). Its encoding is the
-affair of `pages`.
+HTML: a page is a document: its main text without navigation, scripts and the like, as Resiliparse extracts it
+(Bevendorff et al. 2018, ECIR; the extractor of DataComp-LM, Li et al. 2024, arXiv 2406.11794, section 4.2). `pages`
+determines its encoding.
 
 CSV: the first row names the columns; a document is a cell of the text column. Parquet: the same; a slice holds the row
 groups that begin in it.
@@ -25,11 +25,11 @@ from data_pipeline.sources.pages import beyond_limits, decoded_page
 from data_pipeline.sources.text_files import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, column_of
 
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 1 << 14  # of a Parquet column, decoded at a time
-_LIKE_ROWS = 2  # lines of one cell that all look like rows: its quote may have swallowed them
+_LIKE_ROWS = 2  # lines of one cell that all look like rows: its quote may be unmatched
 
 
 def page_text(file: IO[bytes], piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[str]:
-    """The text of one page of HTML; nothing if it shows none, or is too deep or too large for the parser."""
+    """Yield the text of one page of HTML; nothing if it shows none, or is too deep or too large for the parser."""
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError:
@@ -47,10 +47,10 @@ def page_text(file: IO[bytes], piece: FileSlice, reading: Reading, problems: Pro
 
 
 def table_texts(file: IO[bytes], piece: FileSlice, reading: Reading, problems: Problems) -> Iterator[bytes]:
-    """The cells of the text column of a CSV or TSV file, read from where `file` stands.
+    """Yield the cells of the text column of a CSV or TSV file, from the current position of `file`.
 
-    A row without that cell, or with cells that the header does not name, is a broken line, and so is one whose quote
-    has no partner. Raises DataError where the column is missing or the rest cannot be read.
+    A row without that cell, with extra cells, or with an unmatched quote is a broken line. Raises DataError if the
+    column is missing or the rest cannot be read.
     """
     csv.field_size_limit(LONGEST_RECORD)
     tabs = ".tsv" in piece.path.lower()[-9:]
@@ -85,13 +85,13 @@ def _check_header(header: list[str], path: str, text_key: str, quoted: bool) -> 
 
 
 class _Lines:
-    """The lines of a table, which may be given back. What is not valid UTF-8 is surrogates, for `table_texts`."""
+    """The lines of a table, which may be given back. Invalid UTF-8 becomes surrogates, for `table_texts`."""
 
     def __init__(self, file: IO[bytes], piece: FileSlice) -> None:
         self._file, self.piece = file, piece
         self._returned: list[str] = []  # the next one last
         self.taken: list[str] = []  # since the last row
-        self.number = 0  # of the line taken last
+        self.number = 0  # of the last line taken
 
     def __iter__(self) -> _Lines:
         return self
@@ -111,13 +111,13 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
     def give_back(self) -> None:
-        """Give back what was taken since the last row, but for the first line."""
+        """Give back the lines taken since the last row, except the first."""
         self.number -= len(self.taken) - 1
         self._returned += reversed(self.taken[1:])
 
 
 def _plain_rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the line and the cells of each row, where quotes are text."""
+    """Yield the line number and the cells of each row, with quotes as text."""
     for line in lines:
         lines.taken.clear()
         if text := line.rstrip("\r\n"):
@@ -127,10 +127,10 @@ def _plain_rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]
 def _quoted_rows(
     lines: _Lines, delimiter: str, reading: Reading, problems: Problems
 ) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line and the cells of each row, where a cell in quotes may go over several lines.
+    """Yield the number of the first line and the cells of each row; a quoted cell may span several lines.
 
-    A quote without a partner makes such a row, too, and swallows the rows up to the next quote. There the quotes do not
-    fit their cells; only the first line is taken for broken, and those behind it are read as rows.
+    An unmatched quote also makes such a row, and swallows the rows up to the next quote, but then the quotes do not fit
+    the cells. In this case only the first line is broken, and the lines after it are read as rows.
     """
     reader = csv.reader(lines, delimiter=delimiter)
     columns = 0
@@ -169,12 +169,12 @@ def _quoted_rows(
 
 
 def _may_be_broken(lines: list[str]) -> bool:
-    """Whether the quotes of a row may not fit: it goes over several lines, or a file ends within a cell."""
+    """Return whether the quotes of a row may not fit: it spans several lines, or the file ends within a cell."""
     return len(lines) > 1 or sum(line.count('"') for line in lines) % 2 == 1
 
 
 def _is_row(lines: list[str], delimiter: str) -> bool:
-    """Whether lines are one row whose quotes stand where quotes belong."""
+    """Return whether lines are one row with all quotes in valid positions."""
     try:
         return len(list(csv.reader(lines, delimiter=delimiter, strict=True))) == 1
     except csv.Error:
@@ -182,7 +182,7 @@ def _is_row(lines: list[str], delimiter: str) -> bool:
 
 
 def parquet_texts(file: IO[bytes], piece: FileSlice, reading: Reading) -> Iterator[bytes]:
-    """The strings of the text column in the row groups that begin in a slice of a Parquet file, as their bytes."""
+    """Yield the strings of the text column, as bytes, in the row groups that begin in a slice of a Parquet file."""
     import pyarrow.compute
     from pyarrow import parquet
 
@@ -204,21 +204,23 @@ def parquet_texts(file: IO[bytes], piece: FileSlice, reading: Reading) -> Iterat
                             column = pyarrow.compute.struct_field(column, within)
                         if isinstance(column, pyarrow.DictionaryArray):
                             column = column.dictionary_decode()
-                        # As bytes, for they may be invalid UTF-8. An empty cell is an empty document.
+                        # As bytes, because they may be invalid UTF-8. An empty cell is an empty document.
                         yield from (text or b"" for text in column.cast(pyarrow.large_binary()).to_pylist())
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"cannot read {piece.path}: {str(error).splitlines()[0]}") from error
 
 
 def _begin(row_group: Any) -> int:
-    """The place in the file where a row group begins."""
+    """Return the position of a row group in the file."""
     first = row_group.column(0)
     places = (first.dictionary_page_offset, first.data_page_offset)
     return min(place for place in places if place)
 
 
 def _check_column(schema: Any, path: str, text_key: str) -> list[str]:
-    """The fields that lead to the text within its column: of `meta.text`, [text]. DataError if there is none."""
+    """Return the fields that lead to the text within its column: for `meta.text`, [text]. Raises DataError if there is
+    none.
+    """
     name = column_of(schema.names, text_key)
     within = text_key.removeprefix(name).split(".")[1:]
     if name not in schema.names:

@@ -1,7 +1,7 @@
-"""Where text comes from: files, folders, data sets of the Hugging Face hub, and the default corpus.
+"""The sources of text: files, folders, data sets of the Hugging Face hub, and the default corpus.
 
-Every source divides itself into units: pieces of work of bounded size, always the same for the same input, that any
-process can read. The documents of all units in a row are the documents of the corpus.
+Every source divides itself into units: jobs of bounded size, always the same for the same input, that any process can
+read. The documents of all units in sequence are the documents of the corpus.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?::\w[\w.-]*)?$")
 
 
 class Unit(Protocol):
-    """A piece of work."""
+    """A part of a source that one job reads."""
 
     @property
     def source(self) -> int:
-        """Which source it belongs to."""
+        """The number of its source."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes of its input, about."""
+        """The approximate bytes of its input."""
         ...
 
     def read(self, problems: Problems) -> Iterator[bytes]:
-        """Its documents as clean UTF-8."""
+        """Yield its documents as clean UTF-8."""
         ...
 
 
@@ -53,18 +53,18 @@ class Source(Protocol):
 
     name: str
     kind: str
-    problems: Problems  # met while looking for what there is to read
+    problems: Problems  # met during the search for files
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the input, found out quickly. state: see `files.state_of`, where it has files."""
+        """Return a quick identification of the input. state: see `files.state_of`, if it has files."""
         ...
 
     def contents(self) -> list[tuple[str, int]]:
-        """The files, with their sizes, whose bytes identify the input in the end; none where `describe` does."""
+        """Return the files, with sizes, whose bytes identify the input; none if `describe` suffices."""
         ...
 
     def kind_of(self, path: str) -> str:
-        """What the name of such a file says of its contents."""
+        """Return the kind of such a file by its name."""
         ...
 
     def units(self, source: int) -> Sequence[Unit]: ...
@@ -72,7 +72,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to find and read the inputs."""
+    """Options for finding and reading the inputs."""
 
     text_key: str
     on_error: str
@@ -81,20 +81,21 @@ class SourceOptions:
     input_tokenizer: str | None
     keep_ids: bool  # of indexed files
     stdin_format: str  # "txt", "jsonl.gz"
-    spool: Path  # folder in which the standard input is kept
+    spool: Path  # folder for the stored standard input
     score_key: str | None = None
     conversations: bool = False
-    documents: str = AUTO  # what a document of plain text is: see `plaintext`
+    documents: str = AUTO  # division of plain text into documents: see `plain_text`
     encoding: str = ""  # of all files
-    quoting: str = "auto"  # of tables: one of textfiles.QUOTING
+    quoting: str = "auto"  # of tables: one of text_files.QUOTING
 
 
 def open_sources(
     inputs: Sequence[str], options: SourceOptions, validation: Sequence[str] = (), test: Sequence[str] = ()
 ) -> list[Source]:
-    """The sources that the user named, those of validation and test last; the default corpus if there are no inputs.
+    """Return the sources that the user named, those of validation and test last; the default corpus if there are no
+    inputs.
 
-    DataError if one is nothing readable.
+    Raises DataError if one is not readable.
     """
     named = [*inputs, *validation, *test]
     if named.count(STDIN) > 1:
@@ -122,7 +123,7 @@ def open_sources(
         )
     others = len(found) - len(files) + sum(source.number_of_files for source in files) - len(text)
 
-    @functools.cache  # text is looked into once, and not at all where the data is already prepared
+    @functools.cache  # text is examined once, and not at all if the data is already prepared
     def reading() -> Reading:
         division = choose(rule, text, others, split=not validation, encoding=options.encoding)
         return Reading(
@@ -181,7 +182,7 @@ def _find(name: str, options: SourceOptions) -> Files | HubDataset | IndexedFile
 
 
 def _may_exist(path: Path) -> bool:
-    """Whether there is such a file, or a folder on the way cannot be looked into: then reading it says so."""
+    """Return whether such a file exists, or may exist in an inaccessible folder; reading it then reports the error."""
     try:
         path.stat()
     except PermissionError:
@@ -192,7 +193,7 @@ def _may_exist(path: Path) -> bool:
 
 
 def _matching(pattern: str, options: SourceOptions) -> Files | IndexedFiles:
-    """What a pattern matches, in the order of the names: text files, and those of folders; or indexed files alone."""
+    """Return the matches of a pattern in name order: text files, including those in folders; or only indexed files."""
     problems = Problems()
     matches = matches_of(pattern, options.on_error, problems)
     if not matches:

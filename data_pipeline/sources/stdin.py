@@ -1,7 +1,8 @@
-"""The standard input as a source, or a pipe that the shell opened: `<(head -c 1000 text)`. Kept in a file first.
+"""The standard input, or a pipe opened by the shell such as `<(head -c 1000 text)`, as a source, stored in a file
+first.
 
-A pipe can be read once. Its bytes go to a file beside the prepared data, whose name is their hash; from then on it is a
-text file like any other. So the same text sent again goes on where a killed preparation was, and other text is noticed.
+A pipe can be read once. Its bytes are written to a file next to the prepared data, named by their hash; it is then read
+like any text file. So the same text sent again resumes a killed preparation, and other text is recognised as such.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _PREFIX = ".stdin-"
 
 
 class Stdin(Files):
-    """A pipe, read to its end when this is made, or found to be read already by this process."""
+    """A pipe, read to its end on construction unless this process has read it already."""
 
     kind = "stdin"
 
     def __init__(self, suffix: str, spool: Path, name: str = STDIN) -> None:
-        """suffix: that of a file with such contents. spool: folder of the file that keeps it. name: of the pipe."""
+        """suffix: of a file with such contents. spool: folder for the stored text. name: of the pipe."""
         path, self._sha256 = _kept(name, suffix, spool)
         super().__init__("the standard input" if name == STDIN else name, [path], on_error="stop")
         self._suffix = suffix
@@ -42,19 +43,19 @@ class Stdin(Files):
 
 
 def check_stdin_format(suffix: str) -> None:
-    """DataError if no format is known by this suffix."""
+    """Raise DataError if no format has this suffix."""
     if format_of(f"stdin.{suffix}") is None:
         raise DataError(f"the format {suffix!r} of the standard input is unknown; the formats are {READABLE}")
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path is a pipe that this process was started with. Others may wait for a writer for ever."""
+    """Return whether a path is a pipe that this process was started with. Other pipes may wait for a writer forever."""
     return path.parts[:3] in (("/", "dev", "fd"), ("/", "proc", "self")) and path.is_fifo()
 
 
 @functools.cache
 def _kept(name: str, suffix: str, spool: Path) -> tuple[Path, str]:
-    """The file, which is removed when this process ends, and the sha256 of its contents."""
+    """Store a pipe's text; return the file, which is removed when this process ends, and the sha256 of its contents."""
     digest = hashlib.sha256()
     with _opened(name) as text, atomic_file(spool / f"{_PREFIX}{os.getpid()}") as file:
         while block := text.read(_BLOCK):
@@ -62,8 +63,8 @@ def _kept(name: str, suffix: str, spool: Path) -> tuple[Path, str]:
             file.write(block)
     path = spool / f"{_PREFIX}{digest.hexdigest()}.{suffix}"
     os.replace(spool / f"{_PREFIX}{os.getpid()}", path)
-    os.utime(path, ns=(0, 0))  # its name says what it holds: when that came says nothing
-    lock = path.open("rb")  # open as long as this process lives
+    os.utime(path, ns=(0, 0))  # its name identifies the contents; the time must not matter
+    lock = path.open("rb")  # open until this process ends
     fcntl.flock(lock, fcntl.LOCK_SH)
     atexit.register(_remove, path, lock)
     return path, digest.hexdigest()

@@ -1,12 +1,12 @@
 """The documents of files, read in slices of bounded size.
 
-Plain text, JSON Lines and Parquet of any size are read as slices of 64 MiB, by whoever is free. Where a slice really
-begins and ends depends only on the file, so the documents of all slices in a row are the same whoever reads them. Other
-files have to be read from their beginning, so each is one slice. Either way memory grows with documents at most, not
-with files.
+Plain text, JSON Lines and Parquet of any size are read as slices of 64 MiB, by any free process. The actual borders of
+a slice depend only on the file, so the documents of all slices in sequence are the same regardless of the readers.
+Other files must be read from their beginning, so each is one slice. In both cases memory grows at most with documents,
+not with files.
 
-JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. Plain text is in
-`plaintext`, the other formats are in `records`.
+JSON Lines: a document is the string under the text key of each line, which may be 64 MiB long. `plain_text` reads plain
+text, `records` the other formats.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from data_pipeline.sources.plain_text import AUTO, Division, Rule
 SLICE = 64 << 20
 
 _BLOCK = 4 << 20
-LONGEST_RECORD = 64 << 20  # what has to be in memory at once: a line of JSON, a page of HTML
+LONGEST_RECORD = 64 << 20  # bytes held in memory at once: a line of JSON, a page of HTML
 BOM = b"\xef\xbb\xbf"
 
 TEXT_KEY = "text"  # unless the user names another
 ON_ERROR = ("stop", "skip")
 QUOTING = ("auto", "minimal", "none")  # of CSV, TSV: auto is minimal for CSV and none for TSV
-NAMED = 20  # of the inputs that are left out for one reason; the others are counted
+NAMED = 20  # number of inputs named per reason for leaving out; the others are only counted
 
 
 @dataclass
 class Problems:
-    """What was wrong with the input and how it was dealt with, counted by name, with the first few places."""
+    """Problems of the input and their treatment, counted by name, with the first few places."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plaintext.divided`
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # by reason, the first names of what was left out
-    score: float = math.nan  # of the document that was read last, where scores are asked for
+    division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plain_text.divided`
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # by reason, the first names of inputs left out
+    score: float = math.nan  # of the last document read, if scores are requested
 
     def count(self, name: str, number: int = 1, example: str = "") -> None:
         if number:
@@ -60,14 +60,14 @@ class Problems:
                 self.examples.append(example)
 
     def leave_out(self, reason: str, name: str) -> None:
-        """Count an input that is left out as a whole, or its rest, and keep its name."""
+        """Count an input that is left out entirely, or from some point on, and record its name."""
         self.counts[reason] += 1
         names = self.left_out.setdefault(reason, [])
         if len(names) < NAMED:
             names.append(name)
 
     def add(self, other: Problems) -> None:
-        """Take over what was left out elsewhere."""
+        """Add the counts and the left-out inputs of another object."""
         self.counts.update(other.counts)
         for reason, names in other.left_out.items():
             self.left_out[reason] = [*self.left_out.get(reason, []), *names][:NAMED]
@@ -79,26 +79,26 @@ class Problems:
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read: what is the same for all files of a preparation."""
+    """Reading options shared by all files of a preparation."""
 
     text_key: str
     on_error: str  # "stop" or "skip"
     score_key: str | None = None  # of JSON Lines
     conversations: bool = False  # lines of JSON hold them: see `conversations`
-    encoding: str = ""  # Python's name of the one that the user gave; "": UTF-8, which is checked
+    encoding: str = ""  # Python's name of the user's encoding; "": UTF-8, which is checked
     quoting: str = "auto"  # of tables: one of QUOTING
     division: Division = field(default_factory=lambda: Division(Rule(AUTO)))  # of plain text
 
 
 @dataclass(frozen=True)
 class FileSlice:
-    """Bytes [start, stop) of a file of `size` bytes, moved to where documents begin."""
+    """Bytes [start, stop) of a file of `size` bytes; borders move to the beginnings of documents on reading."""
 
-    path: str = field(repr=False)  # files that moved are the same work
+    path: str = field(repr=False)  # not in repr: moved files give the same work key
     start: int
     stop: int
     size: int
-    encoding: str = ""  # from which it is converted to UTF-8 before it is read
+    encoding: str = ""  # converted to UTF-8 before reading; "": none
 
     @property
     def format(self) -> Format:
@@ -106,7 +106,9 @@ class FileSlice:
 
     @property
     def limit(self) -> float:
-        """Where it stops in the contents of the file; those of a compressed one are read to their end."""
+        """The end of the slice in the contents of the file; infinite if these are decompressed or converted, so read to
+        the end.
+        """
         return math.inf if self.format.compression or self.encoding else self.stop
 
 
@@ -117,7 +119,7 @@ def _format(path: str) -> Format:
 
 
 def slices_of(path: str, size: int, division: Division, encoding: str = "") -> list[FileSlice]:
-    """The slices of a file of `size` bytes; one where it must be read from the beginning."""
+    """Return the slices of a file of `size` bytes; one if it must be read from the beginning."""
     found = _format(path)
     if encoding == "utf-8" or found.kind in ("html", "parquet"):
         encoding = ""
@@ -128,7 +130,7 @@ def slices_of(path: str, size: int, division: Division, encoding: str = "") -> l
 
 @contextmanager
 def opened(piece: FileSlice) -> Iterator[IO[bytes]]:
-    """The contents of a file, decompressed and in UTF-8. DataError if they cannot be read."""
+    """Open the contents of a file, decompressed and in UTF-8. Raises DataError if they cannot be read."""
     with open_input(piece.path, piece.format.compression) as file:
         if not piece.encoding:
             yield file
@@ -140,10 +142,10 @@ def opened(piece: FileSlice) -> Iterator[IO[bytes]]:
 
 
 def clean(document: bytes | str, problems: Problems) -> bytes:
-    """A document as valid UTF-8 with LF as line end.
+    """Return a document as valid UTF-8 with LF as line end.
 
-    What is not valid UTF-8, or a lone surrogate in JSON, becomes U+FFFD; CRLF becomes LF; a CR alone stays. All of it
-    is counted.
+    Invalid UTF-8, or a lone surrogate in JSON, becomes U+FFFD; CRLF becomes LF; a single CR stays. All changes are
+    counted.
     """
     if isinstance(document, str):
         try:
@@ -157,14 +159,14 @@ def clean(document: bytes | str, problems: Problems) -> bytes:
         raw = document
         if not raw.isascii():
             raw = decoded(raw, problems).encode("utf-8")
-    if b"\r" in raw and b"\r\n" in raw:  # to look for one byte is several times as quick
+    if b"\r" in raw and b"\r\n" in raw:  # a search for one byte is several times as fast
         problems.count("crlf_line_ends", raw.count(b"\r\n"))
         raw = raw.replace(b"\r\n", b"\n")
     return raw
 
 
 def is_blank(document: bytes) -> bool:
-    """Whether a document shows nothing: white space of any script, zero-width and other invisible characters."""
+    """Return whether a document shows nothing: white space of any script, zero-width and other invisible characters."""
     text = document.lstrip()
     if not text or not (text[0] < 0x80 and text[0] > 0x20):
         return all(map(_is_invisible, text.decode("utf-8", "replace")))
@@ -181,7 +183,7 @@ def _is_invisible(character: str) -> bool:
 
 
 def decoded(raw: bytes, problems: Problems) -> str:
-    """UTF-8 as text; what is not valid becomes U+FFFD and is counted."""
+    """Decode UTF-8; invalid bytes become U+FFFD and are counted."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -194,7 +196,7 @@ def decoded(raw: bytes, problems: Problems) -> str:
 def records(
     file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems
 ) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin in a slice, with their places; one that no memory holds is a broken line."""
+    """Yield the lines that begin in a slice, with their positions; one that is too long is a broken line."""
     limit = piece.limit
     position = _line_start(file, piece.start, first)
     file.seek(position)
@@ -211,7 +213,7 @@ def records(
 
 
 def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, problems: Problems) -> Iterator[bytes | str]:
-    """The documents of the lines of JSON that begin in a slice."""
+    """Yield the documents of the lines of JSON that begin in a slice."""
     for begin, line in records(file, piece, first, reading, problems):
         try:
             yield document_of(line, reading, problems)
@@ -222,7 +224,7 @@ def lines(file: IO[bytes], piece: FileSlice, first: int, reading: Reading, probl
 def broken_line(
     piece: FileSlice, number: Callable[[], int], error: Exception, reading: Reading, problems: Problems
 ) -> None:
-    """Raise a DataError that names the line, or count it. `number` is called only where the line is named."""
+    """Raise a DataError that names the line, or count it. `number` is called only if the line is named."""
     if reading.on_error != "skip":
         message = f"{piece.path}:{number()}: {error}"
         raise DataError(f"{message}; correct it, or leave such lines out with --on-error skip") from None
@@ -230,7 +232,7 @@ def broken_line(
 
 
 def document_of(line: bytes, reading: Reading, problems: Problems) -> bytes | str:
-    """The document of a record, given as JSON. ValueError where there is none."""
+    """Return the document of a record, given as JSON. Raises ValueError if there is none."""
     try:
         record = _parsed(line, problems)
     except ValueError as error:
@@ -263,7 +265,7 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 
 def value_at(record: dict[str, Any], key: str) -> Any:
-    """The value under a key, or under the keys of a path such as `meta.text`. KeyError with the keys that there are."""
+    """Return the value under a key, or under a path such as `meta.text`. Raises KeyError with the existing keys."""
     if key in record:
         return record[key]
     first, dot, rest = key.partition(".")
@@ -276,12 +278,12 @@ def value_at(record: dict[str, Any], key: str) -> Any:
 
 
 def column_of(names: Sequence[str], key: str) -> str:
-    """The column that holds the value under a key or a path."""
+    """Return the column that holds the value under a key or a path."""
     return key if key in names else key.partition(".")[0]
 
 
 def _parsed(line: bytes, problems: Problems) -> Any:
-    """A line of JSON: by the quick parser, and what that refuses (lone surrogates, NaN, invalid UTF-8) by Python's."""
+    """Parse a line of JSON; Python's parser handles what the fast one refuses (lone surrogates, NaN, invalid UTF-8)."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -299,7 +301,7 @@ def _score_of(record: dict[str, Any], key: str) -> float:
 
 
 def _line_start(file: IO[bytes], position: int, first: int) -> int:
-    """The first line that begins at or after `position`."""
+    """Return the start of the first line at or after `position`."""
     if position <= first:
         return first
     file.seek(position - 1)
@@ -309,7 +311,7 @@ def _line_start(file: IO[bytes], position: int, first: int) -> int:
 
 
 def line_number(piece: FileSlice, position: int) -> int:
-    """The number of the line that begins at `position`, counted only when it is needed for a message."""
+    """Return the number of the line that begins at `position`, counted only if a message needs it."""
     number = 1
     with opened(piece) as file:
         while position > 0 and (block := file.read(min(_BLOCK, position))):

@@ -1,4 +1,4 @@
-"""The default corpus: English prose that every machine with this project's requirements already carries.
+"""The default corpus: English prose that is present on every machine with this project's requirements.
 
 It is read from the docstrings of the standard library and of a fixed list of installed packages, and from Python's
 language reference (`pydoc_data.topics`). Files are parsed, never imported. The same versions give the same documents in
@@ -22,12 +22,12 @@ from typing import Any
 
 from data_pipeline.sources.default_corpus.prose import paragraphs
 
-# Raised when the same packages begin to give other documents.
+# Increased when the same packages begin to give other documents.
 CORPUS_VERSION = 1
 
 STANDARD_LIBRARY = "python"
 
-# Import name → distribution. Only packages that this project's requirements always bring along.
+# Import name → distribution. Only packages that this project's requirements always install.
 PACKAGES = {
     STANDARD_LIBRARY: "",
     "torch": "torch",
@@ -77,12 +77,12 @@ _SKIPPED_FOLDERS = frozenset(
 _TOPICS = Path("pydoc_data", "topics.py")
 _LONGEST_DOCUMENT = 16_384  # characters, unless one docstring alone is longer
 _SHORTEST_DOCUMENT = 200
-_LONGEST_UNIT = 8 << 20  # bytes of source code read in one piece of work
+_LONGEST_UNIT = 8 << 20  # bytes of source code per unit
 
 
 def installed_versions() -> dict[str, str | None]:
-    """The version of every package that the corpus is read from; None where one is not installed."""
-    from importlib import metadata  # imported here for it takes a while, and every worker imports this file
+    """Return the version of every package that the corpus is read from; None if one is not installed."""
+    from importlib import metadata  # imported here because it is slow, and every worker imports this file
 
     versions: dict[str, str | None] = {STANDARD_LIBRARY: platform.python_version()}
     for name, distribution in PACKAGES.items():
@@ -95,7 +95,7 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def corpus_units() -> list[tuple[str, tuple[str, ...], int]]:
-    """The corpus in pieces of work: a package, some of its files (relative paths), and their size in bytes."""
+    """Divide the corpus into units: a package, some of its files (relative paths), and their size in bytes."""
     units: list[tuple[str, tuple[str, ...], int]] = []
     for package, version in installed_versions().items():
         names: list[str] = []
@@ -112,7 +112,7 @@ def corpus_units() -> list[tuple[str, tuple[str, ...], int]]:
 
 
 def _files(package: str) -> list[tuple[str, int]]:
-    """Relative path and size of the Python files of a package, tests and copies of other packages left out."""
+    """Return the relative path and size of a package's Python files, without tests and copies of other packages."""
     folder = _folder(package)
     found: list[tuple[str, int]] = []
     for parent, folders, names in os.walk(folder):
@@ -125,10 +125,11 @@ def _files(package: str) -> list[tuple[str, int]]:
 
 
 def read_unit(package: str, files: tuple[str, ...]) -> Iterator[str]:
-    """The documents in some files of a package: the prose of a module, in one document or, if it is long, in several.
+    """Yield the documents in some files of a package: the prose of a module, in one document or, if it is long, in
+    several.
 
-    A paragraph that differs from an earlier one of the same unit only in digits, case or punctuation is left out: it is
-    boilerplate.
+    A paragraph that differs from an earlier one of the same unit only in digits, case or punctuation is boilerplate and
+    left out.
     """
     folder = _folder(package)
     seen: set[str] = set()
@@ -163,7 +164,7 @@ def _first_time(text: str, seen: set[str]) -> bool:
 
 
 def _docstrings(path: Path) -> list[str]:
-    """All docstrings of a file in their order, and the texts handed to functions that add docstrings later."""
+    """Return all docstrings of a file in order, and the texts passed to functions that add docstrings later."""
     found: list[str] = []
     with _no_garbage_collection():
         _collect(_parse(path), found)
@@ -186,7 +187,7 @@ def _collect(node: ast.AST, found: list[str]) -> None:
 
 
 def _topics(path: Path) -> list[str]:
-    """The articles of Python's language reference: the values of the one dictionary in pydoc_data/topics.py."""
+    """Return the articles of Python's language reference: the values of the one dictionary in pydoc_data/topics.py."""
     dictionaries = [node for node in ast.walk(_parse(path)) if isinstance(node, ast.Dict)]
     return [_string(value) for dictionary in dictionaries for value in dictionary.values]
 
@@ -196,7 +197,7 @@ def _string(node: ast.AST) -> str:
 
 
 def _parse(path: Path) -> ast.Module:
-    """The syntax tree of a file; an empty one if it is not Python of this version (templates, old examples)."""
+    """Return the syntax tree of a file; an empty one if it is not Python of this version (templates, old examples)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -207,7 +208,9 @@ def _parse(path: Path) -> ast.Module:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A syntax tree is a mass of small objects without cycles: to look for some takes longer than all the rest."""
+    """Disable garbage collection: a syntax tree has many small objects without cycles, and searching them dominates the
+    time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -226,5 +229,5 @@ def _folder(package: str) -> Path:
 
 
 def describe() -> dict[str, Any]:
-    """What identifies the corpus, for the settings of prepared data."""
+    """Return the identification of the corpus for the settings of prepared data."""
     return {"kind": "default corpus", "version": CORPUS_VERSION, "packages": installed_versions()}

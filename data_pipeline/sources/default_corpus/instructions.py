@@ -1,7 +1,7 @@
-"""Instructions about the default corpus, with their answers: conversations to fine-tune on where there is no network.
+"""Instructions about the default corpus, with answers: conversations for fine-tuning without a network.
 
-Every answer follows from the question by rule, so whether a model has learned to do as it is told can be counted. The
-questions are asked in several ways, over words and sentences of the embedded text.
+Every answer follows from the question by rule, so correct answers of a fine-tuned model can be counted. The questions
+are phrased in several ways, over words and sentences of the corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEPT = 10_000  # sentences at most
 
 
 class Task(NamedTuple):
-    """What is asked, in several ways, of a sentence and one of its words; and what is right."""
+    """A question about a sentence and one of its words, in several phrasings, and its answer."""
 
     name: str
     questions: tuple[str, ...]
@@ -51,9 +51,9 @@ TASKS = (
 
 
 def instructions(number: int, seed: int = 0) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """`number` conversations of one question and its answer; the same seed and packages give the same ones.
+    """Yield `number` conversations of one question and its answer; the same seed and packages give the same ones.
 
-    DataError where the installed packages hold too little text.
+    Raises DataError if the installed packages hold too little text.
     """
     sentences = _sentences()
     if len(sentences) < 100:
@@ -74,12 +74,12 @@ def instructions(number: int, seed: int = 0) -> Iterator[dict[str, list[dict[str
 
 
 def as_lines(conversations: Iterator[dict[str, list[dict[str, str]]]]) -> str:
-    """As JSON Lines."""
+    """Return conversations as JSON Lines."""
     return "".join(json.dumps(conversation, ensure_ascii=False) + "\n" for conversation in conversations)
 
 
 def _sentences() -> list[str]:
-    """Beginnings of sentences of the default corpus, 4 to 8 words long, each once and in its order."""
+    """Return beginnings of sentences of the default corpus, 4 to 8 words long, each once and in order."""
     found: dict[str, None] = {}
     for package, files, _ in corpus.corpus_units():
         for document in corpus.read_unit(package, files):

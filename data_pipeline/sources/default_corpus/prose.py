@@ -1,8 +1,8 @@
-"""From a docstring to the English in it.
+"""Extraction of English prose from docstrings.
 
 Docstrings mix sentences with code, tables of parameters, directives and markup, in several conventions
-(reStructuredText, numpydoc, Google style, Markdown). Here the layout goes, and what reads as sentences stays: one
-paragraph per line, without hard line breaks.
+(reStructuredText, numpydoc, Google style, Markdown). The layout is removed and the sentences stay: one paragraph per
+line, without hard line breaks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 
-# Words that English cannot do without: a paragraph where they are rare is a list of names, a formula or code.
+# Frequent words of English: a paragraph in which they are rare is a list of names, a formula or code.
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -25,7 +25,7 @@ _WORD = re.compile(r"[a-z][a-z'’-]*")
 _SYMBOL = re.compile(r"[^A-Za-z ,.']")
 _NOT_ENGLISH = re.compile(r"[\\$|]| = .* = |\w\(\w+=.*\w+=|^\w+ = ")
 
-# What a line is.
+# Kinds of lines.
 _UNDERLINE = re.compile(r"\s*([=\-~^\"'`#*+.:_])\1{2,}\s*$")
 _TABLE = re.compile(r"\s*(?:\+[-=+]+\+|\|.*\||[=-]{2,}(?:\s+[=-]{2,})+)\s*$")
 _CODE_DIRECTIVE = re.compile(
@@ -36,7 +36,7 @@ _DIRECTIVE = re.compile(r"\s*\.\.(?:\s|$)|\s*:[\w-]+:(?:\s|$)")
 _FIELD = re.compile(r"\s*:(?:param|arg|key|keyword|raises?|returns?|yields?|ivar|cvar|var|r?type|meta)\b[^:]*:\s*")
 _HEADING = re.compile(r"\s*[A-Z][A-Za-z ]{2,24}::?\s*$")  # "Args:", "Example::"
 _NAME = r"\*{0,2}`{0,2}\*{0,2}[\w.]+`{0,2}\*{0,2}"
-# What stands above an indented description: "x, y : array_like", "*args", "int or None".
+# A line above an indented description: "x, y : array_like", "*args", "int or None".
 _LABEL = re.compile(rf"\s*{_NAME}(?:\s*,\s*{_NAME})*\s+:\s+\S.*$|(?=.{{0,60}}$).*[^\s.,;:!?]:?\s*$")
 _GOOGLE_PARAMETER = re.compile(rf"\s*(?:[-*•]\s+)?{_NAME}\s*(?:\((?:[^()]|\([^()]*\))*\))?\s*(?::|--?|–)\s+(?=\S)")
 _ITEM = re.compile(r"\s*(?:[-*•+]|\d+[.)]|\(\w\))\s+")
@@ -55,7 +55,7 @@ _SKIPPED_SECTIONS = frozenset(
     )
 )
 
-# Markup within a line: a character without which there is none, a pattern, and what remains of it.
+# Markup within a line: a character that it always contains, a pattern, and the replacement.
 _ROLE = r":(?:[\w+-]+:)*[\w+-]+:"
 _MARKUP: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("`", re.compile(_ROLE + r"`~(?:[\w.]*\.)?([\w]+)`"), r"\1"),  # :class:`~package.Name`
@@ -67,22 +67,22 @@ _MARKUP: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("*", re.compile(r"(?<![\w*])(\*{1,2})([^\s*](?:[^*]*[^\s*])?)\1(?![\w*])"), r"\2"),  # *emphasis*, **strong**
     ("/", re.compile(r"<?https?://[^\s>)]+>?"), ""),
     ("<", re.compile(r"</?[A-Za-z][^<>]{0,60}>"), ""),
-    ("(", re.compile(r" +\((?:see|see also|at)? *\)"), ""),  # what is left around an address
+    ("(", re.compile(r" +\((?:see|see also|at)? *\)"), ""),  # the rest around a removed address
     (" ", re.compile(r"\s+([.,;:])(?=\s|$)"), r"\1"),
     ("", re.compile(r"\s+"), " "),
 )
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """The paragraphs of a docstring that read as English, each in one line, in their order."""
+    """Return the paragraphs of a docstring that read as English, each in one line, in order."""
     found = (_without_markup(" ".join(lines)) for lines in _blocks(inspect.cleandoc(docstring).split("\n")))
     return [text for text in found if is_prose(text)]
 
 
 def is_prose(text: str) -> bool:
-    """Whether a paragraph reads as English:
+    """Return whether a paragraph reads as English.
 
-    enough words, the usual little ones among them, few symbols, a proper end.
+    It has enough words, common function words among them, few symbols, and a proper end.
     """
     if len(text) < _MIN_CHARACTERS or not text.endswith(_ENDS) or not (text[0].isupper() or text[0] in "\"'("):
         return False
@@ -93,12 +93,12 @@ def is_prose(text: str) -> bool:
 
 
 def _blocks(lines: list[str]) -> list[list[str]]:
-    """The runs of lines that may be paragraphs:
+    """Return the runs of lines that may be paragraphs.
 
-    without code, tables, headings and directives; list items stand alone.
+    Code, tables, headings and directives are left out; each list item is a run.
     """
     blocks: list[list[str]] = [[]]
-    deeper_than: int | None = None  # leave out all that is indented more than this
+    deeper_than: int | None = None  # skip lines indented more than this
     in_fence = in_section = in_doctest = False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         text = line.strip()
@@ -117,7 +117,7 @@ def _blocks(lines: list[str]) -> list[list[str]]:
             continue
         in_doctest = in_doctest or text.startswith((">>>", "In ["))
         marked = text[0] in ".:"
-        rest: str | None = ""  # what a line that begins a block leaves of itself; None: it goes on with the last one
+        rest: str | None = ""  # text kept from a line that begins a block; None: it continues the last block
         if _UNDERLINE.match(following) and not _UNDERLINE.match(line):
             in_section = text.lower() in _SKIPPED_SECTIONS
         elif in_section or in_doctest or _UNDERLINE.match(line) or _TABLE.match(line):
@@ -150,7 +150,7 @@ def _indent(line: str) -> int:
 
 
 def _without_markup(text: str) -> str:
-    """One line of plain text, its first letter large, with a full stop where a list item had none."""
+    """Return one line of plain text, with a capital first letter, and with a full stop if a list item had none."""
     for sign, pattern, replacement in _MARKUP:
         if sign in text:
             text = pattern.sub(replacement, text)
