@@ -271,8 +271,7 @@ JOBS = (
 
 
 def encode(message: Any) -> bytes:
-    """Encode a message of plain values, dataclasses of this package and functions of JOBS. Raises TypeError for another.
-    """
+    """Encode plain values, dataclasses of this package and functions of JOBS. Raises TypeError for others."""
     return json.dumps(to_plain(message, _named)).encode()
 
 
