@@ -1,1 +1,1 @@
-"""What a run records: scalars, speed, utilization, energy."""
+"""Metrics of a run: scalars, speed, utilization, energy."""

@@ -1,8 +1,7 @@
-"""The energy that steps take, from counters of the machine: RAPL for processors, NVML for GPUs.
+"""Energy consumed by steps, from the machine's counters: RAPL for processors, NVML for GPUs.
 
-A processor counts what it takes as a whole, whoever it works for, and so does its memory where it has a counter; the
-first rank of each node reads them. A GPU's counter is read by the rank that has the GPU. The rest of the machine is not
-in it.
+The counters of processors, and of memory where they exist, include the work of all other processes; the first rank of
+each node reads them. A rank on a GPU reads that GPU's counter. The rest of the machine is not included.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ COUNTED = ("package-", "dram")  # names of RAPL's domains; cores are part of a p
 
 
 class Rapl:
-    """A counter in microjoules that begins again at 0 behind its range: about every quarter of an hour under load."""
+    """RAPL counter in microjoules. It wraps to 0 at the end of its range, about every quarter of an hour under load."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "energy_uj"
@@ -28,7 +27,7 @@ class Rapl:
         self._before = int(self._file.read_text())
 
     def joules(self) -> float:
-        """Taken since the last call. It has to be made within one range."""
+        """Return the joules since the last call, which must be less than one range ago."""
         now = int(self._file.read_text())
         taken = now - self._before
         self._before = now
@@ -36,10 +35,10 @@ class Rapl:
 
 
 class Nvml:
-    """The counter of one GPU, in millijoules."""
+    """NVML's counter of one GPU, in millijoules."""
 
     def __init__(self, device: torch.device) -> None:
-        pynvml = importlib.import_module("pynvml")  # of nvidia-ml-py; may be missing
+        pynvml = importlib.import_module("pynvml")  # from nvidia-ml-py; may be missing
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
@@ -47,14 +46,14 @@ class Nvml:
         self._before = self._read(self._handle)
 
     def joules(self) -> float:
-        """Taken since the last call."""
+        """Return the joules since the last call."""
         now = self._read(self._handle)
         taken, self._before = now - self._before, now
         return taken / 1e3
 
 
 class Energy:
-    """The counters that this rank reads; `missing` says why there are none where some should be.
+    """The counters that this rank reads. `missing` lists the reasons why expected ones are absent.
 
     `first_of_node`: this rank reads the counters of the processors.
     """
@@ -69,13 +68,13 @@ class Energy:
                 self._counters.append(Nvml(device))
             except ImportError:
                 self.missing.append(f"of GPUs: {how_to_install('nvidia-ml-py')}")
-            except Exception as error:  # NVML's own, which have no base outside of it
+            except Exception as error:  # NVML's errors, which have no importable base here
                 self.missing.append(f"of GPUs: {error}")
 
     def _find_rapl(self, powercap: Path) -> None:
         domains = {
             folder: folder / "name" for folder in sorted(powercap.glob("intel-rapl:*"))
-        }  # AMD's are called so too
+        }  # AMD's have this name too
         counted = [at for at, name in domains.items() if name.is_file() and name.read_text().startswith(COUNTED)]
         try:
             self._counters += [Rapl(folder) for folder in counted]
@@ -87,9 +86,9 @@ class Energy:
 
     @property
     def measures(self) -> bool:
-        """Whether there is any counter."""
+        """True if there is any counter."""
         return bool(self._counters)
 
     def joules(self) -> float:
-        """Taken since the last call, by all that is counted here."""
+        """Return the joules since the last call, summed over the counters."""
         return sum(counter.joules() for counter in self._counters)

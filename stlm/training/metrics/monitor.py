@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, TensorBoard for plots, one line for people. Rank 0 only."""
+"""Output of a run: metrics.jsonl for programs, TensorBoard for plots, one line for people. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from stlm.training.metrics.wandb_mirror import WandbMirror
 
 
 class Monitor:
-    """Writes what a run tells into its directory; rank 0 opens it, and unopened it is silent.
+    """Writer of records and log lines to the run directory. Rank 0 opens it; unopened, it writes nothing.
 
-    metrics.jsonl has a line for each record, floats with all their digits. What depends on the clock or the machine
-    stands under "timing"; the rest is the same whenever and however often the run was interrupted. Methods raise
-    DataError where the disk is full.
+    metrics.jsonl has one line per record, floats with all digits. Values that depend on the clock or the machine are
+    under "timing"; all others are independent of interruptions. Methods raise DataError where the disk is full.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -36,11 +35,11 @@ class Monitor:
     def open(
         self, first_step: int, wandb_config: Mapping[str, Any] | None = None, again: Collection[str] = ()
     ) -> None:  # fmt: skip
-        """Begin at `first_step`, the next to be made: what an earlier job wrote of it and later steps is cut away, and
-        of the step before it the splits in `again`.
+        """Open the files. `first_step` is the next step: records of it and of later steps, left by an earlier job, are
+        removed, and of the step before it the splits in `again`.
 
-        A run that begins anew is asked its tasks anew before the first step, too. With `wandb_config`, the settings of
-        the run, its records go to Weights & Biases as well.
+        At first_step 1 the records of step 0 (tasks before the first step) are removed too. With `wandb_config`, the
+        settings of the run, records also go to Weights & Biases.
         """
         path = self._run_dir / "metrics.jsonl"
         cut_metrics(path, first_step - 1 if first_step > 1 else -1, again)
@@ -52,14 +51,14 @@ class Monitor:
             self._mirror = WandbMirror(self._run_dir, wandb_config)
 
     def say(self, text: str) -> None:
-        """Print a line, and add it to train.log with the time."""
+        """Print a line, and append it to train.log with the time."""
         if self._log is None:
             return
         if self._printing:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-            except OSError:  # the terminal, or the reader of a pipe, is gone: train.log has the rest
+            except OSError:  # the terminal or the reader of the pipe is gone; train.log has the rest
                 self._printing = False
         with writing(self._run_dir / "train.log"):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -79,16 +78,16 @@ class Monitor:
             self._mirror.log(scalars(record), record["step"])
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the files. Safe to call twice."""
         for file in (self._metrics, self._log, self._writer, self._mirror):
             if file is not None:
-                with suppress(OSError):  # what could not be written was told when it was written
+                with suppress(OSError):  # a failed write has already raised
                     file.close()
         self._metrics = self._log = self._writer = self._mirror = None
 
     def _tensorboard(self) -> Any:
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes long to import: not before the first step
+            from torch.utils.tensorboard import SummaryWriter  # slow to import: only at the first record
 
             folder = str(self._run_dir / "tensorboard")
             self._writer = SummaryWriter(folder, purge_step=self._first_step, flush_secs=10)
@@ -96,7 +95,7 @@ class Monitor:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record under the names that plots have: "train/loss", "evals/corruptions/accuracy"."""
+    """Return the numbers of a record by the names in plots: "train/loss", "evals/corruptions/accuracy"."""
 
     def walk(path: str, value: Any) -> Iterator[tuple[str, float]]:
         if isinstance(value, Mapping):
@@ -109,8 +108,8 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def cut_metrics(path: Path, last_step: int, again: Collection[str] = ()) -> None:
-    """Keep the records of steps up to `last_step`, of that one without the splits in `again`, and drop a line that was
-    cut off when a process was killed."""
+    """Keep the records of steps up to `last_step`, except the splits in `again` at that step. Drop unreadable lines,
+    such as one cut off when a process was killed."""
     if not path.is_file():
         return
     kept = []
@@ -125,7 +124,7 @@ def cut_metrics(path: Path, last_step: int, again: Collection[str] = ()) -> None
 
 
 def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -> str:
-    """One readable line of a training record."""
+    """Format a training record as one line for people."""
     step = f"{record['step']:{len(str(max_steps))}d}/{max_steps}"
     timing = record["timing"]
     mfu = f"mfu {timing['mfu']:.1%}  " if "mfu" in timing else ""
@@ -137,7 +136,7 @@ def progress_line(record: dict[str, Any], max_steps: int, seconds_left: float) -
 
 
 def readable_time(seconds: float) -> str:
-    """Hours, minutes and seconds: "2:05", "1:02:05"; "?" where it is not known."""
+    """Format seconds as hours, minutes and seconds: "2:05", "1:02:05"; "?" for nan."""
     if math.isnan(seconds):
         return "?"
     whole = math.ceil(seconds)

@@ -1,6 +1,6 @@
-"""What is read beside the losses of a run: how fast it is, where the time goes, and what it takes of the machine.
+"""Speed, time by phase, utilization, memory and energy of a run: the part "timing" of its records.
 
-All of it stands under "timing" in a record. Every figure is of all ranks together.
+Every figure is for all ranks together.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from stlm.training.metrics.mfu import PASSES, count_flops, measure_peak, readabl
 
 
 class Gauges:
-    """Measures steps on `device`, which computes in `precision`, and first what it can do. Every rank makes one.
+    """Measurements of steps on `device` in `precision`, and first of the device's peak. Every rank makes one.
 
-    `learns_whole`: no weight is frozen. Where one is, nobody knows what a gradient costs, and there is no MFU.
+    `learns_whole`: no weight is frozen. Otherwise the cost of a gradient is unknown, and MFU is not reported.
     """
 
     def __init__(self, device: torch.device, precision: str, learns_whole: bool) -> None:
@@ -55,24 +55,24 @@ class Gauges:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside is a step."""
-        self._energy.joules()  # what lies between steps is not theirs
+        """Measure one step, made inside this context."""
+        self._energy.joules()  # discards the energy between steps
         with STOPWATCH.step():
             yield
         self._joules += self._energy.joules()
         self._steps += 1
         self._all_steps += 1
-        if self._all_steps == 1:  # it takes longer than others: the estimate begins after it
+        if self._all_steps == 1:  # slower than others, so left out of the estimate
             self._started = time.perf_counter()
 
     @property
     def has_counted(self) -> bool:
-        """Whether the FLOPs of a forward pass are known."""
+        """True once the FLOPs of a forward pass are known."""
         return self._forward_flops is not None
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Inside is the forward pass of one micro-batch; the FLOPs of the first one are counted."""
+        """Count the forward pass of one micro-batch inside this context; the first pass also counts FLOPs."""
         self._forwards += 1
         if self.has_counted:
             yield
@@ -82,11 +82,11 @@ class Gauges:
         self._forward_flops = float(counter.get_total_flops())
 
     def add(self, bytes: float) -> None:
-        """Note what a step has read, on all ranks."""
+        """Add the bytes that all ranks read in a step."""
         self._bytes += bytes
 
     def read(self) -> dict[str, Any]:
-        """Figures of the steps since the last reading; what lies between them is not in them. Called by all ranks."""
+        """Return the figures of the steps since the last reading, without the time between steps. All ranks call it."""
         phases = STOPWATCH.read()
         flops = PASSES * (self._forward_flops or 0.0) * self._forwards
         own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device), self._joules]
@@ -124,24 +124,24 @@ class Gauges:
         return figures
 
     def left(self, steps: int) -> float:
-        """Seconds that so many steps will take, with the validations and checkpoints that come between them."""
+        """Estimate the seconds that `steps` more steps take, including validations and checkpoints; nan if unknown."""
         if self._all_steps < 2:
             return math.nan
         return steps * (time.perf_counter() - self._started) / (self._all_steps - 1)
 
 
-EXTRA = ("flops", "peak", "memory", "cuda_memory", "joules")  # what a rank tells beside its phases
+EXTRA = ("flops", "peak", "memory", "cuda_memory", "joules")  # values of a rank in addition to its phases
 
 
 def peak_memory(device: torch.device) -> tuple[float, float]:
-    """The most bytes that this process has held so far: of the machine's memory, and of the GPU's in tensors."""
+    """Return this process's peak memory so far, in bytes: in RAM, and in tensors on the GPU."""
     cuda = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return float(_peak_resident()), float(cuda)
 
 
 def _peak_resident() -> int:
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage tells is at first that of the process which started this one
+    if status.is_file():  # getrusage begins with the peak of the parent process
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""A run mirrored to Weights & Biases: the numbers that TensorBoard has. Offline unless WANDB_MODE says otherwise."""
+"""Mirror of a run's TensorBoard scalars at Weights & Biases. Offline unless WANDB_MODE says otherwise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_wandb() -> None:
 
 
 class WandbMirror:
-    """One run of Weights & Biases in RUN/wandb. Methods but close raise DataError where it cannot be written."""
+    """One run of Weights & Biases in RUN/wandb. All methods except close raise DataError where writing fails."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb
@@ -45,12 +45,12 @@ class WandbMirror:
             )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Add `numbers` to those of `step`."""
+        """Log `numbers` at `step`."""
         with self._telling():
             self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Write what is left; errors are no reason for a run to fail at its end."""
+        """Write what is left. Errors are ignored, so that a run does not fail at its end."""
         with suppress(OSError, self._error):
             self._run.finish()
 

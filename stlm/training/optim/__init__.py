@@ -1,1 +1,1 @@
-"""Optimizers, schedules, averages, and how far a run has come."""
+"""Optimizers, learning rate schedules, weight averaging, and the limits of a run."""

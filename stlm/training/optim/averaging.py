@@ -1,9 +1,9 @@
-"""An exponential moving average of the weights, which is often better than the last of them (Polyak & Juditsky 1992;
+"""Exponential moving average of the weights, which is often better than the last weights (Polyak & Juditsky 1992;
 Izmailov et al. 2018, arXiv 1803.05407).
 
-It stands among the optimizer's own state, beside the moments, so that it is cut, saved and restored as they are, at
-every ZeRO stage. It begins with the weights of the first update, and early on keeps only (1 + t) / (10 + t) of itself,
-so that they do not stay in it.
+The average is part of the optimizer's state, like the moments, so it is sharded, saved and restored with them at every
+ZeRO stage. It starts from the weights after the first update. After t updates its decay is at most (1 + t) / (10 + t),
+so that it soon forgets them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-AVERAGE = "ema"  # its name among the moments
+AVERAGE = "ema"  # key in the optimizer's state
 
 
 def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """From now on, every update is followed by one of the average. `optimizer` keeps a `step` for each parameter."""
+    """Update the average after every step of `optimizer`, whose state needs a `step` for each parameter."""
 
     @torch.no_grad()
     def follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:

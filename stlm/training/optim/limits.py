@@ -1,7 +1,7 @@
-"""Where a run ends, and how far it has come: by steps, ids, bytes or time, whichever is nearest to its end.
+"""Progress of a run towards its end: steps, ids, bytes or time, whichever limit is closest to being reached.
 
-Which step will be the last is known beforehand from what the steps took so far, so that it is logged, validated and
-saved as the last one, and the schedule is laid out over the whole: at a tenth of the bytes a tenth of it is done.
+The cost of the steps so far predicts which step is the last, so that one is logged, validated and saved as the last.
+The schedule follows the same progress: after a tenth of the bytes, a tenth of it is done.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from stlm.config import TrainingConfig
 
 
 def used_up(training: TrainingConfig, step: int, ids: int, bytes: int, seconds: float) -> float:
-    """The fraction of the run that will be used up when one more step is made after `step`, if it is like those before.
+    """Return the fraction of the run that is used up one step after `step`, if that step costs what others did.
 
-    Above 1 that step would be one too many. ids, bytes, seconds: what the steps made so far took.
+    Above 1, that step would exceed a limit. `ids`, `bytes`, `seconds`: cost of the steps so far.
     """
     parts = [(step + 1) / training.max_steps]
     limits = training.limits
@@ -24,7 +24,7 @@ def used_up(training: TrainingConfig, step: int, ids: int, bytes: int, seconds: 
 
 
 def limits_of(training: TrainingConfig) -> dict[str, str]:
-    """The limits beside `max_steps` that are set, by their names, in words."""
+    """Return the limits that are set in addition to `max_steps`: name → words for people."""
     limits, words = training.limits, {}
     if limits.ids is not None:
         words["ids"] = number_of(limits.ids, "id")

@@ -1,12 +1,12 @@
 """Muon: momentum that is orthogonalised before it is applied, for the matrices inside a model (Jordan 2024,
 kellerjordan.github.io/posts/muon).
 
-A matrix's momentum M = U S V^T becomes U V^T, nearly: every direction that it has is followed equally far. The root of
-its mean square then depends on its shape, so it is scaled to 0.2, about what AdamW's updates have; one learning rate
-and one weight decay serve both (Moonlight: Liu et al. 2025, arXiv 2502.16982, section 2.2).
+A matrix's momentum M = U S V^T becomes approximately U V^T: the update is equally large in every direction. The root
+mean square of U V^T depends on its shape, so the update is scaled to 0.2, close to AdamW's updates; one learning rate
+and one weight decay then serve both (Moonlight: Liu et al. 2025, arXiv 2502.16982, section 2.2).
 
-Where ZeRO has cut the matrices over the ranks, each keeps the momentum of its own parts, gathers those of the others,
-and takes its part of what comes out: equal to stage 0. Every rank orthogonalises every matrix.
+Where ZeRO shards the matrices over ranks, each rank keeps the momentum of its own parts, gathers the other parts,
+orthogonalises every matrix, and keeps its part of the result. The result equals that of stage 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.optim.adamw import adamw
 
 from stlm.training.optim.zero_shards import Shard
 
-MOMENTUM = 0.95  # of Nesterov's kind
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steep at 0, so that five steps are enough
+MOMENTUM = 0.95  # Nesterov momentum
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that is steep at 0, so that five steps suffice
 STEPS = 5
 ROOT_MEAN_SQUARE = 0.2
 
@@ -29,8 +29,8 @@ ROOT_MEAN_SQUARE = 0.2
 class Muon(torch.optim.Optimizer):
     """Muon for the groups that have `orthogonal` set, AdamW for the others.
 
-    Tensors of more than two dimensions are stacks of matrices. `shards` is filled by the engine where ZeRO hands over
-    flat tensors: every rank has to call `step` then.
+    Tensors of more than two dimensions are stacks of matrices. The engine fills `shards` where ZeRO passes flat tensors
+    to the optimizer; all ranks then have to call `step` together.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of everything that has a gradient."""
+        """Update all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             members = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """[..., rows, columns] → the same with all singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
+    """Bring all singular values of [..., rows, columns] near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     tall = matrix.size(-2) > matrix.size(-1)
     x = matrix.mT if tall else matrix
@@ -102,5 +102,5 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def scaled(orthogonal: Tensor) -> Tensor:
-    """An orthogonal matrix at the root mean square that AdamW's updates have."""
+    """Scale an orthogonal matrix to the root mean square of AdamW's updates."""
     return orthogonal * (ROOT_MEAN_SQUARE * max(orthogonal.shape[-2:]) ** 0.5)

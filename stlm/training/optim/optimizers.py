@@ -15,11 +15,12 @@ from stlm.training.optim.muon import Muon
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with two groups; a base width makes more. Or Muon.
+    """Build AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) or Muon, with its parameter groups.
 
-    Matrices decay; vectors (norm weights) and embeddings do not. A tied parameter is one parameter, and an embedding if
-    either of its uses is one. Muon orthogonalises the matrices that decay, but for the last, which makes logits. The
-    learning rate is set at every step, from the schedule.
+    Matrices decay; vectors (norm weights) and embeddings do not. A base width adds groups with learning rates of their
+    own. A tied parameter is one parameter, and counts as an embedding if either of its uses is one. Muon orthogonalises
+    the matrices that decay, except the last one, which computes logits. The schedule sets the learning rate at every
+    step. Also freezes `training.frozen_parts`.
     """
     if isinstance(model, STLM):
         freeze(model, training)
@@ -32,7 +33,7 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
         if parameter not in exempt:
             decayed.setdefault(scales.get(parameter, 1.0), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        # Decay takes away learning rate times weight_decay, whatever the scale (CompleteP: arXiv 2505.01618, table 1).
+        # Decay per step is learning rate times weight_decay at any scale (CompleteP: arXiv 2505.01618, table 1).
         {"params": members, "weight_decay": training.weight_decay / scale, "learning_rate_scale": scale}
         for scale, members in decayed.items()
     ]

@@ -2,8 +2,8 @@
 
 Steps are numbered from 1: step s is the s-th update, and max_steps the last. So the first update of a warm-up is small
 but not zero, step `warmup_steps` has exactly `learning_rate`, and step `max_steps` exactly
-`final_learning_rate_fraction` of it (cosine and wsd). A run of fewer steps than its warm-up ends within it: so the
-first steps of a recipe, tried out, are those of the whole run.
+`final_learning_rate_fraction` of it (cosine and wsd). A run of fewer steps than its warm-up ends within it, so a short
+trial of a recipe makes the same first steps as the whole run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from stlm.config import TrainingConfig
 
 
 def learning_rate_at(step: int, training: TrainingConfig, done: float = 0.0) -> float:
-    """The learning rate of update `step`, 1 … max_steps.
+    """Return the learning rate of update `step`, 1 … max_steps.
 
-    `done` is the fraction of the run that ends with this step, where a limit makes that more than step / max_steps: the
-    schedule is then as far as that, but for the warm-up, which goes by steps.
+    `done` is the fraction of the run that ends with this step. Where a limit makes it more than step / max_steps, the
+    schedule follows it; warm-up always counts steps.
 
     Linear warm-up over `warmup_steps`, then
     - cosine: half a cosine down to the end (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts);
-    - wsd: steady until `decay_steps` before the end, then linear to the end (Hu et al. 2024, arXiv 2404.06395);
+    - wsd: constant until `decay_steps` before the end, then linear to the end (Hu et al. 2024, arXiv 2404.06395);
     - constant.
     """
     if step < 1:
@@ -45,14 +45,14 @@ def _rate(step: float, training: TrainingConfig) -> float:
 
 
 def _fraction(step: float, start: int, end: int) -> float:
-    """How far `step` is on the way from start (0) to end (1), kept within."""
+    """Return the position of `step` between `start` (0) and `end` (1), clamped to that range."""
     if step >= end:
         return 1.0
     return max(0, step - start) / (end - start)
 
 
 def _between(weight: float, done: float, final: float) -> float:
-    """final + (1 - final) * weight, but exactly 1 and exactly `final` at the ends."""
+    """Return final + (1 - final) * weight, but exactly 1 and exactly `final` at the ends."""
     if done == 0.0:
         return 1.0
     return final if done == 1.0 else final + (1 - final) * weight

@@ -1,8 +1,8 @@
-"""A last phase of training for a model that will be packed into few bits.
+"""Quantization-aware last phase of training, for a model that will be stored in few bits.
 
-The gradient is taken at the rounded matrices and moves the exact ones, which is the straight-through estimator (Bengio
-et al. 2013, arXiv 1308.3432; Courbariaux et al. 2015, arXiv 1511.00363, section 2.3). Matrices are exchanged for the
-time of a step's forward and backward passes, so the model needs to know nothing of it.
+The gradient is computed at the rounded matrices and applied to the exact ones: the straight-through estimator (Bengio
+et al. 2013, arXiv 1308.3432; Courbariaux et al. 2015, arXiv 1511.00363, section 2.3). The matrices are replaced during
+a step's forward and backward passes, so the model's code does not change.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from stlm.model.decoding.quantization import is_quantized, round_to_nearest
 
 @contextmanager
 def rounded(model: nn.Module, training: TrainingConfig, done: float) -> Iterator[None]:
-    """Inside, and in the last `quantization_steps` of a run, all matrices are what few bits can express.
+    """Replace all matrices by rounded ones inside this context, in the last `quantization_steps` of a run.
 
-    `done`: the fraction of the run that ends with this step.
+    `done`: fraction of the run that ends with this step.
     """
     bits, further = training.quantization_bits, round(done * training.max_steps, 6)
     if bits is None or further <= training.max_steps - training.quantization_steps:
@@ -41,7 +41,7 @@ def rounded(model: nn.Module, training: TrainingConfig, done: float) -> Iterator
 
 
 def check_stage(training: TrainingConfig, stage: int) -> None:
-    """Raises ConfigError where ranks hold parts of matrices, which cannot be rounded by themselves."""
+    """Raise ConfigError where ranks hold parts of matrices, which cannot be rounded separately."""
     if training.quantization_bits is not None and stage == 3:
         raise ConfigError(
             f"training.quantization_bits: got {training.quantization_bits} with ZeRO stage 3, whose ranks hold parts "

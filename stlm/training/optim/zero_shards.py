@@ -1,8 +1,8 @@
-"""Where ZeRO keeps what belongs to a parameter: the flat tensors that it hands to the optimizer in place of parameters.
+"""Layout of the flat tensors that ZeRO passes to the optimizer in place of parameters.
 
-At stages 1 and 2 the parameters of a group stand one behind the other in one tensor, of which each rank holds an equal
-part, wherever that cuts. At stage 3 each parameter is cut into equal parts, and each rank holds its parts of a group
-one behind the other. Stage 0 has none: there each parameter is its own.
+At stages 1 and 2 the parameters of a group are concatenated into one tensor, and each rank holds an equal part of it,
+which may begin inside a parameter. At stage 3 each parameter is cut into equal parts, and each rank holds its parts of
+a group, concatenated. Stage 0 has no flat tensors: the optimizer gets the parameters.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ class Shard(NamedTuple):
     """One rank's part of some parameters, as the optimizer sees it."""
 
     flat: Tensor
-    parameters: list[nn.Parameter]  # of which it holds parts
-    places: list[tuple[int, int]]  # where each begins, and how much of it a rank holds (stage 3) or all ranks do
+    parameters: list[nn.Parameter]  # those that it holds parts of
+    places: list[tuple[int, int]]  # for each, its start, and its size on one rank (stage 3) or in all (1 and 2)
     shapes: list[torch.Size]
     cut_each: bool  # stage 3
 
     def join(self, flat: Tensor) -> list[Tensor]:
-        """The whole tensors, gathered from all ranks, that `flat`, laid out as this shard, is a part of."""
+        """Gather `flat`, laid out as this shard, from all ranks. Returns the whole tensors."""
         whole_WN = flat.new_empty(dist.get_world_size(), flat.numel())
         with STOPWATCH.phase("communication"):
             dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
         whole = []
         for (start, size), shape in zip(self.places, self.shapes, strict=True):
             part = whole_WN[:, start : start + size] if self.cut_each else whole_WN.view(-1)[start : start + size]
-            whole.append(part.reshape(-1)[: shape.numel()].view(shape))  # without what fills up the last rank's part
+            whole.append(part.reshape(-1)[: shape.numel()].view(shape))  # without the last rank's padding
         return whole
 
     def own_part(self, tensors: Sequence[Tensor]) -> Tensor:
-        """What `join` gathers, reversed: this rank's part, flat, of whole tensors that every rank has."""
+        """Return this rank's flat part of whole tensors that every rank has: the inverse of `join`."""
         ranks = dist.get_world_size()
         whole_WN = torch.zeros(ranks, self.flat.numel(), dtype=self.flat.dtype, device=tensors[0].device)
         for (start, size), tensor in zip(self.places, tensors, strict=True):
