@@ -1,4 +1,4 @@
-"""Work that goes on beside the next steps, such as writing a checkpoint to a slow disk."""
+"""Work in a background thread during the next steps, such as writing a checkpoint to a slow disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Background:
-    """Runs one function at a time in a thread; what it raises is raised again where one waits for it."""
+    """Runner of one function at a time in a thread. `wait` raises the function's error."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -15,16 +15,16 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        """Whether the function is still under way."""
+        """True while the function runs."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def failed(self) -> bool:
-        """Whether an error waits to be raised."""
+        """True if `wait` would raise an error of a function that has ended."""
         return self._error is not None
 
     def start(self, function: Callable[[], object]) -> None:
-        """Begin `function`; the one before is waited for."""
+        """Start `function`, after waiting for the one before."""
         self.wait()
 
         def work() -> None:
@@ -33,12 +33,12 @@ class Background:
             except BaseException as error:
                 self._error = error
 
-        # Not a daemon: a process that comes to its end lets the work be finished.
+        # Not a daemon, so that the process finishes the work before it exits.
         self._thread = threading.Thread(target=work, name="stlm-background", daemon=False)
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is under way. Raises what the function raised, once."""
+        """Wait until nothing runs. Raises the function's error, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

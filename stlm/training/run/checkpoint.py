@@ -1,14 +1,14 @@
-"""Checkpoints that continue anywhere: everything by parameter name, in fp32, without a word about ranks or ZeRO stages.
+"""Portable checkpoints: tensors by parameter name, in fp32, independent of the number of ranks and the ZeRO stage.
 
     checkpoints/step_00000500/
         model/                            config.json, model.safetensors, tokenizer/: all that using the model takes
-        optimizer.safetensors             moments, keyed "exp_avg/NAME"; in several files where they are large. Where
-                                          the model is an average of weights: "master/NAME", the weights themselves
-        optimizer.safetensors.index.json  which file holds which tensor
-        state.json                        step, what was seen, fingerprints; whether the schedule asked for it
+        optimizer.safetensors             moments, keyed "exp_avg/NAME"; several files if large. Where the model is an
+                                          average of weights, also the weights themselves, keyed "master/NAME"
+        optimizer.safetensors.index.json  tensor → file
+        state.json                        step, ids and bytes seen, fingerprints; whether the schedule asked for it
         COMPLETE                          written last: size and sha256 of every other file
 
-A checkpoint is written to a temporary folder, flushed to the disk and renamed, so it is there whole or not at all.
+A checkpoint is written to a temporary folder, flushed to disk and renamed, so it is either whole or absent.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from stlm.training.deepspeed.engine import State
 from stlm.training.optim.averaging import AVERAGE
 
 FORMAT = "stlm-checkpoint-1"
-PART_BYTES = 2 << 30  # of an optimizer file
-MASTER = "master"  # what is trained, where the model is an average of it
+PART_BYTES = 2 << 30  # largest size of an optimizer file
+MASTER = "master"  # the trained weights, where the model is their average
 INDEX = "optimizer.safetensors.index.json"
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies: run_dir/checkpoints/step_00000500."""
+    """Return the path of a step's checkpoint: run_dir/checkpoints/step_00000500."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
@@ -49,9 +49,9 @@ def write_checkpoint(
     path: Path, config: ModelConfig, tokenizer: Tokenizer, state: State, progress: Mapping[str, Any],
     part_bytes: int = PART_BYTES,
 ) -> None:  # fmt: skip
-    """Write a whole checkpoint as `path`. `progress` goes into state.json.
+    """Write a checkpoint to `path`. `progress` goes into state.json.
 
-    Raises CheckpointError, and leaves nothing behind, where it cannot be written.
+    Raises CheckpointError where it cannot be written, and leaves nothing behind.
     """
     model, kept = state.parameters, state.moments
     if AVERAGE in kept:
@@ -88,7 +88,7 @@ def write_checkpoint(
 
 
 def check_checkpoint(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
+    """Describe the damage of a checkpoint in a few words; None if every byte is as it was written."""
     if problem := damage_of(path):
         return problem
     written = json.loads((path / "COMPLETE").read_text(encoding="utf-8")).get("format")
@@ -96,7 +96,7 @@ def check_checkpoint(path: Path) -> str | None:
 
 
 def refuse_other_model(path: Path, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
-    """Raises CheckpointError where a checkpoint holds a model of another config, or of another tokenizer if given."""
+    """Raise CheckpointError where a checkpoint holds a model of another config, or of another tokenizer if given."""
     saved = read_model_config(path / "model")
     if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
@@ -111,12 +111,12 @@ def refuse_other_model(path: Path, config: ModelConfig, tokenizer: Tokenizer | N
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """The contents of state.json."""
+    """Read state.json."""
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def read_state(path: Path) -> State:
-    """Parameters and moments of a checkpoint that was checked."""
+    """Read parameters and moments of a checkpoint that was checked."""
     weight_map = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
     moments: dict[str, dict[str, Tensor]] = {}
     for file in sorted(set(weight_map.values())):
@@ -131,11 +131,11 @@ def read_state(path: Path) -> State:
 
 
 def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:
-    """Delete the checkpoints that are not to be kept, and what killed processes left half-written.
+    """Delete checkpoints that are no longer needed, and temporary folders left by killed processes.
 
-    Kept are the newest `keep_last`, those of every `keep_every_steps`-th step, and with `keep_best` the one with the
-    lowest validation bits per byte: all of them among scheduled checkpoints, as if the run had never been interrupted.
-    Those that an interruption made are kept, `keep_last` of them, until a scheduled one is newer.
+    Of the scheduled checkpoints it keeps the newest `keep_last`, those of every `keep_every_steps`-th step, and with
+    `keep_best` the one with the lowest validation bits per byte, exactly as in an uninterrupted run. Of the checkpoints
+    made by interruptions it keeps the newest `keep_last`, until a scheduled one is newer.
     """
     found = checkpoints_of(run_dir)
     scheduled = [path for path in found if is_scheduled(path)]
@@ -149,22 +149,22 @@ def prune_checkpoints(run_dir: Path, training: TrainingConfig) -> None:
         if path in kept:
             continue
         doomed = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-        os.replace(path, doomed)  # at once: no half-deleted checkpoint is ever seen under its name
+        os.replace(path, doomed)  # atomic: a half-deleted checkpoint is never seen under its name
     for path in (run_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def is_scheduled(path: Path) -> bool:
-    """Whether a run saves this checkpoint however often it is interrupted; False for one that an interruption made."""
+    """Return True if an uninterrupted run saves this checkpoint too; False for one made by an interruption."""
     try:
         return bool(read_progress(path).get("scheduled", True))
-    except (OSError, ValueError, AttributeError):  # damaged: whoever reads the checkpoint finds out
+    except (OSError, ValueError, AttributeError):  # damaged: reading the checkpoint reports it
         return True
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
-    """The complete scheduled checkpoint with the lowest validation bits per byte, the newest of equals; None if none
-    has any."""
+    """Return the complete scheduled checkpoint with the lowest validation bits per byte, the newest of equals; None if
+    none was validated."""
     scored = []
     for path in checkpoints_of(run_dir):
         if (path / "COMPLETE").is_file() and is_scheduled(path):
@@ -175,7 +175,7 @@ def best_checkpoint(run_dir: Path) -> Path | None:
 
 
 def _parts(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors, as many to a part as fit."""
+    """Yield parts of consecutive tensors, each as large as fits."""
     part: dict[str, Tensor] = {}
     size = 0
     for key, tensor in tensors.items():

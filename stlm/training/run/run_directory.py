@@ -1,14 +1,14 @@
-"""A run's folder: one job at a time, its config and environment, and where a resumed job continues.
+"""The run directory: locked by one job at a time, with its config and environment, and the checkpoint to resume from.
 
     runs/NAME/
-        config.yaml        all settings of the run: enough to run it again
+        config.yaml        all settings of the run, enough to repeat it
         environment.json   versions, machine and ranks of every start
         metrics.jsonl      one line per logged step and validation
-        train.log          what was printed
+        train.log          the printed lines, with the time
         tensorboard/
         checkpoints/       see checkpoint.py
 
-Rank 0 alone writes here.
+Only rank 0 writes here.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
 
 class Start(NamedTuple):
-    """Where a job begins."""
+    """Starting point of a job."""
 
     checkpoint: Path | None  # None: at the beginning
-    notes: list[str]  # what people should know
+    notes: list[str]  # warnings for the log
     changed: dict[str, list[Any]]  # settings that differ from those of the job before: key → old and new value
 
 
 def choose_run_directory(
     name: str, resume: str, root: Path = Path("runs"), obstacle: Callable[[Path], str | None] = lambda run_dir: ""
 ) -> tuple[Path, str]:  # fmt: skip
-    """root/NAME if it is new or unfinished, else the first of root/NAME-2, root/NAME-3 … that is. Where all are
-    finished, the newest one is extended if there is no `obstacle` to that (see `why_not_extended`). Also returns what
-    people should know of the choice.
+    """Return root/NAME if it is new or unfinished, else the first of root/NAME-2, root/NAME-3 … that is unfinished.
+    Where all existing ones are finished, the newest is extended if `obstacle` returns None for it (see
+    `why_not_extended`), else a new one is chosen. Also returns a line for people on the choice.
 
-    With resume "never" the first that does not exist, with "must" the last that does.
+    With resume "never", returns the first that does not exist, with "must" the last that does.
     """
     candidates = [root / name, *(root / f"{name}-{number}" for number in range(2, 10_000))]
     new = next(number for number, path in enumerate(candidates) if not path.exists())
@@ -94,8 +94,8 @@ def choose_run_directory(
 
 
 def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_change: bool) -> str | None:
-    """Why a command with `config`, on data with `fingerprint`, does not take a finished run further: ", and …" or ""
-    for the same command; None where it does, as it allows more steps, ids, bytes or seconds and changes nothing else.
+    """Return why a command with `config`, on data with `fingerprint`, does not extend a finished run, as the end of a
+    sentence. Returns None where it does: it allows more steps, ids, bytes or seconds and changes nothing else.
     """
     newest = newest_checkpoint(run_dir)
     assert newest is not None, "a finished run without a checkpoint"
@@ -111,7 +111,7 @@ def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_c
 
 
 def _limits_reached(training: TrainingConfig, made: Mapping[str, Any]) -> list[str]:
-    """The settings that allow no step after those that were made."""
+    """Return the settings that allow no further step."""
     seen = made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0
     alone = {"training.max_steps": replace(training, limits=LimitsConfig())}
     for name, value in dataclasses.asdict(training.limits).items():
@@ -121,7 +121,7 @@ def _limits_reached(training: TrainingConfig, made: Mapping[str, Any]) -> list[s
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has a checkpoint of the last step that its own config allows."""
+    """Return True if a run has a checkpoint of the last step that its own config allows."""
     if not (run_dir / "config.yaml").is_file():
         return False
     training = load_run_config(run_dir).training
@@ -133,17 +133,17 @@ def is_finished(run_dir: Path) -> bool:
         if made.get("pending"):  # interrupted in its last validation
             return False
         return used_up(training, made["step"], made["ids_seen"], made["bytes_seen"], made.get("seconds") or 0.0) > 1
-    except (OSError, ValueError, KeyError):  # damaged: whoever opens the folder finds out and says so
+    except (OSError, ValueError, KeyError):  # damaged: opening the folder reports it
         return False
 
 
 def begin_run(
     config: RunConfig, model: STLM, folder: Path, state: State | None = None, known: Mapping[str, Any] | None = None
 ) -> None:  # fmt: skip
-    """Fill the folder of a run that continues from `model`: its config, its tokenizer, and a checkpoint.
+    """Write the folder of a run that resumes from `model`: config, tokenizer, and a checkpoint.
 
-    That is one of step 0, with the model's weights, unless a `state` comes from elsewhere, and with it what is `known`
-    of its progress. Where nothing is known of the data, it may go on with any that was prepared with the tokenizer.
+    The checkpoint is of step 0 with the model's weights, unless `state`, from elsewhere, and the `known` parts of its
+    progress are given. Where the data is not known, the run may resume with any data prepared with the tokenizer.
     """
     parameters = {name: parameter.detach().float().cpu() for name, parameter in model.named_parameters()}
     counts = dict.fromkeys(("step", "ids_seen", "bytes_seen", "sequences_seen"), 0)
@@ -154,7 +154,7 @@ def begin_run(
         "tokenizer_fingerprint": model.tokenizer.fingerprint,
         "validation_bits_per_byte": None,
         **(known or {}),
-        "scheduled": True,  # whatever made the checkpoint that the state is from: the run may go back to this one
+        "scheduled": True,  # even if the source's checkpoint was not: the run may roll back to this one
     }
     write_text(folder / "config.yaml", dump_run_config(config))
     model.tokenizer.save(folder / "tokenizer")
@@ -171,10 +171,10 @@ class RunDirectory:
         self.saved: RunConfig | None = None  # the config of the job before
 
     def open(self, config: RunConfig, fingerprint: str, resume: str, allow_change: bool = False) -> Start:
-        """Lock the folder, check that the run may continue as `resume` says, and write its config.
+        """Lock the folder, check that the run may resume as `resume` says, and write its config.
 
-        `fingerprint` is that of the data; `allow_change`: settings that may change on request may differ. Raises
-        ConfigError or CheckpointError where the run cannot go on.
+        `fingerprint`: of the data. `allow_change`: settings that may change on request may differ. Raises ConfigError
+        or CheckpointError where the run cannot begin or resume.
         """
         if resume == "must" and not self.path.exists():
             raise self._nothing_to_continue()
@@ -202,7 +202,7 @@ class RunDirectory:
         return start
 
     def check_shared(self) -> None:
-        """For each rank, after rank 0 has opened the folder: CheckpointError if it is not seen from here."""
+        """Raise CheckpointError if this rank does not see the folder. Every rank calls it after rank 0's `open`."""
         if not (self.path / "config.yaml").is_file():
             raise CheckpointError(
                 f"{self.path} is not there, though rank 0 has made it; choose a folder that all nodes share with --run"
@@ -230,13 +230,13 @@ class RunDirectory:
         write_text(path, json.dumps({"starts": starts}, indent=1, default=str) + "\n")
 
     def close(self) -> None:
-        """Let another job use the folder."""
+        """Release the lock, so that another job can use the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def _take_lock(self) -> None:
-        """The kernel drops such a lock with the process, however it ends: no stale lock is possible."""
+        """Lock the folder. The kernel releases the lock when the process ends in any way, so no lock becomes stale."""
         lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -303,7 +303,7 @@ class RunDirectory:
 
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
-        if progress["data_fingerprint"] not in (None, fingerprint):  # None: it was converted, not trained here
+        if progress["data_fingerprint"] not in (None, fingerprint):  # None: converted, not trained here
             self._refuse_other_weights(config)
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
@@ -311,7 +311,7 @@ class RunDirectory:
             )
 
     def _refuse_what_is_over(self, checkpoint: Path, config: RunConfig) -> None:
-        """Raises ConfigError where a new limit is below what the run has come to, or its beginning would be another."""
+        """Raise ConfigError where a new limit is below the run's progress, or `init_from` is set after its start."""
         made, training = read_progress(checkpoint), config.training
         before = (self.saved or config).training
         if made["step"] > training.max_steps:
@@ -333,7 +333,7 @@ class RunDirectory:
             )
 
     def _refuse_other_weights(self, config: RunConfig) -> None:
-        """Raises ConfigError where it is the weights of a mixture that make the data other than the run's."""
+        """Raise ConfigError where the data differ from the run's only in the weights of a mixture."""
         before, now = (each.data.mixture for each in (self.saved or config, config))
         folders = [[part.dir for part in mixture] for mixture in (before, now)]
         if before and folders[0] == folders[1] and before != now:
@@ -350,7 +350,7 @@ def _mixed(config: RunConfig) -> str:
 
 
 def _changeable(config: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys that may differ whenever a run is resumed."""
+    """Yield the dotted keys that may differ whenever a run is resumed."""
     for field in dataclasses.fields(config):
         if field.metadata.get("may_change") is True:
             yield prefix + field.name
