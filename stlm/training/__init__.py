@@ -1,4 +1,4 @@
-"""Training on the DeepSpeed engine. Names are imported on first use: `ranks` and `schedules` need no torch."""
+"""Training on the DeepSpeed engine. Names are imported on first use, as `ranks` and `schedules` need no torch."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""What torch.compile needs of a machine and of a run."""
+"""Requirements of torch.compile, checked before a run begins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stlm.errors import ConfigError, EngineError
 
 
 def refuse_uncompilable(stage: int) -> None:
-    """Raises ConfigError or EngineError where `training.compile` could not do what it is for."""
+    """Raise ConfigError or EngineError where `training.compile` cannot work, or would have no use."""
     if stage == 3:
         raise ConfigError(
             "training.compile: got true with ZeRO stage 3, which fetches weights between all modules, so that no two "
@@ -25,7 +25,7 @@ def refuse_uncompilable(stage: int) -> None:
 
     try:
         get_cpp_compiler()
-    except Exception as error:  # of inductor's own
+    except Exception as error:  # inductor's own classes
         raise EngineError(
             f"training.compile: got true, but there is no C++ compiler ({' '.join(str(error).split())}); install g++, "
             "name one in CXX, or use training.compile=false"

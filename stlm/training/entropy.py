@@ -1,4 +1,4 @@
-"""Entropy patching, when a run begins: its byte model is taken over, and its threshold found on the training text."""
+"""Setup of entropy patching when a run begins: copy the byte model, and find the threshold on the training text."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ KEY = "model.embedder.patching"
 
 
 def begin_entropy_patching(model: STLM, loader: TrainingBatches, batch_size: int) -> Iterator[str]:
-    """Set the frozen part of a model whose patches begin at bytes that are hard to guess. Yields what people should
-    know; nothing where the model has another patching.
+    """Set the byte model and the threshold of a model with entropy patching, both of which are frozen.
 
-    Raises ConfigError where the byte model does not fit or is of no use.
+    Yields lines for the log; nothing for another patching. Raises ConfigError where the byte model does not fit, or
+    where no threshold gives the requested patch length.
     """
     config = getattr(model.config.embedder, "patching", None)
     if not isinstance(config, EntropyPatchingConfig):
@@ -57,7 +57,10 @@ def load(patching: EntropyPatching, tensors: dict[str, Tensor]) -> None:
 
 
 def read_byte_model(config: EntropyPatchingConfig, model: STLM) -> dict[str, Tensor]:
-    """The parameters of `entropy_model`, by their names in the patching."""
+    """Return the parameters of `entropy_model`, by their names in the patching.
+
+    Raises ConfigError where that model does not fit the config.
+    """
     key = f"{KEY}.entropy_model"
     if config.entropy_model is None:
         raise ConfigError(
@@ -94,8 +97,11 @@ def read_byte_model(config: EntropyPatchingConfig, model: STLM) -> dict[str, Ten
 def find_threshold(
     patching: EntropyPatching, model: STLM, loader: TrainingBatches, batch_size: int, patch_length: float
 ) -> tuple[float, float]:
-    """The bits of entropy at which patches have a mean length of `patch_length` bytes, and the length that they have,
-    on the text of the first steps."""
+    """Return the threshold, in bits, whose patches have a mean length of `patch_length` bytes, and their actual mean
+    length. Both are measured on the text of the first steps.
+
+    Raises ConfigError where no threshold comes within 10 % of `patch_length`.
+    """
     rows: list[Batch] = []
     while sum(batch.ids.numel() for batch in rows) < SAMPLE_IDS:
         step, row = divmod(len(rows), batch_size)
@@ -108,12 +114,12 @@ def find_threshold(
     bits = entropy_BT.flatten().sort(descending=True).values
 
     def at(harder: int) -> tuple[float, float]:
-        """Half-way between the `harder`-th highest entropy and the one below it."""
+        """Return the threshold half-way between the `harder`-th highest entropy and the next, and its patch length."""
         threshold = float(bits[harder - 1 : harder + 1].mean())
         begun = patching.place(entropy_BT > threshold, documents_BT).counts_B.sum()
         return threshold, bits.numel() / int(begun)
 
-    # Patches grow in number with the bytes that ask for one: look for the fewest that suffice.
+    # A lower threshold gives more patches: find the highest one whose patches are short enough.
     harder = bisect_left(range(1, bits.numel()), True, key=lambda harder: at(harder)[1] <= patch_length) + 1
     threshold, length = at(min(harder, bits.numel() - 1))
     if abs(length / patch_length - 1) > 0.1:
@@ -126,7 +132,7 @@ def find_threshold(
 
 
 def _value(config: ModelConfig, key: str) -> str:
-    """A setting by its dotted key, as it is written."""
+    """Return the setting under a dotted key, as JSON."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)

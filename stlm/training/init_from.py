@@ -1,4 +1,4 @@
-"""Where a run begins, if not from initial values: at the weights of another model, whole or in parts."""
+"""Initial weights taken from another model, whole or in parts; and parts that are frozen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ KEY = "training.init_from"
 
 @torch.no_grad()
 def begin_from(model: STLM, training: TrainingConfig) -> str | None:
-    """Take over the weights that `training.init_from` names. Returns what people should know; None where it names none.
+    """Copy the weights that `training.init_from` names. Returns a line for the log; None where it names none.
 
-    Corrections (LoRA) that the model there lacks begin as nothing; those that this one lacks are merged. Raises
-    ConfigError where the parts do not fit, CheckpointError where there is no model.
+    Corrections (LoRA) that the source lacks keep their initial values, which change nothing. Corrections that the
+    target lacks are merged first. Raises ConfigError where the parts do not fit, CheckpointError where there is no
+    model.
     """
     corrected = model.config.lora.rank is not None
     if corrected and (training.init_from is None or "core" not in training.init_parts.split(",")):
@@ -56,7 +57,7 @@ def begin_from(model: STLM, training: TrainingConfig) -> str | None:
 
 
 def freeze(model: STLM, training: TrainingConfig) -> None:
-    """Let the parts that `training.frozen_parts` names learn nothing. Raises ConfigError where nothing is left."""
+    """Freeze the parts that `training.frozen_parts` names. Raises ConfigError where nothing would learn."""
     for part in filter(None, training.frozen_parts.split(",")):
         try:
             model.get_submodule(part).requires_grad_(False)
@@ -75,7 +76,7 @@ def freeze(model: STLM, training: TrainingConfig) -> None:
 
 
 def told_of_freezing(model: STLM, training: TrainingConfig) -> str | None:
-    """How much learns in a model of which some is frozen; None where all of it does."""
+    """Return a line on how many parameters learn; None where all of them do."""
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if learning == model.num_parameters():
         return None
@@ -86,7 +87,7 @@ def told_of_freezing(model: STLM, training: TrainingConfig) -> str | None:
 
 
 def _tied(model: STLM) -> str:
-    """The parameters that embedder and head share, in words; empty where they share none."""
+    """Return a sentence on the parameters that embedder and head share; empty where they share none."""
     heads = {parameter for _, parameter in model.head.named_parameters(remove_duplicate=False)}
     shared = [name for name, p in model.embedder.named_parameters(remove_duplicate=False) if p in heads]
     return f"the head is tied to embedder.{shared[0]}, which is frozen with either of them" if shared else ""

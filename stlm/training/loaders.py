@@ -1,4 +1,4 @@
-"""The data as the trainer reads it: rows of a step and windows of the validation split, as tensors."""
+"""Data as tensors: the rows of a training step, and the windows of the validation split."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from stlm.objectives import Batch
 class TrainingBatches:
     """Batches of the training split. Steps are numbered from 1, as everywhere in training.
 
-    A step takes the windows that follow those of the step before it, so none is repeated or skipped in an epoch where a
-    run changes its batch size. `batch_sizes` says from which step on it has which: [[0, 32], [500, 64]] is 32 up to
-    step 500 and 64 after it.
+    A step reads the windows after those of the step before it, so a change of the batch size repeats or skips none in
+    an epoch. `batch_sizes` lists pairs of a step and the size after it: [[0, 32], [500, 64]] is 32 up to step 500 and
+    64 after it.
     """
 
     def __init__(self, loader: TrainLoader, fingerprint: str, description: str = "") -> None:
@@ -32,25 +32,25 @@ class TrainingBatches:
         self.batch_sizes = [[0, loader.batch_size]]
 
     def rows(self, step: int, first: int, last: int) -> Batch:
-        """Rows [first, last) of a step: a pure function of the data, the seed, the batch sizes, step and row."""
+        """Return rows [first, last) of a step: a pure function of data, seed, batch sizes, step and row."""
         if not 0 <= first <= last <= self.batch_size(step):
             raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size(step)}")
         start = self.sequences(step - 1)
         return _tensors(self._loader.span(start + first, start + last))
 
     def batch_size(self, step: int) -> int:
-        """Rows of a step."""
+        """Return the number of rows of a step."""
         return next(size for first, size in reversed(self.batch_sizes) if first < step or first == 0)
 
     def sequences(self, step: int) -> int:
-        """Rows of the first `step` steps together."""
+        """Return the number of rows in the first `step` steps together."""
         ends = [first for first, _ in self.batch_sizes[1:]] + [step]
         return sum(
             size * max(0, min(end, step) - first) for (first, size), end in zip(self.batch_sizes, ends, strict=True)
         )
 
     def epoch(self, step: int) -> float:
-        """How many times the data has been read when `step` is done."""
+        """Return the passes over the data after `step`, as a fraction."""
         return self.sequences(step) / self._loader.num_windows
 
 
@@ -63,25 +63,26 @@ class ValidationWindows:
         self.source_names = loader.source_names
 
     def windows(self, first: int, last: int) -> Batch:
-        """Windows [first, last)."""
+        """Return windows [first, last)."""
         return _tensors(self._loader.windows(first, last))
 
     def source_ids(self, first: int, last: int) -> torch.Tensor:
-        """Which source each id of windows [first, last) comes from: [n, T], indices of `source_names`."""
+        """Return the source of each id in windows [first, last): [n, T], indices of `source_names`."""
         return torch.from_numpy(self._loader.source_ids(first, last))
 
 
 class Loaders(NamedTuple):
-    """What a run reads: windows to train on, in their order, and windows to validate with."""
+    """The two loaders of a run: training windows in their order, and validation windows."""
 
     train: TrainingBatches
     validation: ValidationWindows
 
 
 def build_loaders(config: RunConfig, data: Data) -> Loaders:
-    """Loaders of the two splits of a prepared folder or a mixture of several.
+    """Build the loaders of both splits, for a prepared folder or a mixture of several.
 
-    ConfigError if the data was made with another tokenizer than the config names, DataError if a plan is missing.
+    Raises ConfigError if the data was made with another tokenizer than the config names, DataError if a plan is
+    missing.
     """
     tokenizer, context = data.tokenizer, config.model.context_length
     if tokenizer.spec != config.data.tokenizer:
@@ -95,7 +96,7 @@ def build_loaders(config: RunConfig, data: Data) -> Loaders:
 
 
 def batch_sizes_of(progress: Mapping[str, Any], batch_size: int) -> list[list[int]]:
-    """The `batch_sizes` of a run that continues from `progress` with `batch_size`."""
+    """Return the `batch_sizes` of a run that resumes from `progress` with `batch_size`."""
     step, seen = progress.get("step", 0), progress.get("sequences_seen", 0)
     before = seen // step if step and seen and seen % step == 0 else batch_size  # of runs that recorded no list
     sizes = [list(each) for each in progress.get("batch_sizes") or [[0, before]]]
@@ -105,7 +106,7 @@ def batch_sizes_of(progress: Mapping[str, Any], batch_size: int) -> list[list[in
 
 
 def describe_data(data: Data) -> str:
-    """One line: folder, size, tokenizer and fingerprint."""
+    """Describe the data in one line: folder, size, tokenizer and fingerprint."""
     parts = data.parts if isinstance(data, Mixture) else [data]
     ids, held_back = (sum(part.manifest.total(split, "ids") for part in parts) for split in ("train", "validation"))
     folders = " + ".join(str(part.dir) for part in parts)

@@ -1,4 +1,4 @@
-"""Some steps under torch's profiler: RUN/profile/, for each rank a trace for Perfetto or TensorBoard and a table."""
+"""Steps recorded by torch's profiler: each rank writes a trace (Perfetto, TensorBoard) and a table to RUN/profile/."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OPERATORS = 25  # rows of the table
 
 
 class Profiler:
-    """Records the steps `steps` of a trainer, first and last included; None: none of them. Every rank has one.
+    """Recorder of the steps `steps` of a trainer, first and last included; None: no steps. Every rank makes one.
 
-    Each step is made inside of `step`. Where the run ends earlier, closing writes what there is. ConfigError if the
-    trainer is past the first of them.
+    The caller makes each step inside `step`. Where the run ends earlier, closing writes the steps recorded so far.
+    Raises ConfigError if the trainer is past the first of them.
     """
 
     def __init__(self, trainer: Trainer, steps: tuple[int, int] | None) -> None:
@@ -55,10 +55,10 @@ class Profiler:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Inside is step `number`, which may be one of those that are recorded."""
+        """Run step `number` inside this context, and record it if it is one of `steps`."""
         first, last = self._steps or (0, 0)
         if number == first:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it tells standard error when it begins and ends
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr when it begins and ends
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self._profile = profile(activities=activities)
             self._profile.start()

@@ -1,13 +1,13 @@
-"""What becomes of a step whose numbers are wrong: it is skipped, the run goes back to a checkpoint, or it stops.
+"""Recovery from losses that are not finite or spike: skip the step, roll back to a checkpoint, or stop.
 
-A loss or gradient that is not finite changes nothing: the step is counted, its update is left out, and the next one has
-the next rows. After too many in a row the weights are to blame, and those of the last checkpoint take their place; the
-steps since then keep their numbers and their rows, so what the lost weights had read is passed over. A spike of the
-loss, which does not go away by itself, is answered in the same way, as PaLM was trained (Chowdhery et al. 2022, arXiv
-2204.02311, section 5.1: back to a checkpoint before the spike, and past the batches around it).
+A step whose loss or gradient is not finite is counted, but makes no update; the next step reads the next rows. After
+too many of them in a row the weights are replaced by those of the last checkpoint. The step numbers do not go back, so
+the rows that the lost weights had read are skipped. A loss spike that lasts is handled in the same way, as for PaLM
+(Chowdhery et al. 2022, arXiv 2204.02311, section 5.1: restart from a checkpoint before the spike, and skip the batches
+around it).
 
-A step therefore reads the same rows whatever has happened, the schedule goes on, and everything is decided from sums
-that all ranks have: they decide alike, and a run that was interrupted decides again as it did before.
+Each step therefore reads the same rows and has the same learning rate whatever happened before. All decisions depend
+only on sums over all ranks, so ranks decide alike, and an interrupted run repeats its decisions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stlm.config.recovery import RecoveryConfig
 
 
 class Recovery:
-    """Counts what went wrong. `state`, from a checkpoint, makes it go on where another one was."""
+    """Counter of skipped steps, loss spikes and rollbacks. `state`, from a checkpoint, restores an earlier one."""
 
     def __init__(self, config: RecoveryConfig, state: Mapping[str, Any] | None = None) -> None:
         state = state or {}
@@ -38,7 +38,7 @@ class Recovery:
         self._losses: deque[float] = deque(state.get("losses", ()), maxlen=config.spike_window)
 
     def state(self) -> dict[str, Any]:
-        """What the constructor takes, for JSON."""
+        """Return the state that the constructor accepts, as plain values for JSON."""
         return {
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
@@ -50,13 +50,14 @@ class Recovery:
 
     @property
     def may_roll_back(self) -> bool:
-        """Whether the run may go back to a checkpoint once more."""
+        """True while the run may roll back once more."""
         return self.rollbacks < self._config.max_rollbacks
 
     def judge(self, step: int, loss: float, gradient_norm: float) -> bool:
-        """Note how `step` went. True if the run has to go back to a checkpoint that is older than step `since`.
+        """Record the outcome of `step`. Returns True if the run has to roll back to a checkpoint older than `since`.
 
-        For a spike that is asked only while it may; where numbers are not finite, going on without it makes no sense.
+        For a spike it returns True only while a rollback is allowed. For numbers that are not finite it always does,
+        since the run cannot go on without a rollback.
         """
         finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         high = finite and self._is_high(loss)
@@ -75,7 +76,7 @@ class Recovery:
         return self._skipped_in_a_row > self._config.max_skipped_in_a_row
 
     def rolled_back(self, to_step: int) -> None:
-        """Note a return to a checkpoint. Should it not help, the next one goes to an older one."""
+        """Record a rollback. If the same trouble follows, the next rollback goes to an older checkpoint."""
         self.rollbacks += 1
         self.since = to_step
         self._skipped_in_a_row = self._high_in_a_row = 0
@@ -87,6 +88,6 @@ class Recovery:
 
 
 def spoilt_unless_finite(loss: Tensor) -> Tensor:
-    """The loss itself, to the last bit; one that is not finite gets a gradient that is not finite either, so that no
-    rank and no ZeRO stage makes an update of it."""
+    """Return the loss, bit for bit. One that is not finite also gets a gradient that is not finite, so that no rank
+    and no ZeRO stage makes an update."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)

@@ -1,4 +1,4 @@
-"""Forward and backward passes over rows of text: those of a step, and those of a validation."""
+"""Forward and backward passes of a training step, and forward passes of a validation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stlm.training.recovery import spoilt_unless_finite
 
 
 class Passes:
-    """Runs a model on its engine. Every method is called by all ranks."""
+    """Passes of a model on its engine. All ranks call every method."""
 
     def __init__(
         self, config: RunConfig, model: STLM, engine: Engine, objective: Objective, gauges: Gauges
@@ -38,7 +38,7 @@ class Passes:
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
 
     def read(self, loader: TrainingBatches, step: int, ranks: Ranks) -> list[Prepared]:
-        """This rank's micro-batches of a step."""
+        """Return this rank's micro-batches of a step."""
         split = self._engine.split
         first = ranks.rank * split.rows
         batch = loader.rows(step, first, first + split.rows)
@@ -55,10 +55,10 @@ class Passes:
     def gradient(
         self, micro_batches: list[Prepared], ids: float, used_up: float
     ) -> tuple[list[str], list[str], list[list[float]]]:
-        """Compute the gradient of a step in which all ranks together predict `ids` ids; `used_up`: of the whole run.
+        """Compute the gradient of a step in which all ranks together predict `ids` ids.
 
-        Returns the names of the model's own terms of the loss and of its measures, and for each micro-batch: nats,
-        bytes, the terms, and a sum and a count of each measure.
+        `used_up`: fraction of the run that ends with this step. Returns the names of the model's auxiliary loss terms
+        and of its measures, and for each micro-batch: nats, bytes, the terms, and a sum and a count of each measure.
         """
         self._engine.train()
         sums = []
@@ -80,12 +80,12 @@ class Passes:
     def validate(
         self, loader: ValidationWindows, ranks: Ranks, stop: Callable[[], bool] = never
     ) -> dict[str, tuple[float, float, float]]:  # fmt: skip
-        """(nats, ids, bytes) for each source of the validation text, by its name, summed in float64.
+        """Return (nats, ids, bytes) for each source of the validation text, by name, summed in float64.
 
-        Each rank has every world_size-th group of windows. All ranks make the same number of forwards, because ZeRO 3
-        gathers weights in each; where the windows run out a group is read again and not counted. Where an average of
-        the weights is kept, that is validated: it is what a checkpoint holds as its model. `stop` is asked before each
-        forward, by all ranks; Interrupted is raised where it says so.
+        Each rank reads every world_size-th group of windows. All ranks make the same number of forward passes, because
+        ZeRO 3 gathers weights in each. A rank that runs out of windows reads a group again and does not count it. Where
+        an average of the weights is kept, the average is validated, as checkpoints store it as their model. All ranks
+        call `stop` before each forward pass; Interrupted is raised where it returns True.
         """
         windows, size = loader.num_windows, self._engine.split.micro_batch_size
         groups = -(-windows // size)
@@ -106,7 +106,7 @@ class Passes:
                 if group >= groups:
                     continue
                 sources = loader.source_ids(first, last).to(self._engine.device)
-                for source in sources.unique().tolist():  # one, but where a source ends
+                for source in sources.unique().tolist():  # one source, except where two meet
                     mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
                     sums = self._objective.sums(output, mine, self._bytes_per_id)
                     totals[source] += torch.stack([value.double() for value in sums])
@@ -118,7 +118,7 @@ class Passes:
 
     def _counted_forward(self, prepared: Prepared) -> Any:
         if self._config.training.compile and not self._gauges.has_counted:
-            with torch.no_grad(), self._gauges.counting():  # one compiled program has no products to be counted
+            with torch.no_grad(), self._gauges.counting():  # a compiled program hides its matrix products
                 self._model.forward(prepared.inputs, **_given(prepared))
             return self._forward(prepared)
         with self._gauges.counting():
@@ -129,6 +129,6 @@ class Passes:
 
 
 def _given(prepared: Prepared) -> dict[str, torch.Tensor]:
-    """What the model's forward takes beside ids, where there is such."""
+    """Return the optional arguments of the model's forward that are present."""
     given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
     return {name: value for name, value in given.items() if value is not None}

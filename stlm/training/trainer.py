@@ -1,4 +1,4 @@
-"""The Trainer of the short loop:
+"""The Trainer, whose training loop is short:
 
     for step in trainer.steps():
         loss = trainer.train_step(step)
@@ -7,7 +7,7 @@
         trainer.save_checkpoint(step)
 
 Steps are numbered from 1: "at step s" means after the s-th update. `log`, `val_step` and `save_checkpoint` act only
-when they are due, and at the last step. Every method is called by all ranks.
+when they are due, and at the last step. All ranks call every method.
 """
 
 from __future__ import annotations
@@ -61,25 +61,25 @@ from stlm.training.run.run_directory import RunDirectory, Start
 from stlm.training.step import Passes
 
 RESUME = ("auto", "never", "must")
-SPLITS = {"tasks": "evals", "validation": "validation"}  # of the records of what may be pending
+SPLITS = {"tasks": "evals", "validation": "validation"}  # pending work → the split of its records
 
-# Settings that may change on request: they change what is learned.
+# Settings that may change on request (--allow-change): they affect the result.
 REQUESTED = {
     f"training.{field.name}" for field in fields(TrainingConfig) if field.metadata.get("may_change") == ON_REQUEST
 }
 
-# What is asked of the model beside its training: (step, weights by name) → figures for the record, a line for people.
+# Evaluation during training: (step, weights by name) → figures for the record, a line to print.
 Evaluate = Callable[[int, Iterable[tuple[str, torch.Tensor]]], tuple[dict[str, Any], str]]
 
 
 class Trainer:
-    """Trains one model into one run directory, from its newest checkpoint on.
+    """Training of one model in one run directory, from its newest checkpoint on.
 
-    Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" continues what the directory holds,
-    "must" refuses to begin anew, "never" refuses to continue. `allow_change`: a run that continues may have another
-    learning rate, schedule or batch size than it had; weights and moments stay. `evaluate` is called by all ranks every
-    `evals.every_steps`, with weights that belong to the engine and are there to be copied. Raises ConfigError or
-    CheckpointError where the run cannot begin or go on as asked.
+    Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" resumes the run that the directory
+    holds or begins one, "must" refuses to begin one, "never" refuses to resume. `allow_change`: a resumed run may have
+    another learning rate, schedule or batch size than before; weights and moments stay. All ranks call `evaluate` every
+    `evals.every_steps`; the weights that it gets belong to the engine and must be copied. Raises ConfigError or
+    CheckpointError where the run cannot begin or resume as requested.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Trainer:
         self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
-        self.seconds = 0.0  # of training before the newest step, as all ranks have them
+        self.seconds = 0.0  # of training before the newest step, the same on all ranks
         self.recovery = Recovery(config.training.recovery)
         self.validation_bits_per_byte: float | None = None  # of the newest validation
 
@@ -120,7 +120,7 @@ class Trainer:
         chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
         precision = Precision(**chosen)
         checked_deepspeed_config(model, config.training, precision, deepspeed_config)
-        # What the model begins with is refused before there is a run directory.
+        # Initial weights that do not fit are refused before the run directory is made.
         is_new = on_rank_zero(lambda: newest_checkpoint(self.run_dir) is None)
         notes = self._begin(resume) if is_new else []
         known = config, train_loader.fingerprint, resume, allow_change
@@ -128,7 +128,7 @@ class Trainer:
         on_every_rank(self._run.check_shared)
         begun = read_progress(start.checkpoint) if start.checkpoint else {}
         self.step = begun.get("step", 0)
-        self._pending = list(begun.get("pending") or ())  # what the newest step is still owed, see `_save`
+        self._pending = list(begun.get("pending") or ())  # work that the newest step still needs, see `_save`
         self.monitor = Monitor(self.run_dir)
         wandb_config = to_dict(config) if config.training.wandb else None
         again = [SPLITS[name] for name in self._pending if name in SPLITS]
@@ -136,7 +136,7 @@ class Trainer:
         train_loader.batch_sizes = batch_sizes_of(begun, config.training.batch_size)
         self._introduce(start)
         if start.checkpoint is None:
-            for note in notes if is_new else self._begin(resume):  # damaged checkpoints were found only now
+            for note in notes if is_new else self._begin(resume):  # `open` found all checkpoints damaged
                 self.monitor.say(note)
         if frozen := told_of_freezing(model, config.training):
             self.monitor.say(frozen)
@@ -156,17 +156,17 @@ class Trainer:
         watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
         self._saved_on_schedule = begun.get("scheduled", True)
-        self._copied: State | None = None  # for the newest checkpoint, and then the room for the next
-        self._writer = Background()  # of checkpoints, on rank 0
+        self._copied: State | None = None  # the state in the newest checkpoint; the next one reuses its memory
+        self._writer = Background()  # writes checkpoints, on rank 0
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
-        self._trouble = ""  # what was wrong with the newest step that made none
-        self._has_asked = False  # the tasks, in this job
+        self._trouble = ""  # why the newest skipped step made no update
+        self._has_asked = False  # whether this job has evaluated by tasks
         self._stop = StopRequest()
         self._interruptible = Interruptible(self._stop)
 
     def _begin(self, resume: str) -> list[str]:
-        """Give the model what a run begins with, unless it may only continue. Returns what people should know."""
+        """Set the initial weights of a new run, unless `resume` is "must". Returns lines for the log."""
         if resume == "must":
             return []
         taken_over = on_every_rank(lambda: begin_from(self.model, self.config.training))
@@ -176,13 +176,13 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the steps that are still to be made.
+        """Yield the numbers of the steps that remain.
 
         Between two steps the ranks agree whether one of them was asked to stop, by SIGINT, SIGTERM, SIGUSR1, SIGHUP or
-        the end of its launcher; then a checkpoint is saved and Stopped is raised. Within a validation or tasks, which
-        may take long, they agree as well: the work is given up, and done when the run continues. The error of a
-        checkpoint that could not be written beside the steps is raised, too. At the end the last checkpoint is on the
-        disk; however the end comes, the run directory is released.
+        the end of its launcher. If so, a checkpoint is saved and Stopped is raised. They also agree within validations
+        and tasks, which may take long: that work is abandoned, and done when the run resumes. An error of the thread
+        that writes checkpoints is raised here. When the loop ends, the last checkpoint is on disk; the run directory is
+        released in every case.
         """
         started = time.monotonic() - self.seconds
         finished = self._is_finished()
@@ -208,10 +208,10 @@ class Trainer:
 
     @watched("a training step")
     def train_step(self, step: int) -> float:
-        """Make update `step`, which is the next. Returns the loss before it, in nats per id over the whole batch.
+        """Make update `step`, the next one. Returns the loss before the update, in nats per id over the whole batch.
 
-        Where that or the gradient is not finite, no update is made; see recovery.py for what follows. Raises NonFinite
-        where nothing is left to be done; the model is unchanged then.
+        Where the loss or the gradient is not finite, no update is made; recovery.py describes what follows. Raises
+        NonFinite where recovery is not possible; the model is unchanged then.
         """
         if step != self.step + 1:
             raise ValueError(f"the next step is {self.step + 1}, got {step}")
@@ -222,7 +222,7 @@ class Trainer:
         return loss
 
     def _update(self, step: int) -> tuple[float, bool]:
-        """The step itself. Returns its loss, and whether the run has to go back to a checkpoint."""
+        """Make the step. Returns its loss, and whether the run has to roll back to a checkpoint."""
         with STOPWATCH.phase("data"):
             micro_batches = self._passes.read(self.train_loader, step, self.ranks)
             predicted = float(sum(prepared.loss_mask.sum() for prepared in micro_batches))
@@ -265,9 +265,9 @@ class Trainer:
         return loss_value, go_back
 
     def log(self, step: int, loss: float) -> None:
-        """Record the step that was just made: every `log_every_steps`, and the first and the last one.
+        """Record the newest step: every `log_every_steps`, and the first and the last one.
 
-        One that made no update has told so by itself.
+        A step that made no update is not recorded; `train_step` has logged it.
         """
         training = self.config.training
         if not self._last or (not self._due(training.log_every_steps) and step != 1):
@@ -287,9 +287,9 @@ class Trainer:
         self._tell(record, progress_line(record, training.max_steps, seconds_left))
 
     def val_step(self) -> float | None:
-        """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it was done.
+        """Validate every `eval_every_steps`, and at the last step. Returns bits per byte if it did.
 
-        What else is asked of the model every `evals.every_steps` is asked here too.
+        Also evaluates by tasks every `evals.every_steps`.
         """
         self._ask()
         return self._validate()
@@ -326,25 +326,25 @@ class Trainer:
         return self.validation_bits_per_byte
 
     def save_checkpoint(self, step: int) -> Path | None:
-        """Save every `save_every_steps`, and at the last step. Returns where, if it was due.
+        """Save every `save_every_steps`, and at the last step. Returns the checkpoint's path if one was due.
 
-        The state is copied at once, and written to the disk beside the next steps; the loop's end waits for it.
+        The state is copied at once and written to disk during the next steps; the end of the loop waits for it.
         """
         return self._save(scheduled=True) if self._due(self.config.training.save_every_steps) else None
 
-    # ------------------------------------------------------------------ what the loop is made of
+    # ------------------------------------------------------------------ parts of the loop
 
     def validate(self) -> tuple[float, float, float]:
-        """(nats, ids, bytes) of one pass over all validation windows, summed in float64."""
+        """Return (nats, ids, bytes) of one pass over all validation windows, summed in float64."""
         nats, ids, bytes = (math.fsum(column) for column in zip(*self.validate_sources().values(), strict=True))
         return nats, ids, bytes
 
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
-        """(nats, ids, bytes) for each source of the validation text, by its name."""
+        """Return (nats, ids, bytes) for each source of the validation text, by name."""
         return self._passes.validate(self.validation_loader, self.ranks)
 
     def _introduce(self, start: Start) -> None:
-        """The first lines of a job: its run, data and model, and what it continues."""
+        """Print the first lines of a job: run, data, model, and the checkpoint that it resumes from."""
         parts, training = self.config.model, self.config.training
         steps = " or ".join([number_of(training.max_steps, "step"), *limits_of(training).values()])
         how = f"a new run of {steps}"
@@ -369,8 +369,8 @@ class Trainer:
         return not made.get("pending") and used_up(self.config.training, made["step"], *seen) > 1
 
     def _tell_changes(self, changed: Mapping[str, Sequence[Any]]) -> None:
-        """Print the settings that differ from those of the job before, and what becomes of the learning rate; record
-        those that change the training."""
+        """Print the settings that differ from those of the job before, and the new course of the learning rate. Record
+        the settings that affect the result."""
         if not changed:
             return
         for key, (was, now) in changed.items():
@@ -399,8 +399,8 @@ class Trainer:
             on_rank_zero(lambda: self.monitor.record({"step": self.step, "split": "changes", "was": was, "now": now}))
 
     def _ask(self) -> None:
-        """Let `evaluate` ask its tasks: every `evals.every_steps`, after the last step, and before the first one with
-        `evals.at_start`. The first time in a job, what it costs is printed."""
+        """Evaluate by tasks every `evals.every_steps`, after the last step, and before the first one with
+        `evals.at_start`. The first evaluation in a job prints its cost."""
         every = self.config.evals.every_steps
         if self._evaluate is None or every is None or not self._due(every):
             return
@@ -426,7 +426,7 @@ class Trainer:
         self._has_asked = True
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Set weights, moments and counters to those of a checkpoint, which may come from any ranks and ZeRO stage."""
+        """Restore weights, moments and counters from a checkpoint of any number of ranks and any ZeRO stage."""
         path = Path(path)
         refuse_other_model(path, self.config.model, self.model.tokenizer)
         context = self.config.model.context_length
@@ -442,10 +442,10 @@ class Trainer:
         self.recovery = Recovery(self.config.training.recovery, progress.get("recovery"))
 
     def close(self) -> None:
-        """Finish what is being written, release the run directory and give the signals back. Twice does nothing."""
+        """Finish pending writes, release the run directory and restore the signal handlers. Safe to call twice."""
         try:
             self._writer.wait()
-        except StlmError as error:  # where it is not the end of the loop that waits, something else is being raised
+        except StlmError as error:  # the end of the loop waits before this; otherwise another error is being raised
             self.monitor.say(f"error: {error}")
         WATCHDOG.stop()
         self._stop.restore()
@@ -453,7 +453,7 @@ class Trainer:
         self._run.close()
 
     def _do_pending(self) -> None:
-        """Do what was given up when the run was interrupted in its newest step."""
+        """Do the work that an interruption of the newest step left undone."""
         pending, self._pending = self._pending, []
         if "tasks" in pending:
             self._ask()
@@ -463,7 +463,7 @@ class Trainer:
             self.save_checkpoint(self.step)
 
     def _end_on_request(self, *given_up: str) -> NoReturn:
-        """Save, release the run directory and raise Stopped. given_up: what this step would have been followed by."""
+        """Save, release the run directory and raise Stopped. `given_up`: work of this step that is still to be done."""
         asked = f"stopped by {self._stop.reason() or 'a request to another rank'}"
         if self.step == 0:  # nothing is lost
             text = f"{asked} before the first step"
@@ -476,8 +476,10 @@ class Trainer:
         raise Stopped(text)
 
     def _save(self, scheduled: bool, pending: Sequence[str] = ()) -> Path:
-        """Save a checkpoint, unless there is one of this step. One that an interruption made is replaced by a scheduled
-        one; pending: what has to be done first when the run continues."""
+        """Save a checkpoint, unless there is one of this step. A scheduled one replaces one made by an interruption.
+
+        `pending`: work to be done first when the run resumes.
+        """
         path = checkpoint_path(self.run_dir, self.step)
         if self._saved_step == self.step and (self._saved_on_schedule or not scheduled) and not pending:
             return path
@@ -487,10 +489,10 @@ class Trainer:
             "step": self.step,
             "ids_seen": self.seen["ids"],
             "bytes_seen": self.seen["bytes"],
-            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # nobody else asks for it
+            "seconds": self.seconds if self.config.training.limits.wall_time_s else None,  # only this limit reads it
             "sequences_seen": self.train_loader.sequences(self.step),
             "batch_sizes": self.train_loader.batch_sizes,
-            "seed": self.config.seed,  # with the step, all randomness there is
+            "seed": self.config.seed,  # with the step, it determines all randomness
             "loss_scale": None if self.engine.loss_scale is None else self.engine.loss_scale._asdict(),
             "recovery": self.recovery.state(),
             "data_fingerprint": self.train_loader.fingerprint,
@@ -513,7 +515,7 @@ class Trainer:
             self.monitor.record(record)
             self.monitor.say(line)
 
-        on_rank_zero(tell)  # where the disk is full, all ranks learn of it
+        on_rank_zero(tell)  # an error, such as a full disk, is raised on all ranks
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self._is_finished()
@@ -525,9 +527,9 @@ class Trainer:
         return self._used_up() > 1
 
     def _tell_skipped(self, loss: float, nats: list[float]) -> None:
-        """Say which step made no update, and which rows of its batch brought it about, as far as they can be told.
+        """Log a step that made no update, and the rows of its batch that caused it, as far as they are known.
 
-        nats: the loss of each micro-batch of this rank.
+        `nats`: the loss of each micro-batch of this rank.
         """
         self._last = {}
         what = "gradient" if math.isfinite(loss) else "loss"
@@ -541,10 +543,10 @@ class Trainer:
         self._tell_recovery(f"{self._trouble}; its update is left out")
 
     def _roll_back(self) -> None:
-        """Put the weights of an older checkpoint in the place of those that went wrong; the step's number stays.
+        """Replace the weights by those of an older checkpoint; the step number does not go back.
 
-        It is a scheduled one: a run that was interrupted goes back to where an uninterrupted run does. Raises NonFinite
-        where there is none, or too many were needed, unless it was but a spike of the loss.
+        Only scheduled checkpoints are used, so an interrupted run rolls back to the same one as an uninterrupted run.
+        Where none is left, or the limit of rollbacks is reached, raises NonFinite, except after a mere loss spike.
         """
         since, step, recovery = self.recovery.since, self.step, self.recovery
         assert since is not None
