@@ -28,7 +28,7 @@ import torch
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, train_sentencepiece
 from stlm.config import TokenEmbedderConfig, load_run_config
 from stlm.export.conversion import convert_to
-from stlm.generation import Batch, Effort, Sampling, look_up
+from stlm.generation import DecodingBatch, Effort, Sampling, look_up
 from stlm.model import PRECISIONS
 from stlm.stlm import STLM
 
@@ -115,7 +115,7 @@ def written_by_us(model: STLM, number: int) -> Callable[[int, float], None]:
     """A function that writes texts of `number` ids."""
 
     def write(batch_size: int, temperature: float) -> None:
-        batch = Batch(model, model.config.context_length)
+        batch = DecodingBatch(model, model.config.context_length)
         sampling = Sampling(temperature=temperature)
         batch.add([model.row(PROMPT, replace(sampling, seed=seed), number) for seed in range(batch_size)])
         for _ in range(number):

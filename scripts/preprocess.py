@@ -25,7 +25,7 @@ from data_pipeline.loading.window_plans import plan_dir, write_plan
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.appending import append, append_config
 from data_pipeline.preparation.dry_run import dry_run
-from data_pipeline.preparation.mpi import Ranks, joined
+from data_pipeline.preparation.mpi import MPIRanks, joined
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import find_prepared, prepare
 from data_pipeline.preparation.workers import Workers
@@ -60,7 +60,7 @@ def main() -> None:
                 prepare_data(config, ranks)
 
 
-def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
+def prepare_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
     start = time.monotonic()
     if ranks is not None:
         ranks.use_workers(config.workers)
@@ -76,7 +76,7 @@ def prepare_data(config: PrepareConfig, ranks: Ranks | None) -> None:
     print(f"done in {time.monotonic() - start:.1f} s")
 
 
-def append_data(config: PrepareConfig, ranks: Ranks | None) -> None:
+def append_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
     start = time.monotonic()
     if ranks is not None:
         ranks.use_workers(config.workers)
@@ -100,7 +100,7 @@ def update_report(directory: Path, new: bool) -> None:
         print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
 
 
-def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: Ranks | None) -> None:
+def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: MPIRanks | None) -> None:
     if ranks is not None:
         ranks.use_workers(config.workers)
     print(sweep_table(sweep(config, specs, team=ranks), widths))
@@ -214,7 +214,7 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-def verify_data(arguments: list[str], ranks: Ranks | None) -> None:
+def verify_data(arguments: list[str], ranks: MPIRanks | None) -> None:
     parser = argparse.ArgumentParser(
         prog="preprocess.py verify", description="Check the sha256 of every shard and plan, and the tokenizer."
     )

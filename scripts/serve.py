@@ -62,9 +62,9 @@ def main() -> int:
         from stlm.serving import (
             Access,
             ChatTemplate,
-            Limits,
             Scheduler,
             Server,
+            ServerLimits,
             build_app,
             checked_origins,
             is_loopback,
@@ -87,7 +87,7 @@ def main() -> int:
     template = ChatTemplate(model.tokenizer.chat_template)
     scheduler = Scheduler(model, max_rows=args.max_batch, max_waiting=args.max_waiting, precision=args.precision)
     name = args.name or Path(args.model).resolve().name
-    app = build_app(scheduler, name, Limits(max_tokens=args.max_tokens), template, access)
+    app = build_app(scheduler, name, ServerLimits(max_tokens=args.max_tokens), template, access)
 
     def ready() -> None:
         url = url_of(listener)

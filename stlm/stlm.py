@@ -31,11 +31,11 @@ from stlm.artifact import read_artifact
 from stlm.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import (
-    Batch,
+    DecodingBatch,
+    DecodingRow,
     Draws,
     EarlyExit,
     Effort,
-    Row,
     Sampling,
     TextStream,
     ValidText,
@@ -142,13 +142,13 @@ class STLM(Network):
         check_integer("max_new_ids", max_new_ids, 0)
         prompts = several_texts("prompts", prompts, "generate continues one prompt")
         self.eval()
-        batch = Batch(self, self.config.context_length)
+        batch = DecodingBatch(self, self.config.context_length)
         rows = [
             self.row(prompt, replace(sampling, seed=sampling.seed + number), max_new_ids)
             for number, prompt in enumerate(prompts)
         ]
         streams = {row: TextStream(self.tokenizer, stop) for row in rows}
-        pieces: dict[Row, list[str]] = {row: [] for row in rows}
+        pieces: dict[DecodingRow, list[str]] = {row: [] for row in rows}
         batch.add([row for row in rows if row.draws.left > 0])
         while len(batch):
             for row in batch.step():
@@ -189,12 +189,12 @@ class STLM(Network):
 
     def row(
         self, prompt: str | Sequence[int], sampling: Sampling, max_new_ids: int, num_likeliest: int | None = None
-    ) -> Row:
-        """A text to be continued in a `Batch`, as `generate_batch` and a server do.
+    ) -> DecodingRow:
+        """A text to be continued in a `DecodingBatch`, as `generate_batch` and a server do.
 
         `prompt` is a text, or the ids of a document's beginning, end_of_text in front of them. `num_likeliest` as in
-        `Row`. DataError where a text holds a lone surrogate, ConfigError where `logit_bias` names an id that the
-        vocabulary lacks.
+        `DecodingRow`. Raises DataError where a text holds a lone surrogate, ConfigError where `logit_bias` names an id
+        that the vocabulary lacks.
         """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
         for id, _ in sampling.logit_bias:
@@ -202,7 +202,7 @@ class STLM(Network):
                 raise ConfigError(f"logit_bias: got id {id}, expected 0 to {self.tokenizer.vocab_size - 1}")
         banned_V, valid_text = self._drawable
         stop_id = self.tokenizer.end_of_text_id
-        return Row(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text), num_likeliest)
+        return DecodingRow(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text), num_likeliest)
 
     @cached_property
     def _drawable(self) -> tuple[Tensor, ValidText]:

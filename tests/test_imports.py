@@ -229,6 +229,16 @@ def test_no_modules_import_each_other() -> None:
     assert circles(graph()) == []
 
 
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in files():
+        if path.relative_to(ROOT).parts[0] in ("stlm", "data_pipeline"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 def test_folders_of_the_library_are_small() -> None:
     """A folder that one can take in at a glance has no more than 16 modules."""
     folders = {path.parent for path in files() if path.relative_to(ROOT).parts[0] in ("stlm", "data_pipeline")}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import CURRICULA, PACKINGS
 from data_pipeline.errors import DataError
-from data_pipeline.loading.best_fit import Ranks, Slots, best_fit_decreasing
+from data_pipeline.loading.best_fit import RunningNumbers, Slots, best_fit_decreasing
 from data_pipeline.loading.prepared_data import PreparedData, is_small
 from data_pipeline.preparation.scores import open_scores
 from data_pipeline.progress import Progress
@@ -262,7 +262,7 @@ class _Planner:
     def _cut_documents(self) -> Iterator[_Parts]:
         length = self._context_length
         alone = 0  # windows of one piece so far
-        ranks = Ranks(length)
+        ranks = RunningNumbers(length)
         for block in self._blocks("planning"):
             parts, rest = self._cut(block.sizes)
             document, number = _expand(parts)
@@ -343,7 +343,7 @@ def _rank(scores: NDArray[np.float64], directory: Path) -> list[int]:
         sizes += np.bincount(np.searchsorted(borders, scores[block], side="right"), minlength=len(sizes))
     edges = np.concatenate([[0], np.cumsum(sizes)])
     ranking = _new(directory / "ranking.npy", np.dtype("<i8"), len(scores))
-    ranks = Ranks(len(sizes))
+    ranks = RunningNumbers(len(sizes))
     for block in blocks:
         groups = np.searchsorted(borders, scores[block], side="right")
         ranking[edges[groups] + ranks(groups)] = np.arange(block.start, block.start + len(groups))

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.cleaning.documents import Cleaning
 from data_pipeline.preparation.encoding import CHOICES
 from data_pipeline.preparation.gathering import Gathered, gather
-from data_pipeline.preparation.holdout import Share
+from data_pipeline.preparation.holdout import HeldBack
 from data_pipeline.preparation.workers import Team, run_all
 from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.manifest import TOKENIZER_DIR, Manifest
@@ -25,13 +25,13 @@ class Existing:
     manifest: Manifest
 
     @property
-    def share(self) -> Share:
+    def share(self) -> HeldBack:
         """The number and bytes of its documents, and of those held back for validation."""
         train, held = (
             (self.manifest.total(split, "documents"), self.manifest.total(split, "bytes"))
             for split in ("train", "validation")
         )
-        return Share(train[0] + held[0], train[1] + held[1], *held)
+        return HeldBack(train[0] + held[0], train[1] + held[1], *held)
 
     def gathered(self, work: Path, as_ids: bool, team: Team) -> list[tuple[Gathered, int]]:
         """Gather its documents in a work folder, one unit per shard; return each unit with its split.

@@ -23,7 +23,7 @@ _Visit = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray
 
 
 @dataclass(frozen=True)
-class Share:
+class HeldBack:
     """The number and bytes of documents, and of those among them that are held back."""
 
     documents: int = 0
@@ -33,7 +33,7 @@ class Share:
 
 
 def choose_by_hash(
-    units: Sequence[Gathered], validation_fraction: float, kept: NDArray[np.bool_], before: Share | None = None
+    units: Sequence[Gathered], validation_fraction: float, kept: NDArray[np.bool_], before: HeldBack | None = None
 ) -> None:
     """Choose training or validation for every kept document; drop the others.
 
@@ -41,7 +41,7 @@ def choose_by_hash(
     bytes decides, so equal documents are always on the same side. Neither side stays empty. Raises DataError if there
     are fewer than two documents.
     """
-    adding, before = before is not None, before or Share()
+    adding, before = before is not None, before or HeldBack()
     number = before.documents + int(kept.sum())
     if number < 2:
         raise TooFew(
@@ -116,7 +116,7 @@ def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _V
     return high[order], np.concatenate(sizes)[order], np.concatenate(owners)[order], np.concatenate(places)[order]
 
 
-def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float, before: Share) -> NDArray[np.bool_]:
+def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float, before: HeldBack) -> NDArray[np.bool_]:
     """Return a mask of the visited documents to hold back. least, most: bytes. documents: when adding stops."""
     highs, sizes = visit[:2]
     below = len(highs) if limit >= _HASHES else int(np.searchsorted(highs, np.uint64(limit)))

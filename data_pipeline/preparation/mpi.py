@@ -4,7 +4,7 @@ Rank 0 prepares. It assigns jobs one by one to its own processes and to the othe
 jobs on its own processes and returns the results. Rank 0 alone decides and prints, so an error on any rank is raised
 there, once. If a rank is killed, mpirun or srun ends the others.
 
-Ranks poll for messages instead of blocking, because a blocking MPI call keeps a core busy. Messages are JSON and name
+MPIRanks poll for messages instead of blocking, because a blocking MPI call keeps a core busy. Messages are JSON and name
 functions from a fixed list: MPI does not authenticate connections, and mpi4py's pickles would run any code they
 contain.
 """
@@ -44,7 +44,7 @@ _LAUNCHERS = (
 
 
 @contextmanager
-def joined() -> Iterator[Ranks | None]:
+def joined() -> Iterator[MPIRanks | None]:
     """Yield the ranks that were started together with this process; None if it was started alone.
 
     When the block ends on rank 0, the other ranks are dismissed. Raises DataError, on rank 0, if the ranks cannot
@@ -60,7 +60,7 @@ def joined() -> Iterator[Ranks | None]:
         if rank > 0:
             sys.exit()  # rank 0 reports it
         raise
-    ranks = Ranks(mpi)
+    ranks = MPIRanks(mpi)
     try:
         yield ranks
     finally:
@@ -106,7 +106,7 @@ def _connect(launcher: str, size: int) -> Any:
     return MPI
 
 
-class Ranks:
+class MPIRanks:
     """All ranks of an MPI job, as seen by rank 0 and by each of the others."""
 
     def __init__(self, mpi: Any) -> None:

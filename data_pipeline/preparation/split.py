@@ -26,7 +26,7 @@ from data_pipeline.cleaning.words import WORD
 from data_pipeline.errors import TooFew
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
-from data_pipeline.preparation.holdout import Share, choose_all, choose_by_hash, copies_of
+from data_pipeline.preparation.holdout import HeldBack, choose_all, choose_by_hash, copies_of
 
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
@@ -63,7 +63,7 @@ def select(
     run: Run,
     removed_list: Path | None = None,
     existing: Sequence[tuple[Gathered, int]] = (),
-    before: Share | None = None,
+    before: HeldBack | None = None,
 ) -> Selection:
     """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 

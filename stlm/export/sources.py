@@ -12,10 +12,10 @@ from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportForm:
     """One form of a model on disk."""
 
     read: Callable[[Path], tuple[STLM, Logits]]  # the model of a folder, and the logits of what lies there
 
 
-SOURCES = {"huggingface": Source(read_huggingface)}
+SOURCES = {"huggingface": ImportForm(read_huggingface)}

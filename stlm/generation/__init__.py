@@ -1,7 +1,7 @@
 """Drawing text from a model and scoring text with it. Never imports STLM: it works on what has `begin` and `step`."""
 
 from stlm.generation.beam import Hypothesis, beam_search
-from stlm.generation.decoding import Batch, Row, generate_ids
+from stlm.generation.decoding import DecodingBatch, DecodingRow, generate_ids
 from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
 from stlm.generation.effort import Effort
@@ -13,12 +13,12 @@ from stlm.generation.text import TextStream
 from stlm.generation.utf8 import ValidText
 
 __all__ = [
-    "Batch",
+    "DecodingBatch",
     "Draws",
     "EarlyExit",
     "Effort",
     "Hypothesis",
-    "Row",
+    "DecodingRow",
     "Sampling",
     "ScoredId",
     "Steppable",

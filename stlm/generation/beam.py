@@ -35,7 +35,7 @@ def beam_search(
     In each step all extensions of all beams compete, and the likeliest `num_beams` stay (Graves 2012, arXiv 1211.3711,
     section 3); those that end are set aside, and the search ends when no beam can overtake the worst of them. Texts are
     compared by their probability alone, so short ones win often; with as many beams as there are texts, the result is
-    exact. Windows are those of `Batch`.
+    exact. Windows are those of `DecodingBatch`.
     """
     read = last_of(list(prompt), context_length - 1)
     beams, ended = [Hypothesis([], 0.0)], []

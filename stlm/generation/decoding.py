@@ -13,7 +13,7 @@ from stlm.generation.scoring import ScoredId, scored_ids
 from stlm.generation.steppable import Steppable
 
 
-class Row:
+class DecodingRow:
     """A text being continued: what is drawn for it, and the window of ids that the model reads for it."""
 
     def __init__(self, prompt: Sequence[int], draws: Draws, num_likeliest: int | None = None) -> None:
@@ -32,7 +32,7 @@ class Row:
         self.read.append(id)
 
 
-class Batch:
+class DecodingBatch:
     """Rows that are decoded together. What is drawn for a row depends on no other, and neither does whether it fails.
 
     When the context of a row is full, the model starts anew on the last half of it: what it reads is never longer than
@@ -42,13 +42,13 @@ class Batch:
     def __init__(self, model: Steppable, context_length: int) -> None:
         self.model = model
         self.context_length = context_length
-        self.rows: list[Row] = []
-        self._waiting: list[Row] = []  # have no state yet
+        self.rows: list[DecodingRow] = []
+        self._waiting: list[DecodingRow] = []  # have no state yet
         self._state: Any = None  # of the rows and, until the next step, of those that have left
         self._size = 0  # of the state
         self._places: list[int] = []  # of the rows in it
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[DecodingRow]) -> None:
         """Let rows take part from the next step on."""
         for row in rows:
             if len(row.read) >= self.context_length:
@@ -56,7 +56,7 @@ class Batch:
                 row.read = last_of(row.read, self.context_length // 2 if started else self.context_length - 1)
             self._waiting.append(row)
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: DecodingRow) -> None:
         """Let a row leave, if it has not left."""
         if row in self._waiting:
             self._waiting.remove(row)
@@ -68,7 +68,7 @@ class Batch:
         return len(self.rows) + len(self._waiting)
 
     @torch.inference_mode()
-    def step(self) -> list[Row]:
+    def step(self) -> list[DecodingRow]:
         """Draw one more id for every row; returns the rows, each with its `newest` id.
 
         A row for which that fails leaves the batch and is returned with its `error`.
@@ -82,7 +82,7 @@ class Batch:
                 self.remove(row)
         return rows
 
-    def _step_together(self) -> list[Row]:
+    def _step_together(self) -> list[DecodingRow]:
         logits = []
         self._restart_full_ones()
         if self.rows:
@@ -102,7 +102,7 @@ class Batch:
                 row.error = error
         return list(self.rows)
 
-    def _step_each(self, error: Exception) -> list[Row]:
+    def _step_each(self, error: Exception) -> list[DecodingRow]:
         """The same with every row by itself, after a step of all has failed and nothing was drawn: those that can go on
         join again at the next step, from what they have read."""
         rows = [*self.rows, *self._waiting]
@@ -111,7 +111,7 @@ class Batch:
             rows[0].error = error
             return rows
         for row in rows:
-            alone = Batch(self.model, self.context_length)
+            alone = DecodingBatch(self.model, self.context_length)
             alone.add([row])
             alone.step()
         self.add([row for row in rows if row.error is None])
@@ -169,7 +169,7 @@ def generate_ids(
     stop_id: int,
 ) -> Iterator[int]:
     """Yield ids that continue `prompt`, as many as `draws` has left, and end before `stop_id`."""
-    batch, row = Batch(model, context_length), Row(prompt, draws)
+    batch, row = DecodingBatch(model, context_length), DecodingRow(prompt, draws)
     batch.add([row])
     while draws.left > 0:
         batch.step()

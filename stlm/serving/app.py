@@ -21,7 +21,7 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.serving.access import Access, CheckAccess, DrainBodies
 from stlm.serving.chat import ChatTemplate
 from stlm.serving.metrics import CountRequests, Metrics
-from stlm.serving.protocol import Asked, Limits, Refused, parse_body, read_request
+from stlm.serving.protocol import Asked, Refused, ServerLimits, parse_body, read_request
 from stlm.serving.scheduler import Busy, Closed, Job, Piece, Prompt, Scheduler
 from stlm.serving.tokens import Tokens, chat_logprobs, completion_logprobs
 from stlm.stlm import STLM
@@ -30,7 +30,7 @@ READ = ["GET", "HEAD"]
 
 
 def build_app(
-    scheduler: Scheduler, name: str, limits: Limits, template: ChatTemplate, access: Access | None = None
+    scheduler: Scheduler, name: str, limits: ServerLimits, template: ChatTemplate, access: Access | None = None
 ) -> FastAPI:
     """The server of one model, which clients call `name`."""
     app = FastAPI(title="stlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -120,7 +120,7 @@ def build_app(
     return app
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: ServerLimits) -> bytes:
     """The body of a request, or Refused where it is too large or too slow."""
     too_large = Refused(f"the body: expected at most {limits.max_body_bytes:,} bytes", status=413)
     if int(request.headers.get("content-length", 0)) > limits.max_body_bytes:  # not told to go on, if it waits for that

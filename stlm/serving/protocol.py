@@ -26,7 +26,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What one request may ask for."""
 
     max_tokens: int = 1024
@@ -134,7 +134,7 @@ def _refuse_surrogates(value: Any, param: str) -> None:
             _text(found, param)
 
 
-def read_request(asked: Mapping[str, Any], chat: bool, limits: Limits, template: ChatTemplate) -> Asked:
+def read_request(asked: Mapping[str, Any], chat: bool, limits: ServerLimits, template: ChatTemplate) -> Asked:
     """What a request asks for. Raises Refused, naming the field."""
     for name, value in asked.items():
         if name in COMMON | OWN[chat] or (value is None and name in UNSERVED):

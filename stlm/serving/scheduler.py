@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from stlm.generation import Batch, Row, Sampling, ScoredId, TextStream, score_ids
+from stlm.generation import DecodingBatch, DecodingRow, Sampling, ScoredId, TextStream, score_ids
 from stlm.serving.tokens import Token, Tokens
 from stlm.stlm import STLM
 
@@ -52,7 +52,7 @@ class Job:
     """One text to be written; `tell` is called with its pieces, from the scheduler's thread."""
 
     def __init__(
-        self, prompt: Prompt, row: Row, stream: TextStream, tokens: Tokens, tell: Callable[[Piece], None]
+        self, prompt: Prompt, row: DecodingRow, stream: TextStream, tokens: Tokens, tell: Callable[[Piece], None]
     ) -> None:
         self.prompt = prompt
         self.row = row
@@ -74,7 +74,7 @@ class Scheduler:
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
-        self._running: dict[Row, Job] = {}
+        self._running: dict[DecodingRow, Job] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
@@ -88,7 +88,7 @@ class Scheduler:
         tell: Callable[[Piece], None],
         num_likeliest: int | None = None,
     ) -> Job:
-        """A text to be written, not begun yet. `num_likeliest` as in `Row`."""
+        """A text to be written, not begun yet. `num_likeliest` as in `DecodingRow`."""
         row = self.model.row(prompt.ids, sampling, max_new_ids, num_likeliest)
         return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), tell)
 
@@ -126,7 +126,7 @@ class Scheduler:
         self._thread.join()
 
     def _run(self) -> None:
-        batch = Batch(self.model, self.model.config.context_length)
+        batch = DecodingBatch(self.model, self.model.config.context_length)
         while True:
             with self._changed:
                 while not (self._waiting or self._running or self._closed):
@@ -150,7 +150,7 @@ class Scheduler:
         for job in unfinished:
             job.tell(Piece("", "closed"))
 
-    def _exchange(self, batch: Batch) -> list[Job]:
+    def _exchange(self, batch: DecodingBatch) -> list[Job]:
         """Rows whose clients have left become free; returns the jobs that take the free ones."""
         for job in [job for job in self._running.values() if job.cancelled]:
             batch.remove(job.row)
@@ -163,7 +163,7 @@ class Scheduler:
                 joining.append(job)
         return joining
 
-    def _begin(self, batch: Batch, job: Job) -> None:
+    def _begin(self, batch: DecodingBatch, job: Job) -> None:
         """Score a job's prompt if that is asked for, and let the job take part if anything is to be written."""
         try:
             job.prompt.score(self.model)
@@ -176,7 +176,7 @@ class Scheduler:
         else:
             self._end(job, Piece("", "length"))
 
-    def _fail(self, batch: Batch, job: Job) -> None:
+    def _fail(self, batch: DecodingBatch, job: Job) -> None:
         """End one job, and no other, with an error."""
         batch.remove(job.row)
         with self._changed:
@@ -184,7 +184,7 @@ class Scheduler:
         with suppress(Exception):  # telling may be what failed
             job.tell(Piece("", "error"))
 
-    def _say(self, batch: Batch, job: Job) -> None:
+    def _say(self, batch: DecodingBatch, job: Job) -> None:
         """Tell a job what was drawn for it."""
         newest, stream = job.row.newest, job.stream
         assert newest is not None

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stlm.errors import StlmError
-from stlm.serving.protocol import Limits, Refused
+from stlm.serving.protocol import Refused, ServerLimits
 from stlm.serving.scheduler import Scheduler
 
 _LINGER_S = 2  # that a refused client gets to read its answer in
@@ -66,7 +66,7 @@ def url_of(listener: socket.socket) -> str:
 class Protocol(H11Protocol):
     """HTTP/1.1 where the headers of a request must arrive in time."""
 
-    head_timeout_s = Limits.head_timeout_s
+    head_timeout_s = ServerLimits.head_timeout_s
     _timer: asyncio.TimerHandle | None = None
     _begun = False  # whether bytes of a request have come whose headers are not complete
     _refused = False  # answered without a request; what still comes is not looked at

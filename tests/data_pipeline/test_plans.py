@@ -11,7 +11,7 @@ from test_reader import write_prepared
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loading.best_fit import Ranks, Slots, best_fit_decreasing
+from data_pipeline.loading.best_fit import RunningNumbers, Slots, best_fit_decreasing
 from data_pipeline.loading.loaders import open_data, train_loader, validation_loader
 from data_pipeline.loading.window_plans import plan_dir, write_plan
 from data_pipeline.preparation.options import PrepareConfig
@@ -56,7 +56,7 @@ def test_packing_by_counts_is_packing_piece_by_piece(capacity):
         rooms = [capacity - sum(size * each for size, each in p.contents) for p in packed for _ in range(p.number)]
         assert sorted(rooms) == simple_best_fit(sizes.tolist(), capacity)
 
-        slots, ranks = Slots.of(packed, counts.tolist()), Ranks(capacity + 1)
+        slots, ranks = Slots.of(packed, counts.tolist()), RunningNumbers(capacity + 1)
         placed = [slots.place(part, ranks(part)) for part in np.array_split(sizes, 3)]
         windows, pieces = (np.concatenate(column) for column in zip(*placed, strict=True))
         assert sorted(pieces.tolist()) == list(range(len(sizes)))

@@ -6,7 +6,7 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.errors import ConfigError
-from stlm.generation import Batch, Effort, Sampling
+from stlm.generation import DecodingBatch, Effort, Sampling
 from stlm.stlm import STLM
 
 LOCAL = {"kind": "byte_patch", "width": 16, "window": 5}
@@ -79,7 +79,7 @@ def test_rows_join_and_leave_at_any_step(model):
     """A batch to which a row comes at every second step, each with rules of its own, and which the third one leaves."""
     rules = [Sampling(temperature=n % 3 / 2, seed=n) for n in range(len(PROMPTS))]
     expected = [model.generate(prompt, max_new_ids=12, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
-    batch, drawn, rows = Batch(model, 32), {}, []
+    batch, drawn, rows = DecodingBatch(model, 32), {}, []
     for n in range(40):
         if n % 2 == 0 and n // 2 < len(PROMPTS):
             row = model.row(PROMPTS[n // 2], rules[n // 2], 12)
@@ -209,7 +209,7 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, plac
         return original(*given)
 
     monkeypatch.setattr(poisoned.draws if place == "take" else model, place, fail)
-    batch, drawn = Batch(model, 32), {row: [] for row in rows}
+    batch, drawn = DecodingBatch(model, 32), {row: [] for row in rows}
     batch.add(rows)
     while len(batch):
         for row in batch.step():

@@ -16,7 +16,17 @@ from starlette.datastructures import Headers
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.errors import StlmError
-from stlm.serving import Access, ChatTemplate, Limits, Scheduler, Server, build_app, checked_origins, listen_on, url_of
+from stlm.serving import (
+    Access,
+    ChatTemplate,
+    Scheduler,
+    Server,
+    ServerLimits,
+    build_app,
+    checked_origins,
+    listen_on,
+    url_of,
+)
 from stlm.serving import server as server_file
 from stlm.serving.protocol import Refused
 from stlm.serving.scheduler import Prompt
@@ -35,7 +45,7 @@ def serving(model, access=None, limits=None):
     scheduler = Scheduler(model, max_rows=4, max_waiting=40)
     ready = threading.Event()
     listener = listen_on("127.0.0.1", "0")
-    app = build_app(scheduler, "tiny", limits or Limits(max_tokens=100_000), ChatTemplate(), access)
+    app = build_app(scheduler, "tiny", limits or ServerLimits(max_tokens=100_000), ChatTemplate(), access)
     server = Server(app, scheduler, ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -66,7 +76,7 @@ def answer_of(connection):
 def test_slow_requests_are_answered_and_closed(model, monkeypatch):
     """Headers that never end, a connection that says nothing, the second request of a connection, and a slow body."""
     monkeypatch.setattr(server_file.Protocol, "head_timeout_s", 0.5)
-    with serving(model, limits=Limits(body_timeout_s=0.5)) as (url, _):
+    with serving(model, limits=ServerLimits(body_timeout_s=0.5)) as (url, _):
         slow = [connect(url) for _ in range(20)]
         for connection in slow[1:]:
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-a: b\r\n")

@@ -19,7 +19,7 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.model.decoding.packed_weights import IntegerProduct
-from stlm.serving import ChatTemplate, Limits, Scheduler
+from stlm.serving import ChatTemplate, Scheduler, ServerLimits
 from stlm.serving.protocol import Refused, parse_body, read_request
 from stlm.stlm import STLM
 
@@ -365,7 +365,7 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
 )
 def test_every_field_is_checked(asked, message):
     with pytest.raises(Refused) as refused:
-        read_request(asked, "messages" in asked, Limits(), ChatTemplate())
+        read_request(asked, "messages" in asked, ServerLimits(), ChatTemplate())
     assert message in str(refused.value) and refused.value.status == 400
     assert refused.value.body["error"]["param"] is not None
 
@@ -383,17 +383,17 @@ def test_fields_that_ask_for_nothing_are_accepted(asked):
     names = [*nothing, "seed", "max_tokens", "audio", "prediction", "web_search_options", "guided_json", "temperature"]
     for more in (nothing, dict.fromkeys(names), {"top_k": 0}):
         both = asked, asked | more
-        plain, found = (read_request(one, "messages" in asked, Limits(), ChatTemplate()) for one in both)
+        plain, found = (read_request(one, "messages" in asked, ServerLimits(), ChatTemplate()) for one in both)
         assert replace(found, sampling=replace(found.sampling, seed=plain.sampling.seed)) == plain
 
 
 def test_the_template_of_a_tokenizer_is_used():
     template = ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     asked = parse_body(b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}')
-    assert read_request(asked, True, Limits(), template).prompts == ["<a>"]
+    assert read_request(asked, True, ServerLimits(), template).prompts == ["<a>"]
     hostile = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(Refused, match="template refuses"):
-        read_request(asked, True, Limits(), hostile)
+        read_request(asked, True, ServerLimits(), hostile)
 
 
 def test_a_server_may_read_fewer_bits(model):

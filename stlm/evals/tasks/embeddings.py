@@ -40,7 +40,7 @@ class Query(NamedTuple):
     document: str
 
 
-class Ranks(NamedTuple):
+class QueryRanks(NamedTuple):
     """Of one query, each between 0 and 1."""
 
     recall_at_1: float  # whether its document is the most similar one
@@ -107,7 +107,7 @@ def load_retrieval(tasks_dir: str | os.PathLike[str] | None, items: int | None =
         documents_ND = _unit(model, documents)
         cosine_QN = _unit(model, [one.query for one in queries]) @ documents_ND.T
         ranks = [ranks_of(cosine_N, truth) for cosine_N, truth in zip(cosine_QN, truth_Q, strict=True)]
-        found = dict(zip(Ranks._fields, estimates(np.array(ranks)), strict=True))
+        found = dict(zip(QueryRanks._fields, estimates(np.array(ranks)), strict=True))
         chance = ranks_of(np.zeros(len(documents)), 0)
         rows = [[name, *_cells(one), f"{100 * guessed:.1f}"]
                 for (name, one), guessed in zip(found.items(), chance, strict=True)]  # fmt: skip
@@ -121,12 +121,12 @@ def load_retrieval(tasks_dir: str | os.PathLike[str] | None, items: int | None =
     return measure
 
 
-def ranks_of(cosine_N: NDArray[np.floating[Any]], truth: int) -> Ranks:
+def ranks_of(cosine_N: NDArray[np.floating[Any]], truth: int) -> QueryRanks:
     """What the rank of a document is worth. Documents that are as similar share their ranks: each measure is what their
     order, drawn at random, would give on average."""
     first = 1 + int((cosine_N > cosine_N[truth]).sum())
     rank_R = np.arange(first, first + int((cosine_N == cosine_N[truth]).sum()))
-    return Ranks(*(float(np.mean(value)) for value in (rank_R <= 1, rank_R <= 10, 1 / rank_R)))
+    return QueryRanks(*(float(np.mean(value)) for value in (rank_R <= 1, rank_R <= 10, 1 / rank_R)))
 
 
 def num_cut(model: STLM, texts: Iterable[str]) -> int:

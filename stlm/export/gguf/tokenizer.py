@@ -31,7 +31,7 @@ _UNLEARNED = 10.0  # what sentencepiece subtracts from the lowest score for a ch
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GGUFVocabulary:
     """A tokenizer of llama.cpp; one entry an id in pieces, kinds and scores."""
 
     model: str
@@ -48,7 +48,7 @@ def is_unigram(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.spec.startswith("sentencepiece:")
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer) -> GGUFVocabulary:
     """What llama.cpp is told of a tokenizer. Raises ConversionError where it has no such tokenizer."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         vocabulary = _of_sentencepiece(tokenizer)
@@ -63,7 +63,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     return vocabulary
 
 
-def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
+def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> GGUFVocabulary:
     processor, ids = tokenizer._processor, range(tokenizer.vocab_size)
     pieces = [(MARK if processor.is_control(id) else "") + processor.id_to_piece(id) for id in ids]
     scores = [processor.get_score(id) for id in ids]
@@ -81,10 +81,10 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
             character = tokenizer.decode_bytes([id]).decode("ascii", "ignore")
             if kinds[id] == "BYTE" and character not in learned | {"", "\0", " "}:
                 pieces[id], scores[id], kinds[id] = character, unlearned, "NORMAL"
-    return Vocabulary("t5" if unigram else "llama", "default", pieces, kinds, scores, unknown=processor.unk_id())
+    return GGUFVocabulary("t5" if unigram else "llama", "default", pieces, kinds, scores, unknown=processor.unk_id())
 
 
-def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> Vocabulary:
+def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> GGUFVocabulary:
     model = definition["model"]
     pre = _cut_of(definition) if model["type"] == "BPE" and not model.get("byte_fallback") else None
     if pre is None:
@@ -100,7 +100,7 @@ def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> Vocabula
         pieces[token["id"]] = token["content"]
         kinds[token["id"]] = "CONTROL" if token["special"] else "USER_DEFINED"
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    return Vocabulary("gpt2", pre, pieces, kinds, merges=merges or [_NO_MERGE])
+    return GGUFVocabulary("gpt2", pre, pieces, kinds, merges=merges or [_NO_MERGE])
 
 
 _NO_MERGE = "<|start|> <|start|>"  # llama.cpp wants a list with an entry; this pair stands in no text

@@ -18,7 +18,7 @@ from data_pipeline.plurals import number_of
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
 from stlm.export.chat import end_of_turn, exported_template, spelled_out
-from stlm.export.gguf.tokenizer import Vocabulary, vocabulary_of
+from stlm.export.gguf.tokenizer import GGUFVocabulary, vocabulary_of
 from stlm.export.huggingface.families import describe, name_there
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
@@ -112,7 +112,7 @@ def _add_settings(writer: Any, fields: dict[str, Any], model: STLM, origin: Orig
         writer.add_logit_scale(fields["logits_scaling"])
 
 
-def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: GGUFVocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.pieces)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlm.training.optim.zero_shards import Shard
+from stlm.training.optim.zero_shards import ZeroShard
 
 
 class GradientNorms:
@@ -23,7 +23,7 @@ class GradientNorms:
     `shards`: of this rank, `rank` of all; none at stage 0, where every rank has the whole gradient.
     """
 
-    def __init__(self, model: nn.Module, shards: Sequence[Shard], rank: int) -> None:
+    def __init__(self, model: nn.Module, shards: Sequence[ZeroShard], rank: int) -> None:
         part = {p: part_of(name) for name, p in model.named_parameters() if p.requires_grad}
         self.parts = sorted(set(part.values()), key=_order)
         self._places: dict[Tensor, list[tuple[str, Any]]] = {p: [(part[p], ...)] for p in part}
@@ -70,7 +70,7 @@ def _order(part: str) -> tuple[bool, bool, float, str]:
     return part == "head", part != "embedder", int(number) if number.isdecimal() else math.inf, part
 
 
-def _pieces(part: dict[nn.Parameter, str], shard: Shard, rank: int) -> Iterator[tuple[str, slice]]:
+def _pieces(part: dict[nn.Parameter, str], shard: ZeroShard, rank: int) -> Iterator[tuple[str, slice]]:
     """Which part each piece of this rank's flat tensor belongs to."""
     first = 0 if shard.cut_each else rank * shard.flat.numel()
     last = first + shard.flat.numel()

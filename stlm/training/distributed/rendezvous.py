@@ -76,7 +76,7 @@ def _loopback(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Sto
 _ProcessGroup: Any = dist.ProcessGroup  # whose signatures and names differ from version to version
 
 
-class Alone(_ProcessGroup):
+class OneRankGroup(_ProcessGroup):
     """The collectives of a single rank, on any device: every output is the input."""
 
     def broadcast(self, tensors: list[Tensor], *_: Any, **__: Any) -> dist.Work:
@@ -131,6 +131,8 @@ def _alone(url: str, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
     yield dist.HashStore(), 0, 1
 
 
-dist.Backend.register_backend(ALONE, lambda store, rank, size, timeout: Alone(rank, size), devices=["cpu", "cuda"])
+dist.Backend.register_backend(
+    ALONE, lambda store, rank, size, timeout: OneRankGroup(rank, size), devices=["cpu", "cuda"]
+)
 dist.register_rendezvous_handler(ALONE, _alone)
 dist.register_rendezvous_handler("loopback", _loopback)

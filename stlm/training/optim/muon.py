@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from stlm.training.optim.zero_shards import Shard
+from stlm.training.optim.zero_shards import ZeroShard
 
 MOMENTUM = 0.95  # Nesterov momentum
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that is steep at 0, so that five steps suffice
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
     ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "orthogonal": False})
-        self.shards: dict[Tensor, Shard] = {}
+        self.shards: dict[Tensor, ZeroShard] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stlm.training.distributed.stopwatch import STOPWATCH
 
 
-class Shard(NamedTuple):
+class ZeroShard(NamedTuple):
     """One rank's part of some parameters, as the optimizer sees it."""
 
     flat: Tensor
