@@ -95,7 +95,7 @@ class Slots:
         return cls(window, piece, begin, columns[1], columns[2], columns[3], columns[4], size_begin)
 
     def place(self, sizes: NDArray[np.int64], ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (windows, pieces) of the pieces whose rank among those of their size is given. RunningNumbers count from 0."""
+        """Return (windows, pieces) of the pieces whose rank among those of their size is given. Ranks count from 0."""
         slots: NDArray[np.int64] = self._size_begin[sizes] + ranks
         run = np.searchsorted(self._begin, slots, side="right") - 1
         row = (slots - self._begin[run]) // self._each[run]

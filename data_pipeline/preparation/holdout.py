@@ -116,7 +116,9 @@ def _visit(units: Sequence[Gathered], kept: NDArray[np.bool_], bound: int) -> _V
     return high[order], np.concatenate(sizes)[order], np.concatenate(owners)[order], np.concatenate(places)[order]
 
 
-def _taken(visit: _Visit, limit: int, least: float, most: float, documents: float, before: HeldBack) -> NDArray[np.bool_]:
+def _taken(
+    visit: _Visit, limit: int, least: float, most: float, documents: float, before: HeldBack
+) -> NDArray[np.bool_]:
     """Return a mask of the visited documents to hold back. least, most: bytes. documents: when adding stops."""
     highs, sizes = visit[:2]
     below = len(highs) if limit >= _HASHES else int(np.searchsorted(highs, np.uint64(limit)))

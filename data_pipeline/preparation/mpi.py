@@ -4,7 +4,7 @@ Rank 0 prepares. It assigns jobs one by one to its own processes and to the othe
 jobs on its own processes and returns the results. Rank 0 alone decides and prints, so an error on any rank is raised
 there, once. If a rank is killed, mpirun or srun ends the others.
 
-MPIRanks poll for messages instead of blocking, because a blocking MPI call keeps a core busy. Messages are JSON and name
+Ranks poll for messages instead of blocking, because a blocking MPI call keeps a core busy. Messages are JSON and name
 functions from a fixed list: MPI does not authenticate connections, and mpi4py's pickles would run any code they
 contain.
 """
