@@ -1,6 +1,6 @@
-"""Cleaning: what is changed in documents, and which documents are left out, each step off unless it is asked for.
+"""Cleaning: steps that change documents or leave them out, each off by default.
 
 `documents` lists the steps on single documents, `normalization`, `language`, `c4`, `gopher`, one file each;
-`near_duplicates` and `decontamination` compare documents with others, over hashes of runs of `words`. `record` counts
-what they do.
+`near_duplicates` and `decontamination` compare documents with others, using hashes of runs of `words`. `record` counts
+their effects.
 """

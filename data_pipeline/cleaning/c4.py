@@ -1,9 +1,9 @@
-"""The rules that made C4 out of Common Crawl: Raffel et al. 2020, arXiv 1910.10683, section 2.2.
+"""The rules that made C4 from Common Crawl: Raffel et al. 2020, arXiv 1910.10683, section 2.2.
 
-They were made for web pages, where a sentence is on one line: text with hard line breaks loses most of its lines.
-Of the section, three rules are left out: the language (the step `language` does that), spans of three sentences that
-occur twice (`near-duplicates` in their place), and the list of bad words, which takes with it what minorities write
-about themselves (Dodge et al. 2021, arXiv 2104.08758, section 5).
+They are meant for web pages, where a sentence is on one line: text with hard line breaks loses most of its lines. Three
+rules of the section are left out: the language (the step `language`), spans of three sentences that occur twice
+(`near-duplicates` instead), and the list of bad words, which also removes what minorities write about themselves (Dodge
+et al. 2021, arXiv 2104.08758, section 5).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STOPS = ".!?。．｡！？؟۔।॥։።။៕᠃"
 _TERMINAL = (*_STOPS, '"', "”", "»", "」", "』")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
-# Where there are no spaces between words, there is none after a sentence either.
+# Scripts without spaces between words have none after a sentence either.
 _SENTENCE_END = re.compile(r"[.!?؟۔։።]+[\"”’'»)\]]*(?=\s|\Z)|[。．｡！？।॥။៕᠃]+")
 
 
@@ -42,7 +42,9 @@ _DEFAULT = C4Limits()
 
 
 def c4(text: str, edits: Counter[str], limits: C4Limits = _DEFAULT) -> tuple[str, str]:
-    """The lines that the rules keep, or the rule by which the document goes. Lines left out are counted by rule."""
+    """Return the lines that the rules keep, and the rule that leaves the document out or "". Count removed lines by
+    rule.
+    """
     if text.count("{") > limits.max_curly_brackets:
         return text, f"c4: {limits.rule('max_curly_brackets')}"
     if "lorem ipsum" in text.lower():
@@ -65,7 +67,7 @@ def c4(text: str, edits: Counter[str], limits: C4Limits = _DEFAULT) -> tuple[str
 
 
 def _line_rule(line: str, limits: C4Limits) -> str:
-    """Why a line is left out; "" if it stays."""
+    """Return the rule that leaves a line out; "" if it stays."""
     if not line.rstrip().endswith(_TERMINAL) or line.rstrip().endswith("..."):
         return "without terminal punctuation"
     if len(line.split()) < limits.min_words_in_line and (line.isascii() or count(line) < limits.min_words_in_line):

@@ -1,10 +1,9 @@
-"""Documents that hold a piece of a text that models are later judged with.
+"""Removal of documents that contain part of an evaluation text.
 
-Brown et al. 2020 (arXiv 2005.14165, appendix C) look for runs of 13 words that an evaluation text and a document for
-training share, without regard to case and punctuation, and for shorter ones, down to 8 words, where the text itself is
-shorter. So it is here. They cut the run and 200 characters around it; here the whole document goes, and the list of all
-that went says by which words. What a word is, also where there are no spaces, and what is folded before words are
-compared, is in `words`.
+Like Brown et al. 2020 (arXiv 2005.14165, appendix C), it searches for runs of 13 words that an evaluation text and a
+training document share, ignoring case and punctuation, and for runs down to 8 words if the evaluation text is shorter.
+They cut the run and 200 characters around it; here the whole document is removed, and the list of removed documents
+gives the shared words. `words` defines words, also in scripts without spaces, and the folding before comparison.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def describe(files: Sequence[str]) -> list[dict[str, Any]]:
-    """What identifies the evaluation files, for the settings. DataError if one cannot be read."""
+    """Return the identification of the evaluation files, for the settings. Raises DataError if one cannot be read."""
     described = []
     for name in files:
         try:
@@ -49,10 +48,10 @@ def describe(files: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def texts_of(name: str) -> Iterator[str]:
-    """The texts of an evaluation file, which may be compressed.
+    """Yield the texts of an evaluation file, which may be compressed.
 
-    Of JSON, JSON Lines, CSV, TSV and Parquet every string that is a value; else every paragraph. DataError if it cannot
-    be read.
+    In JSON, JSON Lines, CSV, TSV and Parquet, these are all string values; in other files, the paragraphs. Raises
+    DataError if it cannot be read.
     """
     compression = compression_of(name)
     suffix = Path(name.lower().removesuffix(compression)).suffix
@@ -76,12 +75,12 @@ def texts_of(name: str) -> Iterator[str]:
             yield from _BLANK_LINES.split(text)
     except DataError as error:
         raise DataError(f"evaluation file: {error}") from error
-    except (ValueError, csv.Error) as error:  # also those of pyarrow
+    except (ValueError, csv.Error) as error:  # includes those of pyarrow
         raise DataError(f"cannot read the evaluation file {name}: {error}; expected UTF-8 text or JSON") from error
 
 
 def _parsed(text: str, lines: bool) -> Any:
-    """JSON as one value, or of each line one; a file that is called .json may be either."""
+    """Parse JSON as one value, or as one per line; a .json file may be either."""
     if not lines:
         try:
             return json.loads(text)
@@ -106,9 +105,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
-    """Write the runs of words to look for: an array of (weight, hash, number of the file), sorted, without repeats.
+    """Write the runs of words to search for: an array of (weight, hash, number of the file), sorted, without repeats.
 
-    Returns how many texts there are and how many are too short to be looked for. DataError if none is long enough.
+    Return the number of texts, and of those too short to be searched for. Raises DataError if none is long enough.
     """
     counts = {"texts": 0, "too_short": 0}
     found: list[NDArray[Any]] = [np.empty(0, _RUN)]
@@ -145,7 +144,7 @@ def _stored(text: str) -> NDArray[np.uint8]:
 
 
 def find(gathered: Gathered, runs: Path) -> None:
-    """Write which documents of a unit hold one of the runs, and the first run of each: see `found`."""
+    """Write which documents of a unit contain one of the runs, and the first run of each: see `found`."""
     path = gathered.file("contaminated.json")
     if path.exists():
         return
@@ -161,7 +160,9 @@ def find(gathered: Gathered, runs: Path) -> None:
 
 
 def found(gathered: Gathered) -> list[dict[str, Any]]:
-    """Per document to leave out: `document`, its number in the unit; `ngram`, the words; `file`, the file's number."""
+    """Return per document to leave out: `document`, its number in the unit; `ngram`, the words; `file`, the file's
+    number.
+    """
     return json.loads(gathered.file("contaminated.json").read_bytes())
 
 
@@ -185,13 +186,13 @@ def _matches(text: NDArray[np.uint8], looked_for: dict[int, NDArray[Any]]) -> It
 
 @functools.lru_cache(maxsize=1)
 def _looked_for(path: Path) -> dict[int, NDArray[Any]]:
-    """The runs by their weight, the longest first."""
+    """Return the runs by their weight, the longest first."""
     runs = np.load(path)
     return {weight: runs[runs["weight"] == weight] for weight in np.unique(runs["weight"])[::-1].tolist()}
 
 
 def write_list(path: Path, entries: Iterator[dict[str, Any]]) -> str:
-    """Write a line of JSON for each document that was left out; returns the sha256 of the file."""
+    """Write a line of JSON for each document that was left out; return the sha256 of the file."""
     digest = hashlib.sha256()
     with atomic_file(path) as file:
         for entry in entries:

@@ -1,6 +1,6 @@
-"""The steps that look at one document at a time, in the order in which they are applied.
+"""The steps that process one document at a time, in the order of their application.
 
-What they change and leave out depends on the document alone, so they run while the sources are read.
+Their results depend on the document alone, so they run while the sources are read.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
 
-# The text, and where to count its changes → the text as it goes on, and the rule by which it is left out, or "".
+# The text, and a counter of its changes → the changed text, and the rule that leaves it out, or "".
 Step = Callable[[str, Counter[str]], tuple[str, str]]
 
 NORMALIZE = "normalize"
 NEAR_DUPLICATES = "near-duplicates"
 STEPS = (NORMALIZE, "language", "c4", "gopher", NEAR_DUPLICATES)
-LIBRARIES = {"language": "py3langid", NEAR_DUPLICATES: "rensa"}  # whose version decides what a step leaves out
+LIBRARIES = {"language": "py3langid", NEAR_DUPLICATES: "rensa"}  # their versions affect what a step leaves out
 
 
 def parse_steps(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The steps named, in the order of STEPS. DataError for an unknown name or one given twice."""
+    """Return the named steps in the order of STEPS. Raises DataError for an unknown name or one given twice."""
     for number, name in enumerate(names):
         if name not in STEPS:
             near = get_close_matches(name, STEPS, 1, 0)
@@ -44,7 +44,7 @@ _LANGUAGE, _C4, _GOPHER = LanguageLimits(), C4Limits(), GopherLimits()
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Which steps are on; picklable, and the same for all units."""
+    """The selected steps and their settings; picklable, and the same for all units."""
 
     steps: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()  # codes, of the step "language"
@@ -54,7 +54,7 @@ class Cleaning:
 
     @property
     def limits(self) -> dict[str, Limits]:
-        """Those of each step that has any."""
+        """The limits of each step that has any."""
         return {"language": self.language, "c4": self.c4, "gopher": self.gopher}
 
 
@@ -70,10 +70,12 @@ class Cleaner:
         }
         self._steps = [every[name] for name in cleaning.steps if name in every]
         self.record = Record()
-        self.rule = ""  # by which the last document that was left out went
+        self.rule = ""  # the rule that left out the last such document
 
     def __call__(self, document: bytes) -> bytes | None:
-        """The cleaned document, valid UTF-8 as it came; None if a rule leaves it out, which is then recorded."""
+        """Return the cleaned document as UTF-8; None if a rule leaves it out, which is then recorded. document: valid
+        UTF-8.
+        """
         if not self._steps:
             return document
         text = document.decode("utf-8")

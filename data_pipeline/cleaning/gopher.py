@@ -1,8 +1,8 @@
 """The quality and repetition rules of MassiveText: Rae et al. 2021, arXiv 2112.11446, appendix A1.1, with the
 thresholds of its text and of its Table A1.
 
-Words are what stands between white space, so text of a script without spaces has few. A document is left out by the
-first rule that it breaks, in the order below.
+Words are separated by white space, so text of a script without spaces has few. The first rule that a document breaks,
+in the order below, leaves it out.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ _DEFAULT = GopherLimits()
 
 
 def gopher(text: str, edits: Counter[str], limits: GopherLimits = _DEFAULT) -> tuple[str, str]:
-    """The text as it is, and the rule by which it goes."""
+    """Return the text unchanged, and the rule that leaves it out or ""."""
     words = _WORD.findall(text)
     broken = _broken_quality(text, words, limits) or _broken_repetition(text, words, limits)
     return text, f"gopher: {limits.rule(broken)}" if broken else ""
 
 
 def _broken_quality(text: str, words: list[str], limits: GopherLimits) -> str:
-    """The name of the first limit of quality that is broken; "" for none."""
+    """Return the name of the first limit of quality that is broken; "" for none."""
     number = len(words)
     if number < limits.min_words:
         return "min_words"
@@ -109,7 +109,7 @@ def _broken_quality(text: str, words: list[str], limits: GopherLimits) -> str:
 
 
 def _broken_repetition(text: str, words: list[str], limits: GopherLimits) -> str:
-    """The name of the first limit of repetition that is broken; "" for none."""
+    """Return the name of the first limit of repetition that is broken; "" for none."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     paragraphs = [part.strip() for part in _PARAGRAPH_BREAK.split(text) if part.strip()]
     for name, pieces in (("line", lines), ("paragraph", paragraphs)):
@@ -129,14 +129,14 @@ def _broken_repetition(text: str, words: list[str], limits: GopherLimits) -> str
     for n in range(5, 11):
         repeated = _repeated_ngram_characters(ids, lengths, n)
         if not repeated:
-            return ""  # no longer one can repeat either
+            return ""  # then no longer one repeats either
         if repeated > getattr(limits, f"max_repeated_{n}grams") * characters:
             return f"max_repeated_{n}grams"
     return ""
 
 
 def _duplicates(pieces: list[str]) -> tuple[int, int]:
-    """How many pieces equal an earlier one, and their characters."""
+    """Return the number of pieces equal to an earlier one, and their characters."""
     repeated = [(piece, number - 1) for piece, number in Counter(pieces).items() if number > 1]
     return sum(number for _, number in repeated), sum(len(piece) * number for piece, number in repeated)
 
@@ -146,7 +146,7 @@ def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def _top_ngram_characters(ids: list[int], lengths: list[int], n: int) -> int:
-    """Characters of the words inside the most frequent n-gram; 0 if none occurs twice."""
+    """Return the characters of the words inside the most frequent n-gram; 0 if none occurs twice."""
     ngrams = _ngrams(ids, n)
     counts = Counter(ngrams)
     most = max(counts.values(), default=0)
@@ -160,7 +160,7 @@ def _top_ngram_characters(ids: list[int], lengths: list[int], n: int) -> int:
 
 
 def _repeated_ngram_characters(ids: list[int], lengths: list[int], n: int) -> int:
-    """Characters of the words inside any n-gram that occurs more than once."""
+    """Return the characters of the words inside any n-gram that occurs more than once."""
     ngrams = _ngrams(ids, n)
     counts = Counter(ngrams)
     if len(counts) == len(ngrams):
@@ -169,7 +169,7 @@ def _repeated_ngram_characters(ids: list[int], lengths: list[int], n: int) -> in
 
 
 def _characters(places: list[int], lengths: list[int], n: int) -> int:
-    """Characters of the words in the n-grams that begin at ascending places; where they overlap, counted once."""
+    """Return the characters of the words in the n-grams at ascending positions; overlaps are counted once."""
     total = covered = 0
     for place in places:
         total += sum(lengths[max(place, covered) : place + n])

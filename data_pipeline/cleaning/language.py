@@ -1,5 +1,5 @@
-"""Documents in other languages, told by py3langid: naive Bayes over byte n-grams for 97 languages (Lui and Baldwin
-2012, "langid.py: An Off-the-shelf Language Identification Tool", ACL). Its model lies inside the package.
+"""Removal of documents in other languages, identified by py3langid: naive Bayes over byte n-grams for 97 languages (Lui
+and Baldwin 2012, "langid.py: An Off-the-shelf Language Identification Tool", ACL). The package contains its model.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from data_pipeline.cleaning.limits import SHARE, Limits, limit
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
 
-_LONGEST = 4096  # characters that are looked at, from the beginning
+_LONGEST = 4096  # characters that are classified, from the beginning
 
 _Classifier = Any
 
 
 @dataclass(frozen=True)
 class LanguageLimits(Limits):
-    """How sure the classifier has to be."""
+    """The confidence that the classifier must have."""
 
-    # Of the probability, the share that the languages asked for must have. FineWeb takes the same (Penedo et al. 2024,
+    # The least probability of the requested languages together. FineWeb uses the same (Penedo et al. 2024,
     # arXiv 2406.17557, section 3.3), for another classifier.
     min_probability: float = limit(0.65, SHARE, "less likely than {min_probability}")
 
@@ -34,9 +34,9 @@ _DEFAULT = LanguageLimits()
 
 
 def language_codes(names: Sequence[str]) -> tuple[str, ...]:
-    """ISO 639-1 codes of languages that are named in any usual way: en, eng, en-US, English, Deutsch.
+    """Return the ISO 639-1 codes of languages named in any usual way: en, eng, en-US, English, Deutsch.
 
-    DataError if one is not known, or a library is not installed.
+    Raises DataError if one is not known, or a library is not installed.
     """
     known = _classifier().labels
     codes = []
@@ -55,7 +55,7 @@ def language_codes(names: Sequence[str]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def _codes() -> dict[str, str]:
-    """Other codes and names in English, by the code of the classifier."""
+    """Return the classifier's codes by other codes and by English names."""
     try:
         from babel import Locale
         from babel.core import get_global
@@ -69,7 +69,7 @@ def _codes() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def _own_names() -> dict[str, str]:
-    """The names of languages in themselves: deutsch, français."""
+    """Return the classifier's codes by the languages' own names: deutsch, français."""
     from babel import Locale, UnknownLocaleError
 
     names = {}
@@ -80,7 +80,7 @@ def _own_names() -> dict[str, str]:
 
 
 class Language:
-    """Leaves out what is not in one of some languages."""
+    """A step that leaves out text in other than the given languages."""
 
     def __init__(self, languages: tuple[str, ...], limits: LanguageLimits = _DEFAULT) -> None:
         """languages: ISO 639-1 codes."""

@@ -1,4 +1,4 @@
-"""The limits of cleaning rules as settings: each step has a dataclass of them, named STEP.NAME=VALUE by a user."""
+"""The limits of cleaning rules as settings: each step has a dataclass of them; users write STEP.NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ L = TypeVar("L", bound="Limits")
 
 
 def limit(default: Any, kind: str, rule: str) -> Any:
-    """A field of Limits. kind: COUNT, NUMBER, SHARE or WORDS. rule: the sentence of a document that breaks it."""
+    """Return a field of Limits. kind: COUNT, NUMBER, SHARE or WORDS. rule: a sentence for a document that breaks it."""
     return dataclasses.field(default=default, metadata={"kind": kind, "rule": rule})
 
 
@@ -26,7 +26,7 @@ class Limits:
     """The limits of a step."""
 
     def rule(self, name: str) -> str:
-        """The rule of a limit as a sentence with its value, such as "fewer than 50 words"."""
+        """Return the rule of a limit as a sentence with its value, such as "fewer than 50 words"."""
         rules = {field.name: field.metadata["rule"] for field in fields(self)}
         shown = {field.name: _shown(getattr(self, field.name), field.metadata["kind"]) for field in fields(self)}
         return str(rules[name]).format(**shown)
@@ -45,7 +45,9 @@ def _shown(value: Any, kind: str) -> str:
 
 
 def parse_limits(assignments: Sequence[str], steps: dict[str, L]) -> dict[str, L]:
-    """The limits of some steps with some changed: "gopher.min_words=20". DataError for what is no such assignment."""
+    """Return the limits of some steps after assignments such as "gopher.min_words=20". Raises DataError for invalid
+    ones.
+    """
     known = {f"{step}.{field.name}": field for step, limits in steps.items() for field in fields(limits)}
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -80,7 +82,7 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 
 def _check_order(step: str, limits: Limits) -> None:
-    """DataError where a least value is above the greatest one, so that no document could stay."""
+    """Raise DataError if a minimum is above its maximum, so that no document could stay."""
     values = {field.name: getattr(limits, field.name) for field in fields(limits)}
     for name, least in values.items():
         most = values.get(f"max_{name.removeprefix('min_')}") if name.startswith("min_") else None

@@ -1,14 +1,14 @@
-"""Documents that are almost alike: MinHash signatures (Broder 1997) and locality-sensitive hashing in bands (Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4), over runs of five words as Lee et al. 2022 (arXiv
-2107.06499, section 4.2) take them.
+"""Removal of near-duplicates: MinHash signatures (Broder 1997) and locality-sensitive hashing in bands (Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4), over runs of five words as in Lee et al. 2022 (arXiv
+2107.06499, section 4.2).
 
-Two documents are alike when their sets of runs overlap by 0.8 or more: Jaccard similarity, estimated from 128 numbers,
-so within 0.035 or so. Pairs are looked for in 21 bands of 6 numbers, which finds 99.8 % of those at 0.8 and all but
-every one above. The signatures are made by the `rensa` library, unit by unit, on any number of workers; who is alike is
-then decided in one place, with all documents in sight. Of documents that hang together, the first stays. This happens
-before the split, so no document for validation has a near-duplicate among those for training.
+Two documents are near-duplicates if the Jaccard similarity of their sets of runs is 0.8 or more, estimated from 128
+numbers, so to within about 0.035. Candidate pairs come from 21 bands of 6 numbers, which finds 99.8 % of those at 0.8
+and nearly every one above. The `rensa` library makes the signatures, unit by unit, on any number of workers; the
+comparison then runs in one process over all documents. Of documents connected by such pairs, the first stays. This
+happens before the split, so no document for validation has a near-duplicate among those for training.
 
-On disk a document takes 680 bytes while the work lasts; in memory, 8 bytes, besides a bounded working space.
+A document takes 680 bytes on disk during the work, and 8 bytes in memory, in addition to a bounded working space.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from data_pipeline.storage.atomic import atomic_file
 THRESHOLD = 0.8
 
 _RUN = 5 * WORD
-_NUMBERS = 128  # in a signature; twice the bands' rows would do no better
+_NUMBERS = 128  # per signature; with twice as many, the bands would find no more
 _BANDS, _ROWS = 21, 6
 _SEED = 1
-_NOTHING = np.uint32(2**32 - 1)  # all numbers of a document without words
+_NOTHING = np.uint32(2**32 - 1)  # every number of a document without words
 
 _SIGNED_AT_A_TIME = 2048  # documents
 _SORTED_AT_A_TIME = 1 << 22
 _COMPARED_AT_A_TIME = 1 << 15  # pairs
-# Among the documents of one band that look alike but are not, this many are tried as the first of their kind: enough
-# for prose; it bounds the time spent on a million letters that differ in a name.
+# For documents that share a band but are not similar, this many leaders are tried per group: enough for prose, and a
+# bound on the time for a million letters that differ in a name.
 _LEADERS = 16
 
 
 def check_library() -> None:
-    """DataError if rensa is not installed."""
+    """Raise DataError if rensa is not installed."""
     if find_spec("rensa") is None:  # not imported: see `_may_fork` in `workers`
         raise DataError(f"the step 'near-duplicates' needs rensa: {how_to_install('rensa')}")
 
 
 def sign(gathered: Gathered) -> None:
-    """Write the signatures of the documents of a unit, and by band a hash of each signature's part; see `Signatures`.
+    """Write the signatures of the documents of a unit, and a hash of each band of each signature; see `Signatures`.
 
-    Memory: some 60 MiB, and ten bytes for each word of the longest document.
+    Takes about 60 MiB of memory, and ten bytes for each word of the longest document.
     """
     signatures, bands = _paths(gathered)
     if bands.exists():
@@ -69,7 +69,7 @@ def sign(gathered: Gathered) -> None:
 
 
 def _signatures(gathered: Gathered) -> Iterator[NDArray[np.uint32]]:
-    """uint32 [documents, 128] for some documents after the other."""
+    """Yield uint32 [documents, 128] for consecutive groups of documents."""
     index = gathered.index
     for stored, lengths in gathered.documents(0, len(index), np.ones(len(index), np.bool_)):
         pending: list[NDArray[np.uint64]] = []
@@ -79,7 +79,7 @@ def _signatures(gathered: Gathered) -> Iterator[NDArray[np.uint32]]:
                 yield from _sign([np.concatenate(pending)])
                 pending = []
             shingles = _shingles(text, last - first)
-            if last - first == 1:  # perhaps not the whole of it
+            if last - first == 1:  # possibly only a part of it
                 pending, waiting = pending + shingles, first
             else:
                 yield from _sign(shingles)
@@ -88,7 +88,7 @@ def _signatures(gathered: Gathered) -> Iterator[NDArray[np.uint32]]:
 
 
 def _shingles(text: NDArray[np.uint8], number: int) -> list[NDArray[np.uint64]]:
-    """The hashes of the runs of five words of each document in `text`; of all its words, if it has fewer."""
+    """Return the hashes of the runs of five words of each document in `text`; of all its words, if it has fewer."""
     words = words_of(text)
     hashes, firsts, _ = words.runs(_RUN)
     runs = np.split(hashes, np.searchsorted(words.documents[firsts], np.arange(1, number)))
@@ -112,7 +112,7 @@ def _sign(shingles: list[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint32]]:
 
 
 def _write_bands(file: IO[bytes], rows: NDArray[np.uint32], first: int, number: int) -> None:
-    """uint64 [21, documents] in the file; here the columns from `first` on."""
+    """Write the columns from `first` on of the uint64 [21, documents] in the file."""
     for band in range(_BANDS):
         hashes = np.full(len(rows), band, np.uint64)
         for row in range(_ROWS):
@@ -137,7 +137,7 @@ class Signatures:
         return int(self._starts[-1])
 
     def band(self, band: int, unit: int) -> NDArray[np.uint64]:
-        """The hash of that band of every document of a unit."""
+        """Return the hash of that band of every document of a unit."""
         number = int(self._starts[unit + 1] - self._starts[unit])
         if not number:
             return np.empty(0, np.uint64)
@@ -145,7 +145,7 @@ class Signatures:
         return np.memmap(path, np.uint64, "r", offset=8 * band * number, shape=(number,))
 
     def rows(self, documents: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """uint32 [n, 128]: the signatures of some documents, numbered over all units."""
+        """Return the signatures of some documents, numbered over all units: uint32 [n, 128]."""
         rows = np.empty((len(documents), _NUMBERS), np.uint32)
         owners = np.searchsorted(self._starts, documents, side="right") - 1
         for owner in np.unique(owners).tolist():
@@ -156,7 +156,7 @@ class Signatures:
         return rows
 
     def similarity(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The estimated Jaccard similarity of pairs; 0 where a document has no words."""
+        """Return the estimated Jaccard similarity of pairs; 0 if a document has no words."""
         parts = [np.empty(0)]
         for first in range(0, len(left), _COMPARED_AT_A_TIME):
             a, b = (self.rows(side[first : first + _COMPARED_AT_A_TIME]) for side in (left, right))
@@ -165,9 +165,9 @@ class Signatures:
 
 
 def near_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For every document, the one that stays for it: itself, or the first of those that it hangs together with.
+    """Return for every document the one kept for it: itself, or the first of those connected to it.
 
-    kept: which documents, counted over all units, take part.
+    kept: mask, over all units, of the documents that take part.
     """
     signatures = Signatures(units)
     roots = np.arange(len(signatures), dtype=np.int64)
@@ -182,7 +182,7 @@ def near_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> NDArray[n
 def _groups(
     signatures: Signatures, units: list[Gathered], kept: NDArray[np.bool_], band: int, part: int, passes: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Documents that share the hash of a band, ascending within each group, and the number of each one's group."""
+    """Yield documents that share the hash of a band, ascending within groups, and the number of each one's group."""
     hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     start = 0
     for unit in range(len(units)):
@@ -202,7 +202,7 @@ def _groups(
 
 
 def _join(group: tuple[NDArray[np.int64], NDArray[np.int64]], signatures: Signatures, roots: NDArray[np.int64]) -> None:
-    """Compare the documents of each group with the first of it, those that differ with the first of them, and so on."""
+    """Compare the documents of each group with its first one, those that differ with the first of them, and so on."""
     documents, groups = group
     for _ in range(_LEADERS):
         if not len(documents):
@@ -234,7 +234,7 @@ def _root(roots: NDArray[np.int64], document: int) -> int:
 
 
 def _resolved(roots: NDArray[np.int64], documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The root of each document."""
+    """Return the root of each document."""
     found = roots[documents]
     while not np.array_equal(above := roots[found], found):
         found = above

@@ -1,6 +1,6 @@
-"""One spelling for what looks the same: Unicode normalisation, spaces, line ends, control characters.
+"""Unified spelling of text that looks the same: Unicode normalisation, spaces, line ends, control characters.
 
-This is not lossless: the text as it was cannot be got back. It changes no letter: NFC only joins what Unicode calls
+This is not lossless: the original text cannot be restored. It changes no letter: NFC only joins what Unicode calls
 canonically equivalent (Unicode Standard Annex 15), and applying it twice changes nothing more.
 """
 
@@ -27,7 +27,7 @@ _REPLACEMENTS = (
 
 
 def normalize(text: str, edits: Counter[str]) -> tuple[str, str]:
-    """The text in one spelling; what was replaced is counted by kind."""
+    """Return the normalized text, and the rule that leaves it out or "". Count replacements by kind."""
     for name, pattern, replacement in _REPLACEMENTS:
         text, number = pattern.subn(replacement, text)
         if number:

@@ -1,4 +1,4 @@
-"""What cleaning did, counted by rule, with examples: one record per unit, added up for the manifest."""
+"""The effects of cleaning, counted by rule, with examples: one record per unit, summed for the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXCERPT = 300  # characters
 
 
 def excerpt(text: bytes | str, characters: int = _EXCERPT) -> str:
-    """The beginning of a text, for people; what was cut off shows as an ellipsis."""
+    """Return the beginning of a text, for display; an ellipsis marks a cut."""
     if isinstance(text, bytes):
         text = text[: 4 * characters + 4].decode("utf-8", errors="ignore")
     return text if len(text) <= characters else text[:characters].rstrip() + " …"
@@ -19,7 +19,7 @@ def excerpt(text: bytes | str, characters: int = _EXCERPT) -> str:
 
 @dataclass
 class Record:
-    """Documents left out and their bytes, by the name of the rule, and changes made to those that stay."""
+    """The number and bytes of documents left out, by rule, and the changes to those that stay."""
 
     documents: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)

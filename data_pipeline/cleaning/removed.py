@@ -1,7 +1,7 @@
-"""A list of all documents that cleaning removed, whole, with the source of each and the rule by which it went.
+"""The list of all documents that cleaning removed, in full, with the source and the rule of each.
 
-Documents that a step on single documents removes are noted by whoever reads the unit, in the work folder; those that
-were compared with others are still among the gathered ones. Both are put together once it is decided what stays.
+Documents removed by a step on single documents are recorded in the work folder when the unit is read; those removed by
+comparison are still among the gathered ones. The list combines both after the selection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SEGMENT = bytes([END_OF_STORED_SEGMENT])  # between the parts of a conversation
 
 @dataclass(frozen=True)
 class Stage:
-    """Documents that one rule removed, counted over all units, and more about each."""
+    """The documents that one rule removed, as a mask over all units, and details of each."""
 
     rule: str
     gone: NDArray[np.bool_]
@@ -53,7 +53,7 @@ def write_removed(path: Path, units: Sequence[Gathered], names: Sequence[str], s
 
 
 def check_list(name: str, inputs: Sequence[str]) -> None:
-    """DataError if no such list can be written here, or if it would overwrite or become part of something else."""
+    """Raise DataError if no such list can be written here, or if it would overwrite something or become input."""
     path = Path(name)
     if path.suffix != ".jsonl":
         raise DataError(f"the list of removed documents is JSON Lines: expected a name in .jsonl, got {name!r}")
@@ -68,7 +68,7 @@ def check_list(name: str, inputs: Sequence[str]) -> None:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a file was written by `write_removed`."""
+    """Return whether a file was written by `write_removed`."""
     try:
         with path.open("rb") as file:
             line = file.readline()

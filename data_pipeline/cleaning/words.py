@@ -1,13 +1,13 @@
 """Words and runs of words as 64-bit hashes, for many documents at a time, in numpy.
 
-A word is a run of letters and digits. Before they are compared, characters are folded: compatibility forms (full-width
+A word is a run of letters and digits. Before comparison, characters are folded: compatibility forms (full-width
 letters, ligatures), case in every script, accents and other combining marks; invisible characters (zero-width spaces,
-soft hyphens, direction marks) are dropped. Everything else separates words: spaces, punctuation, symbols. So two texts
-that differ in layout, punctuation, capitals, accents or Unicode normalisation have the same words.
+soft hyphens, direction marks) are dropped. Everything else separates words: spaces, punctuation, symbols. So texts that
+differ only in layout, punctuation, capitals, accents or Unicode normalisation have the same words.
 
-Some scripts put no spaces between words. There every character, or syllable of Hangul, is a unit of its own, and a
-number of units weighs as much as a word: one of Han, two of kana or Hangul, three letters of Thai, Lao, Khmer or
-Burmese. Korean has spaces, but they are placed differently by different writers.
+Some scripts put no spaces between words. There every character, or syllable of Hangul, is a unit, and a number of units
+weighs as much as a word: one of Han, two of kana or Hangul, three letters of Thai, Lao, Khmer or Burmese. Korean has
+spaces, but writers place them differently.
 """
 
 from __future__ import annotations
@@ -22,55 +22,55 @@ from numpy.typing import NDArray
 
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
-VERSION = 2  # raised when the same text begins to give other words
+VERSION = 2  # increased when the same text begins to give other words
 WORD = 6  # the weight of a word; divisible by 2 and 3
 
-PIECE = 1 << 19  # bytes looked at together: bounds the memory, some 100 bytes for each
+PIECE = 1 << 19  # bytes processed together; bounds the memory, about 100 bytes for each
 OVERLAP = 1 << 12  # bytes that the pieces of a long document share, so that no run of words is cut
 
 _ODD = 0x9E3779B97F4A7C15  # any odd number has an inverse modulo 2**64
 _POWERS: NDArray[np.uint64] = np.empty(0, np.uint64)
 _INVERSES: NDArray[np.uint64] = np.empty(0, np.uint64)
 
-# First and last code point of characters that are units of their own, after folding, and the weight of each.
+# First and last code point of characters that are units, after folding, and the weight of each.
 _UNITS = (
     *((0x3005, 0x3007, WORD), (0x3400, 0x4DBF, WORD), (0x4E00, 0x9FFF, WORD), (0x20000, 0x3FFFF, WORD)),  # Han
     *((0x3041, 0x30FF, WORD // 2), (0x31F0, 0x31FF, WORD // 2), (0x1B000, 0x1B16F, WORD // 2)),  # kana
-    *((0x1100, 0x115F, WORD // 2), (0xA960, 0xA97F, WORD // 2)),  # the consonant that begins a syllable of Hangul
+    *((0x1100, 0x115F, WORD // 2), (0xA960, 0xA97F, WORD // 2)),  # initial consonants of Hangul
     *((0x0E00, 0x0EFF, WORD // 3), (0x1780, 0x17FF, WORD // 3)),  # Thai, Lao; Khmer
     *((0x1000, 0x109F, WORD // 3), (0xA9E0, 0xA9FF, WORD // 3), (0xAA60, 0xAA7F, WORD // 3)),  # Burmese
 )
 _SYLLABLE_RESTS = ((0x1160, 0x11FF), (0xD7B0, 0xD7FF))  # vowels and last consonants of Hangul
 
-# Not letters to a reader, though Unicode says so: the Arabic stretcher and fillers of Hangul; modifier apostrophes.
+# Letters in Unicode but not to a reader: the Arabic stretcher, fillers of Hangul, modifier apostrophes.
 _INVISIBLE = frozenset("\u0640\u115f\u1160\u3164\uffa0")
 _APOSTROPHES = frozenset(map(chr, range(0x2B9, 0x2C0)))
 _WHITE_CONTROLS = frozenset("\t\n\x0b\x0c\r\x85")
-_DOTLESS_I = "\u0131"  # the small letter of I in Turkish; elsewhere that is i
+_DOTLESS_I = "\u0131"  # lower case of I in Turkish; i elsewhere
 
-_SEPARATOR, _LETTER, _UNIT, _REST = range(4)  # what a folded character is
+_SEPARATOR, _LETTER, _UNIT, _REST = range(4)  # kinds of folded characters
 _END = 0x110000  # stands for END_OF_STORED_DOCUMENT among code points
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some text in a row."""
+    """The words of some text in order."""
 
     hashes: NDArray[np.uint64]
     starts: NDArray[np.int64]  # bytes [start, stop) of the text
     stops: NDArray[np.int64]
-    documents: NDArray[np.int64]  # to which document of the text each belongs
+    documents: NDArray[np.int64]  # the document of each in the text
     weights: NDArray[np.int64]  # WORD, or less for a unit of a script without spaces
 
     def runs(self, weight: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-        """Within documents, from each word on, the shortest run that weighs at least `weight`.
+        """Find the shortest run from each word on, within its document, that weighs at least `weight`.
 
-        Returns the hashes of the runs, and the first and the last word of each.
+        Return the hashes of the runs, and the first and the last word of each.
         """
         number = len(self.hashes)
         if not number:
             return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-        if self.weights.min() == WORD:  # as the lines below would find, and quicker
+        if self.weights.min() == WORD:  # same result as below, but faster
             lasts = np.arange(number) + (-(-weight // WORD) - 1)
         else:
             before = np.append(0, np.cumsum(self.weights))
@@ -89,11 +89,11 @@ def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def words_of(text: NDArray[np.uint8]) -> Words:
-    """The words of stored documents: UTF-8, one 0xFF after each."""
+    """Return the words of stored documents: UTF-8, one 0xFF after each."""
     entries, begins, ends = _folded(*_code_points(text), len(text))
     letters, kinds = _FOLDING.codes[entries], _FOLDING.kinds[entries]
     inside = kinds != _SEPARATOR
-    # A unit begins anew, and so does a letter after one; the rest of a syllable does not.
+    # A unit starts a new word, and so does a letter after one; the rest of a syllable does not.
     new = inside & (kinds == _UNIT)
     new[:1] |= inside[:1]
     new[1:] |= inside[1:] & ((kinds[:-1] == _SEPARATOR) | ((kinds[1:] == _LETTER) & (kinds[:-1] >= _UNIT)))
@@ -106,7 +106,7 @@ def words_of(text: NDArray[np.uint8]) -> Words:
 
 
 def count(text: str) -> int:
-    """How many words a text has, whether its script puts spaces between them or not."""
+    """Return the number of words of a text, for scripts with and without spaces."""
     data = text.encode("utf-8", errors="replace")
     return int(words_of(np.frombuffer(data, np.uint8)).weights.sum()) // WORD
 
@@ -114,7 +114,7 @@ def count(text: str) -> int:
 def pieces(stored: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[Any]]]:
     """Cut stored documents for `words_of`: (first document, last + 1, text).
 
-    Many whole documents at a time; a long one in several pieces, each of which repeats the end of the one before.
+    A piece holds many whole documents; a long document has several pieces, each repeating the end of the previous one.
     """
     stops = np.cumsum(lengths)
     first = 0
@@ -133,7 +133,7 @@ def pieces(stored: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Iterator[tu
 
 
 def _code_points(text: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The characters of UTF-8, 0xFF as _END, and the byte at which each begins. A cut character may give another."""
+    """Return the characters of UTF-8, 0xFF as _END, and the byte position of each. A cut character may give another."""
     places = np.flatnonzero((text & 0xC0) != 0x80)
     leads = text[places]
     codes = leads.astype(np.uint32)
@@ -150,7 +150,7 @@ def _code_points(text: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[n
 
 
 class _Folding:
-    """What each character becomes: a table that is filled as characters are met."""
+    """A table of the folded form of each character, filled as characters occur."""
 
     def __init__(self) -> None:
         self._known = np.zeros(_END + 1, np.bool_)
@@ -185,10 +185,10 @@ _FOLDING = _Folding()
 
 
 def _fold(character: str) -> str:
-    """The characters that stand for one when texts are compared, "" for an invisible one.
+    """Return the characters that replace one in comparisons; "" for an invisible one.
 
-    Of every character by itself, so that it can be looked up: combining marks are dropped because their order and
-    their being composed or not, which normal forms are about, then have no effect.
+    Each character is folded separately, so that it can be looked up. Combining marks are dropped, so their order and
+    composition, which normal forms define, have no effect.
     """
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
     return "".join(one for one in folded.replace(_DOTLESS_I, "i") if not _dropped(one))
@@ -201,13 +201,13 @@ def _dropped(character: str) -> bool:
 
 
 def _counted(character: str) -> int:
-    """The code point of a letter or digit, 0 for what separates words."""
+    """Return the code point of a letter or digit; 0 for a separator of words."""
     letter = unicodedata.category(character)[0] in "LNM" and character not in _APOSTROPHES
     return ord(character) if letter else 0
 
 
 def _folded(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> tuple[NDArray[Any], ...]:
-    """Characters folded: the entry of each in the tables of _FOLDING, and its bytes [begin, end) of the text."""
+    """Fold characters: return the entry of each in the tables of _FOLDING, and its bytes [begin, end) of the text."""
     _FOLDING.learn(codes)
     counts = _FOLDING.counts[codes]
     if (counts != 1).any():
@@ -223,7 +223,7 @@ def _folded(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> 
 
 
 def _spans(numbers: NDArray[np.uint64], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A hash of numbers[start:stop] for each span: equal numbers in a row have equal hashes, wherever they stand."""
+    """Return a hash of numbers[start:stop] for each span: equal sequences have equal hashes at any position."""
     powers, inverses = _powers(len(numbers))
     sums = np.zeros(len(numbers) + 1, np.uint64)
     np.cumsum(numbers * powers[: len(numbers)], out=sums[1:])
@@ -231,7 +231,7 @@ def _spans(numbers: NDArray[np.uint64], starts: NDArray[np.int64], stops: NDArra
 
 
 def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """_ODD to the power 0, 1, …, and the inverses, modulo 2**64."""
+    """Return _ODD to the power 0, 1, …, and the inverses, modulo 2**64."""
     global _POWERS, _INVERSES
     if len(_POWERS) < length:
         size = max(length, PIECE)
