@@ -1,4 +1,4 @@
-"""Tokenizers behind one protocol: build one from its spec, or load one from the folder that `save` wrote."""
+"""Tokenizers with one protocol: build one from its spec, or load one from the folder that `save` wrote."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FORMS = {
     "sentencepiece-bpe": "sentencepiece-bpe:4096",
     "hf": "hf:DIR",
 }
-# What other programs and papers call these.
+# Other names of these, in programs and papers.
 _ALSO_CALLED = {
     **dict.fromkeys(("bytes", "byte-level", "utf8", "utf-8", "char", "character", "characters", "none"), "byte"),
     **dict.fromkeys(("unigram", "sp", "spm", "sentencepiece-unigram", "unigram-sentencepiece", "ulm"), "sentencepiece"),
@@ -75,7 +75,7 @@ def parse_spec(spec: str) -> tuple[str, int]:
 
 
 def nearest_spec(spec: str) -> str | None:
-    """The valid spec that was probably meant: "bpe:8k" → "sentencepiece-bpe:8000"; None if it resembles none."""
+    """Return the valid spec that was probably meant: "bpe:8k" → "sentencepiece-bpe:8000"; None if it resembles none."""
     if Path(spec).name == "tokenizer.json" or (Path(spec) / "tokenizer.json").is_file():
         return f"hf:{spec}"
     match = re.fullmatch(r"(?P<name>.*?)[:=_ -]*(?P<size>\d[\d,._]*)?(?P<thousands>k?)", spec.strip().lower())
@@ -98,7 +98,9 @@ def nearest_spec(spec: str) -> str | None:
 
 
 def build_tokenizer(spec: str) -> Tokenizer:
-    """A tokenizer that needs no training ("byte", "hf:DIR"). DataError for others: they come with prepared data."""
+    """Build a tokenizer that needs no training ("byte", "hf:DIR"). Raises DataError for others, which prepared data
+    contains.
+    """
     kind, _ = parse_spec(spec)
     if kind == "byte":
         return ByteTokenizer()
@@ -110,7 +112,7 @@ def build_tokenizer(spec: str) -> Tokenizer:
 
 
 def find_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of prepared data, of a model, a checkpoint or a run (its newest complete checkpoint).
+    """Load the tokenizer of prepared data, of a model, a checkpoint or a run (its newest complete checkpoint).
 
     Raises DataError if there is none, or it is damaged.
     """
@@ -125,7 +127,7 @@ def find_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save(directory)` wrote.
+    """Load the tokenizer that `Tokenizer.save(directory)` wrote.
 
     Raises DataError if it is missing, damaged or of an unknown kind.
     """

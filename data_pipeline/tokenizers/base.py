@@ -1,7 +1,8 @@
-"""What every tokenizer offers, and the little that they share.
+"""The protocol of all tokenizers, and the functions that they share.
 
-Stored text: while data is prepared, documents lie one after another as UTF-8, each followed by one byte 0xFF, which
-UTF-8 never uses. `encode_documents` turns such a run into ids in one go; for the byte tokenizer it is already the ids.
+Stored text: during preparation, documents are stored one after another as UTF-8, each followed by one byte 0xFF, which
+UTF-8 never uses. `encode_documents` converts such a sequence to ids at once; for the byte tokenizer it already is the
+ids.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import write_text
 
 TOKENIZER_FILE = "tokenizer.json"
-TEMPLATE_FILE = "chat_template.jinja"  # named as transformers names it
+TEMPLATE_FILE = "chat_template.jinja"  # the name that transformers uses
 END_OF_STORED_DOCUMENT = 0xFF
-SPACE = "\u2581"  # how sentencepiece and its heirs write a space
+SPACE = "\u2581"  # the space of sentencepiece and similar libraries
 
-# Scores are added up in 32 bits, and some encoders slow down on what has no end, so those that see a text as one whole
-# get segments of at most 65,536 characters that end at line ends where there are any.
+# Scores are summed in 32 bits, and some encoders slow down on long text, so encoders that process a text as a whole
+# get segments of at most 65,536 characters, which end at line ends if there are any.
 SEGMENT = 65_536
 _SEGMENTS = re.compile(rf"(?s).{{1,{SEGMENT}}}(?:\n+|\Z)|.{{1,{SEGMENT}}}")
 
@@ -34,13 +35,13 @@ Ids = NDArray[Any] | Sequence[int]
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, losslessly.
+    """Lossless conversion of text to ids and back.
 
-    The four special ids stand for no text: `start_id` stands before a sequence, `end_of_text_id` after each document,
+    The four special ids stand for no text: `start_id` precedes a sequence, `end_of_text_id` follows each document,
     `pad_id` fills a batch, `mask_id` hides an id. `encode` never produces them.
     """
 
-    spec: str  # how a user names it: "byte", "sentencepiece:4096"
+    spec: str  # the user's name for it: "byte", "sentencepiece:4096"
     vocab_size: int
     dtype: np.dtype[Any]  # of ids on disk
     start_id: int
@@ -49,40 +50,40 @@ class Tokenizer(Protocol):
     mask_id: int
     bytes_per_id: NDArray[np.int32]  # [V], the bytes of text that each id stands for; 0 for special ids
     fingerprint: str  # sha256 in hex of all that defines the mapping between text and ids
-    chat_template: str | None  # of Jinja: how a model that reads these ids has learned to read conversations
+    chat_template: str | None  # Jinja: the format of conversations that models of these ids have learned
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The ids of `text`, without special ids.
+        """Return the ids of `text`, without special ids.
 
-        DataError if `text` holds a lone surrogate, which no UTF-8 can express.
+        Raises DataError if `text` contains a lone surrogate, which UTF-8 cannot express.
         """
         ...
 
     def encode_documents(
         self, stored: NDArray[np.uint8], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Ids of whole documents, each followed by end_of_text.
+        """Encode whole documents, each followed by end_of_text.
 
-        `stored`: UTF-8, one 0xFF after each document. `lengths`: bytes of each document, the 0xFF included.
-        Returns the ids of all documents in a row, and the number of ids of each, end_of_text included.
+        `stored`: UTF-8, one 0xFF after each document. `lengths`: bytes of each document, the 0xFF included. Return the
+        ids of all documents in sequence, and the number of ids of each, end_of_text included.
         """
         ...
 
     def decode(self, ids: Ids) -> str:
-        """The text of `ids`. Special ids are left out; bytes that are not valid UTF-8 become U+FFFD."""
+        """Return the text of `ids`. Special ids are left out; bytes that are not valid UTF-8 become U+FFFD."""
         ...
 
     def decode_bytes(self, ids: Ids) -> bytes:
-        """The exact bytes of `ids`, `bytes_per_id[ids].sum()` of them."""
+        """Return the exact bytes of `ids`, `bytes_per_id[ids].sum()` of them."""
         ...
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json, and whatever else it needs, into `directory`."""
+        """Write tokenizer.json, and any other files that it needs, into `directory`."""
         ...
 
 
 def utf8(text: str) -> bytes:
-    """`text` as UTF-8. DataError if it holds a lone surrogate."""
+    """Return `text` as UTF-8. Raises DataError if it contains a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -93,12 +94,12 @@ def utf8(text: str) -> bytes:
 
 
 def segments(text: str) -> Iterator[str]:
-    """`text` in pieces that an encoder takes in one go."""
+    """Return `text` in pieces that an encoder processes in one call."""
     return (match[0] for match in _SEGMENTS.finditer(text))
 
 
 def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
-    """`ids` as a flat int64 array. DataError if one lies outside the vocabulary."""
+    """Return `ids` as a flat int64 array. Raises DataError if one is outside the vocabulary."""
     array = np.asarray(ids, dtype=np.int64).reshape(-1)
     if array.size and (array.min() < 0 or array.max() >= vocab_size):
         wrong = array[(array < 0) | (array >= vocab_size)][0]
@@ -107,10 +108,10 @@ def checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest integer type for ids on disk.
+    """Return the smallest integer type for ids on disk.
 
-    uint16 is passed over: the format's type codes 6 and 8 mean it to DeepSpeed and to Megatron-LM respectively, each
-    reading the other's as something else. int16 and int32 mean the same to all.
+    uint16 is not used: DeepSpeed writes it with the format's type code 6, Megatron-LM with 8, and each reads the
+    other's code as another type. int16 and int32 have the same code in all.
     """
     if vocab_size <= 256:
         return np.dtype(np.uint8)
@@ -118,12 +119,12 @@ def id_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def fingerprint(definition: dict[str, Any], data: bytes = b"") -> str:
-    """sha256 over a canonical form of what defines a tokenizer."""
+    """Return the sha256 of a canonical form of a tokenizer's definition."""
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode() + b"\0" + data).hexdigest()
 
 
 def save_description(tokenizer: Tokenizer, kind: str, directory: str | os.PathLike[str]) -> None:
-    """Write tokenizer.json: what the tokenizer is, for people and for `load_tokenizer`."""
+    """Write tokenizer.json: a description of the tokenizer, for people and for `load_tokenizer`."""
     description = {
         "kind": kind,
         "spec": tokenizer.spec,

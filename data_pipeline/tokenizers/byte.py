@@ -1,7 +1,7 @@
 """The byte tokenizer: an id is a byte of UTF-8.
 
-UTF-8 never uses the bytes 0xC0, 0xC1 and 0xF5 to 0xFF (RFC 3629, section 1), so the special symbols live there and the
-vocabulary is exactly 256. Those thirteen ids stand for no text.
+UTF-8 never uses the bytes 0xC0, 0xC1 and 0xF5 to 0xFF (RFC 3629, section 1), so the special symbols are among them, and
+the vocabulary is exactly 256. Those thirteen ids stand for no text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from data_pipeline.tokenizers.base import (
 
 
 class ByteTokenizer:
-    """256 ids, no training, lossless on every text."""
+    """A tokenizer with 256 ids, without training, lossless on every text."""
 
     chat_template: str | None = None
     spec = "byte"

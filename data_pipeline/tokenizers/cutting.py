@@ -1,11 +1,11 @@
-"""Where a long text may be cut before a Hugging Face tokenizer encodes it, so that its ids stay the same.
+"""Safe places to cut a long text before a Hugging Face tokenizer encodes it, so that its ids stay the same.
 
-The `tokenizers` library takes some 130 bytes of memory for each byte of a text, so a long one is encoded in pieces. A
-model of the library never joins what its pre-tokenizer has split, so a place is safe if the pre-tokenizer splits there
-whatever the rest of the text is, and finds in either part what it finds in the whole. This is decided from the rules of
-the pre-tokenizer, which the library tries from left to right: `_RULES` holds those in use (GPT-2, GPT-4, Llama 3, Qwen
-2, o200k), none of which matches across a place of `_PLACES`, or looks beyond it. A tokenizer with another rule, or with
-a normalizer, encodes every text as one whole.
+The `tokenizers` library takes about 130 bytes of memory for each byte of a text, so a long one is encoded in pieces. A
+model of the library never joins what its pre-tokenizer has split. So a place is safe if the pre-tokenizer splits there
+regardless of the rest of the text, and finds in either part what it finds in the whole. This is decided from the rules
+of the pre-tokenizer, which the library tries from left to right. `_RULES` holds those in use (GPT-2, GPT-4, Llama 3,
+Qwen 2, o200k); none of them matches across a place of `_PLACES`, or looks beyond it. A tokenizer with another rule, or
+with a normalizer, encodes every text as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 PIECE = 1 << 20  # bytes of text
 
-# What a rule matches → the kinds of characters whose runs it takes: letters, numbers, white space, others.
+# A rule → the kinds of characters whose runs it matches: letters, numbers, white space, others.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _RULES = {
@@ -33,8 +33,7 @@ _RULES = {
 }
 _KINDS = frozenset("LNSO")
 
-# Letters since long ago, so that every version of Unicode knows them: Latin, Greek, Cyrillic, Hebrew, Arabic, Japanese,
-# Chinese, Korean.
+# Old letters, known to every version of Unicode: Latin, Greek, Cyrillic, Hebrew, Arabic, Japanese, Chinese, Korean.
 _LETTERS = (
     "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u0220\u03a3-\u03ce\u0400-\u0481\u05d0-\u05ea\u0621-\u063a\u0641-\u064a"
     "\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
@@ -42,29 +41,29 @@ _LETTERS = (
 _OTHERS = (
     "!-&(-/:-@\\[-`{-~\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"  # no apostrophe: it may begin a rule
 )
-# Between them a text may be cut. What stands before is never white space, so that no rule looks beyond the place.
+# A text may be cut between them. The character before is never white space, so no rule looks beyond the place.
 _PLACES = re.compile(
     r"(?<=\S)(?= )"
     rf"|(?<=[{_LETTERS}0-9])(?=[\s{_OTHERS}])"
     r"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
 )
-_NEAR_THE_END = 4096  # characters: where a place is looked for first
+_NEAR_THE_END = 4096  # characters: searched first for a place
 
 
 class Cutter:
-    """Cuts texts where their ids stay the same."""
+    """Cuts texts at places where their ids stay the same."""
 
     def __init__(self, definition: dict[str, Any]) -> None:
-        """definition: of the library, as it is used, without prefixes and templates."""
+        """definition: of the library's tokenizer as used, without prefixes and templates."""
         parts = definition.get("pre_tokenizer") or {}
         stages = [_splits(stage) for stage in (parts.get("pretokenizers", [parts]) if parts else [])]
         self.knows_places = not definition.get("normalizer") and None not in stages and True in stages
-        # Added words are found before everything else, wherever they stand.
+        # Added words are matched before everything else, at any position.
         words = [token["content"] for token in definition.get("added_tokens") or []]
         self._within_words = {word[place : place + 2] for word in words for place in range(len(word) - 1)}
 
     def pieces(self, raw: bytes) -> Iterator[str]:
-        """A text of valid UTF-8, in pieces of about PIECE bytes where there are places to cut."""
+        """Yield a text of valid UTF-8 in pieces of about PIECE bytes, if there are places to cut."""
         start, size = 0, PIECE
         while self.knows_places and len(raw) - start > size:
             stop = start + size
@@ -80,7 +79,7 @@ class Cutter:
             yield raw[start:].decode("utf-8")
 
     def _last_place(self, text: str) -> int:
-        """0 if there is none."""
+        """Return the last place to cut; 0 if there is none."""
         for begin in (max(len(text) - _NEAR_THE_END, 0), 0):
             found = [match.start() for match in _PLACES.finditer(text, begin)]
             for place in reversed(found):
@@ -90,9 +89,10 @@ class Cutter:
 
 
 def _splits(stage: dict[str, Any]) -> bool | None:
-    """Whether a stage of the pre-tokenizer splits at every place. False: it may not, but leaves the others to do so.
+    """Return True if a stage of the pre-tokenizer splits at every place, False if it may not but leaves it to the
+    others.
 
-    None: nothing is known of it.
+    None: the stage is unknown.
     """
     match stage.get("type"):
         case "ByteLevel" if not stage.get("add_prefix_space"):
@@ -108,7 +108,7 @@ def _splits(stage: dict[str, Any]) -> bool | None:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The rules of a pattern: what stands between the | that are in no brackets."""
+    """Return the rules of a pattern: the parts between the | outside brackets."""
     rules, depth, begin = [], 0, 0
     for place, character in enumerate(pattern):
         depth += (character in "([") - (character in ")]")

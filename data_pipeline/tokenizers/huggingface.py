@@ -1,12 +1,15 @@
-"""Tokenizers of the Hugging Face `tokenizers` library, from a folder with tokenizer.json, held to this project's rules.
+"""Tokenizers of the Hugging Face `tokenizers` library, from a folder with tokenizer.json, made to follow this project's
+rules.
 
-The rules are that every text comes back and that each id stands for known bytes. Three kinds of vocabulary are
-understood: byte-level (GPT-2 and its heirs write each byte as a character of a fixed alphabet: Radford et al. 2019,
-section 2.2), sentencepiece's way (a space is U+2581, and what was not learned becomes byte pieces), and plain
-characters. From the file are removed: what is put before, behind or around a text (the first space, templates, padding,
-truncation), the stripping of spaces around added words, and, where there are bytes for every text, its composition
-(NFC). Then it has to give back a list of difficult texts, and while data is prepared it has to give back every
-document; one that lowercases, normalises or forgets is refused.
+The rules: decoding restores every text, and each id stands for known bytes. Three kinds of vocabulary are supported:
+byte-level (GPT-2 and its successors write each byte as a character of a fixed alphabet: Radford et al. 2019, section
+2.2), that of sentencepiece (a space is U+2581, and text that was not learned becomes byte pieces), and plain
+characters.
+
+Removed from the file are: additions before, after or around a text (the first space, templates, padding, truncation),
+the stripping of spaces around added words, and, if there are bytes for every text, its composition (NFC). The tokenizer
+must then restore a list of difficult texts, and during preparation every document; one that lowercases, normalises or
+loses text is refused.
 """
 
 from __future__ import annotations
@@ -39,17 +42,17 @@ from data_pipeline.tokenizers.cutting import Cutter
 
 DEFINITION_FILE = "huggingface.json"
 
-# What the special symbols are called: by tokenizer_config.json, and where that is silent. The first that is there and
-# not yet taken is used; if there is none, a new id is added.
+# Names of the special symbols: the key in tokenizer_config.json, and names to try without it. The first that exists
+# and is not yet taken is used; if there is none, a new id is added.
 _SPECIALS = {
     "end_of_text": ("eos_token", ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")),
     "start": ("bos_token", ("<|begin_of_text|>", "<|startoftext|>", "<|start|>", "<s>", "<bos>", "[BOS]", "[CLS]")),
     "pad": ("pad_token", ("<pad>", "<|pad|>", "[PAD]")),
     "mask": ("mask_token", ("<mask>", "<|mask|>", "[MASK]")),
 }
-_BATCH_BYTES = 1 << 20  # of text handed to the library at a time: it needs some 130 bytes for each
+_BATCH_BYTES = 1 << 20  # of text passed to the library at a time: it needs about 130 bytes for each
 
-# The shortest come first: the first that does not come back is shown.
+# The shortest come first: the first text that is not restored is shown.
 _PROBES = [
     "a", "A", " a", "a ", "a  b", "\n", "a\n\nb", "\t", "\r\n", "\0", "1234567890", "don't stop", "e\u0301", "\u00e9",
     "\ufb01 \u00bd \uff21", SPACE, f"a{SPACE} b", "\u65e5\u672c\u8a9e", "\U0001f600 \U0001f468\u200d\U0001f469",
@@ -60,14 +63,14 @@ _PROBES = [
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the `tokenizers` library that loses nothing. Its ids are those of its file."""
+    """A lossless tokenizer of the `tokenizers` library. Its ids are those of its file."""
 
     chat_template: str | None = None
 
     def __init__(self, definition: bytes, special_ids: dict[str, int], spec: str) -> None:
         """definition: the tokenizer.json that `build_huggingface` made. special_ids: start, end_of_text, pad, mask."""
         library = _library(definition, spec)
-        library.encode_special_tokens = True  # a text that spells out a special symbol is a text
+        library.encode_special_tokens = True  # text that spells a special symbol is plain text
         self._library = library
         self._definition = definition
         self.spec = spec
@@ -113,7 +116,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], spec: str | None = None) -> HuggingFaceTokenizer:
-        """What `save` wrote. spec: how a user names it now; None: as when it was saved."""
+        """Load what `save` wrote. spec: the user's name for it now; None: the saved one."""
         path = Path(directory)
         try:
             description = json.loads((path / TOKENIZER_FILE).read_bytes())
@@ -126,7 +129,7 @@ class HuggingFaceTokenizer:
             raise DataError(f"the tokenizer in {directory} is damaged: {error}") from error
 
     def _encode(self, texts: Iterable[bytes]) -> list[NDArray[Any]]:
-        """The ids of texts of UTF-8. The library gets about a megabyte of them at a time."""
+        """Return the ids of texts of UTF-8, passing about a megabyte of them at a time to the library."""
         encoded: list[list[NDArray[Any]]] = []
         batch: list[tuple[int, str, bytes]] = []  # the number of the text, a piece of it, and the same as UTF-8
         size = 0
@@ -154,9 +157,9 @@ class HuggingFaceTokenizer:
         return b"".join([self._bytes[id] for id in ids])
 
     def _spelled(self, piece: str) -> list[int]:
-        """The ids of a text that spells a special symbol, or a byte, which the model has among its own pieces.
+        """Return the ids of a text that spells a special symbol or a byte of the model's vocabulary.
 
-        The library would take that piece; it does not where the text is cut after the first character of each.
+        The library would match that piece, but not if the text is cut after the first character of each.
         """
         cuts = [found.start() + 1 for found in self._symbols.finditer(piece)]
         parts = [piece[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(piece)])]
@@ -164,7 +167,7 @@ class HuggingFaceTokenizer:
         return [id for encoding in encodings for id in encoding.ids]
 
     def _pieces(self, text: bytes) -> Iterator[str]:
-        """What is handed to the library; "" stands for a U+2581, which it would take for a space."""
+        """Yield the pieces for the library; "" stands for a U+2581, which the library would treat as a space."""
         if self._byte_level:
             yield from self._cutter.pieces(text)
             return
@@ -182,11 +185,11 @@ class HuggingFaceTokenizer:
 
 
 def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
-    """The tokenizer of a folder with tokenizer.json, or of that file. Special symbols that it lacks get new ids.
+    """Build the tokenizer of a folder with tokenizer.json, or of that file. Missing special symbols get new ids.
 
-    One that this project saved is taken as it was, with the symbols that it had.
+    A tokenizer that this project saved is loaded unchanged, with its symbols.
 
-    DataError if there is none, or it does not give back every text.
+    Raises DataError if there is none, or it does not restore every text.
     """
     if (saved := Path(place) / DEFINITION_FILE).is_file():
         return HuggingFaceTokenizer.load(saved.parent, spec)
@@ -197,12 +200,12 @@ def build_huggingface(place: str, spec: str) -> HuggingFaceTokenizer:
 
 
 def adopt_huggingface(place: str, spec: str, vocab_size: int) -> HuggingFaceTokenizer:
-    """The same, of exactly the `vocab_size` ids that a model has been trained with: nothing can be added to them.
+    """Build such a tokenizer with exactly the `vocab_size` ids of a trained model, to which none can be added.
 
-    A symbol that is missing borrows the id of another, that of end_of_text first: nothing else would have been trained
-    to begin a sequence, and what fills a batch is never looked at. Ids that the file does not know stand for no text.
+    A missing symbol borrows another id, preferably that of end_of_text: no other id was trained to begin a sequence,
+    and padding is never read. Ids that the file does not define stand for no text.
 
-    DataError where the file has more ids, or neither end_of_text nor start.
+    Raises DataError if the file has more ids, or neither end_of_text nor start.
     """
     path, definition = _read_exact(place, spec)
     special_ids = _find_specials(definition, path.parent)
@@ -221,16 +224,16 @@ def adopt_huggingface(place: str, spec: str, vocab_size: int) -> HuggingFaceToke
 
 
 def _read_exact(place: str, spec: str) -> tuple[Path, dict[str, Any]]:
-    """The file of a folder, and what it defines, made exact."""
+    """Return the file of a folder, and its definition after `_make_exact`."""
     path = tokenizer_file(place)
     definition = json.loads(path.read_bytes())
-    _library(path.read_bytes(), spec)  # complains, if it has to, about the file as the user has it
+    _library(path.read_bytes(), spec)  # reports errors of the user's file before changes
     _make_exact(definition)
     return path, definition
 
 
 def _checked(definition: dict[str, Any], special_ids: dict[str, int], spec: str) -> HuggingFaceTokenizer:
-    """The tokenizer, which has given back the difficult texts."""
+    """Return the tokenizer after checking that it restores the difficult texts."""
     data = json.dumps(definition, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     tokenizer = HuggingFaceTokenizer(data, special_ids, spec)
     for text in _PROBES:
@@ -239,17 +242,19 @@ def _checked(definition: dict[str, Any], special_ids: dict[str, int], spec: str)
 
 
 def read_tokenizer(place: str) -> Any:
-    """The library's own tokenizer, as it stands in a folder or file, for decoding. DataError if there is none."""
+    """Return the library's own tokenizer, unchanged from a folder or file, for decoding. Raises DataError if there is
+    none.
+    """
     return _library(tokenizer_file(place).read_bytes(), f"hf:{place}")
 
 
 def size_of(library: Any) -> int:
-    """The highest id and one."""
+    """Return the highest id plus one."""
     return 1 + max(library.get_vocab(with_added_tokens=True).values())
 
 
 def tokenizer_file(place: str) -> Path:
-    """The file that defines the tokenizer of a folder, or that file itself. DataError if it is none."""
+    """Return the file that defines the tokenizer of a folder, or that file itself. Raises DataError if it is none."""
     path = Path(place)
     path = path / TOKENIZER_FILE if path.is_dir() else path
     try:
@@ -261,7 +266,7 @@ def tokenizer_file(place: str) -> Path:
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"tokenizer hf:{place}: {path} cannot be read: {error}") from error
-    if isinstance(definition, dict) and definition.get("kind") == "hf":  # one that was saved by this project
+    if isinstance(definition, dict) and definition.get("kind") == "hf":  # saved by this project
         return tokenizer_file(str(path.parent / DEFINITION_FILE))
     if not isinstance(definition, dict) or "model" not in definition:
         raise DataError(f"tokenizer hf:{place}: {path} is not a file of Hugging Face's tokenizers library")
@@ -269,12 +274,12 @@ def tokenizer_file(place: str) -> Path:
 
 
 def _library(definition: bytes, spec: str) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the work is divided among processes already
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the work is already divided among processes
     from tokenizers import Tokenizer as LibraryTokenizer
 
     try:
         library = LibraryTokenizer.from_str(definition.decode("utf-8"))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no more specific error
         raise DataError(f"tokenizer {spec!r} cannot be read by the tokenizers library: {error}") from error
     library.no_truncation()
     library.no_padding()
@@ -282,7 +287,7 @@ def _library(definition: bytes, spec: str) -> Any:
 
 
 def _parts(definition: dict[str, Any], *keys: str) -> Iterator[dict[str, Any]]:
-    """The components under some keys, those within sequences too."""
+    """Yield the components under some keys, including those within sequences."""
     for key in keys:
         part = definition.get(key) or {}
         nested = part.get("normalizers") or part.get("pretokenizers") or part.get("decoders")
@@ -290,7 +295,7 @@ def _parts(definition: dict[str, Any], *keys: str) -> Iterator[dict[str, Any]]:
 
 
 def _vocabulary_kind(definition: dict[str, Any]) -> str:
-    """How its pieces are written: "bytes" (the byte-level alphabet), "spaces" (U+2581 for a space) or "characters"."""
+    """Return the spelling of its pieces: "bytes" (byte-level alphabet), "spaces" (U+2581 for space) or "characters"."""
     parts = list(_parts(definition, "normalizer", "pre_tokenizer", "decoder"))
     if any(part.get("type") == "ByteLevel" for part in parts):
         return "bytes"
@@ -299,7 +304,7 @@ def _vocabulary_kind(definition: dict[str, Any]) -> str:
 
 
 def _make_exact(definition: dict[str, Any]) -> None:
-    """Remove what adds to a text or takes from it."""
+    """Remove everything that adds to a text or removes from it."""
     definition |= {"post_processor": None, "truncation": None, "padding": None}
     for part in _parts(definition, "pre_tokenizer", "decoder"):
         if part.get("type") == "ByteLevel":
@@ -309,7 +314,7 @@ def _make_exact(definition: dict[str, Any]) -> None:
             part.pop("add_prefix_space", None)
     removed = {"Prepend"}
     if _vocabulary_kind(definition) == "bytes":
-        removed.add("NFC")  # Qwen's: there are bytes for texts that are not so composed, and other texts stay the same
+        removed.add("NFC")  # Qwen's: uncomposed texts have bytes too, and other texts stay the same
     normalizer = definition.get("normalizer") or {}
     if normalizer.get("type") in removed:
         definition["normalizer"] = None
@@ -320,7 +325,7 @@ def _make_exact(definition: dict[str, Any]) -> None:
 
 
 def _find_specials(definition: dict[str, Any], folder: Path) -> dict[str, int]:
-    """The ids of the special symbols by name, of those that there are; `definition` then has them as such."""
+    """Return the ids of the existing special symbols by name, and mark them as special in `definition`."""
     names: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -339,7 +344,7 @@ def _find_specials(definition: dict[str, Any], folder: Path) -> dict[str, int]:
 
 
 def _add_specials(definition: dict[str, Any], found: dict[str, int]) -> None:
-    """Give those that are missing new ids, in `definition` and in `found`."""
+    """Give the missing symbols new ids, in `definition` and in `found`."""
     vocabulary: dict[str, int] = _library(json.dumps(definition).encode(), "").get_vocab(with_added_tokens=True)
     for name in _SPECIALS:
         if name not in found:
@@ -356,7 +361,7 @@ def _symbol(id: int, content: str) -> dict[str, Any]:
 
 
 def _bytes_of_ids(library: Any, definition: dict[str, Any]) -> tuple[list[bytes], dict[int, int]]:
-    """What each id stands for, and the ids of pieces that are one byte by name."""
+    """Return the bytes of each id, and the ids of pieces named after one byte."""
     kind = _vocabulary_kind(definition)
     alphabet = _byte_alphabet()
     added = library.get_added_tokens_decoder()
@@ -367,7 +372,7 @@ def _bytes_of_ids(library: Any, definition: dict[str, Any]) -> tuple[list[bytes]
         if id in added:
             table[id] = b"" if added[id].special else added[id].content.encode()
         elif kind == "bytes":
-            if all(character in alphabet for character in piece):  # others come from no text
+            if all(character in alphabet for character in piece):  # others occur in no text
                 table[id] = bytes(alphabet[character] for character in piece)
         elif fallback and len(piece) == 6 and piece.startswith("<0x"):
             table[id] = bytes([int(piece[3:5], 16)])
@@ -378,9 +383,9 @@ def _bytes_of_ids(library: Any, definition: dict[str, Any]) -> tuple[list[bytes]
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Which byte each character of the byte-level alphabet stands for.
+    """Return the byte of each character of the byte-level alphabet.
 
-    Printable characters of Latin-1 stand for themselves; U+0100 and following for the other bytes, in their order.
+    Printable characters of Latin-1 stand for themselves; U+0100 and following for the other bytes, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,10 +1,9 @@
 """Subwords by the sentencepiece library (Kudo and Richardson 2018, arXiv 1808.06226), made lossless: unigram (Kudo
 2018, arXiv 1804.10959) and byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909).
 
-Text is taken as it is: no normalisation, no added or removed spaces, and bytes as pieces for whatever was not learned.
-One collision is left in the library: it writes a space as U+2581, so a real U+2581 would come back as a space. Here
-text is cut at U+2581, which is encoded as its three bytes, and ids are decoded by a table of the bytes that each piece
-stands for.
+Text is unchanged: no normalisation, no added or removed spaces, and byte pieces for text that was not learned. The
+library has one collision: it writes a space as U+2581, so a real U+2581 would be decoded as a space. Here text is cut
+at U+2581, which is encoded as its three bytes, and ids are decoded by a table of the bytes of each piece.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from data_pipeline.tokenizers.base import (
 )
 
 MODEL_FILE = "sentencepiece.model"
-MINIMUM_VOCAB_SIZE = 262  # specials, bytes, and one that is learned
+MINIMUM_VOCAB_SIZE = 262  # specials, bytes, and one learned piece
 
-# How the vocabulary is learned, by the kind that a spec names.
+# The algorithm that learns the vocabulary, by the kind in a spec.
 ALGORITHMS = {"sentencepiece": "unigram", "sentencepiece-bpe": "bpe"}
 
-# Specials first, then the 256 bytes, then what was learned. The unknown symbol is required by the library and never
+# Specials first, then the 256 bytes, then the learned pieces. The library requires the unknown symbol, which is never
 # produced.
 _UNKNOWN, _START, _END_OF_TEXT, _PAD, _MASK = range(5)
-_SEGMENTS_AT_A_TIME = 16  # of a long text; the library keeps what it made of all that it is given
+_SEGMENTS_AT_A_TIME = 16  # of a long text; the library keeps the results of a whole call in memory
 _SENTENCE = 4096  # characters handed to the trainer at a time
 
 
@@ -57,9 +56,9 @@ class SentencePieceTokenizer:
     mask_id = _MASK
 
     def __init__(self, model: bytes, kind: str = "sentencepiece") -> None:
-        """model: a serialised sentencepiece model as made by `train_sentencepiece`. kind: a key of ALGORITHMS.
+        """model: a serialised sentencepiece model made by `train_sentencepiece`. kind: a key of ALGORITHMS.
 
-        DataError if it is something else.
+        Raises DataError if it is something else.
         """
         from sentencepiece import SentencePieceProcessor
 
@@ -108,7 +107,7 @@ class SentencePieceTokenizer:
         stops = np.cumsum(lengths)
         spans = zip(stops - lengths, stops - 1, strict=True)
         texts = [stored[start:stop].tobytes().decode("utf-8") for start, stop in spans]
-        # Most texts are one segment, and the library is quickest with many at a time.
+        # Most texts are one segment, and the library is fastest with many at a time.
         whole = [len(text) <= SEGMENT and SPACE not in text for text in texts]
         together = [text for text, is_whole in zip(texts, whole, strict=True) if is_whole]
         encoded = iter(self._processor.encode(together, add_eos=True, return_type="numpy", num_threads=1))
@@ -131,7 +130,7 @@ class SentencePieceTokenizer:
         save_description(self, self._kind, directory)
 
     def save_model(self, directory: str | os.PathLike[str]) -> None:
-        """Write the model of the library alone."""
+        """Write only the library's model."""
         write_bytes(Path(directory) / MODEL_FILE, self._model)
 
     @classmethod
@@ -148,8 +147,8 @@ class SentencePieceTokenizer:
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str = "sentencepiece") -> SentencePieceTokenizer:
     """Learn a vocabulary of exactly `vocab_size` ids from `texts`, which are held in memory: pass a sample.
 
-    The same texts give the same model on every machine. DataError if the texts are too few, or too varied, for that
-    size.
+    The same texts give the same model on every machine. Raises DataError if the texts are too few, or too varied, for
+    that size.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -186,9 +185,9 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, kind: str = "sent
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """The texts in pieces that the trainer takes:
+    """Yield the texts in pieces that the trainer accepts.
 
-    not too long, and without the characters that make it leave a sentence out.
+    They are not too long, and lack the characters for which the trainer would leave a sentence out.
     """
     for text in texts:
         for part in re.split("[\\0\u2581\u2585]", text):
@@ -197,7 +196,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _training_problem(message: str, kind: str, vocab_size: int) -> str:
-    """The library's message in words that say what to do."""
+    """Return the library's message in words that suggest a remedy."""
     what = f"tokenizer {kind}:{vocab_size}"
     if found := re.search(r"value <= (\d+)", message):
         return f"{what}: the corpus is too small for so large a vocabulary; {kind}:{found[1]} is the largest"
