@@ -1,1 +1,1 @@
-"""What is on disk: files that appear whole, shards, the manifest."""
+"""Files on disk: atomic writing, shards, the manifest."""

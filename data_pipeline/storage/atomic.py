@@ -1,8 +1,7 @@
-"""Files that appear complete or not at all.
+"""Atomic writing: a file appears complete or not at all.
 
-Everything is written to a temporary name in the folder where it will live, flushed to the disk, and renamed. A process
-killed at any moment leaves either the old file, the new one, or a stray `.tmp-*`, never half a file under the real
-name.
+Everything is written to a temporary name in the destination folder, flushed to the disk, and renamed. A process killed
+at any moment leaves the old file, the new one, or a stray `.tmp-*`, never half a file under the final name.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _REASONS = {
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the errors of the operating system that a user can cause or cure into a DataError naming `path`."""
+    """Convert errors of the operating system that a user can cause or fix into a DataError naming `path`."""
     try:
         yield
     except OSError as error:
@@ -50,9 +49,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Yield an open binary file that becomes `path` when the block ends, and vanishes if the block raises.
+    """Yield an open binary file that becomes `path` when the block ends, and is deleted if the block raises.
 
-    Missing parent folders are made. Raises DataError when the disk is full, read-only or forbidden.
+    Missing parent folders are made. Raises DataError if the disk is full or read-only, or access is denied.
     """
     path = Path(path)
     with writing(path):
@@ -75,7 +74,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _flushing(descriptor: int) -> Iterator[None]:
-    """Let the disk work while more is written, so that little is left to wait for at the end."""
+    """Flush to disk during writing, so that little remains to be flushed at the end."""
     ended = threading.Event()
     errors: list[OSError] = []
 
@@ -84,7 +83,7 @@ def _flushing(descriptor: int) -> Iterator[None]:
             while not ended.wait(_FLUSHED_EVERY_S):
                 os.fsync(descriptor)
         except OSError as error:
-            errors.append(error)  # the system reports it only once
+            errors.append(error)  # the system reports an error only once
 
     thread = threading.Thread(target=flush, daemon=True)
     thread.start()
@@ -99,9 +98,9 @@ def _flushing(descriptor: int) -> Iterator[None]:
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a new folder that becomes `path` when the block ends, with all files flushed; what stood there is replaced.
+    """Yield a new folder that becomes `path` when the block ends, with all files flushed, replacing an existing folder.
 
-    If the block raises, the new folder vanishes and the old one stays. Raises DataError as `atomic_file` does.
+    If the block raises, the new folder is deleted and the old one stays. Raises DataError as `atomic_file` does.
     """
     path = Path(path)
     with writing(path):
@@ -143,9 +142,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, atomically, with its line ends as they are.
+    r"""Write `text` as UTF-8, atomically, with line ends unchanged.
 
-    Lone surrogates, which Python has where the name of a file is no UTF-8, become \\udcff, which JSON reads back.
+    Lone surrogates, which Python uses for file names that are not UTF-8, are written as \udcff, which JSON reads back.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
@@ -160,7 +159,7 @@ def fsync_dir(path: str | os.PathLike[str]) -> None:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hex, read in pieces."""
+    """Return the sha256 of a file's contents, in hex, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -169,13 +168,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def follow_umask(folder: str | os.PathLike[str]) -> None:
-    """Give a folder and all below it the permissions that they would have without a temporary name.
+    """Give a folder and everything below it the permissions that they would have without a temporary name.
 
-    `mkdtemp`, and libraries that write to a temporary file first, such as safetensors, leave them to the owner alone.
+    `mkdtemp`, and libraries that write to a temporary file first, such as safetensors, restrict them to the owner.
     """
     mask = current_umask()
     for place, _, files in os.walk(folder):
-        os.chmod(place, os.stat(place).st_mode & 0o7000 | 0o777 & ~mask)  # what it inherited, such as setgid, stays
+        os.chmod(place, os.stat(place).st_mode & 0o7000 | 0o777 & ~mask)  # keeps inherited bits such as setgid
         for name in files:
             path = os.path.join(place, name)
             if not os.path.islink(path):
@@ -184,11 +183,11 @@ def follow_umask(folder: str | os.PathLike[str]) -> None:
 
 
 def current_umask() -> int:
-    """The process's umask."""
+    """Return the process's umask."""
     with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
-    mask = os.umask(0o077)  # the only other way to read it; for an instant it holds for all threads
+    mask = os.umask(0o077)  # the only other way to read it; briefly affects all threads
     os.umask(mask)
     return mask

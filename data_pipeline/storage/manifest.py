@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of prepared data holds. It is written last, so a folder that has one is complete."""
+"""manifest.json: the contents of a folder of prepared data. Written last, so a folder that has one is complete."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from data_pipeline.storage.shards import bin_path, given_path, idx_path, idx_siz
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
-WORK_DIR = ".preparing"  # lives beside the shards until the manifest is written
+WORK_DIR = ".preparing"  # next to the shards until the manifest is written
 LOCK_FILE = "lock"  # in WORK_DIR
 SPLITS = ("train", "validation", "test")  # the last one is often empty
 
 _FORMAT = "stlm-data"
 _FORMAT_VERSION = 1
-# In indented JSON, where a line end is never within a string.
+# Lists of integers in indented JSON, whose strings never contain a line end.
 _ROWS_OF_NUMBERS = re.compile(r"\[\n\s*-?\d+(?:,\n\s*-?\d+)*\n\s*\]")
 
 
@@ -44,20 +44,22 @@ class ShardEntry:
 
     @property
     def identity(self) -> list[Any]:
-        """What a training run depends on."""
+        """The values on which a training run depends."""
         return [self.ids, self.bin_sha256, self.idx_sha256, *([self.given_sha256] if self.given_sha256 else [])]
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file as it was when it was written."""
+    """The size and hash of a file when it was written."""
 
     path: Path
     size: int
     sha256: str
 
     def problem(self, hashes: bool) -> str | None:
-        """What is wrong with it now, by its size, and with `hashes` by its contents too."""
+        """Return what is wrong with the file now, by its size, and with `hashes` also by its contents; None if nothing
+        is.
+        """
         try:
             actual = self.path.stat().st_size
             if actual != self.size:
@@ -74,21 +76,21 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known about a folder of prepared data."""
+    """The description of a folder of prepared data."""
 
     tokenizer: dict[str, Any]  # spec, vocab_size, dtype, fingerprint
     splits: dict[str, list[ShardEntry]]
-    sources: list[dict[str, Any]]  # per source: name, kind, what was read, and the problems met, counted
+    sources: list[dict[str, Any]]  # per source: name, kind, amount read, and counts of problems
     split_rule: dict[str, Any]
-    duplicates: dict[str, int]  # documents that equalled an earlier one and were left out, and their bytes
-    settings: dict[str, Any]  # what was asked for: the same settings on the same input give the same folder
-    # The steps that were on; edits: changes, counted; removed: by rule, documents, bytes and examples.
+    duplicates: dict[str, int]  # number and bytes of documents left out as equal to an earlier one
+    settings: dict[str, Any]  # requested settings: the same ones on the same input give the same folder
+    # steps: the selected ones; edits: counts of changes; removed: by rule, documents, bytes and examples.
     cleaning: dict[str, Any] = field(default_factory=dict)
     statistics: list[dict[str, Any]] = field(default_factory=list)  # per source: see `statistics.describe_source`
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what a training run depends on:
+        """The sha256 of everything that a training run depends on:
 
         the format, the tokenizer, and the contents of every shard in order.
         """
@@ -101,11 +103,13 @@ class Manifest:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _has(self, split: str) -> bool:
-        """Whether a split is there; data without a test are what they were before there was one."""
+        """Return whether a split belongs to the fingerprint: an empty test split does not, so older data keeps its
+        fingerprint.
+        """
         return split != "test" or bool(self.splits.get(split))
 
     def total(self, split: str, what: str) -> int:
-        """The sum of `what` ("ids", "documents" or "bytes") over the shards of a split."""
+        """Return the sum of `what` ("ids", "documents" or "bytes") over the shards of a split."""
         return sum(getattr(shard, what) for shard in self.splits.get(split, []))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -117,7 +121,7 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read DIR/manifest.json. DataError if it is missing, damaged, or of another format."""
+        """Read DIR/manifest.json. Raises DataError if it is missing, damaged, or of another format."""
         directory = Path(directory)
         path = directory / MANIFEST_FILE
         again = "prepare the data with scripts/preprocess.py"
@@ -161,7 +165,7 @@ class Manifest:
         return manifest
 
     def check(self, directory: str | os.PathLike[str], hashes: bool = False) -> None:
-        """Compare the size of every shard, and with `hashes` its sha256 too, with what is written here.
+        """Compare the size of every shard, and with `hashes` its sha256, with the recorded values.
 
         Raises one DataError that names every shard that differs.
         """
@@ -170,7 +174,7 @@ class Manifest:
             raise DataError("\n".join([*problems, what_to_do(directory)]))
 
     def files(self, directory: str | os.PathLike[str]) -> list[WrittenFile]:
-        """All files of all shards."""
+        """Return all files of all shards."""
         itemsize = np.dtype(self.tokenizer["dtype"]).itemsize
         files = []
         for shard in (shard for split in SPLITS for shard in self.splits.get(split, [])):
@@ -183,7 +187,7 @@ class Manifest:
 
 
 def is_being_prepared(directory: str | os.PathLike[str]) -> bool:
-    """Whether a process holds the lock of a preparation. False where the file system cannot tell."""
+    """Return whether a process holds the lock of a preparation. False if the file system cannot lock."""
     try:
         with open(Path(directory) / WORK_DIR / LOCK_FILE, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -195,7 +199,7 @@ def is_being_prepared(directory: str | os.PathLike[str]) -> bool:
 
 
 def what_to_do(directory: str | os.PathLike[str]) -> str:
-    """How a user mends a damaged folder, as the end of a message."""
+    """Return instructions for repairing a damaged folder, as the end of a message."""
     return f"delete {directory} and prepare the data again, or restore the file from a copy"
 
 

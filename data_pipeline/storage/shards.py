@@ -1,16 +1,16 @@
-"""One shard: the ids of many documents in `PREFIX.bin`, where each begins in `PREFIX.idx`.
+r"""One shard: the ids of many documents in `PREFIX.bin`, and the position of each document in `PREFIX.idx`.
 
-This is Megatron's indexed format, "MMIDIDX", as Megatron-DeepSpeed, GPT-NeoX and DeepSpeed's MMapIndexedDataset read
-it. All numbers are little-endian:
+This is Megatron's indexed format, "MMIDIDX", which Megatron-DeepSpeed, GPT-NeoX and DeepSpeed's MMapIndexedDataset
+read. All numbers are little-endian:
 
-    .bin  the ids, one document after another .idx  9 bytes "MMIDIDX\\0\\0" | uint64 version = 1 | uint8 type code |
-    uint64 sequences S | uint64 entries E int32 [S] ids of each sequence | int64 [S] byte offset of each sequence in
-    .bin | int64 [E] first sequence of each document, and S
+    .bin  the ids, one document after another
+    .idx  9 bytes "MMIDIDX\0\0" | uint64 version = 1 | uint8 type code | uint64 sequences S | uint64 entries E
+          int32 [S] ids of each sequence | int64 [S] byte offset of each sequence in .bin
+          int64 [E] first sequence of each document, and S
 
-Written here, a document and its end_of_text are one sequence, so E = S + 1.
+In files written by this package, a document and its end_of_text are one sequence, so E = S + 1.
 
-Of conversations there is a third file, PREFIX.given: a byte for each id, 1 where it is only read and does not count in
-the loss.
+Conversations have a third file, PREFIX.given: a byte for each id, 1 if it is only read and does not count in the loss.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 
 # Up to code 5 all programs agree. Megatron-LM and GPT-NeoX write uint16 as 8, where DeepSpeed means uint64, and
-# DeepSpeed writes it as 6; the size of the .bin file tells which was meant. Their floating-point types hold no ids.
+# DeepSpeed writes it as 6; the size of the .bin file decides. Their floating-point types hold no ids.
 _TYPES: dict[int, tuple[str, ...]] = {
     1: ("u1",),
     2: ("i1",),
@@ -52,7 +52,7 @@ _BLOCK = 1 << 20  # index entries written at a time
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What `write_shard` wrote: its size, and the sha256 of both files in hex."""
+    """The result of `write_shard`: the size, and the sha256 of each file in hex."""
 
     ids: int
     documents: int
@@ -62,22 +62,22 @@ class WrittenShard:
 
 
 def bin_path(prefix: str | os.PathLike[str]) -> Path:
-    """The file of ids of a shard: PREFIX.bin."""
+    """Return the file of ids of a shard: PREFIX.bin."""
     return Path(f"{os.fspath(prefix)}.bin")
 
 
 def idx_path(prefix: str | os.PathLike[str]) -> Path:
-    """The file that says where its documents lie: PREFIX.idx."""
+    """Return the index file of a shard: PREFIX.idx."""
     return Path(f"{os.fspath(prefix)}.idx")
 
 
 def given_path(prefix: str | os.PathLike[str]) -> Path:
-    """The file that says which ids are given: PREFIX.given."""
+    """Return the file that marks the given ids of a shard: PREFIX.given."""
     return Path(f"{os.fspath(prefix)}.given")
 
 
 def idx_size(documents: int) -> int:
-    """Bytes of the .idx file of a shard with that many documents, as written here."""
+    """Return the bytes of the .idx file of a shard with that many documents, as written by this package."""
     return _HEADER.size + 12 * documents + 8 * (documents + 1)
 
 
@@ -87,11 +87,11 @@ def write_shard(
     blocks: Iterable[tuple[NDArray[Any], ...]],
     with_given: bool = False,
 ) -> WrittenShard:
-    """Write PREFIX.bin and PREFIX.idx, the latter last, each atomically; `with_given` PREFIX.given before them.
+    """Write PREFIX.bin and PREFIX.idx, the latter last, each atomically; `with_given` PREFIX.given before PREFIX.idx.
 
-    blocks: ids of any number of whole documents in a row, how many ids each document has, and `with_given` which ids
-    are given. They are written as they come; only the counts stay in memory. Raises DataError if the disk is full or
-    may not be written.
+    blocks: ids of any number of consecutive whole documents, the number of ids of each document, and `with_given` a
+    mask of the given ids. Blocks are written as they arrive; only the counts stay in memory. Raises DataError if the
+    disk is full or may not be written.
     """
     counts_so_far: list[NDArray[np.int32]] = []
     with ExitStack() as files:
@@ -122,10 +122,10 @@ def write_shard(
 
 
 class Shard:
-    """An indexed file, ours or another program's, mapped into memory.
+    """An indexed file, of this package or another program, mapped into memory.
 
-    `ids`: all ids in a row. `sizes`: ids of each sequence. `documents`: first sequence of each document, and the number
-    of sequences.
+    `ids`: all ids in sequence. `sizes`: ids of each sequence. `documents`: first sequence of each document, followed by
+    the number of sequences.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -166,7 +166,7 @@ class Shard:
         return len(self.documents) - 1
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        """The ids of each document."""
+        """Yield the ids of each document."""
         start = 0
         for first, last in zip(self.documents[:-1].tolist(), self.documents[1:].tolist(), strict=True):
             stop = start + int(self.sizes[first:last].sum(dtype=np.int64))
@@ -175,13 +175,13 @@ class Shard:
 
 
 def map_ids(prefix: str | os.PathLike[str], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The ids of PREFIX.bin, mapped into memory, read-only."""
+    """Return the ids of PREFIX.bin, mapped into memory, read-only."""
     path = bin_path(prefix)
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 class _Hashing:
-    """A file that knows the sha256 of what was written to it."""
+    """A file wrapper that computes the sha256 of the data written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,6 +1,6 @@
-"""Which part of each split comes from which source, so that bits per byte can be told source by source.
+"""The part of each split that comes from each source, for bits per byte by source.
 
-The documents of a split stand in the order of the sources, so a source has one stretch of each.
+The documents of a split are in the order of the sources, so each source has one contiguous part.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from data_pipeline.storage.shards import Shard
 def shares_of_sources(
     owners: Sequence[int], sources: int, gathered: Sequence[Gathered], output: Path, shards: Sequence[ShardEntry]
 ) -> list[dict[str, dict[str, int]]]:
-    """For each source {"train": {"documents": …, "ids": …}, "validation": …}.
+    """Return {"train": {"documents": …, "ids": …}, "validation": …} for each source.
 
-    owners: the source of each unit, not falling. sources: how many there are. gathered: the units. shards: all that
-    were written to `output`.
+    owners: the source of each unit, ascending. sources: their number. gathered: the units. shards: all that were
+    written to `output`.
     """
     shares: list[dict[str, dict[str, int]]] = [{} for _ in range(sources)]
     for split, choice in CHOICES.items():
