@@ -1,6 +1,6 @@
-"""DIR/report.html: prepared data on one page, for a person to look at before training on it.
+"""DIR/report.html: a one-page overview of prepared data, to check before training.
 
-Everything on it stands in manifest.json. The page needs no other file and no network.
+All contents come from manifest.json. The page needs no other file and no network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 
 REPORT_FILE = "report.html"
 
-# Control characters, which a page cannot show, by their pictures.
+# Visible symbols for control characters, which a page cannot show.
 _PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 
 
@@ -40,7 +40,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
 
 
 def report(manifest: Manifest, name: str) -> str:
-    """The page about one manifest. name: what the data is called. Raises as `write_report` does."""
+    """Return the page about one manifest. name: of the data. Raises as `write_report` does."""
     if not manifest.statistics:
         raise DataError(
             f"{Path(name) / MANIFEST_FILE} holds no statistics: the data was prepared by an earlier version; "
@@ -215,7 +215,7 @@ def _settings(manifest: Manifest) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers, as strings."""
+    """Return a table whose first column is text and whose others are numbers, as strings."""
     cells = "".join(f"<th>{_text(name)}</th>" for name in head)
     lines = []
     for name, *numbers in rows:
@@ -228,7 +228,7 @@ def _quote(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Any text as HTML."""
+    """Escape any text for HTML."""
     return html.escape(text.translate(_PICTURES))
 
 

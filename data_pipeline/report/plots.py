@@ -1,6 +1,6 @@
-"""Histograms as SVG that stands inside a page: no file beside it, no script, colours by the page's style sheet.
+"""Histograms as inline SVG: no separate file, no script, colours from the page's style sheet.
 
-By matplotlib, which is imported when a plot is asked for.
+They are drawn with matplotlib, which is imported when a plot is made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
 
-# Drawn in these, and then replaced by the variables of the page, so that dark and light are the page's choice.
+# Placeholder colours, replaced by the page's variables so that the page chooses dark or light.
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--grid)"} | {
     f"#0303{number:02}": f"var(--series-{number})" for number in range(1, 7)
 }
@@ -26,11 +26,11 @@ BYTE_CLASSES = ("letters", "digits", "white space", "punctuation", "control", "b
 
 
 class PlotsMissing(DataError):
-    """The library that draws is not installed."""
+    """The plotting library is not installed."""
 
 
 def length_plot(lengths: dict[str, list[int]]) -> str:
-    """Histograms of documents over their length in bytes, in powers of two; by name of the split, the counts."""
+    """Plot histograms of documents over their length in bytes, in powers of two. lengths: counts by name of split."""
     figure, axes = _figure("bytes in a document", "share of documents")
     last = max((len(counts) for counts in lengths.values()), default=0)
     first = min((next((i for i, count in enumerate(counts) if count), last) for counts in lengths.values()), default=0)
@@ -46,7 +46,7 @@ def length_plot(lengths: dict[str, list[int]]) -> str:
 
 
 def byte_plot(counts: Sequence[int]) -> str:
-    """How often each of the 256 values of a byte occurs, on a logarithmic scale, coloured by what they stand for."""
+    """Plot the frequency of each of the 256 byte values on a logarithmic scale, coloured by class."""
     figure, axes = _figure("value of the byte", "share of bytes")
     classes = np.array([_class_of(byte) for byte in range(256)])
     shares = 100 * np.array(counts) / max(sum(counts), 1)
@@ -96,7 +96,7 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, axes: Any, name: str) -> str:
-    """The figure as an <svg> element; the same numbers give the same text."""
+    """Return the figure as an <svg> element; the same numbers give the same text."""
     import matplotlib
     from matplotlib.ticker import FuncFormatter, NullLocator
 

@@ -1,4 +1,4 @@
-"""What came of a preparation, for people."""
+"""A summary of prepared data, as text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from data_pipeline.plurals import number_of
 from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.manifest import SPLITS, Manifest
 
-ENOUGH = 64 << 10  # bytes of text; on less, bits per byte differ by more than models do
-# What is counted while text is read: one of it, and several.
+ENOUGH = 64 << 10  # bytes of text; on less, bits per byte vary by more than models differ
+# Counts made while text is read: singular and plural.
 PROBLEMS = {
     "invalid_utf8_documents": ("document with invalid UTF-8", "documents with invalid UTF-8"),
     "replaced_characters": ("character replaced by U+FFFD", "characters replaced by U+FFFD"),
@@ -53,7 +53,7 @@ _AS_TEXT = ("invalid_utf8_documents", "replaced_characters", "byte_order_marks",
 
 
 def lines_of_problems(counts: Mapping[str, int], left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """What was met while a source was read, each kind with its number and the first names of what was left out."""
+    """Return lines with the problems met while a source was read: the count of each kind, and the first names."""
     lines = []
     for name, number in sorted(counts.items()):
         names = left_out.get(name, ())
@@ -65,7 +65,7 @@ def lines_of_problems(counts: Mapping[str, int], left_out: Mapping[str, Sequence
 
 
 def left_out_by_reading(problems: Sequence[Problems]) -> str:
-    """What was left out of the inputs before anything was chosen, with an example of each kind; "" if nothing was."""
+    """Describe what reading left out of the inputs, with an example of each kind; "" if nothing was left out."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for one in problems:
@@ -82,7 +82,7 @@ def left_out_by_reading(problems: Sequence[Problems]) -> str:
 
 
 def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
-    """A table of the splits, and below it the inputs with the problems met in each, and warnings."""
+    """Return a table of the splits, followed by the inputs with their problems, and warnings."""
     tokenizer = manifest.tokenizer
     lines = [
         f"{os.fspath(directory)}: tokenizer {tokenizer['spec']}, fingerprint {manifest.fingerprint[:12]}",
@@ -113,12 +113,12 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
 
 
 def splits_of(manifest: Manifest) -> list[str]:
-    """The splits that hold text."""
+    """Return the splits that hold text."""
     return [split for split in SPLITS if manifest.total(split, "ids")]
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
-    """Splits and sources with so little text that what is measured on them says little, each with what cures it."""
+    """Return warnings about splits and sources with too little text for reliable measurements, each with a remedy."""
     given = {split for split in ("validation", "test") if split in manifest.settings}
     total = sum(manifest.total(split, "bytes") for split in SPLITS if split not in given)
     cures = {
@@ -138,7 +138,7 @@ def warnings_of(manifest: Manifest) -> list[str]:
 
 
 def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
-    """Those of single sources, where there are several. of_validation: of their part of the validation text, too."""
+    """Return warnings about single sources, if there are several. of_validation: also about their validation text."""
     found, short = [], []
     sources = zip(manifest.sources, manifest.statistics, strict=True) if len(manifest.sources) > 1 else ()
     for source, numbers in sources:
@@ -162,12 +162,12 @@ def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
 
 
 def _share(size: int) -> str:
-    """The share of so many bytes that is half as much again as enough."""
+    """Return the share of this many bytes that is 1.5 times ENOUGH."""
     return f"{min(-(-150 * ENOUGH // max(size, 1)) / 100, 0.5):.2g}"
 
 
 def _too_little(documents: int, size: int | None) -> str:
-    """What is too little about some text, "" if nothing is."""
+    """Describe what is too little about some text; "" if nothing is."""
     parts = [_counted(documents, "document")] if documents <= 1 else []
     if size is not None and size < ENOUGH:
         parts += [f"{_counted(size, 'byte')}, less than {ENOUGH >> 10} KiB"]

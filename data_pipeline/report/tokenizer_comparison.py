@@ -1,7 +1,7 @@
-"""Which vocabulary? Several tokenizers on the same documents, side by side in one table.
+"""Comparison of several tokenizers on the same documents, in one table, to choose a vocabulary.
 
-A larger vocabulary makes texts shorter and the embedding larger. Each tokenizer is made as a preparation would make it,
-from the same documents for training, and measured on those for validation; afterwards nothing is left on the disk.
+A larger vocabulary makes texts shorter and the embedding larger. Each tokenizer is made as in a preparation, from the
+same training documents, and measured on the validation documents. No files remain afterwards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Documents = list[tuple[NDArray[Any], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """A tokenizer and what it does to the text."""
+    """A tokenizer and its measurements."""
 
     spec: str
     vocab_size: int
@@ -43,9 +43,9 @@ class Measured:
 
 
 def expand_specs(text: str) -> list[str]:
-    """ "sentencepiece:1024,2048,byte" → ["sentencepiece:1024", "sentencepiece:2048", "byte"].
+    """Expand a list of specs: "sentencepiece:1024,2048,byte" → ["sentencepiece:1024", "sentencepiece:2048", "byte"].
 
-    A number alone takes the kind that stands before it. DataError for what is no spec.
+    A number alone takes the kind of the preceding spec. Raises DataError for an invalid spec.
     """
     specs: list[str] = []
     for part in text.split(","):
@@ -59,9 +59,9 @@ def expand_specs(text: str) -> list[str]:
 
 
 def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None) -> list[Measured | DataError]:
-    """Measure tokenizers on the input of `config`; for one that cannot be made, the reason.
+    """Measure tokenizers on the input of `config`; for one that cannot be made, return the error.
 
-    The documents are kept beside the folder that a preparation would write to, until the measuring is done.
+    The documents are stored next to the output folder of a preparation until the measurement is done.
     """
     sources = open_inputs(config)
     units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
@@ -88,7 +88,7 @@ def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None)
 
 
 def sweep_table(measured: Sequence[Measured | DataError], widths: Sequence[int]) -> str:
-    """The results as text. `widths`: of the models for which the parameters of the embedding are given."""
+    """Return the results as text. `widths`: of the models for which the embedding's parameters are given."""
     columns = "".join(f"{f'width {width:,}':>14}" for width in widths)
     lines = [
         f"{'':<24}{'vocabulary':>12}{'bytes per id':>14}{'MB/s':>10}{columns}",
@@ -105,16 +105,16 @@ def sweep_table(measured: Sequence[Measured | DataError], widths: Sequence[int])
 def _measure(spec: str, gathered: list[Gathered], for_compression: Documents, for_speed: Documents) -> Measured:
     tokenizer = make_tokenizer(spec, gathered)
     ids = sum(len(tokenizer.encode_documents(*block)[0]) for block in for_compression)
-    start = time.process_time()  # of the processor: others may be using the machine
+    start = time.process_time()  # CPU time: other processes may be running
     for block in for_speed:
-        tokenizer.encode_documents(*block)[0].copy()  # bytes are ids already: reading them is all the work there is
+        tokenizer.encode_documents(*block)[0].copy()  # for bytes, which are ids already, this is only reading
     seconds = time.process_time() - start
     rate = _text_bytes(for_speed) / max(seconds, 1e-9) / 1e6
     return Measured(spec, tokenizer.vocab_size, _text_bytes(for_compression) / ids, rate)
 
 
 def _documents(gathered: list[Gathered], choice: int, limit: int) -> Documents:
-    """The first documents of a choice, about `limit` bytes, in blocks as `encode_documents` takes them."""
+    """Return the first documents of a choice, about `limit` bytes, in blocks for `encode_documents`."""
     found: Documents = []
     left = limit
     for unit in gathered:
