@@ -271,7 +271,7 @@ JOBS = (
 
 
 def encode(message: Any) -> bytes:
-    """Encode plain values, dataclasses of this package and functions of JOBS. Raises TypeError for others."""
+    """Encode plain values, dataclasses of this package and functions of JOBS. Raises TypeError for another."""
     return json.dumps(to_plain(message, _named)).encode()
 
 

@@ -1,1 +1,1 @@
-"""Text in: files and their formats, data sets of the hub, ids of others, the default corpus."""
+"""Text in: files and their formats, data sets of the hub, files of ids, the default corpus."""
