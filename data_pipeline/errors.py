@@ -10,4 +10,4 @@ class DataError(Exception):
 
 
 class TooFew(DataError):
-    """Too few documents of the input are left."""
+    """Error for an input of which too few documents are left."""

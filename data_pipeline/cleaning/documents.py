@@ -59,7 +59,7 @@ class Cleaning:
 
 
 class Cleaner:
-    """Applies the steps to one document after the other and keeps the record."""
+    """The selected steps as a function of one document at a time, with a record of their effects."""
 
     def __init__(self, cleaning: Cleaning) -> None:
         every: dict[str, Step] = {

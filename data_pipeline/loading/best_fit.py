@@ -110,7 +110,7 @@ class Slots:
 
 
 class RunningNumbers:
-    """Number the things of each kind 0, 1, 2 … in order of appearance, block by block."""
+    """Running numbers 0, 1, 2 … for things of each kind, in order of appearance, block by block."""
 
     def __init__(self, kinds: int) -> None:
         self._seen = np.zeros(kinds, dtype=np.int64)

@@ -25,7 +25,7 @@ class Mixture:
     """
 
     def __init__(self, parts: Sequence[PreparedData], weights: Sequence[float]) -> None:
-        """Raises DataError if the parts were made with different tokenizers."""
+        """Raise DataError if the parts were made with different tokenizers."""
         first = parts[0]
         for part in parts[1:]:
             if part.tokenizer.fingerprint != first.tokenizer.fingerprint:
@@ -46,9 +46,7 @@ class Mixture:
         return IdStream.joined([part.split(name) for part in self._with(name)])
 
     def sources(self, split: str) -> list[SourceRange]:
-        """Return the sources of all parts in the order of the stream; if a part has several, their names begin with its
-        folder.
-        """
+        """Return the sources of all parts in stream order, named FOLDER, or FOLDER: NAME if a part has several."""
         found, offset = [], 0
         for part in self._with(split):
             own = part.sources(split)

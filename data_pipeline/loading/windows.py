@@ -45,7 +45,7 @@ class StreamWindows:
     """
 
     def __init__(self, stream: IdStream, context_length: int, pad_id: int, end_of_text_id: int | None = None) -> None:
-        """Raises DataError if the stream is empty."""
+        """Raise DataError if the stream is empty."""
         if not len(stream):
             raise DataError("the split holds no ids: there is nothing to read")
         self._stream = stream

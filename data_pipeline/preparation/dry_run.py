@@ -49,7 +49,7 @@ class _Trial:
     seconds: float  # of reading, cleaning and encoding
     share: float | None  # bytes of text per byte of input; None if the trial read only part of its unit
     sentences: list[str]
-    problems: Problems  # that were met
+    problems: Problems  # met in reading
 
 
 def dry_run(config: PrepareConfig) -> str:

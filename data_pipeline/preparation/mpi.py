@@ -110,7 +110,7 @@ class MPIRanks:
     """All ranks of an MPI job, as seen by rank 0 and by each of the others."""
 
     def __init__(self, mpi: Any) -> None:
-        """Collective: all ranks must call it."""
+        """Collect the processes of each rank. This is a collective call of all ranks."""
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD
         self._outbox: list[Any] = []  # messages being sent

@@ -26,7 +26,7 @@ BYTE_CLASSES = ("letters", "digits", "white space", "punctuation", "control", "b
 
 
 class PlotsMissing(DataError):
-    """The plotting library is not installed."""
+    """Error for a missing plotting library."""
 
 
 def length_plot(lengths: dict[str, list[int]]) -> str:

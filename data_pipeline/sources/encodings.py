@@ -18,14 +18,14 @@ from data_pipeline.errors import DataError
 _BLOCK = 1 << 20
 SAMPLE = 64 << 10  # bytes read at the beginning, in the middle and at the end of a file
 
-BOMS = (  # UTF-32 before UTF-16, whose marks are prefixes of its
+BOMS = (  # UTF-32 before UTF-16, whose little-endian mark is a prefix
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\0\0", "utf-32-le"),
     (b"\0\0\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
 )
-# First bytes of files that are not text, with the kind of file, and a suffix or None.
+# First bytes of files that are not text, the kind of file, and the suffix it needs; None: unpack it, "": no advice.
 _RENAME = "give it a name that says so: {path}{suffix}"
 _MAGIC = (
     (b"\x1f\x8b", "gzip data", ".gz"),

@@ -129,7 +129,7 @@ class Shard:
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
-        """Raises DataError if a file is missing, cut short, or not in this format."""
+        """Raise DataError if a file is missing, cut short, or not in this format."""
         path = idx_path(prefix)
         try:
             with path.open("rb") as file:

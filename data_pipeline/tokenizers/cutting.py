@@ -51,7 +51,7 @@ _NEAR_THE_END = 4096  # characters: searched first for a place
 
 
 class Cutter:
-    """Cuts texts at places where their ids stay the same."""
+    """Cutting of texts at places where their ids stay the same."""
 
     def __init__(self, definition: dict[str, Any]) -> None:
         """definition: of the library's tokenizer as used, without prefixes and templates."""

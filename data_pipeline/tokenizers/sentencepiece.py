@@ -43,7 +43,7 @@ ALGORITHMS = {"sentencepiece": "unigram", "sentencepiece-bpe": "bpe"}
 # produced.
 _UNKNOWN, _START, _END_OF_TEXT, _PAD, _MASK = range(5)
 _SEGMENTS_AT_A_TIME = 16  # of a long text; the library keeps the results of a whole call in memory
-_SENTENCE = 4096  # characters handed to the trainer at a time
+_SENTENCE = 4096  # characters passed to the trainer at a time
 
 
 class SentencePieceTokenizer:
