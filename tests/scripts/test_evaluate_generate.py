@@ -8,10 +8,12 @@ import os
 import pty
 import re
 import runpy
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -501,24 +503,26 @@ def test_bytes_that_are_no_text_do_not_end_the_conversation(folder):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder):
-    terminal = Terminal(folder / "run", "--max-ids", "100000", "--temperature", "1.5")
+    endless = ("--max-ids", "1000000", "--temperature", "0")  # the likeliest text goes round in circles
+    assert len(continuation(folder, "Line", max_new_ids=3000, temperature=0)) > 1000
+    terminal = Terminal(folder / "run", *endless)
     terminal.type(b"Line\n")
-    shown = os.read(terminal.process.stdout.fileno(), 100)
-    while b"Line" not in shown:
-        shown += os.read(terminal.process.stdout.fileno(), 100)
+    read_until(terminal.process.stdout, b"Line")
     terminal.process.send_signal(signal.SIGINT)
-    assert b"stopped" in read_until(terminal.process.stderr, b"stopped")
+    read_until(terminal.process.stderr, b"stopped")
     terminal.type(b"/exit\n")
     _, err = terminal.end()
     assert "Traceback" not in err
 
 
-def read_until(stream, what):
+def read_until(stream, what, patience_s=120):
     """Read from a pipe until it has said this."""
-    said = b""
+    said, end = b"", time.monotonic() + patience_s
     while what not in said:
-        said += os.read(stream.fileno(), 1000) or pytest.fail(f"it ended after {said!r}")
-    return said
+        assert select.select([stream], [], [], max(0, end - time.monotonic()))[0], f"it said no more than {said!r}"
+        piece = os.read(stream.fileno(), 1000)
+        assert piece, f"it ended after {said!r}"
+        said += piece
 
 
 def test_generate_into_a_closed_pipe_ends_quietly(folder):
