@@ -1,5 +1,5 @@
-"""How good a saved model is: bits per byte of text beside what compressors reach, which of several texts it finds
-more probable, and what can be learned on top of it."""
+"""Evaluation of saved models: bits per byte of text, compared with general compressors; choices between texts by their
+probability; probes and fine-tuning on top of a model."""
 
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
 from stlm.evals.live import LiveTasks

@@ -1,4 +1,4 @@
-"""How probable a model finds continuations of contexts: many at a time, what they share being read once."""
+"""Log-likelihoods of continuations given their contexts, in batches, with shared beginnings read once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from stlm.stlm import STLM
 
 _IDS_PER_BATCH = 1 << 11  # on a CPU: few enough for their vectors and logits to stay in its caches
 _IDS_PER_BATCH_ON_GPU = 1 << 15
-_HELD_PER_READ = 8  # ids that a batch may hold keys and values of, for each one that it reads
-_IDS_OF_A_BATCH = 256  # what a batch of its own costs: fewer ids than that may be read in vain to save one
+_HELD_PER_READ = 8  # ids whose keys and values a batch may hold, for each id that it reads
+_IDS_OF_A_BATCH = 256  # overhead of one more batch, in ids: a batch may waste up to this many to avoid another one
 _WORTH_SHARING = 0.2  # of the ids of a batch: saving fewer does not pay for reading it in parts
 
 
 class Row(NamedTuple):
-    """Score `continuation` after `context`: text that is right behind it, with the space between them if there is one.
+    """A context and the continuation to score after it, which begins with the space between the two, if there is one.
 
-    The two are tokenised as one text, as a model meets them in training. An id that holds bytes of both belongs to the
-    continuation, so that nothing of the continuation goes unscored.
+    The two are tokenised as one text, as in training. An id that holds bytes of both belongs to the continuation, so
+    that every byte of the continuation is scored.
     """
 
     context: str
@@ -37,18 +37,18 @@ class Row(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """Of one continuation."""
+    """The likelihood of one continuation."""
 
     log_probability: float  # nats
-    greedy: float  # 1 if each of its ids is the most probable one in its place; of k equally probable ones, 1/k
+    greedy: float  # 1 if each of its ids is the most probable one at its position; a tie of k ids counts 1/k
 
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """Of the rows of each question, in order."""
+    """The likelihoods of the rows of each question, in order."""
 
     of: list[list[Likelihood]]
-    num_cut: int  # questions whose contexts had to lose their beginnings
+    num_cut: int  # questions whose contexts were cut at the beginning to fit
 
 
 class _Encoded(NamedTuple):
@@ -57,7 +57,7 @@ class _Encoded(NamedTuple):
     place: int  # of the question
     ids: list[NDArray[np.int64]]
     starts: list[int]  # where each row's continuation begins
-    shared: int  # first ids that all rows have in common; each row has one more at least
+    shared: int  # ids that all rows begin with; each row has at least one more
 
     @property
     def longest(self) -> int:
@@ -65,7 +65,7 @@ class _Encoded(NamedTuple):
 
     @property
     def num_needed(self) -> int:
-        """Ids to be read if what the rows have in common is read once."""
+        """The number of ids to read if the shared beginning is read once."""
         return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.shared
 
 
@@ -73,9 +73,9 @@ class _Encoded(NamedTuple):
 def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str = "") -> Likelihoods:
     """Score every row of every question, each as the beginning of a document.
 
-    Where a row of a question is longer than the model's context, continuations stay whole, and contexts lose their
-    beginnings: all of one question keep the same number of ids. A continuation that does not fit by itself has no
-    context left, and is read in windows that overlap by half. `label`: what the progress bar says.
+    Where a row of a question is longer than the model's context, continuations stay whole and contexts are cut at the
+    beginning: all contexts of the question keep the same number of ids. A continuation that does not fit by itself
+    keeps no context and is read in windows that overlap by half. `label`: description of the progress bar.
     """
     model.eval()
     context_length = model.config.context_length
@@ -128,7 +128,7 @@ def _cut(question: _Encoded, context_length: int) -> _Encoded:
 
 
 def _common(rows: Sequence[NDArray[np.int64]]) -> int:
-    """How many ids all rows begin with, at least one of each left over."""
+    """Return the number of ids that all rows begin with, leaving at least one of each row."""
     shortest = min(map(len, rows)) - 1
     for row in rows[1:]:
         differing = np.flatnonzero(rows[0][:shortest] != row[:shortest])
@@ -137,9 +137,9 @@ def _common(rows: Sequence[NDArray[np.int64]]) -> int:
 
 
 def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encoded]]:
-    """Questions that have about as much in common and are about as long, the longest ones first.
+    """Yield batches of questions of similar length with shared beginnings of similar length, the longest first.
 
-    A batch reads about `limit` ids: the beginning of each question once, and the rest of each row.
+    A batch reads about `limit` ids: the shared beginning of each question once, and the rest of each row.
     """
     for group in _groups(questions, limit):
         batch: list[_Encoded] = []
@@ -158,7 +158,7 @@ def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encode
 
 
 def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encoded]]:
-    """Questions by what their rows have in common: each group of one number of ids, or of more if those are too few."""
+    """Yield questions grouped by the length of their shared beginnings; lengths with few ids are put together."""
     group: list[_Encoded] = []
     num_ids = 0
     for question in sorted(questions, key=lambda q: q.shared, reverse=True):
@@ -173,12 +173,12 @@ def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encode
 
 def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
     context_length = model.config.context_length
-    if batch[0].longest > context_length:  # such a question is alone
+    if batch[0].longest > context_length:  # such a question is a batch of its own
         return [[_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
     rows = [ids for question in batch for ids in question.ids]
     starts_R = np.array([start for question in batch for start in question.starts])
     lengths_R = np.array([len(ids) for ids in rows])
-    ids_RT = np.zeros((len(rows), lengths_R.max()), np.int64)  # what stands behind an end is never looked at: causal
+    ids_RT = np.zeros((len(rows), lengths_R.max()), np.int64)  # causal: padding after the end of a row is never read
     for row, ids in enumerate(rows):
         ids_RT[row, : len(ids)] = ids
     places_T = np.arange(ids_RT.shape[1])
@@ -211,18 +211,18 @@ def _read_in_parts(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
     """Read the first `common` ids once for all rows, those up to `shared` once for each question, and then each row.
 
-    Yields the row, the nats and `greedy` of every id to be scored, part by part.
+    Yield the row, the nats and `greedy` of every id to be scored, part by part.
     """
     one_R, each_R = np.zeros_like(question_of_R), np.arange(len(ids_RT))
     ends = (common, one_R), (shared, question_of_R), (ids_RT.shape[1] - 1, each_R)  # nothing follows the last id
     _, state = model.begin(1)
-    begin, holder_of_R = 0, one_R  # which row of the state holds what was read of a row
+    begin, holder_of_R = 0, one_R  # the row of the state that holds the ids of each row read so far
     for end, reader_of_R in ends:
         if begin == end:
             continue
-        _, first_B = np.unique(reader_of_R, return_index=True)  # a row for each one that is read
+        _, first_B = np.unique(reader_of_R, return_index=True)  # one row for each distinct beginning
         state = state.select(torch.from_numpy(holder_of_R[first_B]))
-        following = slice(begin + 1, end + 1)  # what is predicted
+        following = slice(begin + 1, end + 1)  # positions that are predicted
         scored_RN = scored_RT[:, following]
         wanted_BN = np.zeros((len(first_B), end - begin), bool)
         np.logical_or.at(wanted_BN, reader_of_R, scored_RN)
@@ -241,7 +241,10 @@ def _there(array: NDArray[Any], model: STLM) -> Tensor:
 def _measured(
     logits_WV: Tensor, number_M: NDArray[np.int64], ids_M: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each id, given the number of its logits: its nats, and whether it is the most probable one (1/k of k)."""
+    """Return the nats of each id, and 1 if it is the most probable one (1/k in a tie of k), else 0.
+
+    `number_M`: the row of `logits_WV` that predicts each id.
+    """
     logits_WV = logits_WV.float()
     number, ids = torch.from_numpy(number_M).to(logits_WV.device), torch.from_numpy(ids_M).to(logits_WV.device)
     nats = -logits_WV.log_softmax(-1)[number, ids]
@@ -253,7 +256,7 @@ def _measured(
 
 
 def _in_windows(model: STLM, ids: Tensor, context_length: int) -> Likelihood:
-    """Of a continuation that is longer than the context. Windows give its nats alone: `greedy` is not a number."""
+    """Score a continuation that is longer than the context. Windows give only its nats: `greedy` is NaN."""
     stride = max(1, context_length // 2)
     pieces = nats_per_id(
         lambda ids_BT: model(ids_BT.to(model.device)).logits, ids, context_length=context_length, stride=stride

@@ -1,4 +1,4 @@
-"""Tasks that evaluate a model while it is trained, and what of their results goes into its metrics."""
+"""Tasks that evaluate a model during training, and the figures of their results that are logged."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from stlm.stlm import STLM
 class LiveTasks:
     """The tasks of a run's section `evals`, each rank scoring its share of the items.
 
-    Called with a step and the weights by name, whole and in fp32, it gives the figures and a line about them. They are
-    those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a model of its own, which
-    is read in fp32, so that nothing of the model in training is touched. The copy stays between calls.
+    A call takes a step and the weights by name, whole and in fp32, and returns the figures and a line to print. The
+    figures equal those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a separate
+    model, evaluated in fp32, so that the model in training is not touched. The copy is kept between calls.
 
-    StlmError or DataError, at once, where a name is unknown or items are missing or break their schema.
+    The constructor raises StlmError or DataError where a name is unknown or items are missing or break their schema.
     """
 
     def __init__(self, config: RunConfig, data: Data, share: Share) -> None:
@@ -56,13 +56,13 @@ class LiveTasks:
 
 
 def _sample(values: Mapping[str, Any]) -> str:
-    """How much of a task was scored, where it was not all of it."""
+    """Return the number of scored items as text; empty if the task was scored whole."""
     return f" ({values['items']:,} of {values['sampled_from']:,} items)" if "sampled_from" in values else ""
 
 
 def figures(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a task's result. Of an estimate its bounds too: accuracy, accuracy_low, accuracy_high; of groups
-    the accuracy of each, by kind and name; of parts such as sources their bits per byte."""
+    """Return the numbers of a task's result: estimates with their bounds (accuracy, accuracy_low, accuracy_high), the
+    accuracy of each group by kind and name, and the bits per byte of each source."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and {"value", "low", "high"} == value.keys():

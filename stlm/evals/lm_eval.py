@@ -1,9 +1,9 @@
-"""Models for lm-evaluation-harness, whose command then knows `--model stlm`.
+"""Models for lm-evaluation-harness, registered as `--model stlm`.
 
 python -m stlm.evals.lm_eval run --model stlm --model_args checkpoint=runs/mine --tasks lambada_openai
 
-The harness finds models by import alone, so its own command does not know this one: the line above is that command,
-after this import. In Python, `import stlm.evals.lm_eval` in front of `lm_eval.simple_evaluate(model="stlm", …)` does.
+The harness registers models on import, so its own command does not know this one: the line above runs that command
+after the import. In Python, `import stlm.evals.lm_eval` before calling `lm_eval.simple_evaluate(model="stlm", …)`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _SAMPLING = ("temperature", "top_k", "top_p")
 
 @register_model("stlm")
 class HarnessModel(LM):
-    """What the harness asks of a model, answered as this project's own tasks are: the same batches and numbers.
+    """The harness's interface to a model, computed in the same batches and with the same numbers as the tasks here.
 
-    Every request is read as the beginning of a document, with the end of one in front of it.
+    Every request is read as the beginning of a document, after the end of another.
     """
 
     def __init__(self, checkpoint: str, device: str | None = None, precision: str = "fp32", **sizes: Any) -> None:
-        """`checkpoint`: a run, a checkpoint or a model directory. `precision`: fp32 or bf16, of matrix products.
+        """Load `checkpoint`: a run, a checkpoint or a model directory. `precision`: fp32 or bf16, of matrix products.
 
-        The harness also passes the sizes of batches, which are chosen by length here.
+        The harness also passes batch sizes, which are ignored: batches are chosen by length.
         """
         super().__init__()
         if unknown := set(sizes) - {"batch_size", "max_batch_size"}:
@@ -46,23 +46,23 @@ class HarnessModel(LM):
         if precision not in ("fp32", "bf16"):
             raise StlmError(f"--model_args: got precision={precision}, expected fp32 or bf16")
         self._bf16 = precision == "bf16"
-        if device is None or not torch.cuda.is_available():  # the harness says cuda:0 on every machine
+        if device is None or not torch.cuda.is_available():  # the harness passes cuda:0 on every machine
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = STLM.load(checkpoint, device)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(nats, whether it is the most probable continuation) of each (context, continuation)."""
+        """Return (nats, whether it is the most probable continuation) for each (context, continuation)."""
         of_documents = groupby(requests, key=lambda request: (request.task_name, request.doc_id))
         questions = [[Row(*request.args) for request in together] for _, together in of_documents]
         return [(found.log_probability, found.greedy == 1) for rows in self._scored(questions) for found in rows]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Nats of each whole text, in windows that overlap by half where it is longer than the context."""
+        """Return the nats of each text, read in windows that overlap by half where it is longer than the context."""
         with self._precision():
             return [self.model.log_likelihood(*request.args) for request in requests]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The text that follows each prompt, up to where one of the `until` strings begins."""
+        """Return the text generated after each prompt, up to the first of the `until` strings."""
         return [self._generated(*request.args) for request in requests]
 
     def _precision(self) -> torch.autocast:

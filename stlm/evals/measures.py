@@ -1,4 +1,4 @@
-"""From the likelihoods of choices to numbers with errors."""
+"""Measures of choices from their likelihoods, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _ROUNDING = 1e-6  # relative: scores closer than this are tied
 
 
 class Measures(NamedTuple):
-    """Of one item, each between 0 and 1."""
+    """The measures of one item, each between 0 and 1."""
 
     accuracy: float  # whether the truth is the most probable choice
-    accuracy_per_byte: float  # whether it is by the log-probability of a byte, its space in front not counted as one
+    accuracy_per_byte: float  # the same by log-probability per byte; the space before a choice is not counted
     truth_probability: float  # of the truth, given that it is one of the choices
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % bootstrap interval; None where a single item gives no idea of the spread."""
+    """A mean and its 95 % bootstrap interval, which is None for a single item."""
 
     value: float
     low: float | None
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 def measures_of(log_probabilities: Sequence[float], num_bytes: Sequence[int], answer: int) -> Measures:
-    """Measures of an item from its choices' log-probabilities (nats) and lengths."""
+    """Return the measures of an item from the log-probabilities (nats) and lengths of its choices."""
     per_byte = [nats / length for nats, length in zip(log_probabilities, num_bytes, strict=True)]
     largest = max(log_probabilities)
     weights = [math.exp(nats - largest) for nats in log_probabilities]
@@ -39,9 +39,9 @@ def measures_of(log_probabilities: Sequence[float], num_bytes: Sequence[int], an
 
 
 def credit(scores: Sequence[float], answer: int) -> float:
-    """1 if the truth has the highest score, 1/k if k choices share it: half for a tie of two. Otherwise 0.
+    """Return 1 if the truth has the highest score, 1/k if k choices share the highest score with it, else 0.
 
-    This is what drawing one of the best would give on average.
+    This is the expected accuracy of drawing one of the best choices at random.
     """
     best = max(scores)
     tied = [best - score <= _ROUNDING * max(1.0, abs(best)) for score in scores]
@@ -49,24 +49,27 @@ def credit(scores: Sequence[float], answer: int) -> float:
 
 
 def estimates(totals_NM: NDArray[np.float64], units_N: NDArray[np.float64] | None = None) -> list[Estimate]:
-    """The mean of each column of [N items, M measures], with the percentile bootstrap over items (Efron 1979).
+    """Estimate the mean of each column of [N items, M measures] by the percentile bootstrap over items (Efron 1979).
 
-    `units_N`: what the totals of an item are counted by, such as bytes where they are bits; 1 if left out. All columns
-    are resampled together, from one fixed seed: the same items give the same interval.
+    `units_N`: denominator of each item, such as bytes where totals are bits; 1 if left out. All columns are resampled
+    together, from one fixed seed: the same items give the same interval.
     """
     units_N = np.ones(len(totals_NM)) if units_N is None else units_N
     value_M = totals_NM.sum(0) / units_N.sum()
     if len(totals_NM) < 2:
         return [Estimate(float(value), None, None) for value in value_M]
     resampled_RM = _resampled(np.column_stack((totals_NM, units_N)))
-    resampled_RM = resampled_RM[resampled_RM[:, -1] > 0]  # of documents without text, none can be drawn alone
+    resampled_RM = resampled_RM[resampled_RM[:, -1] > 0]  # drop resamples that hold only documents without text
     tail = (1 - _CONFIDENCE) / 2
     low_M, high_M = np.quantile(resampled_RM[:, :-1] / resampled_RM[:, -1:], [tail, 1 - tail], axis=0)
     return [Estimate(*map(float, row)) for row in zip(value_M, low_M, high_M, strict=True)]
 
 
 def statistic_estimate(statistic: Callable[[NDArray[np.int64]], float], number: int) -> Estimate:
-    """The same of what is no mean, such as a correlation: `statistic` of the items at the places that it is given."""
+    """Estimate a statistic that is not a mean, such as a correlation: `statistic` maps indices of items to its value.
+
+    The interval is the percentile bootstrap of `estimates`.
+    """
     value = statistic(np.arange(number))
     if number < 2:
         return Estimate(value, None, None)
@@ -77,8 +80,8 @@ def statistic_estimate(statistic: Callable[[NDArray[np.int64]], float], number: 
 
 
 def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 15) -> float:
-    """By how much confidence and the share of what is correct differ, in bins of equal width, weighted by what is in
-    each: 0 is perfect, 1 the worst (expected calibration error, Guo et al. 2017, arXiv 1706.04599, section 2)."""
+    """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2): the mean difference between
+    confidence and accuracy over bins of equal width, weighted by their counts. 0 is perfect, 1 the worst."""
     confidence_N, correct_N = np.asarray(confidence, float), np.asarray(correct, float)
     bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
     gap_B = np.bincount(bin_N, confidence_N - correct_N, bins)
@@ -86,7 +89,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[float], bin
 
 
 def _resampled(totals_NM: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over as many items, drawn with replacement, again and again: [resamples, M]."""
+    """Return sums over N items drawn with replacement, one row for each resample: [resamples, M]."""
     generator = np.random.default_rng(0)
     number = len(totals_NM)
     draws = (generator.integers(number, size=number) for _ in range(_RESAMPLES))

@@ -1,4 +1,4 @@
-"""What `scripts/evaluate.py --tasks` can do, by name."""
+"""The tasks of `scripts/evaluate.py --tasks`, by name."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from stlm.stlm import STLM
 
 
 class Options(NamedTuple):
-    """What a user may say about tasks."""
+    """The user's options for tasks."""
 
     tasks_dir: str | os.PathLike[str] | None = None
     shots: int = 0
     stride: int | None = None
     precision: str = "fp32"
-    hub: bool = False  # items from there rather than from tasks_dir
+    hub: bool = False  # fetch items from the Hugging Face hub rather than read them from tasks_dir
     reference: str | None = None  # run, checkpoint or model that judges text
-    items: int | None = None  # of each task that are scored; None: all
+    items: int | None = None  # how many items of each task are scored; None: all
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task found, for people and for machines."""
+    """The result of a task, for people and for machines."""
 
-    text: str  # what does not fit into one line of the overview
+    text: str  # details that do not fit into one line of the overview
     values: dict[str, Any]  # goes into JSON
     items: Sequence[ScoredItem | ScoredDocument] = field(default=())
 
@@ -57,7 +57,7 @@ Task = Callable[[Subject], TaskResult]
 
 _ROBUST_PAIRS = 340
 OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
-NEED_DATA = frozenset(OF_DATA)  # prepared data, not items of their own
+NEED_DATA = frozenset(OF_DATA)  # tasks that read prepared data rather than items of their own
 OF_VECTORS = {"similarity": load_similarity, "retrieval": load_retrieval}
 TASKS = (*OF_DATA, "minimal_pairs", *OF_VECTORS, *CHOICE_TASKS)
 _OF_ITEMS = frozenset({*OF_VECTORS, *CHOICE_TASKS})
@@ -70,9 +70,10 @@ _USED_BY = {  # options that change nothing without one of these tasks
 
 
 def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, Task]:
-    """The tasks of a list such as "bits_per_byte,blimp", their items read and checked. `key`: where the list stands.
+    """Load the tasks of a list such as "bits_per_byte,blimp". `key`: the option or key that holds the list.
 
-    StlmError where a name is unknown, DataError where items are missing or break their schema: before any is scored.
+    Items are read and checked before any is scored. Raises StlmError where a name is unknown, DataError where items
+    are missing or break their schema.
     """
     chosen = dict.fromkeys(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in TASKS]:
@@ -89,7 +90,7 @@ def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, 
 
 
 def _at_precision(task: Task, precision: str) -> Task:
-    """The task with matrix products in this precision; sums of nats are exact to fp32 or better in either."""
+    """Return the task with matrix products in this precision; nats are summed in fp32 or better in either case."""
 
     def score(subject: Subject) -> TaskResult:
         with torch.autocast(subject.model.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -150,7 +151,7 @@ def _of_vectors(measure: Measure) -> Task:
 
 
 def _text_quality(reference: str | None) -> Task:
-    """The text that the model writes, beside what it was trained on."""
+    """Return the task that measures the text a model writes, compared with its training text."""
     try:
         import pydivsufsort  # noqa: F401
         import pyphen  # noqa: F401
@@ -170,7 +171,7 @@ def _text_quality(reference: str | None) -> Task:
 
 
 def _held_back(subject: Subject) -> IdStream:
-    """The text for validation, or for a test if the subject says so."""
+    """Return the split of the subject: validation or test."""
     assert subject.data is not None
     return subject.data.split(subject.split)
 
@@ -180,14 +181,17 @@ def _documents(subject: Subject) -> Iterator[str]:
 
 
 def robustness(subject: Subject, pairs: Sequence[Item], items: int | None = None) -> TaskResult:
-    """What typos and the like cost: on passages of the validation text, and on some of `pairs`, spread evenly; on
-    `items` of each at most."""
+    """Measure the cost of typos and other perturbations, on passages of the validation text and on evenly spaced
+    `pairs`; at most `items` of each."""
     some = sample(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
     return TaskResult(*measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES))
 
 
 def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
-    """How often the model prefers how the validation text goes on to corruptions of it; `items`: pairs at most."""
+    """Measure how often the true continuation of validation text scores above its corruptions.
+
+    `items`: the largest number of passages; None: all.
+    """
     found = corruption_items(_documents(subject))
     chosen = sample(found, items)
     pairs, values = score_corruptions(subject.model, chosen)
@@ -197,7 +201,7 @@ def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
 
 
 def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
-    """The model's bits per byte on the validation split and each source of it, beside those of gzip, bz2 and xz."""
+    """Measure the model's bits per byte on the subject's split and each of its sources, next to gzip, bz2 and xz."""
     model, data, documents_apart = subject.model, subject.data, subject.documents_apart
     assert data is not None
     context = model.config.context_length

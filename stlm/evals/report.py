@@ -1,4 +1,4 @@
-"""What was found, for people: one table over all tasks, and one for each task that has groups."""
+"""Results as text and Markdown: one table over all tasks, and one for each task with groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from stlm.evals.table import table
 
 _HEADER = ["task", "items", "accuracy", "95 %", "per byte", "95 %", "truth", "95 %", "chance", "published 50M"]
-_LONGEST_TABLE = 20  # groups; more are in the JSON file only
+_LONGEST_TABLE = 20  # groups; larger tables are in the JSON file only
 
 NOTES = """\
 accuracy: the truth is the most probable choice, a tie counting half; per byte: by log-probability per byte;
@@ -17,28 +17,28 @@ by another protocol (docs/evals.md)"""
 
 
 def overview_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The table over all tasks that have choices, its header first; only that if there are none."""
+    """Return the rows of the table over all tasks with choices, the header first; only the header if there are none."""
     rows = [[name, *_measures(values), _percent(values["published_50m"])]
             for name, values in results.items() if "accuracy" in values]  # fmt: skip
     return [_HEADER, *rows]
 
 
 def overview_text(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The same for a terminal, in percent; empty if there are none."""
+    """Return the table over all tasks with choices for a terminal, in percent; empty if there are none."""
     header, *rows = overview_rows(results)
     return f"{table(rows, header, 'l' + 'r' * 9)}\n\n{NOTES}" if rows else ""
 
 
 def curve_text(judged: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each checkpoint: bits per byte, and the accuracy of each task in percent."""
+    """Return a table with one line for each checkpoint and the headline number of each task."""
     names = list(judged[0]["results"])
     rows = [[f"{one['step']:,}", *(headline(one["results"][name]) for name in names)] for one in judged]
     return table(rows, ["step", *names], "r" * (1 + len(names)))
 
 
 def headline(values: Mapping[str, Any]) -> str:
-    """A task in one number: its accuracy in percent, its correlation or mean reciprocal rank times 100, or its bits per
-    byte."""
+    """Return a task's main number: accuracy in percent, correlation or mean reciprocal rank times 100, bits per byte,
+    calibration error or share of distinct bigrams."""
     for name in ("accuracy", "spearman", "mrr"):
         if name in values:
             return _percent(values[name]["value"])
@@ -47,7 +47,7 @@ def headline(values: Mapping[str, Any]) -> str:
 
 
 def groups_text(name: str, values: Mapping[str, Any]) -> str:
-    """A task's measures by group, kind by kind; empty if it has none, or too many for a table."""
+    """Return a table of a task's measures for each kind of group; empty if it has none, or too many for a table."""
     tables = []
     for kind, groups in values["groups"].items():
         if 1 < len(groups) <= _LONGEST_TABLE:
@@ -57,7 +57,7 @@ def groups_text(name: str, values: Mapping[str, Any]) -> str:
 
 
 def markdown(subject: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All of it as a page of Markdown."""
+    """Return all results as a page of Markdown."""
     parts = ["# Evaluation", markdown_list({name: value for name, value in subject.items() if value is not None})]
     header, *rows = overview_rows(results)
     if rows:
@@ -75,7 +75,7 @@ def markdown(subject: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]
 
 
 def _estimated(values: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each value that has an interval."""
+    """Return a row for each value that has an interval."""
     found = {name: value for name, value in values.items() if isinstance(value, Mapping) and "value" in value}
     return [[name, _percent(one["value"]), f"{_percent(one['low'])} to {_percent(one['high'])}"]
             for name, one in found.items()]  # fmt: skip
@@ -94,12 +94,12 @@ def _percent(share: float | None) -> str:
 
 
 def markdown_list(values: Mapping[str, Any]) -> str:
-    """A line for each value."""
+    """Return a Markdown list with a line for each value."""
     return "\n".join(f"- {name}: {value}" for name, value in values.items())
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    """A table whose first row is its header."""
+    """Return a Markdown table whose first row is its header."""
     header, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,8 +1,8 @@
-"""Work on items that several ranks share.
+"""Scoring of items split over ranks.
 
-What scores items takes them in pieces, does its own, puts zeros in the place of the others, and adds all up. Pieces are
-cut the same whatever the number of ranks, so every number is the one that a single rank would get. What knows nothing
-of this is done by all ranks alike.
+A task cuts its items into pieces, scores the pieces of its own rank, puts zeros in the place of the others, and sums
+over ranks. The pieces do not depend on the number of ranks, so the results equal those of a single rank. Tasks that do
+not use this module are computed in full by every rank.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import NamedTuple
 
 
 class Share(NamedTuple):
-    """Which pieces are done here: all of them, unless other ranks are at work too."""
+    """The pieces that this rank scores: all of them, unless there are other ranks."""
 
     rank: int = 0
     world_size: int = 1
     add: Callable[[Sequence[float]], list[float]] = list  # each value summed over all ranks, which all call it
 
     def has(self, piece: int) -> bool:
-        """Whether the piece of this number is done here."""
+        """Return whether this rank scores the piece of this number."""
         return piece % self.world_size == self.rank
 
 
 _ALL = Share()
-_share = ContextVar("share", default=_ALL)  # so that tasks need not hand it on
+_share = ContextVar("share", default=_ALL)  # tasks need not pass it on
 
 
 def current_share() -> Share:
-    """The share of this process in what is being scored."""
+    """Return the share of this process."""
     return _share.get()
 
 
 @contextmanager
 def shared(share: Share) -> Iterator[None]:
-    """Inside, what is scored is shared."""
+    """Set the share of this process inside the `with` block."""
     token = _share.set(share)
     try:
         yield

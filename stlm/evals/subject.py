@@ -1,4 +1,4 @@
-"""What is evaluated, and on which data: found from a run, a checkpoint or a model directory."""
+"""The model under evaluation and its data, found from a run, a checkpoint or a model directory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from stlm.stlm import STLM, checkpoints_of, locate_model
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, and where a task asks for them, prepared data made by the same tokenizer."""
+    """A model and, where a task needs them, prepared data made by the same tokenizer."""
 
     directory: Path  # of the model
     model: STLM
     data: Data | None
     documents_apart: bool  # whether its run kept documents apart: see data.packing
-    progress: dict[str, Any]  # state.json of its checkpoint; empty where the model stands alone
-    split: str = "validation"  # of the data, which tasks read
+    progress: dict[str, Any]  # state.json of its checkpoint; empty for a model without a checkpoint
+    split: str = "validation"  # of the data that tasks read
 
     @classmethod
     def open(
@@ -40,10 +40,10 @@ class Subject:
     ) -> Subject:
         """Load the model, on the GPU if there is one, and open `data_dir`, by default the data of its run.
 
-        `with_data` False: the model alone, for tasks that bring their own text. `split`: validation or test.
+        `with_data` False: load only the model, for tasks with text of their own. `split`: validation or test.
 
-        Raises StlmError where model and data do not belong together, CheckpointError or DataError where one is missing
-        or damaged.
+        Raises StlmError where model and data have different tokenizers, CheckpointError or DataError where one is
+        missing or damaged.
         """
         directory = locate_model(path)
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -68,7 +68,7 @@ class Subject:
                 f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
                 f"which the model {directory} reads; name other data by --data, or prepare them with that tokenizer"
             )
-        data.split(split)  # complains where it is not there
+        data.split(split)  # raises DataError where it is missing
         return cls(directory, model, data, named.packing != "stream", _progress(directory), split)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Subject:
         return "\n".join(lines)
 
     def values(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the description of model and data for a JSON file."""
         data = (
             {}
             if self.data is None
@@ -113,7 +113,7 @@ class Subject:
 
 
 def complete_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
-    """Those of a run, the first one first. CheckpointError where there is none."""
+    """Return the complete checkpoints of a run, the oldest first. Raises CheckpointError where there is none."""
     found = [path for path in reversed(checkpoints_of(run_dir)) if (path / "COMPLETE").is_file()]
     if not found:
         raise CheckpointError(f"{run_dir}: holds no complete checkpoint; expected a run (checkpoints/step_…/COMPLETE)")
@@ -136,6 +136,6 @@ def _progress(model: Path) -> dict[str, Any]:
 
 
 def _data_of_run(model: Path) -> DataConfig:
-    """What the run read that holds this model directory: runs/NAME/checkpoints/step_…/model."""
+    """Return the data config of the run that holds this model directory: runs/NAME/checkpoints/step_…/model."""
     run_dir = Path(os.path.normpath(model.resolve() / "../../.."))
     return load_run_config(run_dir).data if (run_dir / "config.yaml").is_file() else DataConfig()

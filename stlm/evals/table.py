@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
-    """Columns as wide as their widest cell; `align` says l or r per column (l where it is short).
+    """Format rows as a table with columns as wide as their widest cell. `align`: l or r for each column, l by default.
 
     Example: `table([["xz", "2.1"], ["gzip", "12.3"]], ["name", "bits"], "lr")`
     """
