@@ -1,1 +1,1 @@
-"""Items of tasks, from files and from the hub."""
+"""Items of tasks, from files and from the Hugging Face hub."""

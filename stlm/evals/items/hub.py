@@ -1,7 +1,6 @@
-"""Items of tasks from the Hugging Face hub, brought into this project's schema.
+"""Items of tasks from the Hugging Face hub, converted to this project's schema.
 
-Field names are those of the data sets' cards. What was fetched is not trusted for that: every record passes the same
-checks as a line of a file.
+Field names are those of the data sets' cards. Every fetched record passes the same checks as a line of a file.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 class HubTask(NamedTuple):
-    """Where a task's items are, and how one of its records reads in the schema; `number` counts from 0."""
+    """A task's repository and split, and the conversion of a record, with its number from 0, to the schema."""
 
     repository: str
     configuration: str | None
@@ -24,7 +23,7 @@ class HubTask(NamedTuple):
 
 
 def _lettered(question: str) -> Callable[[Record, int], dict[str, Any]]:
-    """Records whose choices have labels, of which `answerKey` is one."""
+    """Return a converter for records with labelled choices, whose `answerKey` is the label of the truth."""
 
     def convert(record: Record, number: int) -> dict[str, Any]:
         choices = record["choices"]
@@ -94,21 +93,24 @@ HUB_TASKS: dict[str, HubTask] = {
 
 
 def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record in the schema) of every item. DataError where the task is not there or cannot be had."""
+    """Yield (place, record in the schema) for every item.
+
+    Raises DataError where the task is not on the hub, cannot be fetched or has changed.
+    """
     if name not in HUB_TASKS:
         raise DataError(f"{name}: not fetched from the hub; expected --tasks-dir DIR, or one of {', '.join(HUB_TASKS)}")
     return records_of(name, HUB_TASKS[name])
 
 
 def records_of(name: str, task: HubTask) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same of what has no name of its own. `name`: what messages say."""
+    """Yield the records of `task`, as `hub_records` does. `name`: how messages call the task."""
     import datasets
 
     repository, configuration, split, convert = task
     try:
         every = datasets.get_dataset_config_names(repository) if configuration == "*" else [configuration]
         parts = [(part, datasets.load_dataset(repository, part, split=split)) for part in every]
-    except Exception as error:  # of the network, the hub or its client, which have no common class
+    except Exception as error:  # network, hub and client errors have no common class
         raise DataError(f"{name}: {repository} cannot be fetched ({error}); put its items into a folder and name it by "
                         "--tasks-dir (docs/evals.md)") from None  # fmt: skip
     for part, records in parts:

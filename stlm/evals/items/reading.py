@@ -1,8 +1,8 @@
-"""Multiple-choice items and minimal pairs, read from JSON Lines and accepted only where they keep the schema.
+"""Multiple-choice items and minimal pairs, read from JSON Lines and checked against the schema.
 
-An item is {"id": text, "context": text, "choices": [text, …], "answer": index of the truth}; a minimal pair, as BLiMP
-writes it, {"sentence_good": text, "sentence_bad": text, "UID": paradigm, "linguistics_term": phenomenon, "pairID":
-text}. Other fields may be there and are not read. docs/evals.md shows one of each.
+An item is {"id": text, "context": text, "choices": [text, …], "answer": index of the truth}. A minimal pair has BLiMP's
+format: {"sentence_good": text, "sentence_bad": text, "UID": paradigm, "linguistics_term": phenomenon, "pairID": text}.
+Other fields are ignored. docs/evals.md shows one of each.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any, Protocol, TypeVar
 from data_pipeline.errors import DataError
 from data_pipeline.sources.formats import COMPRESSED, open_input
 
-BLANK = "_"  # stands for the choice in a context that has to be filled in
+BLANK = "_"  # marks the place of the choice in a context
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: which of `choices` follows `context`, or fills its blank?"""
+    """One question: a context and choices that follow it or fill its blank, one of them true."""
 
     id: str
     context: str
     choices: tuple[str, ...]
-    answer: int  # of the truth in `choices`
-    groups: dict[str, str] = field(default_factory=dict)  # what it belongs to, such as {"phenomenon": "binding"}
-    passage: str | None = None  # what it was made from, where others were too: they are not independent
+    answer: int  # index of the truth in `choices`
+    groups: dict[str, str] = field(default_factory=dict)  # groups by kind, such as {"phenomenon": "binding"}
+    passage: str | None = None  # its passage, if it shares one with other items: they are not independent
     place: str = field(default="", compare=False)  # file:line, for messages
 
 
@@ -40,8 +40,8 @@ Sampled = TypeVar("Sampled")
 
 
 def sample(items: Sequence[Sampled], number: int | None) -> list[Sampled]:
-    """`number` of the items, or all, in their order: those whose contents have the smallest hashes. The choice is the
-    same every time, whatever the order of the file, and more items include fewer."""
+    """Return `number` of the items, or all, in their order: those whose contents have the smallest hashes. The choice
+    does not depend on the order of the file, and a larger sample includes a smaller one."""
     if number is None or number >= len(items):
         return list(items)
     places = sorted(range(len(items)), key=lambda place: _hash_of(items[place]))
@@ -49,7 +49,7 @@ def sample(items: Sequence[Sampled], number: int | None) -> list[Sampled]:
 
 
 def _hash_of(item: Any) -> bytes:
-    """Of an item's contents: not of its place in a file."""
+    """Return the hash of an item's contents, without its place in a file."""
     compared = [getattr(item, one.name) for one in fields(item) if one.compare] if is_dataclass(item) else item
     return hashlib.sha256(repr(compared).encode()).digest()
 
@@ -58,7 +58,7 @@ Parse = Callable[[dict[str, Any]], Item]
 
 
 class Named(Protocol):
-    """What a line of a file is read as."""
+    """An object with an id, read from one line of a file."""
 
     @property
     def id(self) -> str: ...
@@ -68,7 +68,7 @@ Read = TypeVar("Read", bound=Named)
 
 
 def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
-    """The file NAME.jsonl of a folder, compressed or not. DataError says where to put it if it is not there."""
+    """Return the path of NAME.jsonl in a folder, compressed or not. Raises DataError where there is not exactly one."""
     wanted = f"{name}.jsonl"
     endings = f"or {wanted}{f', {wanted}'.join(COMPRESSED)}"
     if tasks_dir is None:
@@ -85,14 +85,18 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
 
 
 def read_items(path: Path, parse: Callable[[dict[str, Any]], Read]) -> list[Read]:
-    """All items of a file. DataError with file:line and field where one breaks the schema, or where there is none."""
+    """Read all items of a file. Raises DataError, with file:line and field, where one breaks the schema or there are
+    none."""
     return checked_items(((f"{path}:{number}", line) for number, line in _lines(path)), parse, str(path))
 
 
 def checked_items(
     records: Iterable[tuple[str, bytes | dict[str, Any]]], parse: Callable[[dict[str, Any]], Read], source: str
 ) -> list[Read]:
-    """The same of records, as objects or as JSON, each with its place; `source` is where they all are."""
+    """Parse records, given as objects or as JSON, each with its place. `source`: their file or data set, for messages.
+
+    Raises DataError where a record breaks the schema, an id repeats or there are no items.
+    """
     items: list[Read] = []
     places: dict[str, str] = {}
     for place, record in records:
@@ -110,7 +114,7 @@ def checked_items(
 
 
 def choice_item(record: dict[str, Any]) -> Item:
-    """An item with two choices or more."""
+    """Parse an item with two or more choices. Raises DataError where it breaks the schema."""
     item = _item(record)
     if len(item.choices) < 2:
         raise DataError(f"choices: got {len(item.choices)}, expected two or more")
@@ -118,7 +122,7 @@ def choice_item(record: dict[str, Any]) -> Item:
 
 
 def target_item(record: dict[str, Any]) -> Item:
-    """An item whose only choice is what has to be predicted."""
+    """Parse an item whose only choice is the text to predict. Raises DataError where it breaks the schema."""
     item = _item(record)
     if len(item.choices) != 1:
         raise DataError(f"choices: got {len(item.choices)}, expected one: the text that follows")
@@ -126,7 +130,7 @@ def target_item(record: dict[str, Any]) -> Item:
 
 
 def blank_item(record: dict[str, Any]) -> Item:
-    """An item whose context has one blank, with text behind it: that is what its choices are judged by."""
+    """Parse an item whose context has one blank and text after it, by which choices are judged. Raises DataError."""
     item = choice_item(record)
     parts = item.context.split(BLANK)
     if len(parts) != 2 or not parts[1].strip():
@@ -135,7 +139,7 @@ def blank_item(record: dict[str, Any]) -> Item:
 
 
 def minimal_pair(record: dict[str, Any]) -> Item:
-    """A sentence that is right beside one that is wrong."""
+    """Parse a minimal pair: a correct sentence and an incorrect one. Raises DataError where it breaks the schema."""
     good, bad = text_of(record, "sentence_good"), text_of(record, "sentence_bad")
     paradigm, phenomenon = text_of(record, "UID"), text_of(record, "linguistics_term")
     groups = {"phenomenon": phenomenon, "paradigm": paradigm}
@@ -159,7 +163,7 @@ def _object(line: bytes) -> dict[str, Any]:
         raise DataError(f"not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"expected an object, got {type(record).__name__}")
-    return _unicode(record) if b"\\u" in line else record  # only an escape can spell a lone surrogate
+    return _unicode(record) if b"\\u" in line else record  # a lone surrogate needs an escape
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +175,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _unicode(record: dict[str, Any]) -> dict[str, Any]:
-    """The record, whose text can be encoded. DataError names the field that holds a lone surrogate."""
+    """Return the record. Raises DataError, naming the field, where text holds a lone surrogate."""
     for name, value in record.items():
         try:
             json.dumps([name, value], ensure_ascii=False, default=str).encode()
@@ -200,7 +204,7 @@ def _item(record: dict[str, Any]) -> Item:
 
 
 def text_of(record: dict[str, Any], name: str) -> str:
-    """A field that is text, and not empty. DataError names it."""
+    """Return a field that is non-empty text. Raises DataError, naming the field."""
     value = required(record, name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name}: expected a text that is not empty, got {value!r}")
@@ -208,17 +212,17 @@ def text_of(record: dict[str, Any], name: str) -> str:
 
 
 def number_of(record: dict[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A field that is a number within limits. DataError names it."""
+    """Return a field that is a number within limits. Raises DataError, naming the field."""
     value = required(record, name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high and abs(value) <= sys.float_info.max):  # JSON's integers have no end
+    if not (is_number and low <= value <= high and abs(value) <= sys.float_info.max):  # JSON's integers are unbounded
         limits = "" if math.isinf(low) else f" from {low:g} to {high:g}"
         raise DataError(f"{name}: got {value!r}, expected a number{limits}")
     return float(value)
 
 
 def required(record: dict[str, Any], name: str) -> Any:
-    """A field that has to be there. DataError says which ones are."""
+    """Return a required field. Raises DataError, listing the fields that are present."""
     if name not in record:
         raise DataError(f"{name}: missing; the fields are: {', '.join(map(str, list(record)[:10]))}")
     return record[name]

@@ -1,1 +1,1 @@
-"""What a model is asked, one file for each kind of task."""
+"""Tasks, one file for each kind."""

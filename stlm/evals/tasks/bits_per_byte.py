@@ -24,7 +24,7 @@ from stlm.evals.shares import current_share
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
-_WINDOWS_PER_SEGMENT = 64  # read from the disk at a time, so that a split of any size fits into memory
+_WINDOWS_PER_SEGMENT = 64  # windows read from disk at a time, so that a split of any size fits into memory
 _LOGITS_PER_BATCH = 1 << 24  # 64 MiB in fp32
 
 
@@ -43,28 +43,28 @@ class SourceScore(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Sums over all ids of a split, and how they were read."""
+    """Sums over all ids of a split, and the windows in which they were read."""
 
     nats: float
     ids: int  # predicted ids, each end_of_text included
     bytes: int  # of text; end_of_text counts none
     context_length: int  # ids of a window
     stride: int  # ids from one window to the next
-    sources: dict[str, SourceScore]  # the same for each source of the text, by its name and in the order of the text
-    nats_D: NDArray[np.float64]  # of each document, its end included
+    sources: dict[str, SourceScore]  # sums over each source of the text, by name, in the order of the text
+    nats_D: NDArray[np.float64]  # of each document, its end_of_text included
     bytes_D: NDArray[np.float64]
 
     @property
     def bits_per_byte(self) -> float:
-        """What the model needs for the text and for the ends of its documents, per byte of text."""
+        """The bits for the text and the end_of_text of its documents, per byte of text."""
         return self.nats / math.log(2) / self.bytes
 
     def interval(self) -> Estimate:
-        """Bits per byte with their bootstrap interval over documents."""
+        """Return bits per byte with their bootstrap interval over documents."""
         return _interval(self.nats_D, self.bytes_D)
 
     def source_intervals(self) -> dict[str, Estimate]:
-        """The same for each source by itself; one without text has none."""
+        """Return bits per byte with their interval for each source that has text."""
         found, place = {}, 0
         for name, part in self.sources.items():
             mine = slice(place, place := place + part.documents)
@@ -74,19 +74,19 @@ class SplitScore:
 
 
 class ScoredDocument(NamedTuple):
-    """What one document cost."""
+    """The score of one document."""
 
     id: str
     nats: float
     bytes: int
 
     def values(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the score for a JSON file."""
         return self._asdict()
 
 
 def scored_documents(score: SplitScore) -> list[ScoredDocument]:
-    """The documents of the split, in their order."""
+    """Return the scores of the documents of the split, in their order."""
     return [
         ScoredDocument(f"document-{number}", float(nats), int(size))
         for number, (nats, size) in enumerate(zip(score.nats_D, score.bytes_D, strict=True))
@@ -94,7 +94,7 @@ def scored_documents(score: SplitScore) -> list[ScoredDocument]:
 
 
 def text_fingerprint(stream: IdStream, tokenizer: Tokenizer) -> str:
-    """sha256 of the text and where its documents end: the same for every tokenizer."""
+    """Return the sha256 of the documents' text, which does not depend on the tokenizer."""
     digest = hashlib.sha256()
     for ids in stream.documents():
         text = tokenizer.decode_bytes(ids)
@@ -115,13 +115,13 @@ def score_split(
     sources: Sequence[SourceRange] = (),
     documents_apart: bool = False,
 ) -> SplitScore:
-    """Score every id of the stream exactly once, in fp32; of conversations those that count in the loss.
+    """Score every id of the stream exactly once, in fp32; in conversations, only the ids that count in the loss.
 
     Windows of the model's context length begin every `stride` ids (None: half of the context), so that each id but the
-    first few is predicted after at least context_length - stride others. A stride of the context length is what
-    validation during training uses: cheapest, and with the least context. `sources`: the stretches of the stream that
-    are to be scored each by itself, too. `documents_apart`: each id is predicted from its own document alone, as a
-    model is trained whose windows keep documents apart.
+    first few is predicted after at least context_length - stride others. Validation during training uses a stride of
+    the context length, which is cheapest and gives the least context. `sources`: ranges of the stream to score
+    separately, too. `documents_apart`: predict each id from its own document alone, as in training with windows that
+    keep documents apart. Raises StlmError where the split holds no text.
     """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
@@ -170,10 +170,10 @@ def score_split(
 def _segments(
     model: STLM, stream: IdStream, context: int, stride: int, documents_apart: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, their nats) piece by piece, with zeros for what other ranks score.
+    """Yield (ids, their nats) segment by segment, with zeros for segments that other ranks score.
 
-    Each segment begins where a window of the whole stream begins, and the ids that it shares with the segment before it
-    serve as context only: the pieces are what one pass over all would give.
+    Each segment begins where a window of the whole stream begins, and the ids that it shares with the previous segment
+    serve only as context: the results equal those of one pass over the whole stream.
     """
 
     def logits_of(ids_BT: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _segments(
 
 
 def _documents(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
-    """The number [B, T] of each id's document in its window; an end_of_text belongs to the one that it ends."""
+    """Return the number [B, T] of each id's document in its window; an end_of_text belongs to the document it ends."""
     documents_BT = torch.zeros_like(ids_BT)
     documents_BT[:, 1:] = (ids_BT[:, :-1] == end_of_text_id).cumsum(1)
     return documents_BT

@@ -1,4 +1,4 @@
-"""Tasks that ask a model to choose: their prompts, and what it takes to score them."""
+"""Multiple-choice tasks: prompts, scoring and summaries."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ PLAIN = "{context}"
 
 @dataclass(frozen=True)
 class ChoiceTask:
-    """How the items of a task are read and asked. docs/evals.md says where they come from."""
+    """The schema and prompt of a task's items. docs/evals.md lists their sources."""
 
     parse: Parse = choice_item
-    prompt: str = PLAIN  # a choice follows it behind one space; not used where a blank is filled
+    prompt: str = PLAIN  # followed by one space and a choice; not used where a blank is filled
     published: float | None = None  # accuracy of the research line's 50M baseline (arXiv 2405.14159)
 
     @property
@@ -72,14 +72,14 @@ CHOICE_TASKS: dict[str, ChoiceTask] = {
 
 
 class ScoredItem(NamedTuple):
-    """An item, and what a model makes of it."""
+    """An item with a model's scores."""
 
     item: Item
-    log_probabilities: tuple[float, ...]  # nats, of each choice (with a blank: of the text behind it)
+    log_probabilities: tuple[float, ...]  # nats, of each choice (with a blank: of the text after it)
     measures: Measures
 
     def values(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the item's scores for a JSON file."""
         return {
             "id": self.item.id,
             "answer": self.item.answer,
@@ -91,24 +91,27 @@ class ScoredItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Loaded:
-    """The items of a task, read and checked before anything is scored."""
+    """The items of a task, read and checked before any is scored."""
 
     name: str
     task: ChoiceTask
     items: list[Item]
     shots: list[Item]
     file_sha256: str | None  # None where items are made or fetched
-    sampled_from: int | None = None  # items that there are, where not all of them are scored
+    sampled_from: int | None = None  # number of available items, where only some are scored
 
     @classmethod
     def fetch(cls, name: str) -> Loaded:
-        """From the Hugging Face hub, without shots. DataError where there is something wrong."""
+        """Fetch the task from the Hugging Face hub, without shots. Raises DataError where that fails."""
         task = CHOICE_TASKS[name]
         return cls(name, task, checked_items(hub_records(name), task.parse, f"{name} on the hub"), [], None)
 
     @classmethod
     def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> Loaded:
-        """From DIR/NAME.jsonl, and the shots from DIR/NAME.shots.jsonl. DataError where there is something wrong."""
+        """Read the items from DIR/NAME.jsonl and the shots from DIR/NAME.shots.jsonl.
+
+        Raises DataError where a file is missing or breaks the schema, StlmError where `num_shots` does not fit.
+        """
         task = CHOICE_TASKS[name]
         if num_shots and not task.takes_shots:
             raise StlmError(f"--shots: got {num_shots} for {name}, which has no prompts; leave it out, or ask it alone")
@@ -122,17 +125,17 @@ class Loaded:
         return cls(name, task, items, shots[:num_shots], sha256_file(path))
 
     def sampled(self, number: int | None) -> Loaded:
-        """The same task with at most `number` of its items."""
+        """Return the task with at most `number` of its items."""
         items = sample(self.items, number)
         return self if len(items) == len(self.items) else replace(self, items=items, sampled_from=len(self.items))
 
     def questions(self) -> list[list[Row]]:
-        """What is scored: a row for each choice."""
+        """Return the rows to score: for each item a row for each choice."""
         shots = "".join(f"{_shot(self.task, shot)}\n\n" for shot in self.shots)
         return [rows_of(self.task, item, shots) for item in self.items]
 
     def score(self, model: STLM) -> tuple[list[ScoredItem], dict[str, Any]]:
-        """The scored items, and what is known of all of them: see `summary`."""
+        """Return the scored items and their `summary`, with what was scored and how."""
         questions = self.questions()
         if self.task.parse is target_item:
             self._check_targets(model, questions)
@@ -150,7 +153,7 @@ class Loaded:
         return scored, values
 
     def _check_targets(self, model: STLM, questions: Sequence[Sequence[Row]]) -> None:
-        """Raise StlmError where a target is longer than the context: whether it is predicted cannot be told then."""
+        """Raise StlmError where a target is longer than the context: windows do not give `greedy`."""
         context = model.config.context_length
         for item, rows in zip(self.items, questions, strict=True):
             if (length := longest_continuation(model.tokenizer, rows)) > context:
@@ -161,10 +164,10 @@ class Loaded:
 
 
 def rows_of(task: ChoiceTask, item: Item, shots: str = "") -> list[Row]:
-    """What is scored of an item: choices behind the prompt, the text behind a filled blank, or whole sentences.
+    """Return the rows to score for an item: choices after the prompt, the text after a filled blank, or sentences.
 
     With a blank, all choices are judged by the same text, given a context that ends with the choice: "partial" scoring
-    (Trinh and Le 2018, arXiv 1806.02847, section 3.1), which no choice wins by being a frequent word.
+    (Trinh and Le 2018, arXiv 1806.02847, section 3.1), in which a frequent word has no advantage.
     """
     if task.parse is blank_item:
         before, after = item.context.split(BLANK)
@@ -178,14 +181,14 @@ def _shot(task: ChoiceTask, item: Item) -> str:
 
 
 def scored_item(task: ChoiceTask, item: Item, found: Sequence[Likelihood]) -> ScoredItem:
-    """An item with the likelihoods of its rows."""
+    """Return the item scored by the likelihoods of its rows."""
     log_probabilities = tuple(likelihood.log_probability for likelihood in found)
     if task.parse is target_item:
         (target,) = found
         return ScoredItem(
             item, log_probabilities, Measures(target.greedy, target.greedy, math.exp(target.log_probability))
         )
-    if task.parse is blank_item:  # the scored text is the same for all
+    if task.parse is blank_item:  # the scored text is the same for all choices
         num_bytes = [1] * len(item.choices)
     else:
         num_bytes = [len(choice.encode()) for choice in item.choices]
@@ -193,7 +196,7 @@ def scored_item(task: ChoiceTask, item: Item, found: Sequence[Likelihood]) -> Sc
 
 
 def summary(scored: Sequence[ScoredItem]) -> dict[str, Any]:
-    """Every measure with its interval, for all items and for each group of them, and what guessing would reach."""
+    """Return every measure with its interval, and the accuracy of guessing, for all items and for each group."""
     kinds = sorted({kind for one in scored for kind in one.item.groups})
     groups = {}
     for kind in kinds:
@@ -203,7 +206,7 @@ def summary(scored: Sequence[ScoredItem]) -> dict[str, Any]:
 
 
 def _miscalibration(scored: Sequence[ScoredItem]) -> float | None:
-    """Of the probability given to the choice that is found most probable; None where there is no choice."""
+    """Return the calibration error of the most probable choice's probability; None where there is only one choice."""
     if len(scored[0].item.choices) < 2:
         return None
     log_probabilities = [np.array(one.log_probabilities) for one in scored]
@@ -223,7 +226,7 @@ def _estimated(scored: Iterable[ScoredItem]) -> dict[str, Any]:
 
 
 def fingerprint(questions: Sequence[Sequence[Row]], items: Sequence[Item]) -> str:
-    """sha256 of exactly what was scored: every context, continuation and truth, however their file was packed."""
+    """Return the sha256 of what was scored (every context, continuation and truth), whatever the file's compression."""
     digest = hashlib.sha256()
     for rows, item in zip(questions, items, strict=True):
         digest.update(json.dumps([item.id, rows, item.answer]).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What general compressors need for the same text: the yardstick that every machine carries."""
+"""Bits per byte of general compressors on the same text, as a baseline that needs no installation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Compressor(Protocol):
     def flush(self) -> bytes: ...
 
 
-# What the commands write with -9, their headers and checksums included.
+# The output of the commands with -9, headers and checksums included.
 COMPRESSORS: dict[str, Callable[[], _Compressor]] = {
     "gzip -9": lambda: zlib.compressobj(9, wbits=31),  # 31: the gzip format
     "bz2 -9": lambda: bz2.BZ2Compressor(9),
@@ -29,9 +29,9 @@ COMPRESSORS: dict[str, Callable[[], _Compressor]] = {
 
 
 def compressed_bits_per_byte(stream: IdStream, tokenizer: Tokenizer) -> dict[str, float]:
-    """Bits per byte of text that each compressor needs for all documents in order, one separator byte after each.
+    """Return each compressor's bits per byte of text for all documents in order, one separator byte after each.
 
-    The separators are compressed but not counted as text, exactly as bits per byte of a model treats end_of_text.
+    The separators are compressed but not counted as text, exactly as a model's bits per byte treat end_of_text.
     """
     compressors = {name: make() for name, make in COMPRESSORS.items()}
     sizes = dict.fromkeys(compressors, 0)

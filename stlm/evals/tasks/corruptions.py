@@ -1,7 +1,7 @@
-"""Corruption progression: how often a model prefers how a text goes on to thirteen corruptions of it.
+"""Corruptions: the fraction of passages whose true continuation scores above each of thirteen corruptions of it.
 
-It needs held-out text alone, and it moves long before tasks of knowledge do: shuffled characters are told from text
-within a few steps of training, words that were replaced much later, sentences that changed places perhaps never.
+The task needs only held-out text, and its scores rise long before those of knowledge tasks: a model tells shuffled
+characters from text within a few training steps, replaced words much later, shuffled sentences perhaps never.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stlm.evals.tasks.choices import ChoiceTask, ScoredItem, fingerprint, rows_o
 from stlm.stlm import STLM
 
 NUM_PASSAGES = 100
-_CANDIDATES = 2000  # passages from which they are drawn: the first ones of the text
-_CONTEXT_WORDS = 20  # at least, in whole sentences, and the same for what follows
-_WORDS = 25  # so that there are three runs of twelve words or fewer to be shuffled
+_CANDIDATES = 2000  # passages to draw from: the first ones of the text
+_CONTEXT_WORDS = 20  # of a context, at least, in whole sentences
+_WORDS = 25  # of a continuation, at least: three runs of up to twelve words to shuffle
 _RATE = 0.15  # of the characters or words that are deleted, inserted or replaced
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -39,7 +39,7 @@ class Passage(NamedTuple):
         return " ".join(self.sentences)
 
 
-Corrupt = Callable[[Passage, random.Random, Sequence[str]], str]  # the last: words of other passages, as often as there
+Corrupt = Callable[[Passage, random.Random, Sequence[str]], str]  # the last: words of all passages, with repetitions
 
 
 def _shuffled(units: Sequence[str], between: str, rng: random.Random) -> str:
@@ -75,8 +75,8 @@ def _substitution(units: Sequence[str], between: str, others: Sequence[str], rng
     return between.join(rng.choice(others) if place in chosen else unit for place, unit in enumerate(units))
 
 
-# Characters rather than bytes, so that every corruption is text. Inserted and replacing characters are those of the
-# passage itself, words those of all passages: each as frequent as in the text.
+# Characters rather than bytes, so that every corruption is text. Inserted and replacing characters are drawn from the
+# passage itself, words from all passages, so that their frequencies are those of the text.
 CORRUPTIONS: dict[str, Corrupt] = {
     "character_shuffle": lambda passage, rng, words: _shuffled(list(passage.continuation), "", rng),
     "word_shuffle": _ngram_shuffle(1),
@@ -97,7 +97,7 @@ CORRUPTIONS: dict[str, Corrupt] = {
 
 
 def passages_of(documents: Iterable[str]) -> Iterator[Passage]:
-    """Every passage of the documents that has a context and two sentences or more to follow it; none overlap."""
+    """Yield passages of the documents, each a context and two or more sentences after it; passages do not overlap."""
     for document in documents:
         context: list[str] = []
         following: list[str] = []
@@ -117,9 +117,9 @@ def _num_words(sentences: Iterable[str]) -> int:
 
 
 def corruption_items(documents: Iterable[str], num_passages: int = NUM_PASSAGES, seed: int = 0) -> list[Item]:
-    """Items of fourteen choices: the truth first, then its corruptions in their order, none of which equals it.
+    """Return items of fourteen choices: the truth, then its corruptions in their order, all different from it.
 
-    StlmError if the documents hold no passage.
+    Raises StlmError if the documents hold no passage.
     """
     candidates = []
     for passage in passages_of(documents):
@@ -138,7 +138,7 @@ def corruption_items(documents: Iterable[str], num_passages: int = NUM_PASSAGES,
     for number, passage in enumerate(passages):
         found = [_differing(corrupt, passage, rng, words) for corrupt in CORRUPTIONS.values()]
         corrupted = tuple(text for text in found if text is not None)
-        if len(corrupted) == len(CORRUPTIONS):  # text that says one thing again and again cannot be put out of order
+        if len(corrupted) == len(CORRUPTIONS):  # text that repeats itself may not change when shuffled
             items.append(Item(f"passage-{number}", passage.context, (passage.continuation, *corrupted), 0))
     if not items:
         raise StlmError("corruptions: the validation text only repeats itself; name other prepared data by --data")
@@ -151,9 +151,9 @@ def _differing(corrupt: Corrupt, passage: Passage, rng: random.Random, words: Se
 
 
 def score_corruptions(model: STLM, items: Sequence[Item]) -> tuple[list[ScoredItem], dict[str, Any]]:
-    """A scored pair of the truth and each corruption, and what is known of all of them, by corruption.
+    """Return scored pairs of the truth and each corruption, and their summary by corruption.
 
-    The interval over all of them is over passages: the pairs of one passage are not independent.
+    The interval over all pairs resamples passages: the pairs of one passage are not independent.
     """
     task = ChoiceTask()
     questions = [rows_of(task, item) for item in items]

@@ -1,6 +1,6 @@
-"""What the vectors of texts are worth as they are: how similar two sentences are, and which document a query is about.
+"""Text vectors without training on top: similarity of sentences, and retrieval of documents.
 
-Two texts are as similar as the cosine of their vectors, `STLM.embed`.
+The similarity of two texts is the cosine of their vectors, `STLM.embed`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stlm.stlm import STLM
 
 
 class RatedPair(NamedTuple):
-    """Two sentences, and how similar people find them: the more, the higher, on any scale."""
+    """Two sentences with a human rating of their similarity, on any scale; higher is more similar."""
 
     id: str
     sentence1: str
@@ -33,7 +33,7 @@ class RatedPair(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A query, and the document that it asks for."""
+    """A query and the document that answers it."""
 
     id: str
     query: str
@@ -41,29 +41,29 @@ class Query(NamedTuple):
 
 
 class QueryRanks(NamedTuple):
-    """Of one query, each between 0 and 1."""
+    """The measures of one query, each between 0 and 1."""
 
     recall_at_1: float  # whether its document is the most similar one
     recall_at_10: float  # whether it is among the ten most similar ones
-    mrr: float  # one in its rank
+    mrr: float  # the reciprocal of its rank
 
 
 Measure = Callable[[STLM], tuple[str, dict[str, Any]]]
 
 
 def rated_pair(record: dict[str, Any]) -> RatedPair:
-    """From {"id": text, "sentence1": text, "sentence2": text, "score": number}."""
+    """Parse {"id": text, "sentence1": text, "sentence2": text, "score": number}."""
     id, first, second = (text_of(record, name) for name in ("id", "sentence1", "sentence2"))
     return RatedPair(id, first, second, number_of(record, "score"))
 
 
 def query_item(record: dict[str, Any]) -> Query:
-    """From {"id": text, "query": text, "document": text}."""
+    """Parse {"id": text, "query": text, "document": text}."""
     return Query(*(text_of(record, name) for name in Query._fields))
 
 
 def load_similarity(tasks_dir: str | os.PathLike[str] | None, items: int | None = None) -> Measure:
-    """DIR/similarity.jsonl. DataError where it is not there, breaks the schema or rates all pairs alike."""
+    """Load DIR/similarity.jsonl. Raises DataError where it is missing, breaks the schema or rates all pairs alike."""
     require_sklearn("similarity")
     path = task_file(tasks_dir, "similarity")
     found = read_items(path, rated_pair)
@@ -87,7 +87,10 @@ def load_similarity(tasks_dir: str | os.PathLike[str] | None, items: int | None 
 
 
 def load_retrieval(tasks_dir: str | os.PathLike[str] | None, items: int | None = None) -> Measure:
-    """DIR/retrieval.jsonl. DataError where it is not there or breaks the schema, or holds a query twice."""
+    """Load DIR/retrieval.jsonl.
+
+    Raises DataError where it is missing, breaks the schema, holds a query twice or only one document.
+    """
     path = task_file(tasks_dir, "retrieval")
     queries = read_items(path, query_item)
     seen: dict[str, str] = {}
@@ -122,15 +125,15 @@ def load_retrieval(tasks_dir: str | os.PathLike[str] | None, items: int | None =
 
 
 def ranks_of(cosine_N: NDArray[np.floating[Any]], truth: int) -> QueryRanks:
-    """What the rank of a document is worth. Documents that are as similar share their ranks: each measure is what their
-    order, drawn at random, would give on average."""
+    """Return the measures of the true document's rank. Equally similar documents share their ranks: each measure is its
+    average over their random order."""
     first = 1 + int((cosine_N > cosine_N[truth]).sum())
     rank_R = np.arange(first, first + int((cosine_N == cosine_N[truth]).sum()))
     return QueryRanks(*(float(np.mean(value)) for value in (rank_R <= 1, rank_R <= 10, 1 / rank_R)))
 
 
 def num_cut(model: STLM, texts: Iterable[str]) -> int:
-    """Texts of which the model reads the beginning alone."""
+    """Return the number of texts of which the model reads only the beginning."""
     return sum(len(model.tokenizer.encode(text)) > model.longest_text for text in dict.fromkeys(texts))
 
 

@@ -1,4 +1,4 @@
-"""What a model makes of windows longer than it was trained on, and how sure it is of the next id."""
+"""Bits per byte in windows longer than the model was trained on, and calibration of the next id's probability."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _BINS = 15
 
 @torch.no_grad()
 def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]]:
-    """Bits per byte of ids by their distance from where the window begins, up to four times the context.
+    """Measure bits per byte by the position of an id in its window, up to four times the context.
 
-    Windows follow each other and are read in one pass each, so an id at place t has exactly t before it. Positions that
-    are learned end with the context; the curve ends with them.
+    Windows are consecutive and each is read in one pass, so the id at position t has exactly t ids before it. Where
+    learned positions end with the context, the curve ends there.
     """
     context = model.config.context_length
     length = _LONGEST * context
     try:
         model(torch.zeros(1, length, dtype=torch.long, device=model.device))
-    except ConfigError:  # positions end
+    except ConfigError:  # learned positions end with the context
         length = context
     bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id)
     nats_T, bytes_T, windows = torch.zeros(length, dtype=torch.double), torch.zeros(length, dtype=torch.double), 0
@@ -65,7 +65,7 @@ def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]
 
 @torch.no_grad()
 def next_id_calibration(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]]:
-    """How sure the model is of the id that it finds most probable, beside how often that is the next one."""
+    """Compare the probability of the most probable id with how often it is the next one."""
     confidences, rights = [], []
     for ids_1T in _windows(stream, min(model.config.context_length, len(stream))):
         probability_T, best_T = model(ids_1T.to(model.device)).logits[0].float().softmax(-1).max(-1)
@@ -88,6 +88,6 @@ def next_id_calibration(model: STLM, stream: IdStream) -> tuple[str, dict[str, A
 
 
 def _windows(stream: IdStream, length: int) -> Iterator[Tensor]:
-    """Up to `_WINDOWS` of them [1, length], one after the other, from the beginning of the stream."""
+    """Yield up to `_WINDOWS` consecutive windows [1, length] from the beginning of the stream."""
     for start in range(0, min(len(stream) - length + 1, _WINDOWS * length), length):
         yield torch.from_numpy(stream.read(start, start + length)).long()[None]

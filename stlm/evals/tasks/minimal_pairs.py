@@ -1,7 +1,7 @@
-"""Minimal pairs of the project's own: English sentences of which one is right and the other breaks one rule.
+"""The project's own minimal pairs: an English sentence that is correct and one that breaks one rule.
 
-They are made from templates and a small lexicon, the same ones every time, so they need no data and no network. Each
-paradigm isolates one rule, in the manner of BLiMP (Warstadt et al. 2020, arXiv 1912.00582), whose data these are not.
+They are made from templates and a small lexicon, the same pairs every time, so they need no data and no network. Each
+paradigm isolates one rule, as in BLiMP (Warstadt et al. 2020, arXiv 1912.00582); none of BLiMP's data are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ADJECTIVES = ["red", "big", "small", "old", "new", "blue", "heavy", "broken", "
 # Third person singular, and plural.
 _ACTS = [("runs", "run"), ("sleeps", "sleep"), ("sings", "sing"), ("falls", "fall"), ("waits", "wait"),
          ("jumps", "jump"), ("smiles", "smile")]  # fmt: skip
-# Base, past, and past participle, which differ from each other.
+# Base, past, and past participle, all different.
 _IRREGULAR = [("take", "took", "taken"), ("break", "broke", "broken"), ("see", "saw", "seen"),
               ("steal", "stole", "stolen"), ("choose", "chose", "chosen"), ("hide", "hid", "hidden"),
               ("forget", "forgot", "forgotten")]  # fmt: skip
@@ -55,7 +55,7 @@ def _determiner(rng: Draw) -> Pair:
 
 
 def _person(rng: Draw) -> tuple[str, str, str]:
-    """A person, the fitting reflexive, and the one that does not fit."""
+    """Draw a person with the right reflexive and the wrong one."""
     if rng.randrange(2):
         return rng.choice(_FEMALE), "herself", "himself"
     return rng.choice(_MALE), "himself", "herself"
@@ -145,7 +145,7 @@ def _article(rng: Draw) -> Pair:
     return f"{start} a {(noun := rng.choice(_CONSONANTS))}.", f"{start} an {noun}."
 
 
-# Phenomenon → paradigm → how a pair is drawn.
+# Phenomenon → paradigm → function that draws a pair.
 PARADIGMS: dict[str, dict[str, Callable[[Draw], Pair]]] = {
     "agreement": {
         "singular_subject": lambda rng: _agreement(rng, 0),
@@ -165,7 +165,7 @@ PARADIGMS: dict[str, dict[str, Callable[[Draw], Pair]]] = {
 
 
 def minimal_pairs() -> list[Item]:
-    """All pairs, `NUM_PAIRS` different ones of each paradigm: the right sentence first."""
+    """Return all pairs, `NUM_PAIRS` different ones of each paradigm, the right sentence first."""
     items = []
     for phenomenon, paradigms in PARADIGMS.items():
         for paradigm, draw in paradigms.items():

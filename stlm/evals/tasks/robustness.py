@@ -1,4 +1,4 @@
-"""Text that is not as it was in training: what typos, case, spacing and strange letters cost a model."""
+"""Robustness: the cost of typos, changed case, changed spacing and foreign letters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FULL_WIDTH = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1)}
 
 
 def _typos(text: str, rng: random.Random) -> str:
-    """Letters that change places with the next one, are left out, come twice, or are others."""
+    """Swap some letters with the next one, or omit, double or replace them."""
     found, place = [], 0
     while place < len(text):
         letter, following = text[place], text[place + 1 : place + 2]
@@ -49,16 +49,16 @@ PERTURBATIONS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def perturbed(name: str, text: str, seed: int = 0) -> str:
-    """The same every time, and with the same seed the same draws."""
+    """Return the text under one of `PERTURBATIONS`; the same seed gives the same text."""
     return PERTURBATIONS[name](text, random.Random(seed))
 
 
 def measure_robustness(
     model: STLM, documents: Iterable[str], pairs: Sequence[Item], num_passages: int = NUM_PASSAGES
 ) -> tuple[str, dict[str, Any]]:
-    """A table and its values: of each perturbation, bits per byte and per character of text, and accuracy on `pairs`.
+    """Return a table and its values: bits per byte and per character, and accuracy on `pairs`, for each perturbation.
 
-    Both sentences of a pair are perturbed by the same draws. StlmError if the documents hold no passage.
+    Both sentences of a pair are perturbed by the same draws. Raises StlmError if the documents hold no passage.
     """
     texts = []
     for passage in passages_of(documents):
@@ -93,6 +93,6 @@ def _of_one(model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item])
     right = sum(scored_item(task, item, rows).measures.accuracy for item, rows in zip(items, judged, strict=True))
     return {
         "bits_per_byte": bits / sum(len(text.encode()) for text in changed),
-        "bits_per_character": bits / sum(map(len, texts)),  # of the clean text: what is said stays the same
+        "bits_per_character": bits / sum(map(len, texts)),  # of the clean text: the content is the same
         "pairs": right / len(items),
     }

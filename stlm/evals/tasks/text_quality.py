@@ -1,4 +1,4 @@
-"""The text that a model writes: its variety, its repetitions, what it copies, how it reads."""
+"""Quality of generated text: variety, repetition, copies from the training text, readability."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from stlm.stlm import STLM
 
 NUM_TEXTS = 20
 MAX_NEW_IDS = 200
-_COPIED_FROM = 16 << 20  # bytes of training text that are searched: the first ones
+_COPIED_FROM = 16 << 20  # bytes at the beginning of the training text that are searched for copies
 
 
 def write_texts(model: STLM) -> list[str]:
-    """Texts from nothing, at temperature 1, with seeds 0, 1, …: the same every time."""
+    """Generate texts from an empty prompt at temperature 1 with seeds 0, 1, …; the same texts every time."""
     return [model.generate("", max_new_ids=MAX_NEW_IDS, seed=seed) for seed in range(NUM_TEXTS)]
 
 
 def measure_text(
     texts: Sequence[str], documents: Iterable[str], reference: STLM | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """A table and its values, of texts and of the training text that they may have been copied from.
+    """Return a table of the texts' measures and its values; `documents` are searched for copies.
 
-    `reference`: another model, for the bits per byte that it finds in the texts. StlmError if all texts are empty.
+    `reference`: another model, to measure its bits per byte on the texts. Raises StlmError if all texts are empty.
     """
     words = [text.split() for text in texts]
     if not any(words):
@@ -55,20 +55,20 @@ def measure_text(
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Different n-grams of words over all of them (Li et al. 2016, arXiv 1510.03055, section 5.2)."""
+    """Return distinct n-grams of words over all n-grams (Li et al. 2016, arXiv 1510.03055, section 5.2)."""
     grams = [gram for words in texts for gram in _grams(words, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def repetition(texts: Sequence[Sequence[str]], n: int) -> float:
-    """The share of n-grams of words that their own text has had before (Welleck et al. 2020, arXiv 1908.04319)."""
+    """Return the share of n-grams of words that repeat one of the same text (Welleck et al. 2020, arXiv 1908.04319)."""
     counts = [Counter(_grams(words, n)) for words in texts]
     total = sum(count.total() for count in counts)
     return 1 - sum(map(len, counts)) / total if total else math.nan
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """The mean BLEU of each text with all others as its references: 100 where all are alike (Zhu et al. 2018, arXiv
+    """Return the mean BLEU of each text with all others as references: 100 where all are alike (Zhu et al. 2018, arXiv
     1802.01886, section 3.2)."""
     from sacrebleu import sentence_bleu
 
@@ -79,7 +79,7 @@ def self_bleu(texts: Sequence[str]) -> float:
 
 
 class Suffixes:
-    """Text whose every place can be looked up: a suffix array (Manber and Myers 1993)."""
+    """A text with its suffix array, for substring search (Manber and Myers 1993)."""
 
     def __init__(self, text: bytes) -> None:
         from pydivsufsort import divsufsort
@@ -89,7 +89,7 @@ class Suffixes:
 
 
 def training_suffixes(documents: Iterable[str]) -> Suffixes:
-    """Of the first documents, each followed by a byte that no text has."""
+    """Return the suffixes of the first documents, each followed by a byte that no text contains."""
     parts, size = [], 0
     for document in documents:
         parts.append(document.encode() + b"\xff")
@@ -100,7 +100,7 @@ def training_suffixes(documents: Iterable[str]) -> Suffixes:
 
 
 def longest_copy(text: bytes, source: Suffixes) -> int:
-    """Bytes of the longest part of `text` that stands in `source` word for word."""
+    """Return the length in bytes of the longest part of `text` that occurs in `source`, counting at most 4096."""
     longest = 0
     for start in range(len(text)):
         rest = text[start : start + 4096]
@@ -113,7 +113,8 @@ def longest_copy(text: bytes, source: Suffixes) -> int:
 
 
 def reading_ease(text: str) -> float:
-    """Flesch 1948: 100 is very easy, 0 very hard. Syllables are where words may be hyphenated, by pyphen's patterns."""
+    """Return the Flesch reading ease (Flesch 1948): 100 is very easy, 0 very hard. Syllables are counted by pyphen's
+    hyphenation patterns."""
     from pyphen import Pyphen
 
     words = re.findall(r"[A-Za-z]+(?:'[a-z]+)?", text)
@@ -130,7 +131,7 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def _shared(one: bytes, two: bytes) -> int:
-    """Bytes at the beginning that both have."""
+    """Return the number of bytes that both begin with."""
     length = min(len(one), len(two))
     differing = np.flatnonzero(np.frombuffer(one[:length], np.uint8) != np.frombuffer(two[:length], np.uint8))
     return int(differing[0]) if len(differing) else length
