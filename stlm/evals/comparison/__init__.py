@@ -1,1 +1,1 @@
-"""Several models on the same items: paired tests and plots."""
+"""Comparison of several models on the same items: paired tests and plots."""

@@ -1,12 +1,12 @@
-"""Which of several models, or groups of seeds, is better: tests on the same items, corrected for their number.
+"""Paired significance tests between models, or groups of seeds, on the same items, corrected for multiple tests.
 
-Accuracies, where every item counts 0, 1 or a share of a tie, are compared by McNemar's exact test (McNemar 1947): of
-the items on which two models differ, how many did each win? Everything else is compared by the paired bootstrap (Efron
-and Tibshirani 1993, section 16): bits per byte over documents, the rest over items, and over passages where several
-items are made from one. All p-values of a comparison are corrected together (Holm 1979).
+Accuracies, where every item counts 0, 1 or a share of a tie, are compared by McNemar's exact test (McNemar 1947) on the
+items that only one of two models wins. Everything else is compared by the paired bootstrap (Efron and Tibshirani 1993,
+section 16): bits per byte over documents, the rest over items, or over passages where several items come from one. All
+p-values of a comparison are corrected together (Holm 1979).
 
-Runs that differ in their seed alone are a group. Groups are compared with each other, never the seeds of one: by a
-t-test whose variance is that of seeds and of items (Welch 1947; Satterthwaite 1946).
+Runs that differ only in their seed are a group. Groups are compared with each other, never the seeds of one group, by a
+t-test whose variance is the sum of those of seeds and of items (Welch 1947; Satterthwaite 1946).
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _DRAWS_AT_A_TIME = 1 << 22
 
 @dataclass(frozen=True)
 class Sample:
-    """What one model got on the items of one task."""
+    """One model's scores on the items of one task."""
 
     measure: str  # "bits_per_byte", where less is better, or a measure of choices
-    sha256: str  # of what was scored
+    sha256: str  # of the scored items
     ids: tuple[str, ...]
-    totals_N: NDArray[np.float64]  # bits of each document, or what each item counts
+    totals_N: NDArray[np.float64]  # bits of each document, or the measure of each item
     units_N: NDArray[np.float64]  # bytes of each document, or 1
-    clusters_N: NDArray[np.int64]  # items of the same number are not independent
+    clusters_N: NDArray[np.int64]  # items with the same number are not independent
 
     @classmethod
     def of(cls, values: Mapping[str, Any], items: Iterable[Mapping[str, Any]], measure: str) -> Sample | None:
-        """From a task's result and its items as they are written; None where it has none of these measures."""
+        """Build a sample from a task's result and its items as written to a file; None without bits or `measure`."""
         items = list(items)
         if items and "nats" in items[0]:
             bits, size = np.array([(item["nats"] / math.log(2), item["bytes"]) for item in items], dtype=float).T
@@ -70,23 +70,23 @@ class Sample:
         return len(np.unique(self.clusters_N)) == len(self.ids)
 
     def estimate(self) -> Estimate:
-        """The mean with its bootstrap interval."""
+        """Return the mean with its bootstrap interval."""
         totals, units = (_by_cluster(values, self.clusters_N) for values in (self.totals_N, self.units_N))
         return estimates(totals[:, None], units)[0]
 
 
 class Difference(NamedTuple):
-    """Of the first of two models to the second."""
+    """The difference of the first of two models to the second."""
 
     value: float
-    low: float  # 95 % of resamplings
+    low: float  # bounds of the 95 % interval
     high: float
     p: float
     test: str
 
 
 class Pair(NamedTuple):
-    """Two groups of runs on one task; a model without others is a group of its own."""
+    """Two groups of runs on one task; a single model is a group of its own."""
 
     task: str
     first: str
@@ -96,7 +96,7 @@ class Pair(NamedTuple):
 
 
 def difference(first: Sample, second: Sample) -> Difference:
-    """The paired test that fits the measure. StlmError where the two are not of the same items."""
+    """Compare two samples of the same items by the paired test that fits the measure."""
     delta_N = first.totals_N - second.totals_N
     delta_C, units_C = (_by_cluster(values, first.clusters_N) for values in (delta_N, first.units_N))
     drawn_R = _resampled(delta_C, units_C)
@@ -112,11 +112,12 @@ def difference(first: Sample, second: Sample) -> Difference:
 
 
 def group_difference(first: Sequence[Sample], second: Sequence[Sample]) -> Difference:
-    """The difference between the means of two groups of runs, each run a sample of the same items.
+    """Compare the means of two groups of runs, each run a sample of the same items.
 
-    Two single runs are compared as `difference` does. Otherwise by Student's t: the variance of the difference is that
-    of seeds, of each group's runs by their number, plus that of items, of the mean difference of an item. The degrees
-    of freedom are Welch's and Satterthwaite's. Seeds of a group of one run are taken to vary as those of the other.
+    Two single runs are compared by `difference`, other groups by Student's t. The variance of the difference is the
+    sum of each group's variance over seeds divided by its number of runs, and the variance over items of the mean
+    difference. The degrees of freedom are Welch's and Satterthwaite's. A group of one run is assumed to have the
+    other group's variance over seeds.
     """
     if len(first) == len(second) == 1:
         return difference(first[0], second[0])
@@ -141,7 +142,7 @@ def group_difference(first: Sequence[Sample], second: Sequence[Sample]) -> Diffe
 
 
 def _seed_variances(first: Sequence[Sample], second: Sequence[Sample]) -> list[tuple[float, int]]:
-    """Parts of the variance of the difference that come from seeds, each with its degrees of freedom."""
+    """Return the parts of the difference's variance that come from seeds, each with its degrees of freedom."""
     several = [group for group in (first, second) if len(group) > 1]
     variances = [float(np.var([sample.value for sample in group], ddof=1)) for group in several]
     if len(several) == 2:
@@ -150,12 +151,12 @@ def _seed_variances(first: Sequence[Sample], second: Sequence[Sample]) -> list[t
 
 
 def mean_sample(samples: Sequence[Sample]) -> Sample:
-    """The items of several runs of one group, each with its mean over the runs."""
+    """Return a sample in which each item has its mean over the runs of a group."""
     return replace(samples[0], totals_N=np.mean([sample.totals_N for sample in samples], axis=0))
 
 
 def mcnemar(delta_N: NDArray[np.float64]) -> float:
-    """The exact two-sided p-value of so many items won and lost, where winning each is as probable as losing it."""
+    """Return the exact two-sided p-value of the items won and lost, if each were equally probable; ties are ignored."""
     won, lost = int((delta_N > 0).sum()), int((delta_N < 0).sum())
     return float(_scipy_stats().binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
@@ -169,7 +170,7 @@ def _scipy_stats() -> Any:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in the same order (Holm 1979)."""
+    """Return the p-values corrected for multiple tests, in the same order (Holm 1979)."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
@@ -182,7 +183,7 @@ def _by_cluster(values_N: NDArray[np.float64], clusters_N: NDArray[np.int64]) ->
 
 
 def _resampled(delta_C: NDArray[np.float64], units_C: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean difference of as many clusters drawn with replacement, again and again, from one fixed seed."""
+    """Return mean differences of bootstrap resamples of the clusters, from one fixed seed: [resamples]."""
     generator, number = np.random.default_rng(0), len(delta_C)
     size, parts = max(1, _DRAWS_AT_A_TIME // number), []
     for start in range(0, _RESAMPLES, size):
@@ -196,26 +197,26 @@ def _resampled(delta_C: NDArray[np.float64], units_C: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class Comparison:
-    """All models on all tasks, and each two groups of them against each other."""
+    """The scores of all models on all tasks, and the comparisons of each pair of groups."""
 
-    samples: dict[str, dict[str, Sample]]  # task → model → what it got
+    samples: dict[str, dict[str, Sample]]  # task → model → its scores
     groups: Groups
     pairs: list[Pair]
 
     def measure(self, task: str) -> str:
-        """The measure of a task."""
+        """Return the measure of a task."""
         return next(iter(self.samples[task].values())).measure
 
     def of_group(self, task: str, group: str) -> list[Sample]:
-        """What each run of a group got."""
+        """Return the scores of each run of a group."""
         return [self.samples[task][model] for model in self.groups[group]]
 
     def best(self, task: str) -> str | None:
-        """The group that is significantly better than every other one; None if no one is."""
+        """Return the group that is significantly better than every other one; None if there is none."""
         sign = -1 if self.measure(task) == "bits_per_byte" else 1
         for name in self.groups:
             mine = [pair for pair in self.pairs if pair.task == task and name in (pair.first, pair.second)]
-            if not mine:  # nothing to be better than
+            if not mine:  # a single group
                 return None
             ahead = [sign * pair.difference.value * (1 if pair.first == name else -1) > 0 for pair in mine]
             if all(ahead) and all(pair.corrected_p < SIGNIFICANT for pair in mine):
@@ -224,11 +225,11 @@ class Comparison:
 
 
 def compare(samples: Mapping[str, Mapping[str, Sample]], groups: Groups | None = None) -> Comparison:
-    """Compare models, each given as task → what it got there, on the tasks that all of them have.
+    """Compare models, each given as task → scores, on the tasks that all of them have.
 
     `groups`: runs that differ in their seed, by name (see `seed_groups`); if left out, each model is a group.
 
-    StlmError where they have none in common, or where a task was not the same one for all.
+    Raises StlmError where they have no task in common, or where a task's items differ between models.
     """
     names = list(samples)
     tasks = [task for task in samples[names[0]] if all(task in samples[name] for name in names)]
@@ -261,7 +262,10 @@ def _refuse_others(task: str, first: str, mine: Sample, second: str, other: Samp
 
 
 def read_samples(path: Path, measure: str) -> dict[str, Sample]:
-    """From what `evaluate.py --output FILE.json --items ITEMS.jsonl` wrote. StlmError where the items are not there."""
+    """Read the output of `evaluate.py --output FILE.json --items ITEMS.jsonl`.
+
+    Raises StlmError where a file cannot be read or names no items.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         results, name = found["results"], found["items_file"]
@@ -282,7 +286,7 @@ def read_samples(path: Path, measure: str) -> dict[str, Sample]:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """Tables for people: the scores of groups, of each run where a group has several, and the differences."""
+    """Return tables of the scores of groups, of each run where a group has several, and of the differences."""
     groups = comparison.groups
     rows = []
     for task in comparison.samples:
@@ -321,7 +325,7 @@ def _tests(comparison: Comparison) -> str:
 
 
 def scored(runs: Sequence[Sample]) -> str:
-    """The score of one run with its interval, or the mean and standard deviation of several."""
+    """Return the score of one run with its interval, or the mean and standard deviation of several."""
     if len(runs) > 1:
         values = [run.value for run in runs]
         return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"

@@ -1,4 +1,4 @@
-"""Figures of a comparison, fit for a paper: one panel each, as SVG and PDF, or on one page. By matplotlib."""
+"""Figures of a comparison for papers, by matplotlib: one panel each, as SVG and PDF, or together on an HTML page."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from data_pipeline.storage.atomic import atomic_file, write_text
 from stlm.errors import StlmError
 from stlm.evals.comparison.paired import Comparison, comparison_text
 
-# Okabe and Ito's colours, which the colour-blind tell apart, with lines that tell apart what is printed in black.
+# Okabe and Ito's colours, distinguishable with colour blindness, and line styles, distinguishable in black print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", "-.", ":")
 _STYLE = {
     "font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "legend.frameon": False,
-    "pdf.fonttype": 42, "svg.hashsalt": "stlm",  # letters as letters; the same file for the same numbers
+    "pdf.fonttype": 42, "svg.hashsalt": "stlm",  # text as text; the same file for the same numbers
 }  # fmt: skip
-_WIDTH, _HEIGHT = 3.4, 2.4  # inches: a column of a paper
+_WIDTH, _HEIGHT = 3.4, 2.4  # inches: one column of a paper
 
 
 class Curve(NamedTuple):
-    """Of one run: bits per byte in training or on the validation text, at each step where it was logged."""
+    """One run's bits per byte in training or on the validation text, at each step where they were logged."""
 
     megabytes: list[float]  # read so far
     minutes: list[float]  # of training steps so far
@@ -39,14 +39,14 @@ class Curve(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure with what it shows."""
+    """A figure with its caption."""
 
-    drawn: Any  # of matplotlib
+    drawn: Any  # matplotlib's Figure
     caption: str
 
 
 def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
-    """From metrics.jsonl; None where there is none of this split ("train" or "validation")."""
+    """Read the curve of a split ("train" or "validation") from metrics.jsonl; None where there is none."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return None
@@ -73,9 +73,9 @@ def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
 
 
 def write_page(path: Path, comparison: Comparison, runs: Mapping[str, Path]) -> None:
-    """One page of HTML that needs no other file: tables, figures, and the settings of the runs.
+    """Write a self-contained HTML page: tables, figures, and the settings of the runs.
 
-    `runs`: the folder of each model that belongs to a run.
+    `runs`: the run folder of each model that belongs to a run.
     """
     title = next(iter(comparison.groups)) if len(comparison.groups) == 1 else "Comparison"
     parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(comparison_text(comparison))}</pre>"]
@@ -96,7 +96,7 @@ def write_page(path: Path, comparison: Comparison, runs: Mapping[str, Path]) -> 
 
 
 def write_figures(folder: Path, comparison: Comparison, runs: Mapping[str, Path]) -> list[Path]:
-    """Each figure as NAME.svg and NAME.pdf; returns the files."""
+    """Write each figure as NAME.svg and NAME.pdf, and return the files."""
     files = []
     for name, figure in figures(comparison, runs).items():
         for kind, without in (("svg", "Date"), ("pdf", "CreationDate")):
@@ -108,7 +108,7 @@ def write_figures(folder: Path, comparison: Comparison, runs: Mapping[str, Path]
 
 
 def figures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Figure]:
-    """The figures that the numbers allow, by the name of their files."""
+    """Return the figures for which there are numbers, by file name."""
     found, labels = {}, _labels(list(comparison.groups))
     for split, label in (("validation", "validation bits per byte"), ("train", "training bits per byte")):
         curves = {
@@ -155,7 +155,7 @@ def _curves(curves: Mapping[str, Sequence[Curve]], place: int, unit: str, label:
 
 
 def _mean(of_seeds: Sequence[Curve], place: int) -> tuple[Any, Any, Any]:
-    """Where each curve is known: the mean over curves and the standard deviation."""
+    """Return x, mean and standard deviation over curves, where all curves are known."""
     xs = [np.asarray(curve[place]) for curve in of_seeds]
     low, high = max(x[0] for x in xs), min(x[-1] for x in xs)
     x = np.unique(np.concatenate(xs))
@@ -165,7 +165,7 @@ def _mean(of_seeds: Sequence[Curve], place: int) -> tuple[Any, Any, Any]:
 
 
 def _scores(comparison: Comparison, task: str, labels: Mapping[str, str]) -> Figure:
-    """A line for each group: its runs, and the mean with what it may be off by."""
+    """Draw a row for each group: its runs, and the mean with error bars."""
     best, measure = comparison.best(task), comparison.measure(task).replace("_", " ")
     with _styled():
         figure, axes = _panel(0.6 + 0.26 * max(2, len(comparison.groups)))
@@ -209,7 +209,7 @@ def _styled() -> Any:
 
 
 def _svg(figure: Figure) -> str:
-    """For a page: without the prolog of a file."""
+    """Return the figure's <svg> element, without the prolog of a file."""
     buffer = io.StringIO()
     with _styled():
         figure.drawn.savefig(buffer, format="svg", metadata={"Date": None})
@@ -217,7 +217,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """What tells paths apart: without the folder that all are in, and of long ones the end."""
+    """Return short labels for paths: without their common folder, long ones cut to their ends."""
     folders = [os.path.join(os.path.dirname(name), "") for name in names]
     shared = os.path.dirname(os.path.commonprefix(folders))  # noqa: RUF071 (some may be absolute, others not)
     short = {name: (os.path.relpath(name, shared) if shared else name).removesuffix(".json") for name in names}

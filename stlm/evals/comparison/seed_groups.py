@@ -1,4 +1,4 @@
-"""Which runs of a comparison are one group: the same settings, trained from several seeds."""
+"""Groups of runs that have the same settings and different seeds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Groups = dict[str, tuple[str, ...]]  # name → models
 
 
 class Settings(NamedTuple):
-    """The settings of a run, and the seed apart."""
+    """The settings of a run without the seed, and the seed."""
 
     others: str
     seed: int
 
 
 def groups_of(models: Sequence[str], named: Sequence[str]) -> Groups:
-    """Every model is in one group: those that `named` names (`NAME=RUN,RUN`), others with those of equal settings.
+    """Put every model into one group: as listed in `named` (`NAME=RUN,RUN`), the others by equal settings.
 
-    Runs whose seeds are equal too are not grouped: they say nothing of the spread over seeds. StlmError where groups
-    cannot be as they are named.
+    Runs with equal seeds are not grouped: they give no information about the spread over seeds. Raises StlmError where
+    the groups of `named` overlap or are not valid.
     """
     groups: Groups = {}
     for text in named:
@@ -58,7 +58,7 @@ def groups_of(models: Sequence[str], named: Sequence[str]) -> Groups:
 
 
 def settings_of(model: str) -> Settings | None:
-    """The settings of the run that a model belongs to; None if there are none."""
+    """Return the settings of the run that a model belongs to; None if there are none."""
     run = run_of(model)
     if run is None:
         return None
@@ -68,7 +68,7 @@ def settings_of(model: str) -> Settings | None:
 
 
 def run_of(model: str) -> Path | None:
-    """The folder of the run that a run, checkpoint, model or file of results belongs to; None if there is none."""
+    """Return the folder of the run of a run, checkpoint, model or file of results; None if there is none."""
     path = Path(model)
     if path.suffix == ".json":
         try:
@@ -80,7 +80,7 @@ def run_of(model: str) -> Path | None:
 
 
 def _named(text: str) -> tuple[str, tuple[str, ...]]:
-    """The name and the runs of one `--group`."""
+    """Parse one `--group` into its name and runs."""
     name, equals, listed = text.partition("=")
     if not equals or not name or not listed:
         raise StlmError(f"--group: got {text!r}, expected NAME=RUN,RUN; --group subword=runs/subword-* would work")
@@ -104,7 +104,7 @@ def _named(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _common_name(members: Sequence[str]) -> str:
-    """What the names of runs begin with, without what counts them: runs/a-seed1 and runs/a-seed2 give runs/a."""
+    """Return the common prefix of names without the seed: runs/a-seed1 and runs/a-seed2 give runs/a."""
     shared = os.path.commonprefix(list(members))  # noqa: RUF071 (of their letters, not of their folders)
     folder, _, begin = shared.rpartition("/")
     name = re.sub(r"[-_.]*(seed|s)?[-_.]*\d*$", "", begin)

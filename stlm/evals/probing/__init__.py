@@ -1,1 +1,1 @@
-"""What can be learned on top of a model: probes, fine-tuning, their protocol."""
+"""Learning on top of a model: probes, fine-tuning, and their protocol."""

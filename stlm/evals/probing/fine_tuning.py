@@ -1,7 +1,7 @@
-"""Fine-tuning on a task: a model's own weights learn, or low-rank corrections of them, with a new linear head on top.
+"""Fine-tuning on a task: a model's weights, or low-rank corrections of them, are trained with a new linear head.
 
-The head reads the same vector that `STLM.embed` gives. Of two texts, one behind the other with an end of line between
-them, it is the vector of both, so that the second is read in the light of the first.
+The head reads the vector that `STLM.embed` returns. Two texts are joined by a newline and give one vector, so that the
+second is read in the context of the first.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from stlm.stlm import STLM, batches_by_length
 LORA_RANK = 8
 _EPOCHS = 4
 _BATCH_SIZE = 32
-_SORTED_TOGETHER = 8  # batches whose texts are sorted by length, so that little is read in vain
+_SORTED_TOGETHER = 8  # batches whose texts are sorted by length, to reduce padding
 _WEIGHT_DECAY = 0.01
 _LARGEST_NORM = 1.0  # of the gradient
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Learns a task with the whole model, or with corrections of it: a `probing.Method`. `model` stays as it is.
+    """Fine-tuning of the whole model or of low-rank corrections: a `Method`. `model` itself is not changed.
 
-    For each learning rate, a copy of the model learns for a few epochs, by AdamW with a rate that falls linearly to 0;
-    of all copies and epochs the one that is best on what was held back answers `dev`. Equal seeds give equal digits on
+    For each learning rate, a copy of the model is trained for a few epochs by AdamW, with a rate that falls linearly to
+    0. The copy and epoch that score best on the held-back examples predict `dev`. Equal seeds give bit-equal results on
     a CPU.
     """
 
     model: STLM
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
-    lora_rank: int | None = None  # None: all weights learn
+    lora_rank: int | None = None  # None: all weights are trained
     epochs: int = _EPOCHS
 
     def __post_init__(self) -> None:
@@ -71,12 +71,12 @@ class FineTuning:
     def _classifier(self, task: GlueTask, examples: Sequence[Example], seed: int) -> Classifier:
         base = self.model.merged() if self.model.config.lora.rank is not None else self.model
         config = replace(base.config, lora=LoRAConfig(self.lora_rank))
-        model = STLM.from_config(config, base.tokenizer, seed)  # corrections begin as the seed says
+        model = STLM.from_config(config, base.tokenizer, seed)  # the seed initializes the corrections
         model.load_tensors({**dict(model.named_parameters()), **dict(base.named_parameters())}, "the copy")
         return Classifier(model, task, labels_of(examples)).to(base.device)
 
     def _learn(self, classifier: Classifier, examples: Sequence[Example], rate: float, seed: int) -> Iterator[int]:
-        """Yields the number of each epoch behind it; ends early where the loss is no longer a number."""
+        """Train, and yield the number of each epoch after it. Stops early where the loss is not finite."""
         parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
         steps = self.epochs * -(-len(examples) // _BATCH_SIZE)
@@ -101,19 +101,19 @@ class FineTuning:
 
 
 class Classifier(nn.Module):
-    """A model with a linear head on the mean of its states, for classes or, of standardised scores, for one number."""
+    """A model with a linear head on the mean of its states, for classes or for one standardised score."""
 
     def __init__(self, model: STLM, task: GlueTask, label_N: NDArray[np.float64]) -> None:
         super().__init__()
         self.model = model
         self.head = nn.Linear(model.config.width, task.classes or 1)
-        nn.init.zeros_(self.head.weight)  # so that the model's weights move once the head knows where to
+        nn.init.zeros_(self.head.weight)  # so that the head learns before the model's weights move
         nn.init.zeros_(self.head.bias)
         self.classes = task.classes
         self.mean, self.std = (0.0, 1.0) if task.classes else (float(label_N.mean()), float(label_N.std()))
 
     def encode(self, texts: Texts) -> Tensor:
-        """The ids of one text, or of two with an end of line between them. Where they do not fit, the longer one loses
+        """Return the ids of one text, or of two joined by a newline. Where they do not fit, the longer one is cut at
         its end."""
         parts, room = parts_of(self.model, texts), self.model.longest_text
         if len(parts) == 1:
@@ -124,13 +124,13 @@ class Classifier(nn.Module):
         return torch.cat((first, between, second[: room - len(first)]))
 
     def forward(self, ids: Sequence[Tensor]) -> Tensor:
-        """[texts, classes] or [texts, 1]."""
+        """Return logits [texts, classes] or standardised scores [texts, 1]."""
         lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
         rows = pad_sequence(list(ids), batch_first=True).to(self.model.device)
         return self.head(self.model.embed_ids(rows, lengths))
 
     def loss(self, ids: Sequence[Tensor], label_N: Tensor) -> Tensor:
-        """The mean cross-entropy of classes, or squared error of standardised scores."""
+        """Return the mean cross-entropy of classes, or the mean squared error of standardised scores."""
         found, label_N = self(ids), label_N.to(self.model.device)
         if self.classes:
             return F.cross_entropy(found, label_N.long())
@@ -138,7 +138,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, texts: Sequence[Texts]) -> NDArray[np.float64]:
-        """A class or a score for each."""
+        """Return a class or a score for each example."""
         self.eval()
         ids_of = [self.encode(one) for one in texts]
         predicted_N = np.empty(len(ids_of))
@@ -150,13 +150,13 @@ class Classifier(nn.Module):
 
 
 def parts_of(model: STLM, texts: Texts) -> list[Tensor]:
-    """The ids of each text, and of the end of line between two."""
+    """Return the ids of each text, and of the newline between two."""
     parts = texts if len(texts) == 1 else (texts[0], "\n", texts[1])
     return [torch.from_numpy(model.tokenizer.encode(part).astype(np.int64)) for part in parts]
 
 
 def shuffled_batches(lengths: Sequence[int], order: np.random.Generator) -> list[list[int]]:
-    """All places once, in batches drawn anew each time; those of a batch are about as long."""
+    """Return all indices once, in random batches of examples of similar length."""
     places = order.permutation(len(lengths))
     batches = []
     for start in range(0, len(places), _BATCH_SIZE * _SORTED_TOGETHER):

@@ -1,6 +1,7 @@
-"""Tasks of GLUE (Wang et al. 2018, arXiv 1804.07461), which a model is trained for: a part to learn from, `train`, and
-one to be judged on, `dev`. Their lines are {"id": text, "sentence": text, "label": number}, and for tasks about two
-texts {"id", "sentence1", "sentence2", "label"}.
+"""Tasks of GLUE (Wang et al. 2018, arXiv 1804.07461), with examples to train on, `train`, and to evaluate on, `dev`.
+
+Lines are {"id": text, "sentence": text, "label": number}, for tasks with two texts {"id", "sentence1", "sentence2",
+"label"}.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from stlm.errors import StlmError
 from stlm.evals.items.hub import HubTask, Record, records_of
 from stlm.evals.items.reading import checked_items, number_of, read_items, required, task_file, text_of
 
-PREFIX = "glue_"  # of names of files
+PREFIX = "glue_"  # of file names
 _HIGHEST = 5.0  # of scores
 
 
 class Example(NamedTuple):
-    """One or two texts, and what is to be said of them: a class, or a score."""
+    """One or two texts with their label: a class or a score."""
 
     id: str
     texts: tuple[str, ...]
@@ -36,16 +37,16 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What the lines of a task hold, and what it is judged by. docs/evals.md says where they come from."""
+    """The schema of a task's lines, and its measures. docs/evals.md lists the sources."""
 
-    measures: tuple[str, ...]  # of `SCORES`; their mean is what is chosen by
+    measures: tuple[str, ...]  # of `SCORES`; settings are chosen by their mean
     num_texts: int = 1
     classes: int | None = 2  # labels are 0 … classes - 1; None: scores from 0 to 5
-    hub_fields: tuple[str, ...] = ("sentence1", "sentence2")  # of the texts, in the repository of the hub
+    hub_fields: tuple[str, ...] = ("sentence1", "sentence2")  # of the texts, in the hub's repository
     hub_split: str = "validation"
 
     def parse(self, record: dict[str, Any]) -> Example:
-        """An example of a line. DataError where it breaks the schema."""
+        """Parse the example of a line. Raises DataError where it breaks the schema."""
         names = ("sentence",) if self.num_texts == 1 else ("sentence1", "sentence2")
         id, *texts = (text_of(record, name).strip() for name in ("id", *names))
         if self.classes is None:
@@ -73,13 +74,13 @@ GLUE_TASKS: dict[str, GlueTask] = {
 
 @dataclass(frozen=True)
 class GlueData:
-    """Both parts of a task, read and checked before anything is learned."""
+    """Both parts of a task, read and checked before any training."""
 
     name: str
     task: GlueTask
     train: list[Example]
     dev: list[Example]
-    file_sha256: dict[str, str]  # of the files of both, by part; empty where they were fetched
+    file_sha256: dict[str, str]  # of the file of each part; empty for fetched data
 
     def __post_init__(self) -> None:
         if len({one.label for one in self.train}) < 2:
@@ -90,7 +91,7 @@ class GlueData:
 
     @classmethod
     def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None) -> GlueData:
-        """From DIR/glue_NAME.train.jsonl and DIR/glue_NAME.dev.jsonl, compressed or not. DataError names what is
+        """Read DIR/glue_NAME.train.jsonl and DIR/glue_NAME.dev.jsonl, compressed or not. Raises DataError where one is
         missing or breaks the schema."""
         task = GLUE_TASKS[name]
         paths = {part: task_file(tasks_dir, f"{PREFIX}{name}.{part}") for part in ("train", "dev")}
@@ -99,7 +100,7 @@ class GlueData:
 
     @classmethod
     def fetch(cls, name: str) -> GlueData:
-        """From the Hugging Face hub. DataError where it cannot be had or is not as it was."""
+        """Fetch the task from the Hugging Face hub. Raises DataError where that fails or the data have changed."""
         task = GLUE_TASKS[name]
         parts = []
         for split in ("train", task.hub_split):
@@ -109,14 +110,14 @@ class GlueData:
 
     @property
     def overlap(self) -> int:
-        """Examples of dev whose texts stand in train as well."""
+        """The number of examples of dev whose texts are in train as well."""
         learned = {one.texts for one in self.train}
         return sum(one.texts in learned for one in self.dev)
 
 
 def load_glue(names: str, tasks_dir: str | os.PathLike[str] | None, hub: bool = False) -> list[GlueData]:
-    """The tasks of a list such as "cola,rte", from a folder or the hub. StlmError where a name is unknown, DataError
-    where examples are missing or break their schema: before anything is learned."""
+    """Load the tasks of a list such as "cola,rte", from a folder or the hub. Raises StlmError where a name is unknown,
+    DataError where examples are missing or break their schema."""
     chosen = dict.fromkeys(name.strip().removeprefix(PREFIX) for name in names.split(","))
     if unknown := [name for name in chosen if name not in GLUE_TASKS]:
         hints = [f"{name!r}{f' (nearest: {found[0]})' if (found := nearest(name, GLUE_TASKS)) else ''}"
@@ -136,12 +137,12 @@ def _converter(task: GlueTask) -> Callable[[Record, int], dict[str, Any]]:
 
 
 def labels_of(examples: Sequence[Example]) -> NDArray[np.float64]:
-    """All labels, [examples]."""
+    """Return all labels, [examples]."""
     return np.array([one.label for one in examples], float)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of exactly what was read, in its order: every id, text and label, however their file was packed."""
+    """Return the sha256 of every id, text and label in their order, whatever the file's compression."""
     digest = hashlib.sha256()
     for one in examples:
         digest.update(json.dumps(one).encode() + b"\n")

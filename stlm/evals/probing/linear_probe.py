@@ -1,7 +1,7 @@
-"""A linear probe (Alain and Bengio 2016, arXiv 1610.01644): what can be read off a model's vectors by a linear map.
+"""A linear probe of a frozen model's vectors (Alain and Bengio 2016, arXiv 1610.01644).
 
-The model is not changed. Its vectors, each feature brought to mean 0 and variance 1, go into a logistic regression, or
-a ridge regression where labels are scores, by scikit-learn.
+Features are standardised to mean 0 and variance 1, and fitted by scikit-learn: logistic regression for classes, ridge
+regression for scores.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stlm.evals.probing.protocol import Learned, Texts, inner_split, mean_score
 from stlm.evals.probing.scores import require_sklearn
 from stlm.stlm import STLM
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # one in the weight of the penalty: the first holds back the most
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse weights of the penalty: the first regularizes most
 _MAX_ITERATIONS = 2000
 
 
 class LinearProbe:
-    """Learns a task on a frozen model: a `probing.Method`. A text that was met before is not read again."""
+    """A linear probe on a frozen model: a `Method`. The vector of each text is computed once and kept."""
 
     def __init__(self, model: STLM) -> None:
         require_sklearn("--method linear")
@@ -60,8 +60,8 @@ class LinearProbe:
 
 
 def features_of(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Of one text its vector u, [N, D]; of two u, v, |u - v| and u * v (Conneau et al. 2017, arXiv 1705.02364, section
-    3.1), [N, 4 D]."""
+    """Return the features of examples: for one text its vector u, [N, D]; for two texts u, v, |u - v| and u * v,
+    [N, 4 D] (Conneau et al. 2017, arXiv 1705.02364, section 3.1)."""
     if len(vectors) == 1:
         return vectors[0]
     u_ND, v_ND = vectors

@@ -1,4 +1,4 @@
-"""Ways to learn a task on top of a model, by name."""
+"""Methods of learning a task on top of a model, by name."""
 
 from __future__ import annotations
 

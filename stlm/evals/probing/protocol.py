@@ -1,7 +1,7 @@
-"""What can be learned on top of a model: the protocol that every method keeps, and what comes out.
+"""The protocol that all methods of learning on top of a model follow, and its scores.
 
-Everything that may be chosen is chosen on a part of `train` that is held back (nested validation). A method is given
-the texts of `dev` and never their labels; it predicts them once.
+All settings are chosen on a held-back part of `train` (nested validation). A method gets the texts of `dev` without
+their labels and predicts them once.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from stlm.evals.measures import statistic_estimate
 from stlm.evals.probing.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
 from stlm.evals.probing.scores import SCORES
 
-HELD_BACK = 0.2  # of the examples that are learned from: what choices are made by
-_FEWEST = 5  # examples of a class, so that one of them can be held back
+HELD_BACK = 0.2  # share of the training examples that settings are chosen on
+_FEWEST = 5  # examples of a class at least, so that one of them can be held back
 
 Texts = tuple[str, ...]
 
 
 class Learned(NamedTuple):
-    """What a method predicts for `dev`, and how it came to it."""
+    """A method's predictions for `dev`, and the settings it chose."""
 
     predicted_N: NDArray[np.float64]
-    chosen: dict[str, Any]  # settings, and the score on what was held back: "validation"
+    chosen: dict[str, Any]  # settings, and the score on the held-back examples: "validation"
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What a user may say about learning. StlmError where a number is out of range."""
+    """The user's options for probing. Raises StlmError where a number is out of range."""
 
-    seeds: int = 3  # how often it is learned: with seeds 0, 1, …
+    seeds: int = 3  # number of repetitions, with seeds 0, 1, …
     max_train_examples: int | None = None  # drawn by each seed, where there are more
 
     def __post_init__(self) -> None:
@@ -47,20 +47,20 @@ class ProbeOptions:
 
 
 class Method(Protocol):
-    """A way to learn a task."""
+    """A method of learning a task."""
 
     def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> Learned:
-        """Learn from `train`, and predict the label of each of `dev`."""
+        """Learn from `train`, and predict the label of each example of `dev`."""
         ...
 
     def is_cut(self, texts: Texts) -> bool:
-        """Whether some of these texts of an example is not read, as the model's context is too short."""
+        """Return whether the texts of an example are cut because the model's context is too short."""
         ...
 
 
 def probe(data: GlueData, method: Method, options: ProbeOptions) -> dict[str, Any]:
-    """Learn a task with every seed and score each on `dev`: every measure as mean, spread and interval, beside what
-    answering without looking would get. StlmError where there are too few examples to learn from.
+    """Learn a task with every seed, score each on `dev`, and return every measure's mean, spread and interval, and its
+    majority baseline. Raises StlmError where there are too few examples to learn from.
     """
     task, truth_N = data.task, labels_of(data.dev)
     learned, draws = [], []
@@ -84,7 +84,7 @@ def probe(data: GlueData, method: Method, options: ProbeOptions) -> dict[str, An
 
 
 def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
-    """The examples to learn from, in the order of the file: all, or as many as the limit says, drawn by the seed."""
+    """Return the examples to learn from, in the order of the file: all, or `limit` of them, drawn by the seed."""
     train = data.train
     if limit is not None and limit < len(train):
         kept = np.sort(np.random.default_rng(seed).permutation(len(train))[:limit])
@@ -101,7 +101,7 @@ def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
 
 
 def inner_split(task: GlueTask, train: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """What is learned from while choosing, and what is chosen by: each class has its share of both."""
+    """Split `train` into examples to learn from and held-back ones, stratified by class."""
     from sklearn.model_selection import train_test_split
 
     classes = labels_of(train) if task.classes else None
@@ -111,15 +111,15 @@ def inner_split(task: GlueTask, train: Sequence[Example], seed: int) -> tuple[li
 
 
 def mean_score(task: GlueTask, truth_N: NDArray[np.float64], predicted_N: NDArray[np.float64]) -> float:
-    """The mean of a task's measures: what is chosen by."""
+    """Return the mean of a task's measures, by which settings are chosen."""
     return float(np.mean([SCORES[name](truth_N, predicted_N) for name in task.measures]))
 
 
 def scored(
     name: str, truth_N: NDArray[np.float64], predictions: Sequence[NDArray[np.float64]], train: Sequence[Example]
 ) -> dict[str, Any]:
-    """One measure: its mean over seeds, with the 95 % bootstrap interval over examples, the standard deviation over
-    seeds (None of one), and that of giving all examples the commonest label of `train`, or its mean score."""
+    """Return one measure's mean over seeds, 95 % bootstrap interval over examples, standard deviation over seeds (None
+    for one seed), and value if every example gets the commonest label of `train`."""
     score = SCORES[name]
     of_seeds = [score(truth_N, predicted_N) for predicted_N in predictions]
     estimate = statistic_estimate(
@@ -135,7 +135,7 @@ def scored(
 
 
 def commonest(train: Sequence[Example]) -> float:
-    """The label that most examples have, the smallest of several; where labels are scores, any constant does as well,
-    as no correlation tells them apart."""
+    """Return the commonest label, the smallest in a tie. Where labels are scores, any constant would do: its
+    correlation is 0."""
     labels, counts = np.unique(labels_of(train), return_counts=True)
     return float(labels[counts.argmax()])

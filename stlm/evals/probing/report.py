@@ -1,4 +1,4 @@
-"""What was learned on top of a model, for people: a table over tasks, for terminals and in Markdown."""
+"""Results of probing as a table over tasks, for terminals and in Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ train: examples that each seed learns from; x 100: on dev, the mean over seeds; 
 
 
 def probe_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row for each measure of each task, the header first."""
+    """Return a row for each measure of each task, the header first."""
     rows = [_HEADER]
     for name, values in results.items():
         for measure, found in values["measures"].items():
@@ -31,13 +31,13 @@ def probe_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def probe_text(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     header, *rows = probe_rows(results)
     return table(rows, header, "lrrlrrrr")
 
 
 def probe_markdown(head: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table, and of each task what was chosen, as a page."""
+    """Return a page with the table, and the chosen settings of each task."""
     parts = ["# Learning on top", markdown_list({name: value for name, value in head.items() if value is not None})]
     parts += [markdown_table(probe_rows(results)), NOTES]
     for name, values in results.items():

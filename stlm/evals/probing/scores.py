@@ -1,7 +1,7 @@
-"""How well predictions of labels agree with the truth: what GLUE (arXiv 1804.07461) reports, by scikit-learn and scipy.
+"""The measures of GLUE (arXiv 1804.07461) for predicted labels, by scikit-learn and scipy.
 
-Each takes truths and predictions, [items] both, and gives 1 where they are equal. What cannot be told apart from
-guessing, as predictions that are all the same, has a correlation of 0.
+Each takes truths and predictions, both [items], and returns 1 where they are equal. Constant predictions have a
+correlation of 0.
 """
 
 from __future__ import annotations
@@ -18,33 +18,34 @@ Labels = NDArray[np.float64]
 
 
 def matthews(truth_N: Labels, predicted_N: Labels) -> float:
-    """The correlation of two classes or more (Matthews 1975): -1 to 1, 0 for guessing."""
+    """Return Matthews' correlation of two or more classes (Matthews 1975): -1 to 1, 0 for guessing."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(truth_N, predicted_N)) if _vary(truth_N, predicted_N) else 0.0
 
 
 def accuracy(truth_N: Labels, predicted_N: Labels) -> float:
-    """The share that is right."""
+    """Return the share of correct predictions."""
     return float(np.mean(truth_N == predicted_N))
 
 
 def f1(truth_N: Labels, predicted_N: Labels) -> float:
-    """Of label 1: the harmonic mean of precision and recall; 0 where it is neither predicted nor there."""
+    """Return F1 of label 1, the harmonic mean of precision and recall; 0 where the label is neither predicted nor true.
+    """
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth_N, predicted_N, pos_label=1, zero_division=0.0))
 
 
 def pearson(truth_N: Labels, predicted_N: Labels) -> float:
-    """The linear correlation: -1 to 1."""
+    """Return the linear correlation: -1 to 1."""
     from scipy.stats import pearsonr
 
     return float(pearsonr(truth_N, predicted_N).statistic) if _vary(truth_N, predicted_N) else 0.0
 
 
 def spearman(truth_N: Labels, predicted_N: Labels) -> float:
-    """The correlation of ranks, ties sharing theirs: -1 to 1."""
+    """Return the rank correlation, with ties sharing their mean rank: -1 to 1."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(truth_N, predicted_N).statistic) if _vary(truth_N, predicted_N) else 0.0
@@ -56,7 +57,7 @@ SCORES: dict[str, Callable[[Labels, Labels], float]] = {
 
 
 def require_sklearn(what: str) -> None:
-    """StlmError where scikit-learn or scipy is not installed."""
+    """Raise StlmError where scikit-learn or scipy is not installed."""
     try:
         import scipy  # noqa: F401
         import sklearn  # noqa: F401
