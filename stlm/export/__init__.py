@@ -1,4 +1,4 @@
-"""Models in the forms that others read: every conversion is proven on the logits of a text."""
+"""Conversion of models to and from other formats, each checked by comparing logits on a text."""
 
 from stlm.export.artifact.conversion import Packed, convert_to_artifact
 from stlm.export.conversion import Converted, convert_from, convert_to

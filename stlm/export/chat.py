@@ -1,4 +1,4 @@
-"""Chat templates as other programs render them, and how a turn ends for them."""
+"""Chat templates for other programs, and the ids and strings that end a turn there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from data_pipeline.sources.conversations import END_OF_TURN
 from data_pipeline.tokenizers import Tokenizer
 
-MARK = "\x02"  # begins the names of symbols in exported tokenizers; no message may hold it, and hardly any text does
+MARK = "\x02"  # begins the names of symbols in exported tokenizers; rare in texts, refused in messages before "<"
 
-# In front of a conversation a model reads where a sequence begins, and where a document does; its own template knows of
-# no symbols. A message that spells one out is refused: programs that render templates take it for the symbol.
+# A conversation follows the symbols for the beginning of a sequence and of a document; the model's own template has no
+# symbols. A message that spells one out is refused: programs that render templates would read it as the symbol.
 _BEGINNING = (
     "{%- for message in messages %}{%- if message['content'] is string and '\\x02<' in message['content'] %}"
     "{{- raise_exception('a message spells out a symbol: U+0002 followed by <') }}{%- endif %}{%- endfor %}"
@@ -21,36 +21,36 @@ _BEGINNING = (
 
 
 def exported_template(template: str) -> str:
-    """The template of a model, for programs that encode what it renders as it stands."""
+    """Return a model's template for programs that encode the rendered text without adding symbols."""
     return _BEGINNING + template
 
 
 def spelled_out(template: str) -> str:
-    """The same with control characters instead of their escapes, which llama.cpp does not read."""
+    """Return the template with control characters in place of their escapes, which llama.cpp does not support."""
     return re.sub(r"\\x([01][0-9a-fA-F])", lambda found: chr(int(found[1], 16)), template)
 
 
 def own_template(template: str) -> str:
-    """The template of which `exported_template` made this one."""
+    """Return the template from which `exported_template` made this one."""
     return template.removeprefix(_BEGINNING)
 
 
 def is_exported(file: Path) -> bool:
-    """Whether a file holds a template that `exported_template` made."""
+    """Return whether a file holds a template made by `exported_template`."""
     return file.is_file() and file.read_text(encoding="utf-8").startswith(_BEGINNING)
 
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """How ids tell that an answer has ended: with one of `ids`, or where a text with `strings` stands within one."""
+    """The ids and strings that end an answer. Strings are needed where the end of turn may begin within an id."""
 
     ids: list[int]
     strings: list[str]
-    single: int | None  # the one id that is the end of a turn and nothing else, if no other id holds it
+    single: int | None  # the id that is exactly the end of a turn, if no other id contains it
 
 
 def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
-    """Of a tokenizer whose model has learned conversations; nothing of another."""
+    """Return the ends of turns for a tokenizer with a chat template; empty for one without."""
     if tokenizer.chat_template is None:
         return EndOfTurn([], [], None)
     end = END_OF_TURN.encode()

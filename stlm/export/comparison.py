@@ -1,4 +1,4 @@
-"""Are two models the same? The largest difference of their logits on a text that every Python machine carries."""
+"""Comparison of two models: the largest difference of their logits on a text from Python's standard library."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from stlm.errors import ConversionError
 from stlm.stlm import STLM
 
-TOLERANCE = 1e-4  # in fp32; what sums of another order differ by is some hundred times less
-RELATIVE = 1e-5  # the same where logits are beyond ± 10, as those of GPT-2 are: of the largest of them
+TOLERANCE = 1e-4  # in fp32; another order of summation gives differences about a hundred times smaller
+RELATIVE = 1e-5  # relative to the largest logit, which matters beyond ± 10, as in GPT-2
 ROWS = 2
 
-Logits = Callable[[Tensor], Tensor]  # ids [B, T] → logits [B, T, V] of each of them, given those before it
+Logits = Callable[[Tensor], Tensor]  # ids [B, T] → logits [B, T, V] of each id, given those before it
 
 
 def sample_text() -> str:
-    """Some thousand characters of English about Python, and a line of what is harder to encode."""
+    """Return several thousand characters of English about Python, and a line that is harder to encode."""
     prose = "\n\n".join(module.__doc__ or "" for module in (json, re, argparse))
     return f"{prose}\n\nnaïve café · 12,345 — “quotes” <0x41> Привет, 日本語 🙂\t\r\n   end\n"
 
 
 def sample_ids(model: STLM) -> Tensor:
-    """The text as windows of the model's context: [B, T], B at most 2."""
+    """Return the ids of the sample text in windows of the model's context: [B, T], B at most 2."""
     tokenizer, length = model.tokenizer, model.config.context_length
     ids = torch.tensor([tokenizer.end_of_text_id, *tokenizer.encode(sample_text()).tolist()])
     rows = min(ROWS, len(ids) // length)
@@ -36,9 +36,9 @@ def sample_ids(model: STLM) -> Tensor:
 
 @torch.no_grad()
 def compare(model: STLM, other: Logits) -> tuple[float, int]:
-    """The largest difference between the logits of both, and the number of ids that they were compared on.
+    """Return the largest difference between the logits of both, and the number of ids that were compared.
 
-    Raises ConversionError where it is more than TOLERANCE and RELATIVE allow, or no number.
+    Raises ConversionError where it exceeds TOLERANCE and RELATIVE, or is NaN.
     """
     ids_BT = sample_ids(model)
     model.eval()

@@ -1,5 +1,5 @@
-"""What all conversions have in common: a free place, an architecture that fits, equal logits, and a folder that appears
-whole or not at all."""
+"""The steps common to all conversions: check the output path and the architecture, write the folder atomically, compare
+logits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from stlm.stlm import STLM, locate_model
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion came to."""
+    """The result of a conversion."""
 
     output: Path
     parameters: int
     bytes: int  # on disk
     difference: float  # the largest between the logits of both models
-    num_ids: int  # that they were compared on
+    num_ids: int  # number of compared ids
 
     def __str__(self) -> str:
         return (
@@ -39,8 +39,8 @@ class Converted:
 def convert_to(target: str, source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Converted:
     """Write the model of a run, checkpoint or model directory as `target`, a name in TARGETS, into a new folder.
 
-    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, the
-    target cannot express the model, or what was written is not the same model; then nothing is written.
+    Raises CheckpointError or DataError where there is no valid model, ConversionError where the output is taken, the
+    target cannot express the model, or the written model differs. After an error nothing is written.
     """
     if target not in TARGETS:
         raise ConversionError(f"--to: got {target!r}, expected one of {', '.join(TARGETS)}")
@@ -63,16 +63,17 @@ def convert_from(
     source: str, directory: str | os.PathLike[str], output: str | os.PathLike[str],
     begin_run: Callable[[RunConfig, STLM, Path], None],
 ) -> Converted:  # fmt: skip
-    """Read the model of a folder in the form `source`, a name in SOURCES, into a new run, as its checkpoint of step 0.
+    """Read the model of a folder in the format `source`, a name in SOURCES, into a new run, as its checkpoint of step
+    0.
 
-    `begin_run` writes such a run into a folder. Raises ConversionError or DataError where the place is taken, there is
-    no such model, it cannot be expressed here, or what was written is not the same model; then nothing is written.
+    `begin_run` writes such a run into a folder. Raises ConversionError or DataError where the output is taken, there is
+    no such model, it cannot be expressed here, or the written model differs. After an error nothing is written.
     """
     if source not in SOURCES:
         raise ConversionError(f"--from: got {source!r}, expected one of {', '.join(SOURCES)}")
     output = vacant(output)
     model, logits = SOURCES[source].read(Path(directory))
-    if isinstance(model.tokenizer, HuggingFaceTokenizer):  # to prepare data with; see `begin_run`
+    if isinstance(model.tokenizer, HuggingFaceTokenizer):  # for preparing data; see `begin_run`
         model.tokenizer.spec = f"hf:{output / 'tokenizer'}"
     with atomic_directory(output) as folder:
         begin_run(RunConfig(data=DataConfig(tokenizer=model.tokenizer.spec), model=model.config), model, folder)
@@ -81,7 +82,7 @@ def convert_from(
 
 
 def vacant(output: str | os.PathLike[str]) -> Path:
-    """The path, where nothing is or an empty folder. Raises ConversionError."""
+    """Return the path, which must not exist or be an empty folder. Raises ConversionError where it is taken."""
     path = Path(output)
     if path.is_dir() and not any(path.iterdir()):
         return path
@@ -92,5 +93,5 @@ def vacant(output: str | os.PathLike[str]) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files of a folder."""
+    """Return the bytes of all files of a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,5 +1,5 @@
-"""A folder with model.onnx, which ONNX Runtime and its like run: ids in, logits of the next out, on batches of any size
-and texts of any length up to the context."""
+"""Export as model.onnx for ONNX Runtime and similar programs: ids to logits of the next id, for batches of any size and
+texts of any length up to the context."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE = "model.onnx"
 
 
 class Reader(nn.Module):
-    """The graph: ids [B, T], the start symbol first → logits [B, T, V] of the id that follows each."""
+    """The exported graph: ids [B, T], the start symbol first → logits [B, T, V] of the id after each."""
 
     def __init__(self, model: STLM) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Reader(nn.Module):
 
 
 def onnx_obstacles(config: ModelConfig) -> list[str]:
-    """What no fixed graph can express: where a shape, or which weights are read, depends on the ids or on their number.
+    """Return the settings that no fixed graph can express: shapes or weights that depend on the ids or their number.
 
-    That is so of patches and of experts; and of windows, which are cut into as many blocks as a text needs.
+    These are patches, experts, and attention windows, whose number of blocks depends on the length.
     """
     found = []
     if not isinstance(config.embedder, TokenEmbedderConfig | ByteEmbedderConfig):
@@ -52,7 +52,7 @@ def onnx_obstacles(config: ModelConfig) -> list[str]:
 
 
 def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """Fill a folder with the graph and the tokenizer's files; see `Target`."""
+    """Write the graph and the tokenizer's files into a folder; see `Target`."""
     runtime = _library()
     length = model.config.context_length
     if length < 3:
@@ -69,7 +69,7 @@ def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
                 input_names=["input_ids"], output_names=["logits"], dynamic_shapes={"input_ids": dimensions},
             )  # fmt: skip
             program.save(folder / FILE)
-    except Exception as error:  # the exporter raises nothing more special
+    except Exception as error:  # the exporter raises no narrower class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"onnx: torch cannot export this model ({reason}); nothing was written") from None
     write_tokenizer(model, folder)
@@ -95,7 +95,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without what the exporter says of its own parts."""
+    """Silence the exporter's logs and warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Where a model comes from, as far as its checkpoint and its run say so."""
+"""Provenance of a model, as far as its checkpoint and run record it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from stlm.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a model besides itself; None where it was taken out of its checkpoint or run."""
+    """The provenance of a model; fields are None where the model lies outside of its checkpoint or run."""
 
     step: int | None = None
-    data_fingerprint: str | None = None  # sha256 of what it was trained on
+    data_fingerprint: str | None = None  # sha256 of its training data
     bits_per_byte: float | None = None  # of the validation text, where the step was validated
-    command: str | None = None  # that started the run, the last time, as it can be typed
+    command: str | None = None  # the last command that started the run, as it can be typed
 
     @classmethod
     def of(cls, model: Path) -> Origin:
-        """That of a model directory: runs/NAME/checkpoints/step_…/model. Raises CheckpointError."""
+        """Read the provenance of a model directory: runs/NAME/checkpoints/step_…/model.
+
+        Raises CheckpointError where a file cannot be read.
+        """
         run = Path(os.path.normpath(model.resolve() / "../../.."))
         progress = _read(model.parent / "state.json", {})
         starts = _read(run / "environment.json", {}).get("starts") or [{}]
@@ -40,7 +43,7 @@ class Origin:
 
 
 def _typed(command: str | None) -> str | None:
-    """A recorded command, which is what the script was given, with the launcher and without what that has added."""
+    """Return a recorded command with the launcher in front and without the arguments that the launcher adds."""
     if not command:
         return None
     words = [word for word in shlex.split(command) if not re.match(r"--local[_-]rank=", word)]

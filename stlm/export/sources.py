@@ -1,4 +1,4 @@
-"""What a model can be read from besides this project's own checkpoints, by name."""
+"""Formats that models are read from, besides this project's own checkpoints, by name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stlm.stlm import STLM
 
 @dataclass(frozen=True)
 class ImportForm:
-    """One form of a model on disk."""
+    """One format of a model on disk."""
 
-    read: Callable[[Path], tuple[STLM, Logits]]  # the model of a folder, and the logits of what lies there
+    read: Callable[[Path], tuple[STLM, Logits]]  # returns the model of a folder, and the original's logits
 
 
 SOURCES = {"huggingface": ImportForm(read_huggingface)}

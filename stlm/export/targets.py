@@ -1,4 +1,4 @@
-"""What a model can be converted to, by name."""
+"""Formats that models are converted to, by name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stlm.stlm import STLM
 
 @dataclass(frozen=True)
 class Target:
-    """One form of a model on disk."""
+    """One format of a model on disk."""
 
-    obstacles: Callable[[ModelConfig], list[str]]  # what it cannot express, each as "key = value"; none: it fits
-    write: Callable[[STLM, Origin, Path], Logits]  # fills a folder, and gives the logits of what is read back from it
+    obstacles: Callable[[ModelConfig], list[str]]  # settings it cannot express, as "key = value"; none: it fits
+    write: Callable[[STLM, Origin, Path], Logits]  # writes a folder, and returns the logits of the model read back
 
 
 def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """The model directory alone: config.json, model.safetensors and tokenizer/, as they lie in a checkpoint."""
+    """Write only the model directory: config.json, model.safetensors and tokenizer/, as in a checkpoint."""
     model.save(folder)
     written = STLM.load(folder).eval()
     return lambda ids_BT: written(ids_BT).logits

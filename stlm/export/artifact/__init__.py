@@ -1,1 +1,1 @@
-"""One small file: rounding, calibration, what it has cost."""
+"""Models as one small file: rounding, calibration, and the cost in bits per byte."""

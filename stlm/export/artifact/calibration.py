@@ -1,7 +1,7 @@
-"""Rounding that knows what a matrix reads: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+"""Rounding of matrices for their inputs: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
 
-Rounding one column of W changes what the layer gives for its inputs x. Columns not yet rounded are moved so that they
-take back as much of that change as they can, by the inverse of H, the sum of x x^T over a text (section 3.2).
+Rounding one column of W changes the layer's outputs for its inputs x. The columns not yet rounded are adjusted to
+compensate for that change as far as possible, by the inverse of H, the sum of x x^T over a text (section 3.2).
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ DAMPING = 0.01  # of the mean of H's diagonal, added to it (section 3.3)
 
 
 def quantize(model: STLM, bits: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Quantized]:
-    """The matrices of a model as integers, by name; `batches`: (ids, document ids or None), [B, T] each, none: without.
+    """Return the matrices of a model as integers, by name.
 
-    A matrix that several layers share is rounded for the inputs of them all, and so is one of several experts. Tables
-    that are only looked up in have no inputs: each of their entries is rounded by itself.
+    `batches`: (ids, document ids or None), each [B, T], for calibration; empty: round to nearest. A matrix that several
+    layers or experts share is rounded for the inputs of all of them. Tables that are only looked up have no inputs:
+    each of their entries is rounded to nearest.
     """
     moments = input_moments(model, batches)
     return {
@@ -45,7 +46,7 @@ def quantize(model: STLM, bits: int, batches: Iterable[tuple[Tensor, Tensor | No
 
 @torch.no_grad()
 def input_moments(model: STLM, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[Tensor, Tensor]:
-    """Of each matrix that multiplies vectors x: the sum of x x^T over a text, [C, C]."""
+    """Return for each matrix that multiplies vectors x the sum of x x^T over a text, [C, C]."""
     moments: dict[Tensor, Tensor] = {}
 
     def add(weight: Tensor, module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -68,7 +69,7 @@ def input_moments(model: STLM, batches: Iterable[tuple[Tensor, Tensor | None]]) 
 
 
 def round_for_inputs(weight: Tensor, moments_CC: Tensor, bits: int) -> Quantized:
-    """Round a tensor column by column, those first whose inputs are largest; see above."""
+    """Round a tensor by GPTQ, column by column, the columns with the largest inputs first."""
     weight_RC = weight.detach().float().flatten(0, -2)
     ratios_RG, unit = choose_steps(weight_RC, bits)
     steps_RC = spread(steps_of(ratios_RG, unit), weight_RC.size(1))
@@ -84,7 +85,7 @@ def round_for_inputs(weight: Tensor, moments_CC: Tensor, bits: int) -> Quantized
 
 
 def _inverse_root(moments_CC: Tensor) -> Tensor:
-    """U with U^T U = H^-1, upper triangular: its rows say how an error is shared out (section 3.3, step 3)."""
+    """Return the upper triangular U with U^T U = H^-1, whose rows distribute an error (section 3.3, step 3)."""
     damped_CC = moments_CC.double()
     mean = damped_CC.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     damped_CC = damped_CC + DAMPING * mean * torch.eye(len(damped_CC), dtype=torch.float64, device=damped_CC.device)

@@ -1,4 +1,4 @@
-"""From a checkpoint to one small file: round, write, read back, and say what it has cost."""
+"""Conversion of a checkpoint to one small file: round, write, read back, and measure the cost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from stlm.stlm import STLM, describe_model, locate_model
 
 @dataclass(frozen=True)
 class Packed:
-    """What a model in one file came to."""
+    """The result of a conversion to one file."""
 
     output: Path
     parameters: int
     bits: int
     bytes: int  # on disk, tokenizer and config included
-    before: float  # bits per byte of the model that was given
+    before: float  # bits per byte of the given model
     after: float
-    method: str  # how matrices were rounded
+    method: str  # of rounding matrices
     texts: Texts
 
     def __str__(self) -> str:
@@ -49,8 +49,8 @@ def convert_to_artifact(
 ) -> Packed:
     """Write the model of a run, checkpoint or model directory into one new file. `calibration`: see `Texts.of`.
 
-    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, or what
-    is read back is not what was written; then nothing is written.
+    Raises CheckpointError or DataError where there is no valid model, ConversionError where the output exists or does
+    not read back as it was written. After an error nothing is written.
     """
     path = Path(output)
     if bits not in BITS:
@@ -77,9 +77,9 @@ def convert_to_artifact(
 
 
 def _round(model: STLM, bits: int, texts: Texts) -> tuple[dict[str, Quantized], str]:
-    """The matrices in few bits: by GPTQ or to the nearest, whichever costs the calibration text less, and its name.
+    """Return the rounded matrices and the method: GPTQ or to nearest, whichever is better on the calibration text.
 
-    The nearest is better where training has ended with rounded matrices: they lie there already.
+    Rounding to nearest is better after training with rounded matrices, whose weights are close to their levels.
     """
     nearest = quantize(model, bits, ())
     if texts.calibration is None:

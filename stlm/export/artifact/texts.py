@@ -1,4 +1,4 @@
-"""Texts of a model: what its numbers are rounded for, and what it is judged on before and after."""
+"""Texts for rounding a model: one to calibrate on, one to measure the cost on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stlm.stlm import STLM
 
 CALIBRATION_IDS = 1 << 16
 JUDGED_IDS = 1 << 17
-_ROWS = 8  # of a forward pass
+_ROWS = 8  # in a forward pass
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Texts:
 
     @classmethod
     def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> Texts:
-        """Return what to round the model for and what to measure it on.
+        """Return the windows to calibrate on and those to measure on.
 
         With a text file `calibration`: its first nine tenths and its last tenth; no other data is read. Without one:
-        training and validation windows of the run that the model directory `source` lies in; where there is no run, a
-        text that every Python carries is measured, and nothing is calibrated. Raises ConversionError where the file is
-        no text, or the data of the run are not there.
+        training and validation windows of the run that contains the model directory `source`. Where there is no run,
+        nothing is calibrated, and the cost is measured on documentation from Python's standard library. Raises
+        ConversionError where the file is not text, or the run's data cannot be opened.
         """
         if calibration is not None:
             text = _read(Path(calibration))
@@ -59,7 +59,7 @@ class Texts:
 
 
 def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """(ids, loss mask, document ids or None), each [B, T]."""
+    """Yield (ids, loss mask, document ids or None), each [B, T]."""
     for first in range(0, len(windows.ids), _ROWS):
         rows = slice(first, first + _ROWS)
         documents = None if windows.document_ids is None else torch.from_numpy(windows.document_ids[rows])
@@ -68,7 +68,7 @@ def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
 
 @torch.no_grad()
 def bits_per_byte(model: STLM, windows: Windows) -> float:
-    """As validation in training counts: each window by itself, in fp32."""
+    """Return bits per byte as in validation during training: each window separately, in fp32."""
     bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).long()
     nats, num_bytes = 0.0, 0
     for ids_BT, mask_BT, documents_BT in batches(windows):
@@ -100,7 +100,7 @@ def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
 
 
 def _windows_of(model: STLM, text: str) -> Windows:
-    """A text as one document, in windows; what does not fill the last one is padded."""
+    """Return a text as one document in windows, the last one padded."""
     tokenizer, length = model.tokenizer, model.config.context_length
     ids = np.array([tokenizer.end_of_text_id, *tokenizer.encode(text).tolist()], dtype=np.int64)
     padding = -len(ids) % length
@@ -110,7 +110,7 @@ def _windows_of(model: STLM, text: str) -> Windows:
 
 
 def _spread(windows: Windows, num_ids: int) -> Windows:
-    """At most so many ids, from the whole text."""
+    """Return evenly spaced windows with at most `num_ids` ids in total."""
     number, length = windows.ids.shape
     places = np.unique(np.linspace(0, number - 1, max(1, num_ids // length)).astype(int))
     return Windows(windows.ids[places], windows.loss_mask[places])

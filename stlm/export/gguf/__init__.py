@@ -1,1 +1,1 @@
-"""Files for llama.cpp, and llama.cpp at work on them."""
+"""Conversion to GGUF files for llama.cpp, checked by running them in llama.cpp."""

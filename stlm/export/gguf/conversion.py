@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder with one file for llama.cpp: write, let it run, and compare."""
+"""Conversion of a checkpoint to a folder with one file for llama.cpp: write it, run it in llama.cpp, and compare."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from stlm.export.targets import forms_that_fit
 from stlm.stlm import STLM, locate_model
 
 FILE = "model.gguf"
-PLACES = 8  # of the text at which all log-probabilities are compared
-TOLERANCES = {"f32": TOLERANCE, "f16": 0.05, "q8_0": 0.5}  # the latter two round weights, and q8_0 what they multiply
+PLACES = 8  # positions of the text at which all log-probabilities are compared
+TOLERANCES = {"f32": TOLERANCE, "f16": 0.05, "q8_0": 0.5}  # f16 and q8_0 round weights, q8_0 activations as well
 
 
 @dataclass(frozen=True)
 class WrittenGGUF:
-    """What a conversion for llama.cpp came to."""
+    """The result of a conversion for llama.cpp."""
 
     output: Path
     parameters: int
     bytes: int
-    difference: float | None  # the largest between log-probabilities; None: llama.cpp was not there to run the file
-    remark: str  # what llama.cpp does otherwise with texts; or nothing
+    difference: float | None  # the largest between log-probabilities; None: llama.cpp is not installed
+    remark: str  # differences of llama.cpp's tokenizer; empty if there are none
 
     def __str__(self) -> str:
         proof = (
@@ -51,8 +51,8 @@ class WrittenGGUF:
 def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[str], type: str = "f32") -> WrittenGGUF:
     """Write the model of a run, checkpoint or model directory into a new folder, as model.gguf.
 
-    Raises CheckpointError or DataError where there is no sound model, ConversionError where the place is taken, the
-    format cannot express the model, or llama.cpp makes something else of it; then nothing is written.
+    Raises CheckpointError or DataError where there is no valid model, ConversionError where the output is taken, the
+    format cannot express the model, or llama.cpp computes something else. After an error nothing is written.
     """
     if type not in TOLERANCES:
         raise ConversionError(f"--type: got {type!r}, expected one of {', '.join(TOLERANCES)}")
@@ -87,7 +87,8 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
 
 @torch.no_grad()
 def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
-    """The largest difference of log-probabilities. ConversionError where it is too large, or ids are other ones."""
+    """Return the largest difference of log-probabilities. Raises ConversionError where it is too large, or ids differ.
+    """
     tokenizer = model.tokenizer
     text = _readable(tokenizer, sample_text())
     expected, got = [tokenizer.start_id, *tokenizer.encode(text).tolist()], other.encode(text)
@@ -114,7 +115,7 @@ def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
 
 
 def _readable(tokenizer: Tokenizer, text: str) -> str:
-    """The text without the characters that llama.cpp would not read as they are: see `_remark`."""
+    """Return the text without the characters that llama.cpp reads as other ids: see `_remark`."""
     if not is_unigram(tokenizer):
         return text
     pieces = {tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size)}

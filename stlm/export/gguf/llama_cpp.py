@@ -1,4 +1,4 @@
-"""llama.cpp at work on a file, through the server that its Python bindings start in this process."""
+"""A GGUF file run in llama.cpp, through the server that its Python bindings start in this process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SURELY = 1e4  # added to the logit of an id, so that it is the one drawn; what is told of the others stays as it is
+_SURELY = 1e4  # added to an id's logit to force it to be drawn; the reported log-probabilities do not change
 
 
 def installed() -> bool:
-    """Whether the bindings are there; without them there is no LlamaCpp."""
+    """Return whether the bindings are installed, which LlamaCpp needs."""
     try:
         import xllamacpp  # noqa: F401
     except ImportError:
@@ -23,7 +23,7 @@ def installed() -> bool:
 
 
 class LlamaCpp:
-    """A model of a GGUF file, computed on the CPU as exactly as llama.cpp can: in fp32, its cache included."""
+    """The model of a GGUF file, computed on the CPU as exactly as llama.cpp can: in fp32, cache included."""
 
     def __init__(self, path: Path, context_length: int) -> None:
         import xllamacpp
@@ -36,15 +36,15 @@ class LlamaCpp:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = torch.get_num_threads()
         settings.fit_params = settings.warmup = False
         settings.verbosity = -1
-        self._server = xllamacpp.Server(settings)  # as long as this object
+        self._server = xllamacpp.Server(settings)  # runs as long as this object exists
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, behind the symbol that begins a sequence."""
+        """Return the ids of a text after the symbol that begins a sequence."""
         return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
 
     def log_probabilities(self, ids: list[int], plain_id: int, vocab_size: int) -> Tensor:
-        """Those of the id that follows: [V]. `plain_id`: some id that is a whole character."""
+        """Return the log-probabilities of the next id, [V]. `plain_id`: an id that is a whole character."""
         answer = self.complete(ids, n_predict=1, n_probs=vocab_size, logit_bias=[[plain_id, _SURELY]])
         found = torch.full((vocab_size,), float("nan"))
         for entry in answer["completion_probabilities"][0]["top_logprobs"]:
@@ -52,11 +52,11 @@ class LlamaCpp:
         return found
 
     def complete(self, ids: list[int], **options: Any) -> dict[str, Any]:
-        """What the server makes of a prompt, the likeliest id at a time."""
+        """Return the server's greedy completion of a prompt."""
         return self.ask("/completion", prompt=ids, temperature=0, cache_prompt=False, return_tokens=True, **options)
 
     def ask(self, place: str, **body: Any) -> dict[str, Any]:
-        """One request to the server."""
+        """Send one request to the server and return its answer."""
         request = urllib.request.Request(
             self._server.listening_address + place, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

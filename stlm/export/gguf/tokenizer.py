@@ -1,8 +1,7 @@
-"""The project's tokenizers as llama.cpp's, with the same ids.
+"""The project's tokenizers converted to llama.cpp's, with the same ids.
 
-llama.cpp knows four ways of cutting a text up; three are of use here. "gpt2" merges characters of the byte-level
-alphabet, "llama" merges pieces by their score, which is sentencepiece's byte-pair encoding, and "t5" takes the
-likeliest pieces, which is its unigram model.
+Three of llama.cpp's tokenizer models are used. "gpt2" merges characters of the byte-level alphabet, "llama" merges
+pieces by their score, as sentencepiece's byte-pair encoding, and "t5" finds the likeliest pieces, as its unigram model.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from stlm.errors import ConversionError
 from stlm.export.chat import MARK, end_of_turn
 from stlm.export.huggingface.fast_tokenizer import definition_of
 
-# How a text is cut before characters are merged: the expression in tokenizer.json, and its name in llama.cpp.
+# Pre-tokenization before characters are merged: the expression in tokenizer.json, and its name in llama.cpp.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -27,12 +26,12 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _CUTS = {_GPT2: "gpt-2", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 
-_UNLEARNED = 10.0  # what sentencepiece subtracts from the lowest score for a character without a piece
+_UNLEARNED = 10.0  # subtracted by sentencepiece from the lowest score for a character without a piece
 
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """A tokenizer of llama.cpp; one entry an id in pieces, kinds and scores."""
+    """A tokenizer of llama.cpp; `pieces`, `kinds` and `scores` have one entry for each id."""
 
     model: str
     pre: str
@@ -44,21 +43,21 @@ class GGUFVocabulary:
 
 
 def is_unigram(tokenizer: Tokenizer) -> bool:
-    """Whether a text is cut into its likeliest pieces."""
+    """Return whether the tokenizer is sentencepiece's unigram model."""
     return isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.spec.startswith("sentencepiece:")
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> GGUFVocabulary:
-    """What llama.cpp is told of a tokenizer. Raises ConversionError where it has no such tokenizer."""
+    """Return a tokenizer's vocabulary for llama.cpp. Raises ConversionError where it has no such tokenizer."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         vocabulary = _of_sentencepiece(tokenizer)
     else:
         with tempfile.TemporaryDirectory() as scratch:
             definition = definition_of(tokenizer, Path(scratch))
         vocabulary = _of_byte_level(tokenizer, definition)
-    if tokenizer.chat_template is None:  # symbols are typed in prompts; there is no message that could spell one out
+    if tokenizer.chat_template is None:  # symbols may be typed in prompts; without chat no message can spell one out
         vocabulary.pieces[:] = [piece.removeprefix(MARK) for piece in vocabulary.pieces]
-    if (turn := end_of_turn(tokenizer).single) is not None:  # as a symbol, it is not part of the answer that it ends
+    if (turn := end_of_turn(tokenizer).single) is not None:  # as a symbol, it is not part of the answer
         vocabulary.pieces[turn], vocabulary.kinds[turn] = END_OF_TURN, "CONTROL"
     return vocabulary
 
@@ -74,7 +73,7 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> GGUFVocabulary:
         for id in ids
     ]  # fmt: skip
     unigram = is_unigram(tokenizer)
-    if unigram:  # "t5" cuts no text into bytes; but those that are a character can be pieces like others
+    if unigram:  # "t5" has no byte fallback; bytes that are a character become ordinary pieces
         learned = set(pieces)
         unlearned = min(score for score, kind in zip(scores, kinds, strict=True) if kind == "NORMAL") - _UNLEARNED
         for id in ids:
@@ -103,11 +102,11 @@ def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> GGUFVoca
     return GGUFVocabulary("gpt2", pre, pieces, kinds, merges=merges or [_NO_MERGE])
 
 
-_NO_MERGE = "<|start|> <|start|>"  # llama.cpp wants a list with an entry; this pair stands in no text
+_NO_MERGE = "<|start|> <|start|>"  # llama.cpp requires a non-empty list; this pair occurs in no text
 
 
 def _cut_of(definition: dict[str, Any]) -> str | None:
-    """llama.cpp's name of how a text is cut into words; None where it has none."""
+    """Return llama.cpp's name of the pre-tokenizer; None where it has none."""
     cutter = definition.get("pre_tokenizer") or {}
     steps = cutter.get("pretokenizers", [cutter])
     if [step["type"] for step in steps if step] == ["ByteLevel"]:

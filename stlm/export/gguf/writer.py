@@ -1,8 +1,8 @@
-"""A file that llama.cpp runs: architecture, weights and tokenizer in GGUF.
+"""GGUF files for llama.cpp: architecture, weights and tokenizer.
 
-Its architectures llama, qwen3 and granite are those of transformers (see `families`). Weights keep their values; rows
-of queries and keys change their order in two of them, because llama.cpp turns neighbouring entries of a head where
-transformers, and STLM, turn an entry of the first half with one of the second.
+The architectures llama, qwen3 and granite are those of transformers (see `families`). Weights keep their values. In
+llama and granite the rows of queries and keys are reordered, because llama.cpp rotates pairs of neighbouring entries of
+a head, where transformers and STLM pair an entry of the first half with one of the second.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
 _BLOCK = 32  # entries of a row that share a step in q8_0
-_NEIGHBOURS = ("llama", "granite")  # architectures that turn neighbouring entries
+_NEIGHBOURS = ("llama", "granite")  # architectures that rotate neighbouring entries
 _SOURCES = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
 
 def library() -> Any:
-    """The gguf library. Raises ConversionError where it is not installed."""
+    """Return the gguf library. Raises ConversionError where it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -38,9 +38,10 @@ def library() -> Any:
 
 
 def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, NDArray[Any]]:
-    """Write one file; `type`: of the matrices, f32, f16 or q8_0; vectors are fp32. Returns what `read_tensors` finds.
+    """Write one file, and return its tensors as `read_tensors` would.
 
-    Raises ConversionError where the tokenizer cannot be expressed, or rows are no whole blocks.
+    `type`: of the matrices, f32, f16 or q8_0; vectors are fp32. Raises ConversionError where the tokenizer cannot be
+    expressed, or rows are not whole blocks of q8_0.
     """
     gguf = library()
     fields = describe(model.config)
@@ -66,12 +67,12 @@ def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, 
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file by name, as they lie in it."""
+    """Return the tensors of a file by name, as stored."""
     return {tensor.name: tensor.data for tensor in library().GGUFReader(path).tensors}
 
 
 def tensors_of(model: STLM, fields: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """The parameters under the names of llama.cpp, in fp32; what is tied, once."""
+    """Return the parameters by llama.cpp's names, in fp32; tied parameters once."""
     gguf = library()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[fields["model_type"].upper()], fields["num_hidden_layers"])
     found = {}
@@ -86,7 +87,7 @@ def tensors_of(model: STLM, fields: dict[str, Any]) -> dict[str, NDArray[np.floa
 
 
 def _halves_to_neighbours(rows: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
-    """Rows of each head in the order 0, K/2, 1, K/2 + 1, …"""
+    """Return the rows of each head in the order 0, K/2, 1, K/2 + 1, …"""
     return rows.reshape(num_heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what a folder for transformers says of itself to people."""
+"""The model card of a folder for transformers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PROMPT, QUESTION, MOST = "The file", "Who are you?", 64
 
 
 def model_card(model: STLM, origin: Origin, there: Any, tokenizer_there: Any, native: bool) -> str:
-    """README.md of the folder, in Markdown; what is not known of the model is left out.
+    """Return README.md of the folder; unknown facts are left out.
 
-    there, tokenizer_there: what transformers has loaded from the folder. native: whether the class is one of its own.
+    there, tokenizer_there: model and tokenizer as loaded by transformers. native: whether transformers has the class.
     """
     config, tokenizer = model.config, model.tokenizer
     table = sum(parameter.numel() for parameter in model.embedder.parameters())
@@ -40,7 +40,7 @@ def model_card(model: STLM, origin: Origin, there: Any, tokenizer_there: Any, na
 
 
 def _written(there: Any, tokenizer_there: Any, chat: bool, most: int) -> str:
-    """What the sample prints, as lines of text."""
+    """Return the output of the sample code, as indented lines of text."""
     if chat:
         messages = [{"role": "user", "content": QUESTION}]
         given = tokenizer_there.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
@@ -52,7 +52,7 @@ def _written(there: Any, tokenizer_there: Any, chat: bool, most: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Control characters as the Unicode replacement character, which a card can hold."""
+    """Return the text with control characters replaced by the Unicode replacement character."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 

@@ -1,8 +1,8 @@
-"""Architectures that transformers has: Llama, and what differs from it by a norm or by a factor.
+"""Models as architectures of transformers: Llama, and variants with other norms or factors.
 
-Llama (arXiv 2302.13971) is the transformer core as it stands. Qwen3 (arXiv 2505.09388) norms queries and keys. Granite
-(IBM, 2024) is Llama with factors: on what is read from the table of ids, and on what a branch adds. So a model that
-reads its vectors times sqrt(width) is a Granite, with the same weights to the last bit; no weight need be multiplied.
+Llama (arXiv 2302.13971) is the plain transformer core. Qwen3 (arXiv 2505.09388) normalizes queries and keys. Granite
+(IBM, 2024) is Llama with factors on embeddings and on branch outputs: a model that scales its embeddings by sqrt(width)
+is exported as Granite, with bit-equal weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stlm.config import (
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM"}
 
-# Names of a block's parts here and there, and of those outside of blocks.
+# Names of a block's modules here and in transformers, and of modules outside of blocks.
 _BLOCK = {
     "attention_norm": "input_layernorm",
     "attention.query": "self_attn.q_proj",
@@ -44,7 +44,7 @@ _OUTSIDE = {"embedder.table": "model.embed_tokens", "core.norm": "model.norm", "
 
 
 def name_there(name: str) -> str:
-    """The name in transformers of a parameter of STLM: core.stack.blocks.0.attention.query.weight → model.layers.0.…"""
+    """Return a parameter's name in transformers: core.stack.blocks.0.attention.query.weight → model.layers.0.…"""
     place, _, kind = name.rpartition(".")
     if place in _OUTSIDE:
         return f"{_OUTSIDE[place]}.{kind}"
@@ -53,7 +53,7 @@ def name_there(name: str) -> str:
 
 
 def obstacles(config: ModelConfig) -> list[str]:
-    """The settings that no family can express, each as "model.key = value"; none: `describe` tells its family."""
+    """Return the settings that no family can express, as "model.key = value"; if none, `describe` gives the family."""
     embedder, core, head = config.embedder, config.core, config.head
     plain_core: Any = TransformerCoreConfig()
     if isinstance(core, TransformerCoreConfig):
@@ -68,8 +68,8 @@ def obstacles(config: ModelConfig) -> list[str]:
             norm=RMSNormConfig(norm.eps) if isinstance(norm, RMSNormConfig) else RMSNormConfig(),
             positions=RoPEConfig(positions.theta) if isinstance(positions, RoPEConfig) else RoPEConfig(),
             residual=ResidualConfig(scale=core.residual.scale),
-            exits=core.exits,  # the last of them is the whole model
-            layer_dropout=core.layer_dropout,  # of training alone
+            exits=core.exits,  # the last exit is the whole model
+            layer_dropout=core.layer_dropout,  # only in training
         )
     kind = ByteEmbedderConfig if isinstance(embedder, ByteEmbedderConfig) else TokenEmbedderConfig
     plain = ModelConfig(
@@ -87,14 +87,14 @@ def obstacles(config: ModelConfig) -> list[str]:
 
 
 def _plainly(value: Any) -> str:
-    """A value as YAML has it."""
+    """Return a value as in YAML."""
     if isinstance(value, float):
         return f"{value:g}"
     return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a transformers config, `model_type` among them, of a model without obstacles."""
+    """Return the fields of a transformers config, including `model_type`, for a model without obstacles."""
     core: Any = config.core
     attention, scaled = core.attention, value_at(config, "embedder.scaled")
     head_width = attention.head_width_of(config.width)

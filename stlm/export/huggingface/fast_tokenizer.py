@@ -1,4 +1,4 @@
-"""The project's tokenizers as files of the `tokenizers` library, with the same ids."""
+"""The project's tokenizers converted to files of the `tokenizers` library, with the same ids."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SPECIALS = ("start", "end_of_text", "pad", "mask")
 
 
 def is_marked(tokenizer: Tokenizer) -> bool:
-    """Whether symbols have names there that no text spells out by chance, and are therefore recognised in texts.
+    """Return whether exported symbols get names that no text contains by chance, so that they are recognised in texts.
 
-    Where the tokenizer is of the `tokenizers` library, symbols keep the names that people know, and texts that spell
-    them out are texts; but the templates of chats have to name them.
+    Tokenizers of the `tokenizers` library keep their symbols' names, and texts that spell them out are read as text,
+    unless there is a chat template, which has to name symbols.
     """
     return not isinstance(tokenizer, HuggingFaceTokenizer) or tokenizer.chat_template is not None
 
 
 def definition_of(tokenizer: Tokenizer, scratch: Path, end_of_turn: int | None = None) -> dict[str, Any]:
-    """A tokenizer.json whose ids are those of `tokenizer`; before a text it puts the start and end_of_text symbols, as
-    a model reads them at the beginning of a document. `scratch` is an empty folder. The id `end_of_turn` becomes a
-    symbol, which is left out of answers as others are.
+    """Return a tokenizer.json with the ids of `tokenizer`. It puts the start and end_of_text symbols before a text, as
+    a model reads them at the beginning of a document. `scratch`: an empty folder. `end_of_turn`: an id that becomes a
+    symbol, so that decoding omits it from answers.
     """
     if isinstance(tokenizer, ByteTokenizer):
         definition = _of_bytes(tokenizer)
@@ -56,13 +56,13 @@ def definition_of(tokenizer: Tokenizer, scratch: Path, end_of_turn: int | None =
 
 
 def _mark(definition: dict[str, Any]) -> None:
-    """Begin the names of all symbols with MARK."""
+    """Prefix the names of all symbols with MARK."""
     symbols = [token for token in definition["added_tokens"] if token["special"]]
     _rename(definition, {token["id"]: f"{MARK}{token['content'].removeprefix(MARK)}" for token in symbols})
 
 
 def unmarked(definition: dict[str, Any]) -> dict[str, Any]:
-    """A byte-level definition as it was before `definition_of` has marked it for chats."""
+    """Undo the changes that `definition_of` makes to a byte-level definition for chats."""
     turns = [token["id"] for token in definition["added_tokens"] if token["content"] == END_OF_TURN]
     definition["added_tokens"] = [token for token in definition["added_tokens"] if token["id"] not in turns]
     _rename(definition, {token["id"]: token["content"].removeprefix(MARK) for token in definition["added_tokens"]})
@@ -71,19 +71,19 @@ def unmarked(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_byte_level(definition: dict[str, Any]) -> bool:
-    """Whether pieces are written in the byte-level alphabet."""
+    """Return whether pieces are written in the byte-level alphabet."""
     return '"ByteLevel"' in json.dumps(definition.get("decoder"))
 
 
 def _byte_letters() -> dict[int, str]:
-    """The byte-level alphabet: how each byte is written."""
+    """Return the byte-level alphabet: the character of each byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return bytes_to_unicode()
 
 
 def _rename(definition: dict[str, Any], names: dict[int, str]) -> None:
-    """Give ids other names, in the table of the model and among the added tokens."""
+    """Rename ids in the model's table and among the added tokens."""
     model = definition["model"]
     old = {token["id"]: token["content"] for token in definition["added_tokens"]}
     for token in definition["added_tokens"]:
@@ -98,7 +98,7 @@ def _rename(definition: dict[str, Any], names: dict[int, str]) -> None:
 
 
 def special_names(tokenizer: Tokenizer, definition: dict[str, Any]) -> dict[str, str]:
-    """How each of SPECIALS is written there."""
+    """Return the exported name of each of SPECIALS."""
     names = {token["id"]: token["content"] for token in definition["added_tokens"]}
     return {special: names[getattr(tokenizer, f"{special}_id")] for special in SPECIALS}
 
@@ -114,7 +114,7 @@ def _frame(model: dict[str, Any], added: dict[int, str], **parts: Any) -> dict[s
 
 
 def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
-    """BPE without merges over the byte-level alphabet, whose characters get the ids of their bytes."""
+    """Return BPE without merges over the byte-level alphabet, whose characters have the ids of their bytes."""
     added = {getattr(tokenizer, f"{special}_id"): f"<|{special}|>" for special in SPECIALS}
     vocabulary = {added.get(byte, character): byte for byte, character in sorted(_byte_letters().items())}
     model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": False, "ignore_merges": False}
@@ -123,7 +123,7 @@ def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
 
 
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """The same pieces, with scores or with merges. No text that spells out a byte or a symbol is one."""
+    """Return the same pieces with scores or merges. Text that spells out a byte or a symbol is read as text."""
     processor = tokenizer._processor
     is_unigram = tokenizer.spec.startswith("sentencepiece:")
     model = _unigram(tokenizer) if is_unigram else _bpe(tokenizer)
@@ -143,13 +143,13 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def _unwritten(tokenizer: SentencePieceTokenizer) -> list[bool]:
-    """Of each id, whether it is a byte or a symbol rather than a piece that was learned."""
+    """Return for each id whether it is a byte or a symbol rather than a learned piece."""
     return [tokenizer._processor.is_byte(id) or tokenizer.bytes_per_id[id] == 0 for id in range(tokenizer.vocab_size)]
 
 
 def _unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """What is no piece costs 10 more than the worst of all pieces, so bytes and symbols, which sentencepiece leaves out
-    of that, get the score of the worst one that was learned."""
+    """Return the unigram model. Unknown text scores 10 below the worst of all pieces. sentencepiece excludes bytes and
+    symbols from that minimum, so they get the score of the worst learned piece."""
     processor, unwritten = tokenizer._processor, _unwritten(tokenizer)
     worst = min(processor.get_score(id) for id in range(tokenizer.vocab_size) if not unwritten[id])
     vocabulary = [
@@ -160,7 +160,8 @@ def _unigram(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def _apart(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """Cuts text that spells out a byte or a symbol, so that it is not taken for one, where no learned piece is cut."""
+    """Return a pre-tokenizer that splits text spelling out a byte or a symbol, at a place where no learned piece is
+    split."""
     unwritten = _unwritten(tokenizer)
     pieces = [tokenizer._processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
     learned = [piece for piece, is_unwritten in zip(pieces, unwritten, strict=True) if not is_unwritten]
@@ -173,8 +174,8 @@ def _apart(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def _bpe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """sentencepiece joins two neighbours where what they spell is a piece, the best piece first: each way in which a
-    piece can be put together from two is a merge, and they are ordered by the piece that they make."""
+    """Return the BPE model. sentencepiece joins two neighbours that spell a piece, the best piece first: each split of
+    a piece into two pieces is a merge, and merges are ordered by the score of the joined piece."""
     processor, unwritten = tokenizer._processor, _unwritten(tokenizer)
     pieces = [processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
     learned = {piece: id for id, piece in enumerate(pieces) if not unwritten[id]}

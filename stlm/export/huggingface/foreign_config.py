@@ -1,7 +1,7 @@
-"""Architectures of transformers as settings of this project, and where their weights go: the way back of `families`.
+"""Architectures of transformers as configs of this project, with the mapping of weights: the inverse of `families`.
 
-A field of their config is either read here, or of no consequence for what the model computes, or it has to have the
-value that it has by default: what is not known cannot be passed over.
+Every field of a transformers config is read here, or known not to affect the logits, or required to have its default:
+unknown settings are never ignored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stlm.stlm import STLM
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "granite")
 
-# Of training, of generating, of telling: nothing that the logits depend on.
+# Settings of training, generation and output, which do not affect the logits.
 _INERT = """
     _name_or_path architectures attention_dropout attn_pdrop auto_map bos_token_id chunk_size_feed_forward dtype
     embd_pdrop eos_token_id id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers model_type
@@ -47,13 +47,13 @@ _READ = """
     tie_word_embeddings vocab_size
 """
 _KNOWN = frozenset((_INERT + _READ).split())
-_GELU = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}  # by way of tanh?
+_GELU = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}  # approximated by tanh?
 
 
 def express(there: Any, where: str) -> ModelConfig:
-    """The settings of a model whose transformers config is `there`, with a token embedder.
+    """Return the config of a model whose transformers config is `there`, with a token embedder.
 
-    Raises ConversionError, naming the keys in the way.
+    Raises ConversionError, naming the keys that cannot be expressed.
     """
     if there.model_type not in FAMILIES:
         raise ConversionError(
@@ -69,7 +69,7 @@ def express(there: Any, where: str) -> ModelConfig:
 
 
 def _obstacles(there: Any) -> Iterator[str]:
-    """The fields that stand in the way, each as "key = value"."""
+    """Yield the fields that cannot be expressed, as "key = value"."""
     given, usual = there.to_dict(), type(there)().to_dict()
     for key, value in given.items():
         if key not in _KNOWN and value != usual.get(key):
@@ -94,12 +94,12 @@ def _head_width(there: Any) -> int:
 
 
 def _is_root(there: Any) -> bool:
-    """Whether vectors are read times the root of the width, as this project does."""
+    """Return whether embeddings are scaled by the square root of the width, as in this project."""
     return math.isclose(getattr(there, "embedding_multiplier", 1.0), there.hidden_size**0.5, rel_tol=1e-6)
 
 
 def _llama(there: Any) -> ModelConfig:
-    """Llama and what differs from it by a norm, a bias or a factor."""
+    """Return the config of Llama and its variants by norms, biases or factors."""
     heads, kv_heads, head_width = there.num_attention_heads, there.num_key_value_heads, _head_width(there)
     all_biased = getattr(there, "attention_bias", False)
     attention = GroupedQueryConfig(
@@ -127,7 +127,7 @@ def _llama(there: Any) -> ModelConfig:
 
 
 def _gpt2(there: Any) -> ModelConfig:
-    """GPT-2 (Radford et al. 2019): LayerNorm, learned positions, gelu, and biases everywhere."""
+    """Return the config of GPT-2 (Radford et al. 2019): LayerNorm, learned positions, gelu, biases everywhere."""
     gelu = GELUConfig(there.n_inner or 4 * there.n_embd, bias=True, approximate=_GELU[there.activation_function])
     core = TransformerCoreConfig(
         num_layers=there.n_layer,
@@ -146,9 +146,9 @@ def _gpt2(there: Any) -> ModelConfig:
 
 
 def take(weights: Mapping[str, Tensor], model: STLM, family: str, where: str) -> dict[str, Tensor]:
-    """The tensors of `model`, by the names of its parameters, out of those of transformers.
+    """Return the tensors of `model` by parameter name, taken from the weights of transformers.
 
-    Raises ConversionError where some are left over.
+    Raises ConversionError where weights are left over.
     """
     weights = dict(weights)
     if model.config.head.tied:
@@ -189,7 +189,7 @@ _THIRDS = ("query", "key", "value")  # side by side in one matrix
 
 
 def _gpt2_tensor(weights: Mapping[str, Tensor], name: str, parameter: Tensor) -> tuple[str, Tensor]:
-    """GPT-2 has its matrices transposed, [in, out]."""
+    """Return a parameter's name in GPT-2 and its tensor. GPT-2 stores matrices transposed, [in, out]."""
     place, _, kind = name.rpartition(".")
     if place in _GPT2_OUTSIDE:
         there = f"{_GPT2_OUTSIDE[place]}.{kind}"

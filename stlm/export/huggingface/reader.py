@@ -1,4 +1,4 @@
-"""A model of transformers as one of this project: its config, its tokenizer, its weights to the last bit.
+"""A model of transformers read as one of this project: config, tokenizer, and bit-equal weights.
 
 No code of the folder is run, and nothing is fetched.
 """
@@ -29,10 +29,10 @@ from stlm.stlm import STLM
 
 
 def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
-    """The model of a folder, and the logits that transformers gives for it; see `Source`.
+    """Read the model of a folder, and return it with the logits that transformers computes; see `ImportForm`.
 
-    Raises ConversionError, naming the key in the way, where it is no model that STLM can express, and DataError where
-    its tokenizer is none that gives back every text.
+    Raises ConversionError, naming the key, where STLM cannot express the model, and DataError where its tokenizer does
+    not reproduce every text.
     """
     transformers = library()
     place = directory / "config.json"
@@ -43,7 +43,7 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
         there = _our_classes()[0].from_pretrained(directory) if ours else _config(transformers, directory)
     except (StlmError, DataError):
         raise
-    except Exception as error:  # whatever is wrong with the file: the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise ConversionError(f"{place}: transformers cannot read it: {_first_line(error)}") from None
     config = there.settings() if ours else express(there, str(place))
     tokenizer = read_tokenizer(directory, there.vocab_size)
@@ -65,22 +65,22 @@ def _config(transformers: Any, directory: Path) -> Any:
 
 
 def _our_classes() -> tuple[Any, Any]:
-    """Config and model of what this project exports with code: as they are here, whatever code the folder has."""
+    """Return this project's config and model classes, which are used instead of the code in the folder."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
     return StlmConfig, StlmForCausalLM
 
 
 def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a folder: where this project wrote the folder the one it had, else one of the library.
+    """Return the tokenizer of a folder: the original one if this project wrote the folder, else one of the library.
 
-    Raises DataError where there is none that gives back every text, or it has more than `vocab_size` ids.
+    Raises DataError where it does not reproduce every text, or has more than `vocab_size` ids.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place = directory if (directory / "tokenizer.json").is_file() else _converted(directory, Path(scratch))
         definition = json.loads(tokenizer_file(str(place)).read_bytes())
         for known in _known(directory):
-            known.chat_template = ""  # it may be that of a chat model
+            known.chat_template = ""  # the folder may hold a chat model
             for end in (None, end_of_turn(known).single):
                 with tempfile.TemporaryDirectory() as empty:
                     if _vocabulary(definition_of(known, Path(empty), end)) == _vocabulary(definition):
@@ -91,7 +91,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 
 
 def _unmarked(directory: Path, definition: dict[str, Any], scratch: Path) -> Path:
-    """A folder with the tokenizer as it was before it was exported with a chat model."""
+    """Write the tokenizer as it was before its export with a chat model, and return its folder."""
     scratch.mkdir()
     (scratch / "tokenizer.json").write_text(json.dumps(unmarked(definition)), encoding="utf-8")
     config = json.loads((directory / "tokenizer_config.json").read_bytes())
@@ -101,14 +101,14 @@ def _unmarked(directory: Path, definition: dict[str, Any], scratch: Path) -> Pat
 
 
 def _known(directory: Path) -> list[Tokenizer]:
-    """Tokenizers of this project that a folder may have been written with."""
+    """Return this project's tokenizers from which a folder may have been written."""
     file = directory / MODEL_FILE
     kinds = ALGORITHMS if file.is_file() else ()
     return [ByteTokenizer(), *(SentencePieceTokenizer(file.read_bytes(), kind) for kind in kinds)]
 
 
 def _vocabulary(definition: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two definitions the same mapping: the model's table, and the symbols beside it, marked or not."""
+    """Return a key that is equal for definitions of the same mapping: the model's table and the unmarked symbols."""
     added = {token["id"]: token["content"].removeprefix(MARK) for token in definition.get("added_tokens") or ()}
     model = definition["model"]
     table = dict(enumerate(model["vocab"])) if isinstance(model["vocab"], list) else _by_id(model["vocab"])
@@ -121,12 +121,12 @@ def _by_id(vocab: dict[str, int]) -> dict[int, str]:
 
 
 def _converted(directory: Path, scratch: Path) -> Path:
-    """A folder with tokenizer.json, where `directory` has its tokenizer in an older form."""
+    """Convert a tokenizer in an older format to tokenizer.json, and return its folder."""
     try:
         library().AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         ).save_pretrained(scratch / "fast")
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise DataError(
             f"{directory}: holds no tokenizer.json, and no other tokenizer that transformers can read "
             f"({_first_line(error)}); copy the tokenizer's files beside the model"
@@ -137,12 +137,12 @@ def _converted(directory: Path, scratch: Path) -> Path:
 
 
 def _load(kind: Any, directory: Path) -> Any:
-    """The model as transformers has it, in fp32, with every weight from the folder."""
+    """Load the model by transformers, in fp32. Raises ConversionError where weights are missing or left over."""
     try:
         loaded, told = kind.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever is wrong with the files: the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise ConversionError(
             f"{directory}: transformers cannot load its weights: {_first_line(error)}; is the folder complete?"
         ) from None

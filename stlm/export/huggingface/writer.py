@@ -1,4 +1,4 @@
-"""A folder that transformers loads: config, weights, tokenizer, a card for people, and the code where it has none."""
+"""Folders that transformers loads: config, weights, tokenizer, model card, and code where transformers has none."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from stlm.stlm import STLM
 
 
 def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """Fill a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`.
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`.
 
-    The class is one that transformers has, where one of them is the same network; else it is this project's own, which
-    travels with the model.
+    The model has a class of transformers where one computes the same network; otherwise this project's class, whose
+    code is part of the folder.
     """
     transformers = library()
     tokenizer = model.tokenizer
@@ -63,12 +63,12 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
 
 
 def write_tokenizer(model: STLM, folder: Path) -> None:
-    """The tokenizer's files, for AutoTokenizer and for the `tokenizers` library."""
+    """Write the tokenizer's files, for AutoTokenizer and for the `tokenizers` library."""
     tokenizer = model.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         definition = definition_of(tokenizer, Path(scratch), end_of_turn(tokenizer).single)
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
-    if isinstance(tokenizer, SentencePieceTokenizer):  # for the way back
+    if isinstance(tokenizer, SentencePieceTokenizer):  # for `reader`
         tokenizer.save_model(folder)
     names = special_names(tokenizer, definition)
     described = {
@@ -79,8 +79,8 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
         "mask_token": names["mask"],
         "model_max_length": model.config.context_length,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not is_marked(tokenizer),  # a text that spells out a symbol is a text
-        "padding_side": "left",  # what `generate` continues stands at the end of every row
+        "split_special_tokens": not is_marked(tokenizer),  # read a text that spells out a symbol as text
+        "padding_side": "left",  # `generate` continues rows at their ends
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if tokenizer.chat_template is not None:
@@ -89,7 +89,7 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
 
 
 def _of_theirs(model: STLM, symbols: dict[str, Any]) -> Any:
-    """The model as an object of one of their classes."""
+    """Return the model as an object of a class of transformers."""
     transformers = library()
     fields = {**describe(model.config), "vocab_size": model.tokenizer.vocab_size, **symbols}
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -99,7 +99,7 @@ def _of_theirs(model: STLM, symbols: dict[str, Any]) -> Any:
 
 
 def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
-    """The model as an object of the classes that travel with it."""
+    """Return the model as an object of this project's class, exported with its code."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
     tokenizer = model.tokenizer
@@ -118,26 +118,26 @@ def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
 
 
 def _with_its_code(transformers: Any, folder: Path) -> Any:
-    """The model as people will load it. The copy that transformers makes of the code goes with the folder's name, which
-    is not the one that it will have, so it is deleted."""
+    """Load the model with its code, as users will. transformers caches the code by the folder's name, which is a
+    temporary one here, so the cached copy is deleted."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     shutil.rmtree(Path(inspect.getfile(type(loaded))).parents[1], ignore_errors=True)
     return loaded
 
 
 def library() -> Any:
-    """The transformers library. Raises ConversionError where it is not installed."""
+    """Return the transformers library. Raises ConversionError where it is not installed."""
     try:
         import transformers
     except ImportError:
         raise ConversionError(f"huggingface: transformers is not installed: {how_to_install('transformers')}") from None
-    transformers.logging.set_verbosity_error()  # what goes wrong is told by the errors of a conversion
+    transformers.logging.set_verbosity_error()  # conversions report errors themselves
     transformers.logging.disable_progress_bar()
     return transformers
 
 
 def _compare_ids(ours: Tokenizer, theirs: Any) -> None:
-    """Raises ConversionError where the ids of the text are not the same, or do not give the text back."""
+    """Raise ConversionError where the ids of the sample text differ, or do not decode to it."""
     text = sample_text()
     expected, got = ours.encode(text).tolist(), theirs(text, add_special_tokens=False)["input_ids"]
     if got != expected:
@@ -151,7 +151,7 @@ def _compare_ids(ours: Tokenizer, theirs: Any) -> None:
 
 
 def logits_of(there: Any, tokenizer: Tokenizer) -> Logits:
-    """The logits of each id given those before it: transformers gives those of the id that follows."""
+    """Return a function for the logits of each id given those before it; transformers returns those of the next id."""
     there.eval()
 
     def logits(ids_BT: Tensor) -> Tensor:
@@ -161,5 +161,5 @@ def logits_of(there: Any, tokenizer: Tokenizer) -> Logits:
 
 
 def shifted(ids_BT: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """What is read where these ids are predicted: the start symbol, and then all but the last."""
+    """Return the inputs that predict these ids: the start symbol, and then all but the last."""
     return torch.cat((torch.full_like(ids_BT[:, :1], tokenizer.start_id), ids_BT[:, :-1]), dim=1)

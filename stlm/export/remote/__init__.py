@@ -1,1 +1,1 @@
-"""What travels with a model that transformers has no classes for: the classes, and in `files` all they are made of."""
+"""Code that is exported with a model for which transformers has no class: the classes, and in `files` their source."""

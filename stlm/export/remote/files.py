@@ -1,7 +1,7 @@
-"""The files that a model takes with it: `modeling_stlm` and all that it imports of this project, made flat.
+"""The source files exported with a model: `modeling_stlm` and all that it imports of this project, in one folder.
 
-transformers copies the modules beside a model that are imported as `from .NAME import …`, from one folder and not from
-those below it. So the module `stlm.model.network` becomes the file stlm_model_network.py, and what imports it says so.
+transformers copies the modules next to a model that are imported as `from .NAME import …`, but not those in folders
+below. So the module `stlm.model.network` becomes the file stlm_model_network.py, and imports of it are rewritten.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SOFTWARE.
 
 
 def remote_files() -> dict[str, str]:
-    """Source by name of file, "modeling_stlm.py" among them; nothing in them imports this project."""
+    """Return the source of each file by name, including "modeling_stlm.py"; none imports this project."""
     files: dict[str, str] = {}
     waiting = [ROOT]
     while waiting:
@@ -56,7 +56,7 @@ def remote_files() -> dict[str, str]:
 
 
 def flat(module: str) -> str:
-    """What a module is called beside the model."""
+    """Return a module's name in the exported folder."""
     return NAME if module == ROOT else module.replace(".", "_")
 
 

@@ -1,4 +1,4 @@
-"""A super tiny language model for transformers: its config, its decoding state as a cache, and the model itself.
+"""A super tiny language model for transformers: its config, its decoding state as a cache, and the model.
 
 AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """
@@ -23,14 +23,14 @@ from stlm.model import Context, DecodingState, Network, PaperHead, Vocabulary, i
 from stlm.model.core.recomputation import Layers
 
 BYTES = range(0x100)
-UNUSED = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 does not use: symbols
+UNUSED = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 does not use, which serve as symbols
 
 
 class StlmConfig(PreTrainedConfig):
-    """The settings of a network as its config.json has them, under `network`, and what it knows of its ids.
+    """The settings of a network, under `network` as in its config.json, and its vocabulary.
 
-    `spellings` holds the bytes of each id, in hex, where a network reads them; None: ids are only numbers, or, where
-    there are 256, bytes.
+    `spellings`: the bytes of each id, in hex, where the network reads them. None: ids are only numbers, or bytes where
+    there are 256.
     """
 
     model_type = "stlm"
@@ -54,15 +54,15 @@ class StlmConfig(PreTrainedConfig):
         self.hidden_size = settings.width
         self.num_hidden_layers = getattr(settings.core, "num_layers", 1)
         self.max_position_embeddings = settings.context_length
-        others.setdefault("tie_word_embeddings", True)  # asked by transformers before it ties anything at all
+        others.setdefault("tie_word_embeddings", True)  # transformers requires it for any tying
         super().__init__(**others)
 
     def settings(self) -> ModelConfig:
-        """The settings as dataclasses."""
+        """Return the settings as dataclasses."""
         return from_dict(ModelConfig, self.network, source="config.json, network")
 
     def build(self) -> Network:
-        """A network of these settings, with initial values."""
+        """Build a network with these settings and initial values."""
         if self.spellings is not None:
             spelt = [bytes.fromhex(spelling) for spelling in self.spellings]
         elif self.vocab_size == len(BYTES):
@@ -73,7 +73,7 @@ class StlmConfig(PreTrainedConfig):
 
 
 class Mark(NamedTuple):
-    """A state to which a cache can go back."""
+    """A state to which a cache can return."""
 
     read: int
     state: DecodingState
@@ -81,14 +81,14 @@ class Mark(NamedTuple):
 
 
 class StlmCache(Cache):
-    """What a network has read of a batch, and remembers of it.
+    """The inputs that a network has read of a batch, and its decoding state.
 
-    What is taken back by `crop` is not taken out of the state: the state goes back to a mark, or to the beginning, and
-    the next call reads again what lies between there and the end.
+    `crop` does not remove positions from the state: the state returns to a mark, or to the beginning, and the next call
+    reads the positions from there to the end again.
     """
 
     is_compileable = False
-    is_linear: ClassVar = [False]  # as one layer, to whoever asks
+    is_linear: ClassVar = [False]  # presented as one layer
     is_sliding: ClassVar = [False]
     is_dummy: ClassVar = [False]
 
@@ -96,9 +96,9 @@ class StlmCache(Cache):
         super().__init__(layers=[])
         self.state: DecodingState | None = None  # has read the first `read` of all positions
         self.read = 0
-        self.last: Tensor | None = None  # logits [B, V] behind the last id that the state has read
+        self.last: Tensor | None = None  # logits [B, V] after the last id that the state has read
         self.inputs: Tensor | None = None  # all positions: ids [B, T] or vectors [B, T, D], padding included
-        self.real: Tensor | None = None  # which of them stand for something: [B, T]
+        self.real: Tensor | None = None  # bool [B, T]: which positions are not padding
         self.marks: list[Mark] = []
         self.recording = False
 
@@ -129,7 +129,7 @@ class StlmCache(Cache):
         self.recording = True
 
     def append(self, inputs: Tensor, real_BN: Tensor) -> None:
-        """Note what is read next."""
+        """Append the inputs that are read next."""
         if self.inputs is None or self.real is None:
             self.inputs, self.real = inputs, real_BN
             return
@@ -138,12 +138,12 @@ class StlmCache(Cache):
         self.inputs, self.real = torch.cat((self.inputs, inputs), 1), torch.cat((self.real, real_BN), 1)
 
     def mark(self) -> None:
-        """Remember the state, if somebody may want to go back to it."""
+        """Keep a snapshot of the state to return to, if recording is on."""
         if self.recording and self.state is not None and self.last is not None:
             self.marks = [*self.marks[1 - MARKS :], Mark(self.read, self.state.snapshot(), self.last)]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last positions, whose number is given as a negative one."""
+        """Remove the last positions; their number is given as a negative one."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop: got {tokens_to_remove}, expected a negative number: of positions to forget")
         if not tokens_to_remove or self.inputs is None or self.real is None:
@@ -188,10 +188,10 @@ OF_GENERATE = ("tokenizer", "assistant_tokenizer", "assistant_model", "inputs_te
 
 
 class StlmForCausalLM(PreTrainedModel, GenerationMixin):
-    """The network, as `AutoModelForCausalLM` is used: ids that begin with the start symbol in, logits of the next out.
+    """The network for `AutoModelForCausalLM`: reads ids that begin with the start symbol, returns logits of the next.
 
-    Positions that the attention mask leaves out, in front, behind or in between, are not read at all: a row gives what
-    it would give without them. The logits there are those behind the id before, and zeros in front of the first one.
+    Positions masked by the attention mask, anywhere in a row, are not read: a row's results are the same without them.
+    The logits at a masked position are those after the previous id, and zeros before the first one.
     """
 
     config_class = StlmConfig
@@ -204,13 +204,14 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.network = config.build()
         self._tied_weights_keys = tied(self)
-        # For who makes logits of the last states by himself: see `Backbone`.
+        # For trainers that compute logits from the last states: see `Backbone`.
         config.logit_scale, config.final_logit_softcapping = self.network.head.logit_scale, self.network.head.logit_cap
         self.post_init()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """What the files do not hold: tables made from the config, and, in a new model, initial values."""
+        """Set values that the files do not hold: tables computed from the config and, in a new model, initial values.
+        """
         named = [*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers()]
         missing = {name: tensor for name, tensor in named if not getattr(tensor, "_is_hf_initialized", False)}
         if all(tensor.is_meta for tensor in missing.values()):
@@ -225,7 +226,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def base_model(self) -> Backbone:
-        """The model without the last matrix, for trainers that multiply with it by themselves."""
+        """The model without the last matrix, for trainers that apply it themselves."""
         return Backbone(self)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -250,7 +251,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether layers forget what they computed, and compute it again for the gradient."""
+        """Flag: recompute the layers' activations in the backward pass instead of storing them."""
         return any(module.recomputes for module in self._stacks())
 
     @gradient_checkpointing.setter
@@ -273,7 +274,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *given: Any, **named: Any
     ) -> None:
-        """Called by `generate`: a cache of this model's kind, unless there is one or none is wanted."""
+        """Create an StlmCache for `generate`, unless one is given or none is wanted."""
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation: got {generation_config.cache_implementation!r}, but this model has a cache of "
@@ -297,7 +298,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads which arguments it has
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Called by `generate`, whose loops hand on more than the model is asked for."""
+        """Drop arguments that `generate` passes on and the model does not take."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         return {name: value for name, value in inputs.items() if name not in OF_GENERATE}
 
@@ -316,18 +317,18 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V]; with `labels`, in which -100 is not counted, the mean nats of the ids that follow.
+        """Return logits [B, T, V] and, with `labels`, the mean nats of the next ids; labels of -100 are not counted.
 
-        In training the network's own terms, such as the balance of experts, are added to them. `past_key_values` is an
-        older name of `cache`. Hidden states are what the layers of the core give out, the embedded input first and the
-        normed output last; those of a model with patches have a position for each patch.
+        In training the network's own loss terms, such as the balance of experts, are added. `past_key_values` is an
+        older name of `cache`. Hidden states are the outputs of the core's layers, the embedded input first and the
+        normed output last; with patches they have one position for each patch.
         """
         if past_key_values is not None:
             if cache is not None:
                 raise ValueError("got both cache and past_key_values, which are the same; give one")
             cache = past_key_values
         shift_labels = others.pop("shift_labels", None)
-        position_ids = others.pop("position_ids", None)  # not named above, or `generate` would make some
+        position_ids = others.pop("position_ids", None)  # not in the signature, or `generate` would pass some
         self._refuse(others)
         inputs = self._inputs(input_ids, inputs_embeds)
         if output_hidden_states is None:
@@ -365,7 +366,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             options |= {} if shift_labels is None else {"shift_labels": shift_labels}
-            if past == 0:  # the first id of a text follows none, wherever padding puts it
+            if past == 0:  # the first id after padding follows none
                 labels = labels.masked_fill(real_BT.long().cumsum(1).to(labels.device) <= 1, -100)
             loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **options)
             if self.training and auxiliary:
@@ -375,7 +376,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, cache=cache, hidden_states=states)
 
     def _refuse(self, others: dict[str, Any]) -> None:
-        """Raise for what is asked for in vain."""
+        """Raise ValueError or TypeError for arguments that this model does not support."""
         others = {name: value for name, value in others.items() if value is not None and value is not False}
         if others.pop("output_attentions", False) or self.config.output_attentions:
             raise ValueError("output_attentions: this model gives out no attention weights; leave it out")
@@ -386,7 +387,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
             raise TypeError(f"StlmForCausalLM.forward: it knows nothing of {', '.join(sorted(others))}; leave it out")
 
     def _inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Ids [B, T], or vectors [B, T, D] that stand for them."""
+        """Return the inputs: ids [B, T] or their vectors [B, T, D]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -408,10 +409,10 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
     def _network_reads(
         self, inputs: Tensor, state: DecodingState | None = None, wanted: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [B, N, V], or those wanted, and terms of the loss; `state` reads on."""
+        """Return logits [B, N, V], or only the wanted ones, and loss terms. `state`, if given, is advanced."""
         ids_BN, table = inputs, self.network.embedder.table
         with ExitStack() as stack:
-            if inputs.ndim == 3:  # these vectors instead of those of the table
+            if inputs.ndim == 3:  # use these vectors instead of the table's
                 ids_BN = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
                 replaced = table.register_forward_hook(lambda module, given, found: inputs)
                 stack.callback(replaced.remove)
@@ -423,7 +424,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
     def _read_whole(
         self, inputs: Tensor, real_BT: Tensor, keep: Tensor | None, hidden: Hidden
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of texts that are read from their beginning, all in one pass, and terms of the loss."""
+        """Return logits of texts read from their beginning in one pass, and loss terms."""
         if bool(real_BT.all()):
             if keep is None:
                 logits_BTV, auxiliary = self._network_reads(inputs)
@@ -435,7 +436,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
                 logits_BTV = logits.unflatten(0, (inputs.size(0), len(kept)))[:, order]
             hidden.finish(lambda states_BTD: states_BTD)
             return logits_BTV, auxiliary
-        front_BT = (~real_BT).long().argsort(dim=1, stable=True)  # those that stand for something first
+        front_BT = (~real_BT).long().argsort(dim=1, stable=True)  # positions without padding first
         place_BT = real_BT.long().cumsum(1) - 1
         logits_BTV, auxiliary = self._network_reads(_taken(inputs, front_BT))
         hidden.finish(lambda states_BTD: _at(states_BTD, place_BT))
@@ -445,7 +446,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
     def _read_on(
         self, cache: StlmCache, inputs: Tensor, real_BN: Tensor, keep: Tensor | None, hidden: Hidden
     ) -> Tensor:
-        """Logits of what follows in a cache; what it took back before is read again with it."""
+        """Return logits of inputs that follow a cache; positions that `crop` left unread are read again."""
         cache.mark()
         if cache.inputs is not None and cache.inputs.ndim != inputs.ndim:  # ids before, vectors now, or the reverse
             cache.inputs, inputs = self._vectors(cache.inputs), self._vectors(inputs)
@@ -466,7 +467,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
         return logits_BNV if keep is None else logits_BNV[:, keep]
 
     def _read_apart(self, cache: StlmCache, inputs: Tensor, real_BN: Tensor) -> Tensor:
-        """The same of rows that do not read equally many ids: one by one."""
+        """Return logits as `_read_on`, one row at a time, for rows with different numbers of ids."""
         before, zero = cache.state, torch.zeros(1, dtype=torch.long)
         states, logits = [], []
         for row, own_N in enumerate(real_BN):
@@ -485,7 +486,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 class Backbone:
-    """A model up to the vectors of which the last matrix makes logits: what TRL's trainers ask it for."""
+    """A model without its last matrix, returning the vectors before it, as TRL's trainers need it."""
 
     def __init__(self, model: StlmForCausalLM) -> None:
         self.model = model
@@ -523,15 +524,15 @@ class Backbone:
 
 
 class Hidden:
-    """What the core's layers give out: a record for each time that the core runs, of the states in front of the first
-    layer, behind each of them, and of the core's output in place of the last one's."""
+    """Hidden states of the core: one record for each of its runs, with the states before the first layer and after each
+    layer, the last replaced by the core's output."""
 
     def __init__(self) -> None:
         self.records: list[list[Tensor]] = []
         self.states: list[Tensor] = []
 
     def finish(self, place: Callable[[Tensor], Tensor], real_BN: Tensor | None = None) -> None:
-        """`states` [B, T, D] of the records, which are of rows by themselves where `real_BN` is given."""
+        """Set `states`, [B, T, D] each, from the records; with `real_BN`, each record is of one row."""
         for layer in zip(*(record[:-2] + record[-1:] for record in self.records), strict=True):
             if real_BN is None:
                 (states_BND,) = layer
@@ -545,7 +546,7 @@ class Hidden:
 
 @contextmanager
 def _recorded(network: Network, wanted: bool) -> Iterator[Hidden]:
-    """Records of all that the core computes meanwhile; none where they are not wanted."""
+    """Record the core's states inside the `with` block, if wanted."""
     hidden = Hidden()
     with ExitStack() as stack:
         if wanted:
@@ -565,7 +566,7 @@ def _recorded(network: Network, wanted: bool) -> Iterator[Hidden]:
 
 
 def tied(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are another one under its first name: {other: first}."""
+    """Return the names of tied parameters: {other name: first name}."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -583,7 +584,7 @@ def _checked(cache: Any) -> StlmCache:
 
 
 def _real(mask: Tensor | None, inputs: Tensor, past: int, cache: StlmCache | None) -> Tensor:
-    """Which of the inputs stand for something, bool [B, T], by a mask over them and over what the cache has read."""
+    """Return bool [B, T], False for padding, from a mask over the inputs and those that the cache has read."""
     batch, length = inputs.shape[:2]
     if mask is None:
         return torch.ones((batch, length), dtype=torch.bool, device=inputs.device)
@@ -599,7 +600,7 @@ def _real(mask: Tensor | None, inputs: Tensor, past: int, cache: StlmCache | Non
 
 
 def _check_positions(position_ids: Tensor | None, real_BT: Tensor, cache: StlmCache | None) -> None:
-    """Raise for positions other than those that the network counts by itself: its ids, from 0 on."""
+    """Raise ValueError for positions other than the network's own, which count ids from 0."""
     if position_ids is None:
         return
     counted_B1: Tensor | int = 0
@@ -612,7 +613,7 @@ def _check_positions(position_ids: Tensor | None, real_BT: Tensor, cache: StlmCa
 
 
 def _kept(logits_to_keep: int | Tensor, length: int, labels: Tensor | None) -> Tensor | None:
-    """Positions whose logits are wanted; None: all."""
+    """Return the positions whose logits are wanted; None: all."""
     if isinstance(logits_to_keep, int) and logits_to_keep == 0:
         return None
     if labels is not None:
@@ -624,11 +625,11 @@ def _kept(logits_to_keep: int | Tensor, length: int, labels: Tensor | None) -> T
 
 
 def _taken(inputs: Tensor, place_BT: Tensor) -> Tensor:
-    """Ids or vectors at other places of their rows."""
+    """Return ids or vectors at the given places of their rows."""
     return inputs.gather(1, place_BT if inputs.ndim == 2 else place_BT[..., None].expand_as(inputs))
 
 
 def _at(x_BND: Tensor, place_BT: Tensor) -> Tensor:
-    """Vectors at places of their rows, [B, T, D]; zeros where the place is below 0."""
+    """Return vectors at the given places of their rows, [B, T, D]; zeros where a place is below 0."""
     found_BTD = x_BND.gather(1, place_BT.clamp(min=0)[..., None].expand(-1, -1, x_BND.size(2)))
     return found_BTD * (place_BT >= 0)[..., None]
