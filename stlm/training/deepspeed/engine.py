@@ -1,11 +1,11 @@
-"""DeepSpeed under the trainer. What it does not promise to keep is in deepspeed_internals.py.
+"""The DeepSpeed engine under the trainer. All use of DeepSpeed's private interfaces is in internals.py.
 
-What the rest of training sees: forward, backward, step; and the whole state, gathered from or spread over whatever ZeRO
-stage holds it. DeepSpeed is imported when the first engine or connection is made.
+The engine offers forward, backward and step to the rest of training, and the whole state, gathered from or scattered to
+any ZeRO stage. DeepSpeed is imported when the first engine or connection is made.
 
 Gradients: the trainer's loss is a sum over this rank's rows divided by the count of the whole step. DeepSpeed averages
-over ranks, so the loss is multiplied by their number first, and its division by the accumulation steps is switched off:
-what reaches the optimizer is the gradient of the sum over all ranks and micro-batches, divided once.
+over ranks, so the loss is first multiplied by their number, and the division by the accumulation steps is switched off.
+The optimizer thus gets the gradient of the sum over all ranks and micro-batches, divided once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ _connected: Ranks | None = None
 
 
 def connect() -> Ranks:
-    """Join the other ranks; every rank calls it, and a second call changes nothing."""
+    """Join the other ranks. Every rank calls it; a second call returns the same ranks.
+
+    Raises EngineError where the ranks cannot meet or DeepSpeed cannot be imported.
+    """
     global _connected
     if _connected is not None:
         return _connected
@@ -89,7 +92,7 @@ def connect() -> Ranks:
 
 
 def disconnect() -> None:
-    """Leave the other ranks, before the process ends; they cannot be joined again."""
+    """Leave the other ranks before the process ends. They cannot be joined again."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -99,7 +102,7 @@ def _cores() -> int:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, told to speak of warnings and errors only."""
+    """Import DeepSpeed, and let it log warnings and errors only."""
     try:
         import deepspeed
     except ImportError as error:
@@ -115,29 +118,29 @@ def _import_deepspeed() -> Any:
 # ---------------------------------------------------------------------- configuration
 
 
-AUTOCAST = {"fp32": "bfloat16", "bf16": "bfloat16", "fp16": "float16"}  # of fp32: not used, but has to be a name
+AUTOCAST = {"fp32": "bfloat16", "bf16": "bfloat16", "fp16": "float16"}  # fp32: not used, but a name is required
 
 
 def resolve_deepspeed_config(
     given: Mapping[str, Any], training: TrainingConfig, split: BatchSplit, precision: str, num_parameters: int
 ) -> dict[str, Any]:  # fmt: skip
-    """The configuration that DeepSpeed gets: `given` with what the run config owns filled in, nothing left to defaults
-    that would change the training."""
+    """Return DeepSpeed's configuration: `given`, with the values that the run config owns, and with every default that
+    would change the training set explicitly."""
     config = copy.deepcopy(dict(given))
     for name in ("optimizer", "scheduler", "fp16", "bf16"):
         if config.get(name) == "auto" or isinstance(config.get(name), dict):
             config.pop(name)
     zero = config.setdefault("zero_optimization", {"stage": 0})
-    # DeepSpeed reserves whole buckets: 2 GB of them by default, whatever the size of the model. It wants even sizes.
+    # DeepSpeed allocates whole buckets, 2 GB by default whatever the size of the model. It requires even sizes.
     bucket_size = min(num_parameters + num_parameters % 2, 50_000_000)
     zero.setdefault("reduce_bucket_size", bucket_size)
     zero.setdefault("allgather_bucket_size", bucket_size)
-    # Stage 3 would put another function in the place of torch's own F.linear, for the whole process and for good.
+    # By default stage 3 replaces torch's F.linear, permanently and in the whole process.
     zero.setdefault("memory_efficient_linear", False)
     autocast = {"lower_precision_safe_modules": [], **config.get("torch_autocast", {})}  # []: gradients travel in fp32
     defaults = {
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # the optimizer is ours in every case
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is always ours
         "steps_per_print": sys.maxsize,
         "timers": {"throughput": {"enabled": False}},
     }
@@ -148,7 +151,7 @@ def resolve_deepspeed_config(
             "train_batch_size": training.batch_size,
             "train_micro_batch_size_per_gpu": split.micro_batch_size,
             "gradient_accumulation_steps": split.accumulation,
-            # Absent would mean 1.0. At stage 0 this file clips by itself: DeepSpeed would not tell the norm.
+            # The default is 1.0. At stage 0 this file clips, as DeepSpeed would not report the norm.
             "gradient_clipping": training.gradient_clipping if zero.get("stage", 0) else 0.0,
             "torch_autocast": autocast | {"enabled": precision != "fp32", "dtype": AUTOCAST[precision]},
         }
@@ -158,9 +161,9 @@ def resolve_deepspeed_config(
 def checked_deepspeed_config(
     model: nn.Module, training: TrainingConfig, precision: Precision, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`given` resolved for this model, on as many ranks as there are.
+    """Resolve `given` for this model and the present number of ranks.
 
-    Raises ConfigError or EngineError, the same on all ranks, where an engine cannot be made of it.
+    Raises ConfigError or EngineError, the same on all ranks, where no engine can be made from it.
     """
     split = BatchSplit.of(training, connect().world_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())
@@ -183,15 +186,15 @@ def checked_deepspeed_config(
 
 
 class State(NamedTuple):
-    """All that training has learned, by parameter name, in fp32 on the CPU."""
+    """Parameters and optimizer state, by parameter name, in fp32 on the CPU."""
 
     parameters: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # what the optimizer keeps, "exp_avg", … → parameter name → tensor
-    updates: int  # made so far: Adam's bias correction depends on it
+    moments: dict[str, dict[str, Tensor]]  # "exp_avg", … → parameter name → tensor
+    updates: int  # made so far; Adam's bias correction depends on it
 
 
 class Engine:
-    """A model and its optimizer under DeepSpeed. Every method is to be called by all ranks."""
+    """A model and its optimizer under DeepSpeed. All ranks have to call every method."""
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, training: TrainingConfig, precision: Precision,
@@ -220,14 +223,14 @@ class Engine:
         shards = shards_of(self._engine.optimizer, self.stage) if self.stage else []
         if isinstance(optimizer, Muon):
             optimizer.shards = {shard.flat: shard for shard in shards}
-        # The tensor that the optimizer knows instead of a parameter; itself at stage 0.
+        # Parameter → the flat tensor that the optimizer has in its place; empty at stage 0.
         self._held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
         self._norms = GradientNorms(model, shards, self.ranks.rank)
-        self._clipped_by = 1.0  # what the newest gradient was divided by
-        if self.stage:  # DeepSpeed puts the gradients of its flat tensors in their place just before the update
+        self._clipped_by = 1.0  # divisor of the newest gradient
+        if self.stage:  # DeepSpeed sets the gradients of its flat tensors just before the update
             optimizer.register_step_pre_hook(self._note_gradients)
         self.loss_scale = LossScale() if precision.name == "fp16" else None
-        self.overflowed = False  # the newest gradient, at a loss scale that is lower now: its step was skipped
+        self.overflowed = False  # the newest gradient overflowed: its step was skipped, the loss scale lowered
         scale_no_losses(self._engine, self.stage)
         if training.compile:
             self._engine.compile()
@@ -239,13 +242,13 @@ class Engine:
         self._engine.eval()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """The model's output, computed in the chosen precision."""
+        """Return the model's output, computed in the chosen precision."""
         WATCHDOG.renew()
         return self._engine(*inputs, **named)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """All backwards of one step belong inside; ranks communicate when it ends, and not before."""
+        """Accumulate gradients: all backward passes of a step run inside this context. Ranks communicate at its end."""
         if self.stage == 0 or self.split.accumulation == 1:
             yield
             return
@@ -256,9 +259,9 @@ class Engine:
                 stack.close()
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of `loss`, which is already divided by the count of the whole step, over all ranks.
+        """Add the gradient of `loss`, which is already divided by the count of the whole step over all ranks.
 
-        `last` marks the last micro-batch of the step.
+        `last`: this is the last micro-batch of the step.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         if self.loss_scale is not None:
@@ -270,9 +273,9 @@ class Engine:
             self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, and forget the gradients. Returns the norm of the whole gradient before clipping.
+        """Clip, update, and clear the gradients. Returns the norm of the whole gradient before clipping.
 
-        If the norm is not finite, nothing is updated; `overflowed` tells whether a loss scale is to blame.
+        If the norm is not finite, nothing is updated; `overflowed` is then True if the loss scale was lowered.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
@@ -294,12 +297,12 @@ class Engine:
             else:
                 self._engine.zero_grad()
             return norm
-        self._engine.set_gradient_accumulation_boundary(True)  # what accumulate() puts back may say otherwise
+        self._engine.set_gradient_accumulation_boundary(True)  # accumulate() may restore another value
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def _clip(self) -> float:
-        """The norm of the gradients, which are scaled down to `clipping` where they exceed it."""
+        """Scale gradients down to the norm `clipping` where they exceed it. Returns their norm before."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
@@ -313,7 +316,7 @@ class Engine:
         self._norms.note(tensor for group in optimizer.param_groups for tensor in group["params"])
 
     def gradient_norms(self) -> dict[str, float]:
-        """The norm of the newest update's gradient by part of the model, before clipping, without any loss scale."""
+        """Return the gradient norm of the newest update by part of the model, before clipping, without loss scale."""
         squares = self._norms.squares()
         if self.stage:
             squares = sum_over_ranks(squares)
@@ -329,10 +332,10 @@ class Engine:
 
     @watched("gathering the state")
     def full_state(self, reused: State | None = None) -> State:
-        """The whole state, copied to rank 0; the other ranks take part and get empty dicts.
+        """Copy the whole state to rank 0; the other ranks take part and get empty dicts.
 
-        The copies are made in the tensors of `reused`, an earlier state that is of no more use: several times faster
-        than into memory that the system has yet to find.
+        The copies overwrite the tensors of `reused`, an earlier state that is no longer needed: several times faster
+        than allocating new memory.
         """
         self._link_moments()
         keep = self.ranks.rank == 0
@@ -350,9 +353,9 @@ class Engine:
         return State(parameters, moments, self._updates())
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole and in fp32, on every rank, one after the other.
+        """Yield each parameter with its name, whole and in fp32, on every rank.
 
-        Where an average of the weights is kept, that: it is what a checkpoint holds as its model.
+        Where an average of the weights is kept, yields the average, which checkpoints store as their model.
         """
         averages = self._averages and bool(self._entries())
         if averages:
@@ -362,9 +365,10 @@ class Engine:
 
     @watched("loading the state")
     def load_state(self, state: State, example: Sequence[Tensor]) -> None:
-        """Continue from `state`, which every rank has whole. `example`: inputs that the model's forward accepts.
+        """Load `state`, which every rank has whole. `example`: inputs that the model's forward accepts.
 
-        Where it is weights alone, the optimizer begins anew. Raises CheckpointError where it is that of another one.
+        A state without moments leaves the optimizer's state new. Raises CheckpointError where the moments are those of
+        another optimizer.
         """
         self._make_optimizer_state(example)
         self._link_moments()
@@ -385,11 +389,11 @@ class Engine:
             entry["step"].fill_(state.updates)
 
     def count_steps(self, steps: int) -> None:
-        """Let DeepSpeed's own monitors and profiler count on from `steps`."""
+        """Set the step count of DeepSpeed's own monitors and profiler to `steps`."""
         count_steps(self._engine, steps, self.split.micro_batch_size * self.split.accumulation * self.ranks.world_size)
 
     def _make_optimizer_state(self, example: Sequence[Tensor]) -> None:
-        """Before its first step an optimizer has no state, and ZeRO no place for it: make one that changes nothing."""
+        """Create the optimizer's state, which exists only after a step, by a step that changes nothing."""
         if self._entries():
             return
         self.train()
@@ -403,7 +407,7 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, forward reads the average of the weights, where one is kept; nothing may be trained there."""
+        """Let forward read the average of the weights inside this context, where one is kept. For evaluation only."""
         if not self._averages or not self._entries():
             yield
             return
@@ -418,13 +422,13 @@ class Engine:
 
     @torch.no_grad()
     def _set_weights(self, parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
-        """Write what forward reads, and nothing else: not what the optimizer keeps."""
+        """Set the weights that forward reads, without changing the optimizer's copy."""
         for parameter, value in zip(parameters, values, strict=True):
             with self._whole(parameter):
                 parameter.copy_(value)
 
     def _gather(self, parameter: nn.Parameter, key: str | None) -> Tensor:
-        """The fp32 parameter (key None) or one of its moments, whole. What is frozen has no moments."""
+        """Return the fp32 parameter (key None) or one of its moments, whole. Frozen parameters have no moments."""
         if not parameter.requires_grad:
             with self._whole(parameter):
                 return parameter.detach().clone()
@@ -435,7 +439,7 @@ class Engine:
         return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
 
     def _scatter(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
-        """Set the fp32 parameter, and the copy that forward reads, or one of its moments."""
+        """Set the fp32 parameter and the copy that forward reads (key None), or one of its moments."""
         value = value.to(self.device)
         if not parameter.requires_grad:
             with self._whole(parameter):
@@ -455,7 +459,7 @@ class Engine:
 
     @contextmanager
     def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
-        """Inside, the parameter has its full shape, and what is written to it on rank 0 is kept."""
+        """Give the parameter its full shape inside this context. What rank 0 writes to it is kept."""
         if self.stage < 3:
             yield
             return
@@ -465,11 +469,11 @@ class Engine:
             yield
 
     def _entries(self) -> list[dict[str, Any]]:
-        """The optimizer's own state: of each parameter at stage 0, of this rank's flat parts above."""
+        """Return the optimizer's state entries: of each parameter at stage 0, of this rank's flat parts above."""
         return [entry for entry in self.optimizer.state.values() if entry]
 
     def _moment_names(self, parameter: nn.Parameter) -> list[str]:
-        """What the optimizer keeps of a parameter; of one that is frozen, nothing."""
+        """Return the names of a parameter's moments; none for a frozen one."""
         entry = self.optimizer.state.get(self._held_in.get(parameter, parameter), {})
         return sorted(key for key, value in entry.items() if isinstance(value, Tensor) and value.ndim)
 
@@ -477,5 +481,5 @@ class Engine:
         return int(next(iter(self._entries()), {"step": 0})["step"])
 
     def close(self) -> None:
-        """Let go of the model. The process group stays for the next engine; `disconnect` ends it."""
+        """Release the model. The process group stays for the next engine; `disconnect` ends it."""
         self._engine.destroy()

@@ -1,11 +1,11 @@
-"""Our checkpoints in DeepSpeed's own formats, and theirs as runs of ours.
+"""Conversion of this project's checkpoints to DeepSpeed's formats, and of DeepSpeed's checkpoints to runs.
 
-    deepspeed   native, what `engine.save_checkpoint` writes: cut by rank, in another way at each ZeRO stage, and to be
-                loaded on as many ranks at that stage (1 and 2 are one here)
-    universal   by parameter name, made from a native one of stage 1 to 3 by DeepSpeed's tool: for any number of ranks,
+    deepspeed   native, as written by `engine.save_checkpoint`: sharded by rank, differently at each ZeRO stage, and
+                loadable only on as many ranks at the same stage (1 and 2 count as one)
+    universal   by parameter name, made by DeepSpeed's tool from a native one of stage 1 to 3: for any number of ranks,
                 but not from stage 3 to the others or back
 
-They are written by DeepSpeed itself: an engine takes up our checkpoint and saves it.
+DeepSpeed itself writes both: an engine loads the checkpoint and saves it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from stlm.training.run.run_directory import begin_run
 def write_deepspeed(
     form: str, source: str | os.PathLike[str], output: Path, deepspeed_config: Mapping[str, Any], bf16: bool = False
 ) -> str:
-    """Write the checkpoint of `source` (a run: its newest) as "deepspeed" or "universal"; says what was written.
+    """Write the checkpoint of `source` (a run: its newest) as "deepspeed" or "universal". Returns a line for people.
 
-    For as many ranks as call this together, and for the ZeRO stage of `deepspeed_config`. Everything is in fp32; `bf16`
-    gives the files the names that an engine with a `bf16` block looks for. Beside them stand the run's config.yaml and
-    tokenizer/. An average of the weights is left out: DeepSpeed knows none. `output` must not hold anything yet.
+    The result is for as many ranks as call this together, and for the ZeRO stage of `deepspeed_config`. All tensors are
+    fp32; `bf16` gives the files the names that an engine with a `bf16` block looks for. The run's config.yaml and
+    tokenizer/ are added. An average of the weights is left out, as DeepSpeed has none. `output` must be absent or empty.
 
     Raises CheckpointError where there is no sound checkpoint in a run, ConversionError where DeepSpeed has no such form
-    or what was written is not what was read; then nothing is left behind.
+    or the result does not read back equal; then nothing is left behind.
     """
     connect()
     path = locate_model(source).parent
@@ -112,7 +112,7 @@ def write_deepspeed(
 
 
 def _refuse_unsound(checkpoint: Path) -> None:
-    """Raises CheckpointError where the checkpoint is damaged, or its run's config is missing."""
+    """Raise CheckpointError where the checkpoint is damaged, or its run's config is missing."""
     if problem := check_checkpoint(checkpoint):
         raise CheckpointError(f"{checkpoint} is damaged: {problem}; use another checkpoint")
     run = checkpoint.parent.parent
@@ -124,7 +124,7 @@ def _refuse_unsound(checkpoint: Path) -> None:
 
 
 def _make_universal(folder: Path, tag: str, inject: bool) -> None:
-    """Replace the native checkpoint of a folder by a universal one."""
+    """Replace the native checkpoint in a folder by a universal one."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(folder / tag), "--output_folder", str(folder / f"{tag}_universal")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1", *["--inject_missing_state"] * inject]
@@ -146,11 +146,11 @@ def _equal(one: State, other: State) -> bool:
 
 
 def import_deepspeed(folder: Path, output: Path, config: str | None = None) -> str:
-    """Make a run of a checkpoint that DeepSpeed wrote, native or universal: weights, moments and steps.
+    """Make a run from DeepSpeed's checkpoint, native or universal: weights, moments and steps.
 
-    `config` (preset, file or run) says what model it is and how it goes on; what `write_deepspeed` wrote needs none.
-    Raises ConversionError where it is missing, or the checkpoint is not one, incomplete, or of another model; then
-    nothing is written.
+    `config` (preset, file or run) describes the model and its further training; it may be left out for a checkpoint
+    that `write_deepspeed` wrote. Raises ConversionError where it is needed but missing, or where `folder` is no
+    checkpoint, incomplete, or of another model; then nothing is written.
     """
     if config is None and not ((folder / "config.yaml").is_file() and (folder / "tokenizer").is_dir()):
         raise ConversionError(
@@ -161,8 +161,8 @@ def import_deepspeed(folder: Path, output: Path, config: str | None = None) -> s
     tokenizer = load_tokenizer(folder / "tokenizer") if config is None else _tokenizer_of(run)
     model = STLM(run.model, tokenizer)
     state, steps, progress = read_deepspeed(folder, model, run.training)
-    if run.training.ema_decay is not None:  # it begins here
-        trained = {name for named in state.moments.values() for name in named}  # Muon has others of matrices
+    if run.training.ema_decay is not None:  # the average starts here
+        trained = {name for named in state.moments.values() for name in named}  # Muon's matrices have other moments
         state.moments[AVERAGE] = {name: tensor for name, tensor in state.parameters.items() if name in trained}
     progress = {"step": steps, "sequences_seen": steps * run.training.batch_size, **progress}
     with atomic_directory(output) as temporary:

@@ -1,7 +1,7 @@
-"""Norms of the gradient by part of the model: where a loss that blows up comes from.
+"""Gradient norms by part of the model, which show where a diverging loss comes from.
 
-A part is a layer of the core, or what else the core has, the embedder, or the head. A tied tensor belongs to the part
-that has its first name, and is counted once. The squares of all parts add up to the square of the whole norm.
+The parts are each layer of the core, the rest of the core, the embedder and the head. A tied tensor counts once, in the
+part of its first name. The squared norms of all parts add up to the squared norm of the whole gradient.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from stlm.training.optim.zero_shards import ZeroShard
 
 
 class GradientNorms:
-    """Notes the gradients that an optimizer is about to use, wherever ZeRO holds them.
+    """Record of the gradients that an optimizer is about to use, at any ZeRO stage.
 
-    `shards`: of this rank, `rank` of all; none at stage 0, where every rank has the whole gradient.
+    `shards`: those of this rank, the `rank`-th; none at stage 0, where every rank has the whole gradient.
     """
 
     def __init__(self, model: nn.Module, shards: Sequence[ZeroShard], rank: int) -> None:
@@ -32,12 +32,11 @@ class GradientNorms:
         self._noted: list[tuple[list[str], Tensor]] = []
 
     def forget(self) -> None:
-        """Begin a step."""
+        """Clear the record, at the beginning of a step."""
         self._noted.clear()
 
     def note(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Add the gradients of tensors that the optimizer knows. Returns the norms of their pieces, one behind the
-        other."""
+        """Record the gradients of tensors that the optimizer has. Returns the norms of their pieces, as one vector."""
         names, pieces = [], []
         for tensor in tensors:
             if tensor.grad is not None:
@@ -49,7 +48,7 @@ class GradientNorms:
         return norms
 
     def squares(self) -> list[float]:
-        """The squared norm of each of `parts`, as far as this rank has noted it."""
+        """Return the squared norm of each of `parts`, as far as this rank has recorded it."""
         found: dict[str, list[float]] = defaultdict(list)
         for names, norms in self._noted:
             for name, norm in zip(names, norms.tolist(), strict=True):
@@ -58,20 +57,21 @@ class GradientNorms:
 
 
 def part_of(name: str) -> str:
-    """core.stack.blocks.3.attention.query → core.stack.blocks.3; core.norm.weight → core; embedder.table → embedder."""
+    """Name the part of a parameter: core.stack.blocks.3.attention.query → core.stack.blocks.3; core.norm.weight → core;
+    embedder.table → embedder."""
     place = name.split(".")
     number = next((index for index, each in enumerate(place) if each.isdecimal()), None)
     return ".".join(place[: number + 1]) if place[0] == "core" and number is not None else place[0]
 
 
 def _order(part: str) -> tuple[bool, bool, float, str]:
-    """From the ids to the logits, layers by number; what else the core has, such as its last norm, behind them."""
+    """Return the sort key of a part: embedder, layers by number, rest of the core (such as its last norm), head."""
     number = part.rpartition(".")[2]
     return part == "head", part != "embedder", int(number) if number.isdecimal() else math.inf, part
 
 
 def _pieces(part: dict[nn.Parameter, str], shard: ZeroShard, rank: int) -> Iterator[tuple[str, slice]]:
-    """Which part each piece of this rank's flat tensor belongs to."""
+    """Yield the part and the slice of each piece of this rank's flat tensor."""
     first = 0 if shard.cut_each else rank * shard.flat.numel()
     last = first + shard.flat.numel()
     for parameter, (start, size) in zip(shard.parameters, shard.places, strict=True):

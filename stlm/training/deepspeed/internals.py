@@ -1,7 +1,7 @@
-"""All use of what DeepSpeed does not promise to keep: private attributes, and modules below the package.
+"""All use of DeepSpeed's private interfaces: private attributes, and modules below the package.
 
-Each function names one such dependence and says why it is there. A new version of DeepSpeed is added to
-TESTED_VERSIONS, and to the range in setup.py, after the tests marked `deepspeed` have passed with it;
+Each function covers one such dependence and gives the reason for it. Before a version of DeepSpeed is added to
+TESTED_VERSIONS and to the range in setup.py, the tests marked `deepspeed` must pass with it;
 `bash scripts/test.sh --all` runs them with the oldest and the newest version.
 """
 
@@ -22,26 +22,26 @@ TESTED_VERSIONS = ("0.19.7", "0.19.8")
 
 
 def communication_backend() -> Any:
-    """The object through which all that DeepSpeed sends goes, after `init_distributed`."""
+    """Return the object that carries all of DeepSpeed's communication, after `init_distributed`."""
     return sys.modules["deepspeed.comm.comm"].cdb
 
 
 def build_no_shared_memory_operator() -> None:
     """Keep `init_distributed` from compiling its shared-memory reduction, which serves inference only.
 
-    It would take a compiler and half a minute at the first start, and a lock left behind by a build that was killed
-    would hang every later one.
+    The build needs a compiler and takes half a minute at the first start. If it is killed, its lock hangs every later
+    build.
     """
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def refuse_wrong_values(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where DeepSpeed cannot read a value of its configuration, before an engine is made."""
+    """Raise ConfigError where DeepSpeed cannot read a value of its configuration, before an engine is made."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
         DeepSpeedConfig(copy.deepcopy(config))
-    except Exception as error:  # pydantic's, assertions, TypeErrors, …: what it ends in has no common base
+    except Exception as error:  # pydantic's, AssertionError, TypeError, …: no common base
         reason = " ".join(str(error).split()).partition(" For further information")[0]
         raise ConfigError(f"DeepSpeed cannot use the values of its configuration: {reason}") from error
     for name in config.get("torch_autocast", {}).get("lower_precision_safe_modules", ()):
@@ -56,7 +56,7 @@ def refuse_wrong_values(config: Mapping[str, Any]) -> None:
 
 
 def refuse_unmatched_leaves(config: Mapping[str, Any], model: nn.Module) -> None:
-    """Raises ConfigError where `leaf_module` names what the model does not have; DeepSpeed would only warn."""
+    """Raise ConfigError where `leaf_module` names modules that the model lacks; DeepSpeed would only warn."""
     given = config["zero_optimization"].get("leaf_module", {})
     named = {key: [names] if isinstance(names, str) else names for key, names in given.items()}
     modules = dict(model.named_modules())
@@ -73,32 +73,32 @@ def refuse_unmatched_leaves(config: Mapping[str, Any], model: nn.Module) -> None
 
 
 def reduce_no_gradients(engine: Any) -> None:
-    """On one rank at stage 0: DeepSpeed would copy all gradients twice, to add nothing."""
+    """Switch off the gradient reduction, for one rank at stage 0, where it would only copy all gradients twice."""
     engine.enable_backward_allreduce = False
 
 
 def scale_no_losses(engine: Any, stage: int) -> None:
-    """Take away DeepSpeed's loss scale, which clips gradients before it divides them again, and is saved nowhere."""
+    """Remove DeepSpeed's loss scale, which clips gradients before it unscales them, and is not saved."""
     owner = engine.optimizer if stage else engine
     setattr(owner, "torch_autocast_gradscaler" if stage else "torch_autocast_z0_gradscaler", None)
 
 
 def link_moments(zero: Any) -> None:
-    """Tell each parameter of a ZeRO optimizer of stage 1 or 2 where its moments are.
+    """Link each parameter of a ZeRO optimizer of stage 1 or 2 to its moments.
 
-    DeepSpeed does so after the very first update of the first group, when those of later groups do not exist yet.
+    DeepSpeed does so after the first update of the first group, when the moments of later groups do not exist yet.
     """
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()
 
 
 def count_steps(engine: Any, steps: int, batch_size: int) -> None:
-    """Let DeepSpeed count on from `steps` updates: in its checkpoints, its monitors and its profiler."""
+    """Set the update count of DeepSpeed's checkpoints, monitors and profiler to `steps`."""
     engine.global_steps, engine.global_samples = steps, steps * batch_size
 
 
 def shards_of(zero: Any, stage: int) -> list[ZeroShard]:
-    """The shards that DeepSpeed's ZeRO optimizer of stage 1, 2 or 3 holds on this rank."""
+    """Return the shards that DeepSpeed's ZeRO optimizer of stage 1, 2 or 3 holds on this rank."""
     shards = []
     if stage < 3:
         for number, parameters in enumerate(zero.round_robin_bit16_groups):
@@ -118,7 +118,7 @@ def shards_of(zero: Any, stage: int) -> list[ZeroShard]:
 
 
 def classes_in_checkpoints() -> Sequence[type]:
-    """The classes of DeepSpeed's whose objects stand in its checkpoints; they only hold values."""
+    """Return the DeepSpeed classes whose objects occur in its checkpoints; they only hold values."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -1,4 +1,4 @@
-"""Which arithmetic forward and backward use. Weights, moments and gradient sums are fp32 in every case."""
+"""Precision of forward and backward passes. Weights, moments and gradient sums are always fp32."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from stlm.errors import ConfigError
 
 
 class Precision(NamedTuple):
-    """The choice, and the reason as people read it."""
+    """The chosen precision, and the reason for people."""
 
     name: str  # "fp32", "bf16" or "fp16"
     reason: str
 
 
 def choose_precision(requested: str, deepspeed_config: Mapping[str, Any] | None = None) -> Precision:
-    """What `training.precision` means on this machine, with a DeepSpeed config that may state it as well.
+    """Resolve `training.precision` on this machine, with a DeepSpeed config that may state a precision too.
 
-    Raises ConfigError where the two contradict each other, and for fp16 where only software would do it.
+    auto: bf16 where the device has instructions for it, else fp32. The choice depends on the reported features of the
+    hardware, not on a measurement, so it is the same at every start on the same machine.
 
-    auto: bf16 where the device has instructions for it, else fp32. The decision rests on what the hardware says it can
-    do, not on a measurement, so that it is the same at every start on the same machine.
+    Raises ConfigError where the two contradict each other, and for fp16 where the hardware lacks it.
     """
     reason = f"training.precision={requested}"
     if (stated := stated_precision(deepspeed_config or {})) is not None:
@@ -55,7 +55,7 @@ def choose_precision(requested: str, deepspeed_config: Mapping[str, Any] | None 
 
 
 def cpu_flags() -> set[str]:
-    """What the kernel says the processor can do; empty where it does not say."""
+    """Return the processor's feature flags as the kernel lists them; empty where it does not."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)

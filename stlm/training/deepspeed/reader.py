@@ -1,7 +1,7 @@
-"""Reading checkpoints that DeepSpeed wrote, native and universal, of any ZeRO stage and number of ranks.
+"""Reader of DeepSpeed's checkpoints, native and universal, of any ZeRO stage and number of ranks.
 
-Without an engine, and without running code that a file may hold: only tensors, plain values and four harmless classes
-of DeepSpeed's are let in.
+It needs no engine and runs no code from the files: it accepts only tensors, plain values and four harmless classes of
+DeepSpeed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Values = dict[str, dict[str, Tensor]]  # "weights" or a moment → parameter nam
 
 
 def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple[State, int, dict[str, Any]]:
-    """State, steps, and what was saved beside, of a native or universal checkpoint of a `model` trained by DeepSpeed.
+    """Read a native or universal DeepSpeed checkpoint of `model`. Returns the state, the steps, and the progress that
+    `write_deepspeed` saved with it (else an empty dict).
 
-    `folder` is the one that `save_checkpoint` was given, or one of the checkpoints in it. Raises ConversionError where
-    it is neither, incomplete, unsafe, or of another model.
+    `folder` is the one passed to `save_checkpoint`, or one of the checkpoints in it. Raises ConversionError where it is
+    neither, incomplete, unsafe, or of another model.
     """
     folder = _newest(folder)
     files = sorted(folder.glob("*model_states.pt"))
@@ -72,7 +73,7 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
 
 
 def _newest(folder: Path) -> Path:
-    """The checkpoint that `latest` or `latest_universal` names, where the folder has one."""
+    """Return the checkpoint that `latest` or `latest_universal` names, or the folder itself where it has neither."""
     for name in ("latest", "latest_universal"):
         if (folder / name).is_file():
             return folder / (folder / name).read_text(encoding="utf-8").strip()
@@ -85,7 +86,7 @@ def _rank(file: Path) -> int:
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote, without running code from it."""
+    """Read a file of torch.save without running code from it. Raises ConversionError where that is not possible."""
     try:
         with torch.serialization.safe_globals([*classes_in_checkpoints()]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -114,7 +115,7 @@ def _universal(folder: Path) -> tuple[Values, int]:
 
 
 def _sharded(by_rank: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> tuple[Values, int]:
-    """Stages 1 to 3: each parameter's pieces, put together in the order of ranks."""
+    """Read stages 1 to 3: join each parameter's pieces in the order of ranks."""
     pieces: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     updates = 0
     for saved in by_rank:
@@ -141,7 +142,7 @@ def _sharded(by_rank: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) ->
 
 
 def _parts(shapes: Mapping[str, torch.Size], ranks: int) -> Iterator[tuple[str, int, int]]:
-    """Stage 3: where the parts of a group's parameters stand in a rank's flat tensor."""
+    """Yield (name, start, size) of a group's parameters in a rank's flat tensor at stage 3."""
     start = 0
     for name, shape in shapes.items():
         size = -(-shape.numel() // ranks)
@@ -150,7 +151,7 @@ def _parts(shapes: Mapping[str, torch.Size], ranks: int) -> Iterator[tuple[str, 
 
 
 def _orders(model: STLM, training: TrainingConfig) -> list[list[list[str]]]:
-    """How optimizers are likely to have grouped the parameters: stage 0 numbers them instead of naming them."""
+    """Return the likely groupings of parameters by optimizers, since stage 0 stores numbers instead of names."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     names = {parameter: name for name, parameter in named}
     ours = [[names[p] for p in group["params"]] for group in build_optimizer(model, training).param_groups]
@@ -159,7 +160,10 @@ def _orders(model: STLM, training: TrainingConfig) -> list[list[list[str]]]:
 
 
 def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]]) -> tuple[Values, int]:
-    """Stage 0: the state of torch's own optimizer, and with a bf16 or fp16 block the weights in fp32."""
+    """Read stage 0: the state of torch's own optimizer, and with a bf16 or fp16 block the weights in fp32.
+
+    Raises ConversionError where none of `orders` fits.
+    """
     saved = common["optimizer"]
     inner = saved.get("optimizer_state_dict", saved)
     state = [entry for _, entry in sorted(inner["state"].items())]
@@ -181,7 +185,7 @@ def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]])
             if [len(group["params"]) for group in inner["param_groups"]] != list(map(len, groups)):
                 continue
             weights = [part for group in saved.get("fp32_groups", ()) for part in group]
-        entries = [dict(entry) for entry in state]  # which moments there are differs between Muon's groups
+        entries = [dict(entry) for entry in state]  # Muon's groups have different moments
         for entry, weight in zip(entries, weights, strict=False):
             entry["weights"] = weight
         values: Values = defaultdict(dict)
@@ -203,7 +207,7 @@ def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]])
 
 
 def _fitted(tensors: Mapping[str, Tensor], model: STLM) -> dict[str, Tensor]:
-    """Those that are the model's own, in fp32, without the prefix that a module around it gave their names."""
+    """Return the model's own tensors, in fp32, without the name prefix of a module around it."""
     parameters = dict(model.named_parameters())
     first = next(iter(parameters))
     prefix = next((name.removesuffix(first) for name in tensors if name.endswith(first)), "")
