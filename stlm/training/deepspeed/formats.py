@@ -47,7 +47,7 @@ def write_deepspeed(
 
     The result is for as many ranks as call this together, and for the ZeRO stage of `deepspeed_config`. All tensors are
     fp32; `bf16` gives the files the names that an engine with a `bf16` block looks for. The run's config.yaml and
-    tokenizer/ are added. An average of the weights is left out, as DeepSpeed has none. `output` must be absent or empty.
+    tokenizer/ are added. An average of the weights is left out: DeepSpeed has none. `output` must be absent or empty.
 
     Raises CheckpointError where there is no sound checkpoint in a run, ConversionError where DeepSpeed has no such form
     or the result does not read back equal; then nothing is left behind.

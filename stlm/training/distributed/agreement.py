@@ -1,7 +1,7 @@
-"""Do all nodes run the same? What they read from their own disks is compared before the first step.
+"""Check that all nodes have the same code, settings and data, before the first step.
 
-An older checkout on one node, or other data under the same path, would not stop a run: its ranks would train, each on
-something else.
+Nodes may read these from disks of their own. Without the check, an older checkout on one node, or other data under the
+same path, would go unnoticed: the ranks would train on different things.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = 12  # digits of a fingerprint
 
 
 def fingerprints(config: RunConfig, deepspeed_config: Mapping[str, Any] | None, data: str) -> dict[str, str]:
-    """What decides the training, by name: all of it has to be the same everywhere. `data` is the data's own one."""
+    """Return fingerprints, by name, of everything that must agree on all ranks. `data`: the fingerprint of the data."""
     return {
         "code": _of_code(),
         "torch": str(torch.__version__),
@@ -39,7 +39,7 @@ def fingerprints(config: RunConfig, deepspeed_config: Mapping[str, Any] | None, 
 
 
 def refuse_differences(mine: dict[str, str]) -> None:
-    """Raises EngineError, on all ranks, if they differ from those of rank 0. Every rank calls it."""
+    """Raise EngineError, on all ranks, if fingerprints differ from those of rank 0. Every rank calls it."""
     everyone = gather((socket.gethostname(), mine))
     on_rank_zero(lambda: _compare(everyone))
 
@@ -63,7 +63,7 @@ def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
 
 
 def _of_code() -> str:
-    """Of every file of the two packages, and of the script that was started."""
+    """Return a hash of the .py and .yaml files of both packages, and of the script that was started."""
     digest = hashlib.sha256()
     for root in (Path(__file__).parents[1], Path(str(data_pipeline.__file__)).parent):
         for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):

@@ -1,8 +1,8 @@
-"""What ranks tell each other beside their gradients: values, errors, sums; and how long all of it takes.
+"""Communication between ranks in addition to gradients: values, errors and sums; and the time that communication takes.
 
-Values and errors go through the table by which the ranks met, so that waiting for a rank that works for long is no
-collective that could time out; sums are collectives. With one rank, or before the ranks have met, all of it is what one
-rank has to say. Messages are data and never code (messages.py): who reaches that table can run nothing on a rank.
+Values and errors go through the store by which the ranks met, so waiting for a rank that works long is not a collective
+that could time out. Sums are collectives. With one rank, or before the ranks have met, each function returns the values
+of this rank alone. Messages are data and never code (messages.py), so access to the store does not allow running code.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _turns = count()
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Call `function` on rank 0 only; every rank gets its value, or raises its error.
+    """Call `function` on rank 0 only. Every rank returns its value, or raises its error.
 
-    The value is one that messages.py can encode. The other ranks wait as long as it takes, without a collective that
-    could time out, and end at once if rank 0 dies. Their copy of an error has the attribute `told_by_rank_zero`.
+    messages.py must be able to encode the value. The other ranks wait without a limit, not in a collective that could
+    time out, and end at once if rank 0 dies. Their copy of an error has the attribute `told_by_rank_zero`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
@@ -46,7 +46,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
 
 @watched("waiting for rank 0")
 def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
-    """The value that rank 0, which alone knows the outcome, gives to all; or its error, raised everywhere."""
+    """Return rank 0's value on all ranks, or raise its error on all. `outcome`: given on rank 0 only."""
     store = shared_store()
     key = f"stlm/{next(_turns)}"
     if outcome is not None:
@@ -59,14 +59,14 @@ def _from_rank_zero(outcome: tuple[Any, Exception | None] | None) -> Any:
         failure = None if told is None else error_of(told)
         if failure is not None:
             failure.told_by_rank_zero = True  # type: ignore[attr-defined]
-    dist.barrier()  # rank 0 keeps the store: it must not leave before the others have read it
+    dist.barrier()  # rank 0 hosts the store, so it must not leave before the others have read it
     if failure is not None:
         raise failure
     return value
 
 
 def _told(failure: Exception) -> dict[str, Any]:
-    """What the other ranks get to know of a failure of this one."""
+    """Describe a failure of this rank for the other ranks."""
     told = describe_error(failure)
     if not hasattr(failure, "exit_code"):
         told["message"] = f"rank {dist.get_rank() if dist.is_initialized() else 0} failed: {told['message']}"
@@ -74,9 +74,9 @@ def _told(failure: Exception) -> dict[str, Any]:
 
 
 def on_every_rank(function: Callable[[], T]) -> T:
-    """Call `function` on each rank, and return its own value there; if it fails on one, every rank raises that error.
+    """Call `function` on each rank, and return that rank's value; if it fails on one, every rank raises that error.
 
-    For what a rank finds out about its own node: none is left waiting for one that has ended with a mistake.
+    Used for checks of a rank's own node, so that no rank waits for one that has already ended with an error.
     """
     value, failure = None, None
     try:
@@ -95,13 +95,13 @@ def on_every_rank(function: Callable[[], T]) -> T:
         on_rank_zero(tell)
     except Exception:
         if failure is not None and not hasattr(failure, "exit_code"):
-            raise failure from None  # our own fault shows its traceback here
+            raise failure from None  # a fault of the program shows its traceback on this rank
         raise
     return value  # type: ignore[return-value]
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in their order, on each of them; of the kinds that messages.py can encode."""
+    """Return the values of all ranks, in rank order, on each of them. messages.py must be able to encode them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     store = shared_store()
@@ -118,10 +118,10 @@ def gather(value: T) -> list[T]:
 
 
 def watch_for_hangs(folder: Path, timeout_s: float) -> None:
-    """Let no rank wait for the others longer than `timeout_s`; the stacks of a hang go into `folder`.
+    """Limit the time that ranks wait for each other to `timeout_s`. In a hang, stacks are written to `folder`.
 
-    torch's own patience, which DeepSpeed leaves at half an hour for some of its groups, ends later in all of them: it
-    would not say where the ranks hang. Every rank calls this, when the engine is made.
+    torch's own timeouts, which DeepSpeed leaves at half an hour for some groups, are set to a later time in all groups,
+    as they would not show where the ranks hang. Every rank calls this once the engine is made.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -131,25 +131,25 @@ def watch_for_hangs(folder: Path, timeout_s: float) -> None:
 
 
 def notice_board() -> dist.Store | None:
-    """A connection of its own to the table by which the ranks met, for another thread; None for a single rank."""
+    """Return a separate connection to the ranks' store, for use in another thread; None for a single rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     return shared_store().clone()  # type: ignore[attr-defined]
 
 
 def shared_store() -> dist.Store:
-    """What torch's ranks met by: a table that rank 0 keeps."""
+    """Return the key-value store by which torch's ranks met; rank 0 hosts it."""
     return dist.distributed_c10d._get_default_store()
 
 
 @watched("waiting for another rank")
 def _wait_for(store: dist.Store, key: str) -> None:
-    """Return when the key is set, however long that takes, while rank 0 works."""
+    """Wait until the key is set, without a limit as long as rank 0 sends heartbeats."""
     beats = 0
     while True:
         try:
             return store.wait([key], timedelta(seconds=WATCHDOG.tick_s))
-        except dist.DistStoreError:  # the time is over
+        except dist.DistStoreError:  # timed out
             if (heard := store.add(BEATS, 0)) != beats:
                 beats = heard
                 WATCHDOG.renew()
@@ -157,7 +157,7 @@ def _wait_for(store: dist.Store, key: str) -> None:
 
 @watched("a sum over all ranks")
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Each value summed over all ranks, in float64."""
+    """Sum each value over all ranks, in float64."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -168,7 +168,7 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
 
 
 def of_every_rank(values: Sequence[float]) -> list[list[float]]:
-    """The values of each rank, in the order of the ranks, on all of them."""
+    """Return the values of each rank, in rank order, on all ranks."""
     if not dist.is_initialized():
         return [list(values)]
     rank, number = dist.get_rank(), len(values)
@@ -188,13 +188,13 @@ COLLECTIVES = (
 
 
 def time_collectives(backend: Any) -> None:
-    """Let the stopwatch see what is sent through an object whose methods are torch's collectives."""
+    """Count the time of all collectives of `backend`, whose methods are torch's, as communication."""
     for name in COLLECTIVES:
         setattr(backend, name, timed(getattr(backend, name)))
 
 
 def timed(collective: Callable[..., Any]) -> Callable[..., Any]:
-    """The same collective, its time counted as communication, and that of waiting for it, where it goes on beside."""
+    """Wrap a collective so that its time counts as communication, and for an asynchronous one the time of `wait`."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         with STOPWATCH.phase("communication"):
@@ -205,7 +205,7 @@ def timed(collective: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _TimedWork:
-    """What a collective that goes on beside the step hands out: waiting for it is communication."""
+    """Handle of an asynchronous collective. Waiting for it counts as communication."""
 
     def __init__(self, work: Any) -> None:
         self._work = work

@@ -1,8 +1,8 @@
-"""Is the launcher still there? One that is killed may leave its ranks behind, training for nobody.
+"""Detection of a launcher that has ended and left its ranks behind.
 
-The `deepspeed` command dies of SIGTERM at once; its second process, launch.py, which is the parent of the ranks, lives
-on with them. torchrun and mpirun pass SIGTERM on, but leave their ranks when they are killed by SIGKILL. So a rank
-remembers the processes above it that belong to its launcher, and looks now and then whether they still are above it.
+The `deepspeed` command ends at once on SIGTERM, but its second process, launch.py, the parent of the ranks, lives on
+with them. torchrun and mpirun pass SIGTERM on, but leave their ranks behind when killed by SIGKILL. So a rank stores
+which of its ancestor processes belong to the launcher, and checks from time to time that they are still its ancestors.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Those that start ranks, by the name of the program, of the Python script, or of the module.
+# Launchers, by the name of the program, the Python script, or the module.
 _COMMANDS = {"deepspeed", "torchrun", "mpirun", "mpiexec", "orterun", "orted"}
 _MODULES = {"deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.distributed.run"}
 _NODE_LAUNCHER = "deepspeed.launcher.launch"  # one on each node, started by `deepspeed` itself or by ssh
-_INIT = 1  # becomes the parent of those whose parent is gone
+_INIT = 1  # becomes the parent of orphaned processes
 
 
 class Launcher:
-    """What started this process; found when this is made, so make it early."""
+    """The launcher of this process, found at construction; construct it early."""
 
     def __init__(self) -> None:
         above: list[int] = []
@@ -28,13 +28,13 @@ class Launcher:
             above.append(pid)
             names = names_here
             pid = _parent_of(pid)
-        if _NODE_LAUNCHER in names:  # whatever started it is part of the launch as well
+        if _NODE_LAUNCHER in names:  # its parent is part of the launcher too
             above.append(pid)
         self._above = above
         self._gone = _NODE_LAUNCHER in names and pid == _INIT  # already
 
     def is_gone(self) -> bool:
-        """Whether a process of the launcher has ended, so that this one should. Costs microseconds."""
+        """Return True if a process of the launcher has ended, so that this process should too. Takes microseconds."""
         if self._above and not self._gone:
             pids = [os.getppid()]
             pids += [_parent_of(pid) for pid in self._above[:-1]]
@@ -43,13 +43,13 @@ class Launcher:
 
 
 def _launchers_in(pid: int) -> set[str]:
-    """The names of launchers in the command line of a process; empty where it is none, or no longer there."""
+    """Return the names of launchers in the command line of a process; empty where it is none, or has ended."""
     words = _read(pid, "cmdline").split("\0")
     return {os.path.basename(word) for word in words[:2]} & _COMMANDS | set(words[:5]) & _MODULES
 
 
 def _parent_of(pid: int) -> int:
-    """The parent of a process; 0 if there is no such process."""
+    """Return the parent of a process; 0 if there is no such process."""
     after_name = _read(pid, "stat").rpartition(")")[2].split()  # state, parent, …
     return int(after_name[1]) if after_name else 0
 

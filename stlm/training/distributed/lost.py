@@ -1,7 +1,7 @@
-"""Which rank is gone, when the others notice by a broken connection: one line, on each machine, in place of tracebacks.
+"""Identification of a lost rank after a broken connection: one line on each machine instead of tracebacks.
 
-Every rank tells the others once which process it is. Where a connection breaks, those who are left look which processes
-of their machine have ended; of other machines they know no more than that.
+Every rank sends the others its process number once. When a connection breaks, the remaining ranks check which processes
+on their own machine have ended; for other machines they can only report that the connection broke.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _BROKEN = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|failed to (recv|send|connect)|remote process exited",
     re.IGNORECASE,
 )
-_WAIT_S = 5.0  # for a process to end that has closed its connections
+_WAIT_S = 5.0  # time for a process that has closed its connections to end
 _KEY = "stlm/lost"
 
 _everyone: list[dict[str, Any]] = []
 
 
 def introduce() -> None:
-    """Tell all ranks which process this is. Every rank calls it."""
+    """Send all ranks the identity of this process. Every rank calls it."""
     _everyone[:] = gather(_identity())
 
 
 @contextmanager
 def naming_lost_ranks() -> Iterator[None]:
-    """Turn an error that the loss of another rank brought about into LostRank."""
+    """Turn an error caused by the loss of another rank into LostRank."""
     try:
         yield
     except RuntimeError as error:
@@ -65,7 +65,7 @@ def _lost(error: RuntimeError) -> LostRank | None:
         reason = str(error).partition("\n")[0]
         what = f"a rank on {' or '.join(hosts)} is gone, or cannot be reached any more ({reason})"
     else:
-        return None  # all are there: it is something else
+        return None  # all ranks run: the error has another cause
     lost = LostRank(f"{what}; the same command continues the run")
     if any(other < rank and other not in gone for other in here):
         lost.told_by_rank_zero = True  # type: ignore[attr-defined]
@@ -73,9 +73,9 @@ def _lost(error: RuntimeError) -> LostRank | None:
 
 
 def _first_lost(gone: list[int]) -> list[int]:
-    """Those that were lost first: others of them may have ended for their sake."""
+    """Return the ranks that were lost first; others of `gone` may have ended as a consequence."""
     own = " ".join(map(str, gone))
-    with suppress(RuntimeError):  # rank 0 is gone, which keeps the store
+    with suppress(RuntimeError):  # rank 0, which hosts the store, is gone
         return [int(rank) for rank in shared_store().compare_set(_KEY, "", own).decode("ascii").split()] or gone
     return [0] if 0 in gone else gone
 
@@ -90,7 +90,7 @@ def _machine(known: dict[str, Any]) -> tuple[str, str]:
 
 
 def _namespace() -> str:
-    """Where process numbers mean the same: of two containers they do not."""
+    """Return the identity of this process namespace: process numbers of two containers do not compare."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -102,7 +102,7 @@ def _runs(known: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, as its system tells it; None if there is none, or but its exit code."""
+    """Return the start time of a process, in the kernel's units; None if there is none, or it is a zombie."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

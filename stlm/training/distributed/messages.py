@@ -1,7 +1,7 @@
-"""Values and errors as bytes that carry data only: JSON, with tensors behind it in the format of safetensors.
+"""Values and errors as bytes that carry data only: JSON, followed by tensors in the format of safetensors.
 
-Unlike a pickle, such a message runs no code where it is read, whoever wrote it. An error travels as the name of its
-class, its message and its exit code; a name that is not one of this project's errors becomes a plain StlmError.
+Unlike a pickle, such a message runs no code where it is read, whoever wrote it. An error is sent as the name of its
+class, its message and its exit code. The name of a class outside this project becomes a plain StlmError.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.messages import from_plain, to_plain
 from stlm.errors import StlmError
 
-_LENGTH_BYTES = 8  # of the JSON, in front of it
+_LENGTH_BYTES = 8  # the length of the JSON, before it
 
 
 def encode(value: Any) -> bytes:
-    """None, booleans, numbers, strings, paths, tensors, and lists, tuples and dicts (with string keys) of them.
+    """Encode None, booleans, numbers, strings, paths, tensors, and lists, tuples and dicts (string keys) of them.
 
-    Raises TypeError for anything else: what a rank sends is to be built of these.
+    Raises TypeError for anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -38,7 +38,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode(message: bytes) -> Any:
-    """The value that `encode` was given. Raises ValueError, or an error of safetensors, for other messages."""
+    """Return the value that `encode` was given. Raises ValueError, or an error of safetensors, for other messages."""
     end = _LENGTH_BYTES + int.from_bytes(message[:_LENGTH_BYTES], "big")
     tensors = load(message[end:]) if len(message) > end else {}
 
@@ -51,14 +51,14 @@ def decode(message: bytes) -> Any:
 
 
 def describe_error(error: Exception) -> dict[str, Any]:
-    """The error as a value that can be encoded. What is not a user's mistake is given with its class."""
+    """Describe an error by values that can be encoded. For one that is no user error, the message names its class."""
     if hasattr(error, "exit_code"):
         return {"name": type(error).__name__, "message": str(error), "exit_code": int(error.exit_code)}
     return {"name": StlmError.__name__, "message": f"{type(error).__name__}: {error}", "exit_code": 1}
 
 
 def error_of(described: dict[str, Any]) -> Exception:
-    """The error that `describe_error` was given."""
+    """Return the error that `describe_error` was given."""
     kind = _known_errors().get(described["name"], StlmError)
     error = kind(str(described["message"]))
     if error.exit_code != described["exit_code"]:
@@ -67,7 +67,7 @@ def error_of(described: dict[str, Any]) -> Exception:
 
 
 def _known_errors() -> dict[str, type[Any]]:
-    """This project's errors by name: those that are loaded here."""
+    """Return this project's error classes by name, as far as they are imported."""
     kinds: list[type[Any]] = [StlmError, DataError]
     for kind in kinds:
         kinds += kind.__subclasses__()

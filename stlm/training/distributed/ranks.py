@@ -1,6 +1,6 @@
-"""Which rank this process is, found from whichever launcher started it, and which rows of a batch are its own.
+"""Rank of this process, as set by its launcher, and its rows of a batch.
 
-Needs nothing but the standard library, so that a mistake can be answered, by one rank only, before torch is imported.
+Does not need torch, so that user errors are reported, by one rank only, before torch is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stlm.errors import ConfigError, EngineError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together."""
+    """Position of this process among the ranks that train together."""
 
     rank: int
     world_size: int
@@ -29,7 +29,7 @@ class Ranks:
     local_world_size: int
     address: str  # where rank 0 listens
     port: int
-    source: str  # who started us, for people
+    source: str  # the launcher, for people
 
     def __str__(self) -> str:
         if self.world_size == 1:
@@ -41,11 +41,11 @@ class Ranks:
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Read the ranks from what a launcher set: deepspeed or torchrun, Open MPI, Slurm's srun; else one rank,
-    which needs no address.
+    """Read the ranks from the environment set by deepspeed, torchrun, Open MPI or Slurm's srun; else one rank, which
+    needs no address.
 
-    Where Open MPI started ranks on several nodes and nothing says where they meet, they ask each other by mpi4py.
-    Raises EngineError where that fails, or where the launcher's variables contradict each other.
+    Where Open MPI started ranks on several nodes and MASTER_ADDR is not set, rank 0 sends its address by mpi4py. Raises
+    EngineError where that fails, or where the launcher's variables contradict each other.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env or "WORLD_SIZE" in env:
@@ -62,7 +62,7 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         return _ranks(env, variables, local, env["MASTER_ADDR"], env["MASTER_PORT"], source)
     if "OMPI_COMM_WORLD_SIZE" in env:
         size, local = env["OMPI_COMM_WORLD_SIZE"], env["OMPI_COMM_WORLD_LOCAL_SIZE"]
-        if "MASTER_ADDR" not in env and size != local:  # several nodes: rank 0 says where it is
+        if "MASTER_ADDR" not in env and size != local:  # several nodes: rank 0 sends its address
             address, port = _told_by_mpi()
         else:
             address = env.get("MASTER_ADDR", "127.0.0.1")
@@ -72,7 +72,7 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:  # a task of srun, not the batch script itself
         port = env.get("MASTER_PORT") or _shared_port(f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}")
         local = re.split(r"\D", env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))[0]
-        here = local == env["SLURM_STEP_NUM_TASKS"]  # all tasks are on one node, and meet on its loopback interface
+        here = local == env["SLURM_STEP_NUM_TASKS"]  # all tasks on one node meet on its loopback interface
         nodelist = "127.0.0.1" if here else env.get("SLURM_STEP_NODELIST", "127.0.0.1")
         address = env.get("MASTER_ADDR") or first_host(nodelist)
         variables = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -82,9 +82,10 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 @contextmanager
 def rank_environment(ranks: Ranks) -> Iterator[None]:
-    """Inside, the environment tells torch and DeepSpeed what was found; DeepSpeed would otherwise go and ask MPI.
+    """Set the environment variables that torch and DeepSpeed read, inside this context; DeepSpeed would otherwise ask
+    MPI.
 
-    Afterwards it is as it was, so that a process started later does not take itself for a rank.
+    Afterwards all but LOCAL_RANK are restored, so that a process started later does not take itself for a rank.
     """
     values = {
         "RANK": str(ranks.rank),
@@ -92,7 +93,7 @@ def rank_environment(ranks: Ranks) -> Iterator[None]:
         "MASTER_ADDR": ranks.address,
         "MASTER_PORT": str(ranks.port),
     }
-    os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # stays: ZeRO 3 reads it at every step, and alone it means nothing
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # stays: ZeRO 3 reads it at every step; alone it has no effect
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -106,14 +107,14 @@ def rank_environment(ranks: Ranks) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of Slurm's compressed list: "node[03-05,9],login" gives "node03"."""
+    """Return the first name of Slurm's compressed list: "node[03-05,9],login" gives "node03"."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodelist)
     if match is None:
         raise EngineError(f"got SLURM_STEP_NODELIST={nodelist!r}, expected host names; set MASTER_ADDR")
@@ -123,7 +124,7 @@ def first_host(nodelist: str) -> str:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the rows of one step are shared out. Rank r has rows [r * rows, (r + 1) * rows)."""
+    """Division of a step's rows over ranks and micro-batches. Rank r has rows [r * rows, (r + 1) * rows)."""
 
     rows: int  # of each rank
     micro_batch_size: int  # rows of one forward
@@ -131,7 +132,8 @@ class BatchSplit:
 
     @classmethod
     def of(cls, training: TrainingConfig, world_size: int) -> BatchSplit:
-        """Raises ConfigError, with numbers that would work, where ranks or micro-batches do not divide the batch."""
+        """Return the split. Raises ConfigError, with numbers that work, where ranks or micro-batches do not divide the
+        batch."""
         batch, ranks = training.batch_size, number_of(world_size, "rank")
         if batch % world_size:
             below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
@@ -157,7 +159,10 @@ class BatchSplit:
 def _ranks(
     env: Mapping[str, str], variables: tuple[str, str, str], local: str, address: str, port: str, source: str
 ) -> Ranks:
-    """Ranks from the variables for rank, world size and local rank; EngineError where one is no number or too large."""
+    """Build Ranks from the variables for rank, world size and local rank.
+
+    Raises EngineError where one is no number or out of range.
+    """
     try:
         rank, world_size, local_rank = (int(env[name]) for name in variables)
         ranks = Ranks(rank, world_size, local_rank, int(local), address, int(port), source)
@@ -172,8 +177,8 @@ def _ranks(
 
 @cache
 def _told_by_mpi() -> tuple[str, str]:
-    """Rank 0's address and a free port there, which it tells to all ranks. MPI is left at once: a process that ends
-    while it takes part would first wait for all others, and those for it."""
+    """Return rank 0's address and a free port there, sent to all ranks by MPI. MPI is finalized at once, as a process
+    that ends while it uses MPI and the other ranks would wait for each other."""
     try:
         import mpi4py
 
@@ -185,22 +190,22 @@ def _told_by_mpi() -> tuple[str, str]:
             f"({' '.join(str(error).split())}); add `-x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500` to mpirun"
         ) from None
     place = bytearray(f"{_own_address()} {free_port()}".ljust(64), "ascii")
-    MPI.COMM_WORLD.Bcast(place)  # of bytes: `bcast` would send a pickle
+    MPI.COMM_WORLD.Bcast(place)  # sends bytes; `bcast` would send a pickle
     MPI.Finalize()
     address, port = place.decode("ascii").split()
     return address, port
 
 
 def _own_address() -> str:
-    """This machine's address on the network that leads to others."""
+    """Return this machine's address on the network towards other machines."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("198.51.100.1", 9))  # sends nothing: only the way there is looked up
+            probe.connect(("198.51.100.1", 9))  # sends nothing, only looks up the route
         except OSError:
             return "127.0.0.1"
         return probe.getsockname()[0]
 
 
 def _shared_port(name: str) -> str:
-    """A port that all ranks of one job arrive at by themselves."""
+    """Return a port that all ranks of one job derive from its name."""
     return str(20000 + zlib.crc32(name.encode()) % 10000)

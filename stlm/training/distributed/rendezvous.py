@@ -1,8 +1,8 @@
-"""How ranks meet, and which sockets they listen on.
+"""Rendezvous of the ranks, and the sockets that they listen on.
 
 A single rank opens no socket: its process group copies inputs to outputs. Ranks of one machine listen on the loopback
-interface only. Ranks of several machines meet as torch's env:// does, on all interfaces; docs/security.md describes
-what that opens. Where torchrun already keeps a store for its workers, that store is used.
+interface only. Ranks of several machines meet by torch's env://, on all interfaces; docs/security.md describes what
+that exposes. Where torchrun already keeps a store for its workers, that store is used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from stlm.training.distributed.ranks import Ranks
 
 LOOPBACK = "127.0.0.1"
 ALONE = "alone"  # name of the backend of a single rank
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where torch's backends listen; a user's own value is kept
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # torch's backends listen there; a user's own value is kept
 
 
 def init_method(ranks: Ranks) -> str:
-    """The URL by which torch makes the default process group of these ranks; with ALONE as backend for a single rank.
+    """Return the URL for torch's default process group of these ranks. A single rank uses the backend ALONE.
 
     Every rank calls it before the first process group is made.
     """
@@ -44,8 +44,8 @@ def init_method(ranks: Ranks) -> str:
 
 
 def on_one_machine(ranks: Ranks) -> bool:
-    """Whether no rank can be elsewhere: the launcher says so, or they meet at a loopback address."""
-    if ranks.source != "RANK" and ranks.local_world_size == ranks.world_size:  # by hand, the former may be a guess
+    """Return True if all ranks must be on one machine: the launcher says so, or they meet at a loopback address."""
+    if ranks.source != "RANK" and ranks.local_world_size == ranks.world_size:  # RANK: may be a guess
         return True
     try:
         return ipaddress.ip_address(LOOPBACK if ranks.address == "localhost" else ranks.address).is_loopback
@@ -54,8 +54,8 @@ def on_one_machine(ranks: Ranks) -> bool:
 
 
 def _loopback(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
-    """Rank 0 keeps a table for all. By itself a TCPStore listens on every interface, whatever address it is given, so
-    it gets a socket that listens already."""
+    """Yield a store hosted by rank 0 on the loopback interface. A TCPStore listens on every interface, whatever address
+    it gets, so rank 0 passes a socket that already listens."""
     parts = urlsplit(url)
     assert parts.port is not None
     query = parse_qs(parts.query)
@@ -73,7 +73,7 @@ def _loopback(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Sto
 # ---------------------------------------------------------------------- one rank
 
 
-_ProcessGroup: Any = dist.ProcessGroup  # whose signatures and names differ from version to version
+_ProcessGroup: Any = dist.ProcessGroup  # Any: signatures and names differ between versions
 
 
 class OneRankGroup(_ProcessGroup):
@@ -103,7 +103,7 @@ class OneRankGroup(_ProcessGroup):
     def all_gather_single(self, output: Tensor, input: Tensor, *_: Any, **__: Any) -> dist.Work:
         return _copied([output], [input])
 
-    # torch 2.13 has names of its own for what earlier versions call by the second ones.
+    # torch 2.13 uses the first names, earlier versions the second ones.
     reduce_scatter_single = all_to_all_single = all_gather_single
     _allgather_base = _reduce_scatter_base = alltoall_base = all_gather_single
     all_gather_single_coalesced = reduce_scatter_single_coalesced = alltoall

@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a run, and how all ranks learn of it."""
+"""Requests to stop a run, by a signal or the end of its launcher, and the errors that end a run early."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class NonFinite(StlmError):
-    """A loss or gradient became infinite or not a number; the last checkpoint is untouched."""
+    """A loss or gradient is infinite or not a number; the last checkpoint is untouched."""
 
     exit_code = 1
 
 
 class LostRank(StlmError):
-    """Another rank has ended, and training cannot go on without it."""
+    """Another rank has ended, and training cannot continue without it."""
 
     exit_code = 1
 
 
 class StopRequest:
-    """Notes that this process was asked to stop: by a signal, or by the end of its launcher. The trainer acts on it
+    """Record of a request to stop this process, by a signal or by the end of its launcher. The trainer reads it
     between two steps.
 
-    A handler runs anywhere between two instructions, so it only notes. Launchers pass a signal on a second time and to
-    the ranks one after another: a repeated signal changes nothing, and the ranks agree on the step to stop at by
-    themselves. Handlers are installed in the main thread only, where Python allows it; `restore` brings the old ones.
+    A handler runs between any two instructions, so it only records the signal. Launchers may pass a signal on twice,
+    and to the ranks one after another: a repeated signal changes nothing, and the ranks agree on the step to stop at.
+    Python allows handlers in the main thread only, so they are installed there; `restore` brings the old ones back.
 
-    `noted` is called by the handler, in the main thread, after each note: work that may be given up raises there.
+    The handler calls `noted`, in the main thread, after each signal: work that may be abandoned raises there.
     """
 
     def __init__(self) -> None:
@@ -47,23 +47,23 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup wants it so: the run outlives its terminal
+                    continue  # set by nohup: the run outlives its terminal
                 self._previous[number] = signal.signal(number, self._note)
 
     def reason(self) -> str | None:
-        """What asked this process to stop; None if nothing did."""
+        """Return the name of the signal, or "the end of its launcher"; None if the process was not asked to stop."""
         if self._signal is None and self._launcher.is_gone():
             return "the end of its launcher"
         return self._signal
 
     def wake(self) -> None:
-        """From another thread, let the main thread call `noted` without a note."""
+        """Make the main thread call `noted` without a record. Called from another thread."""
         if self._previous:
             self._waking = True
             _thread.interrupt_main(signal.SIGUSR1)
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before."""
+        """Restore the earlier signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -1,12 +1,12 @@
-"""How a run stops in the middle of long work that is not a step: a validation, or the tasks of the section `evals`.
+"""Interruption of long work between steps: a validation, or the tasks of the section `evals`.
 
-A signal handler only makes a note (faults.py). Between two steps the trainer reads it; a step is short. A validation
-or an evaluation can last longer than a cluster waits before it kills a job, so it is given up, on all ranks alike.
+A signal handler only sets a flag (stop_request.py), which the trainer reads between two steps, as steps are short. A
+validation or an evaluation can last longer than a cluster waits before it kills a job, so all ranks abandon it.
 
-A validation has collectives in it, so the ranks ask each other now and then, at the same forward (`AgreedStop`). Tasks
-have none but the sums at the end of each, and every rank scores items of its own. There the note is turned into an
-exception, wherever the rank is; a thread passes it on to the other ranks, and they find out by a sum that either takes
-the place of the sum to come or follows the last one (`Interruptible`).
+A validation contains collectives, so the ranks exchange their flags from time to time, before the same forward pass
+(`AgreedStop`). Tasks have only one sum at the end of each, and every rank scores its own items. There the flag becomes
+an exception, wherever the rank is. A thread informs the other ranks, and all agree by an additional sum, which precedes
+the next sum of the work or follows its last one (`Interruptible`).
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from stlm.training.distributed.stop_request import StopRequest
 T = TypeVar("T")
 
 ASKED = "stlm/stop"  # key of the notice board
-POLL_S = 0.25  # between two looks at the notes of this rank and of the others
+POLL_S = 0.25  # between two checks of the flags of this rank and of the others
 AGREE_S = 0.5  # between two agreements of the ranks
 
 
 class Interrupted(BaseException):
-    """Raised inside work that is given up, because a rank was asked to stop. Not an error that the work may handle."""
+    """Raised inside work that is abandoned because a rank was asked to stop. No `Exception`, so work cannot catch it
+    as an error."""
 
 
 def never() -> bool:
-    """Nothing asks to stop."""
+    """Return False: work that nothing interrupts."""
     return False
 
 
 class AgreedStop:
-    """Whether a rank was asked to stop, the same answer on all of them: each rank calls it equally often.
+    """Callable that returns True once a rank was asked to stop, the same on all ranks. All ranks call it equally often.
 
-    The ranks exchange a sum every `AGREE_S` seconds at most, however short the work between two calls is; how many
-    calls go without is decided from times that all ranks know.
+    The ranks exchange a sum at most every `AGREE_S` seconds or so, however often it is called. The number of calls
+    without a sum is computed from times that all ranks know.
     """
 
     def __init__(self, request: StopRequest, rank: int) -> None:
@@ -64,20 +65,20 @@ class AgreedStop:
 
 
 class Interruptible:
-    """Runs work that is given up when a rank is asked to stop. Every rank calls `run`, with the same work."""
+    """Runner of work that is abandoned when a rank is asked to stop. Every rank calls `run` with the same work."""
 
     _running: Interruptible | None = None  # of this process
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
-        self._armed = False  # whether an exception may be raised where this rank is now
-        self._agreed = False  # whether all ranks know that the work is given up
-        self._told = False  # whether another rank was asked
+        self._armed = False  # whether Interrupted may be raised at any point now
+        self._agreed = False  # whether all ranks know that the work is abandoned
+        self._told = False  # whether another rank was asked to stop
 
     def run(self, work: Callable[[], T]) -> T | None:
-        """The value of `work`; None, on all ranks, where it was given up or not begun.
+        """Return the value of `work`; None, on all ranks, where it was abandoned or not begun.
 
-        It may be interrupted from the moment when it has read all of `first(…)`.
+        The work may be interrupted once it has read all of `first(…)`.
         """
         if self._agree(self._asked()):
             return None
@@ -103,13 +104,13 @@ class Interruptible:
         return None if self._agree(stopped) else value
 
     def first(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items`, which the ranks make together; behind them, the work may be interrupted."""
+        """Yield `items`, which the ranks make together. After the last one, the work may be interrupted."""
         yield from items
         self._arm()
 
     @classmethod
     def sum(cls, values: Sequence[float]) -> list[float]:
-        """`sum_over_ranks`, or Interrupted on all ranks where one has given up the work that is running."""
+        """Return `sum_over_ranks`, or raise Interrupted on all ranks where one has abandoned the running work."""
         running = cls._running
         if running is None:
             return sum_over_ranks(values)
@@ -122,7 +123,7 @@ class Interruptible:
         return total
 
     def _agree(self, stopped: bool) -> bool:
-        """Whether a rank gives up. Each rank calls this at the same sums, or once, when it gives up."""
+        """Return True if a rank abandons the work. Each rank calls this at the same sums, or once to abandon it."""
         self._agreed = False
         return sum_over_ranks([float(stopped)])[0] > 0
 
@@ -135,20 +136,20 @@ class Interruptible:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """In the main thread, where a signal came: give up, but once, so that the way out is not interrupted."""
+        """Raise Interrupted in the main thread after a signal, but only once, so that clean-up is not interrupted."""
         if self._armed:
             self._armed = False
             raise Interrupted
 
     def _watch(self, done: threading.Event) -> None:
-        """Tell the other ranks what this one was asked, and hear of theirs."""
+        """Post this rank's request to stop for the other ranks, and read theirs, until `done`."""
         while not done.wait(POLL_S):
             here = self._request.reason() is not None
             try:
                 if here and self._board is not None:
                     self._board.set(ASKED, "1")
                 self._told = self._told or (self._board is not None and self._board.check([ASKED]))
-            except RuntimeError:  # rank 0, which keeps the board, is gone: the next sum says so
+            except RuntimeError:  # rank 0, which hosts the board, is gone; the next sum raises an error
                 return
             if (here or self._told) and self._armed:
                 self._request.wake()

@@ -1,12 +1,11 @@
-"""Where the time of a step goes: every moment of it belongs to one phase, so that the phases add up to the step.
+"""Time of a step by phase. Every moment belongs to exactly one phase, so the phases add up to the step.
 
-A phase inside another one takes its time from that: what the ranks send each other while a gradient is computed counts
-as communication and not as backward. What is in no phase is "other".
+The time of a nested phase is not counted in the outer one: communication during the backward pass counts as
+communication only. Time outside of all phases is "other".
 
-On a GPU the program runs ahead of the device, and its own clock would only show how fast it hands out work. There each
-change of phase leaves an event in the device's queue, which is read a step later, when the step has long been done: no
-step waits for it. Work on another stream than the step's own goes on beside it and takes nobody's time; what counts
-as communication is how long the step waits.
+On a GPU the host runs ahead of the device, so the host's clock would measure only how fast work is launched. There each
+change of phase records an event in the stream, which is read one step later without making any step wait. Work on other
+streams overlaps with the step and is not counted; communication counts only while the step waits for it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PHASES = ("data", "forward", "backward", "optimizer", "communication", OTHER)
 
 
 class HostClock:
-    """The clock of the process, for devices that are done with what they were told when the call returns."""
+    """Clock of the process, for devices that execute work synchronously."""
 
     def now(self) -> Any:
         return time.perf_counter()
@@ -33,12 +32,12 @@ class HostClock:
         return end - begin
 
     def passes(self) -> bool:
-        """Whether what is done now takes time of the step."""
+        """True if the current work takes time of the step."""
         return True
 
 
 class CudaClock(HostClock):
-    """Events in the queue of the stream that is current when the clock is made."""
+    """Clock of events in the stream that is current when the clock is made."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.current_stream()
@@ -57,10 +56,10 @@ class CudaClock(HostClock):
 
 
 class Stopwatch:
-    """Measures steps; outside of one, phases cost next to nothing and are not counted."""
+    """Stopwatch of steps and their phases. Outside of a step, phases cost next to nothing and are not counted."""
 
     def __init__(self) -> None:
-        self.annotates = False  # phases appear in what torch's profiler records
+        self.annotates = False  # whether phases appear in the trace of torch's profiler
         self._clock = HostClock()
         self._phase: str | None = None  # None: between two steps
         self._since: Any = None
@@ -68,13 +67,13 @@ class Stopwatch:
         self._seconds = dict.fromkeys(PHASES, 0.0)  # of the steps before it
 
     def use(self, device: torch.device) -> None:
-        """Measure on `device` from the next step on, and forget what was measured."""
+        """Measure on `device` from the next step on, and discard earlier measurements."""
         self._clock = CudaClock() if device.type == "cuda" else HostClock()
         self._spans, self._seconds = [], dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside is a step."""
+        """Measure a step, made inside this context."""
         before, self._spans = self._spans, []
         self._phase, self._since = OTHER, self._clock.now()
         try:
@@ -85,7 +84,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Inside is work of the phase `name`, one of PHASES."""
+        """Count the time inside this context as the phase `name`, one of PHASES."""
         outer = self._phase
         if outer is None or not self._clock.passes():
             yield
@@ -98,7 +97,7 @@ class Stopwatch:
             self._change(outer)
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last reading."""
+        """Return the seconds of each phase since the last reading."""
         self._add(self._spans)
         self._spans = []
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
@@ -115,4 +114,4 @@ class Stopwatch:
             self._seconds[phase] += self._clock.seconds(begin, end)
 
 
-STOPWATCH = Stopwatch()  # of this process
+STOPWATCH = Stopwatch()  # the stopwatch of this process

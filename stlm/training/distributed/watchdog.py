@@ -1,11 +1,10 @@
-"""Notices that the ranks hang: one of them was stopped, its node is gone without a word, or they wait for each other.
+"""Detection of hanging ranks: a rank was stopped, its node vanished, or ranks wait for each other.
 
-A rank that dies closes its connections, and the others learn of it at once. One that only stands still does not, and
-torch would have them wait for half an hour or longer. So each rank has a thread that knows since when the rank is in a
-piece of work which all of them do together, and ends the process when that has taken too long: first it writes
-the stacks of all threads into a folder that all ranks see, which is also how the others learn that they should write
-theirs. What rank 0 does alone, such as writing to a slow disk, may take as long as it takes: while it is at it, it
-beats, and those who wait for it hear that.
+A rank that dies closes its connections, and the others notice at once. A rank that hangs does not, and torch would let
+the others wait for half an hour or longer. So each rank has a thread that measures how long the current collective work
+takes, and ends the process when that exceeds a limit. It first writes the stacks of all threads to a folder that all
+ranks see; when that folder appears, the other ranks write their stacks too. Work of rank 0 alone, such as writing to a
+slow disk, has no limit: meanwhile it sends heartbeats, which renew the time of the waiting ranks.
 """
 
 from __future__ import annotations
@@ -32,18 +31,21 @@ BEATS = "stlm/beats"  # key of the store: rank 0's heartbeats while it works alo
 
 
 class Watchdog:
-    """Watches this process from `start` to `stop`; before and after, what it is told costs nothing."""
+    """Watchdog of this process from `start` to `stop`. Outside of that, its methods cost next to nothing."""
 
     def __init__(self) -> None:
-        self.tick_s = 60.0  # between two looks
-        self._since: float | None = None  # when the work began that is watched now
+        self.tick_s = 60.0  # between two checks
+        self._since: float | None = None  # when the watched work began
         self._what = ""
         self._busy = False
         self._stopped: threading.Event | None = None
 
     def start(self, folder: Path, rank: int, timeout_s: float, store: Store) -> None:
-        """From now on no watched work may take longer than `timeout_s`. `folder`: for the stacks, seen by all ranks and
-        made by nobody yet. `store`: a connection of its own to what all ranks see."""
+        """Start watching: no watched work may take longer than `timeout_s`.
+
+        `folder`: for the stacks, seen by all ranks, and not yet present. `store`: a separate connection to the store
+        that all ranks share.
+        """
         self.stop()
         self.tick_s = min(timeout_s / 4, 5.0)
         self._stopped = threading.Event()
@@ -51,14 +53,14 @@ class Watchdog:
         threading.Thread(target=self._watch, args=arguments, name="stlm-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no longer. A second call does nothing."""
+        """Stop watching. Safe to call twice."""
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
 
     @contextmanager
     def watching(self, what: str) -> Iterator[None]:
-        """Inside is work that all ranks do together. Work within work is watched by itself."""
+        """Watch the work inside this context, which all ranks do together. Nested work has its own time."""
         outer = self._what if self._since is not None else None
         self._what, self._since = what, time.monotonic()
         try:
@@ -67,13 +69,13 @@ class Watchdog:
             self._what, self._since = (outer, time.monotonic()) if outer is not None else ("", None)
 
     def renew(self) -> None:
-        """The watched work goes on: its time begins anew."""
+        """Restart the time of the watched work, which makes progress."""
         if self._since is not None:
             self._since = time.monotonic()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Inside is work of this rank alone, for which the others wait as long as it takes."""
+        """Allow this rank to work alone inside this context without a limit; the others wait for it."""
         outer, self._since, self._busy = self._since, None, True
         try:
             yield
@@ -97,18 +99,18 @@ class Watchdog:
                 write_stacks(file, reason)
             except OSError as error:
                 complain(f"{file}: {error.strerror}")
-            time.sleep(2 * self.tick_s)  # until the others have seen the folder, and written theirs
+            time.sleep(2 * self.tick_s)  # lets the others see the folder and write theirs
             os._exit(EXIT_CODE)
 
 
 def complain(text: str) -> None:
-    """A line where errors go; this process has no other way to say it."""
+    """Write an error line to stderr, since the process ends without raising an exception."""
     sys.stderr.write(f"error: {text}\n")
     sys.stderr.flush()
 
 
 def write_stacks(path: Path, reason: str) -> None:
-    """What all threads of this process are doing, into a file."""
+    """Write the stacks of all threads of this process to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write(
@@ -118,11 +120,11 @@ def write_stacks(path: Path, reason: str) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
 
 
-WATCHDOG = Watchdog()  # of this process
+WATCHDOG = Watchdog()  # the watchdog of this process
 
 
 def watched(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator of functions that all ranks call together."""
+    """Decorator for functions that all ranks call together; `what` names the work in messages."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
