@@ -1,4 +1,4 @@
-"""The model's parts: ids in, logits out. Knows torch, and its own config dataclasses, and nothing else."""
+"""The model's parts, from ids to logits. This package imports torch and stlm.config, and no other part of stlm."""
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.context import Context

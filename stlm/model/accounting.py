@@ -1,7 +1,7 @@
-"""Honest counts: parameters, work and memory of a model, measured on a pass rather than computed by formulas.
+"""Parameters, FLOPs and memory of a model, measured on a pass rather than computed by formulas.
 
-A new component needs no line here. The pass is one with fake tensors, which have shapes and no values, so that it takes
-no memory and no arithmetic; a model whose shapes depend on values, as those of experts do, makes a real one.
+A new component needs no line here. The pass uses fake tensors, which have shapes and no values, and so takes no memory
+and no arithmetic. Where shapes depend on values, as those of experts do, the pass is a real one.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ FP32 = 4  # bytes
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Unique parameters, embedding included; a shared tensor is counted once."""
+    """Return the number of unique parameters, embedding included; a shared tensor counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of layer. A tied parameter belongs to the part that has its first name."""
+    """Counts of one kind of layer. A tied parameter belongs to the part of its first name."""
 
     name: str  # "embedder", "core attention", "core feed_forward", "core norm", "head", …
     parameters: int  # unique
-    effective: int  # each as often as a pass uses it: shared layers, loops, a tied head
+    effective: int  # each counted as often as a pass uses it: shared layers, loops, a tied head
     forward_flops: float  # per id
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a model has and does. Two FLOPs are one multiplication and addition; products count, the rest does not."""
+    """Counts of a model. A multiplication and an addition are two FLOPs; only matrix products are counted."""
 
     parts: tuple[Part, ...]
     parameters: int
@@ -52,16 +52,16 @@ class Account:
     forward_flops: float  # per id
     backward_flops: float  # per id
     activation_bytes: dict[str, int]  # kept for the backward pass of `rows` sequences: "fp32", "bf16"
-    cache_bytes: int  # keys and values that decoding remembers behind a full context, fp32
-    simulated: bool  # with fake tensors
+    cache_bytes: int  # keys and values that decoding holds after a full context, fp32
+    simulated: bool  # measured with fake tensors
 
 
 @torch.enable_grad()
 def account(make: Callable[[], nn.Module], vocab_size: int, context_length: int, rows: int) -> Account:
     """Measure the model that `make` builds, in training on `rows` sequences of `context_length` ids.
 
-    The model has `embedder`, `core`, `head`, and a forward that takes ids and whose output has `logits`. It is built
-    twice where fake tensors do not suffice; the real pass is over one row, and as slow as the model.
+    The model has `embedder`, `core`, `head`, and a forward that takes ids and whose output has `logits`. If fake
+    tensors do not suffice, it is built a second time for a real pass over one row, which is as slow as the model.
     """
     try:
         with FakeTensorMode():
@@ -72,10 +72,10 @@ def account(make: Callable[[], nn.Module], vocab_size: int, context_length: int,
 
 
 def optimizer_bytes(account: Account, stage: int, ranks: int) -> dict[str, int]:
-    """Bytes of one rank in training under a ZeRO stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 5).
+    """Return one rank's bytes in training under a ZeRO stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 5).
 
-    Weights, gradients, and Adam's two moments are fp32 in every precision. Beyond stage 0 DeepSpeed holds a second copy
-    of the weights, in parts. What travels between ranks, and at stage 3 the layer at work, comes on top.
+    Weights, gradients and Adam's two moments are fp32 in every precision. From stage 1 on, DeepSpeed holds a second,
+    partitioned copy of the weights. Communication buffers, and at stage 3 the gathered layer, come on top.
     """
     whole, trained = FP32 * account.parameters, FP32 * account.trained
     return {
@@ -141,17 +141,17 @@ def _measure(model: Any, ids_BT: Tensor, simulated: bool) -> Account:
 
 
 def _loss(model: Any, ids_BT: Tensor) -> Tensor:
-    """Next-token prediction with whatever parts add to it."""
+    """Return the loss of next-token prediction plus the auxiliary terms of parts."""
     output = model(ids_BT)
     return sum(output.auxiliary.values(), F.cross_entropy(output.logits.float().flatten(0, 1), ids_BT.flatten()))
 
 
 class _Saved(AbstractContextManager[Any]):
-    """Inside, remembers the tensors that autograd keeps for the backward pass."""
+    """Context manager that records the tensors autograd saves for the backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self._kept: list[Tensor] = []  # alive, so that no storage takes the place of another
+        self._kept: list[Tensor] = []  # kept alive, so that no storage is freed and its address reused
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -166,13 +166,13 @@ class _Saved(AbstractContextManager[Any]):
         self._hooks.__exit__(*error)
 
     def bytes(self) -> int:
-        """Of all of them but the weights, what they share counted once."""
+        """Return the bytes of all recorded tensors except weights; shared storage counts once."""
         storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in self._kept}
         return sum(size for storage, size in storages.items() if storage not in self._weights)
 
 
 def _uses(loss: Tensor) -> Counter[Tensor]:
-    """How often the pass that ended in `loss` used each parameter: the ways on which its gradient comes back."""
+    """Count how often the pass that ended in `loss` used each parameter: the edges of the graph that lead to it."""
     uses: Counter[Tensor] = Counter()
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]
     while waiting:
@@ -209,7 +209,7 @@ def _parts(model: nn.Module, uses: Counter[Tensor], flops: dict[str, int], ids: 
 
 
 def part_of(name: str) -> str:
-    """The kind of layer that a parameter or module belongs to: core.stack.blocks.3.attention.query → core attention."""
+    """Return the kind of layer that a name belongs to: core.stack.blocks.3.attention.query → core attention."""
     place = name.split(".")
     if place[0] != "core":
         return place[0]
@@ -220,20 +220,20 @@ def part_of(name: str) -> str:
 
 
 def _layer_part(name: str) -> str:
-    """The part of a core's layer: core.stack.blocks.3.attention.query → core.stack.blocks.3.attention; else empty."""
+    """Return a layer's part: core.stack.blocks.3.attention.query → core.stack.blocks.3.attention; "" outside layers."""
     place = name.split(".")
     number = next((index for index, each in enumerate(place) if each.isdecimal()), len(place))
     return ".".join(place[: number + 2]) if place[0] == "core" and number + 1 < len(place) else ""
 
 
 def _order(part: str) -> tuple[bool, bool, str]:
-    """From the ids to the logits; within the core by name, what is left last."""
+    """Sort key: embedder first, head last; the core's parts by name, "core other" last among them."""
     return part == "head", part != "embedder", part.replace("other", "~")
 
 
 @torch.no_grad()
 def _cache_bytes(model: Any, ids_1T: Tensor) -> int:
-    """What the caches of all attentions hold behind the ids: each is run a second time on the same vectors with one."""
+    """Bytes of all attention caches after the ids. A hook reruns each attention on the same vectors with a cache."""
     total = 0
 
     def run_with_cache(module: Attention, inputs: tuple[Any, ...], output: Tensor) -> None:

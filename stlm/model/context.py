@@ -1,4 +1,4 @@
-"""What the parts of one forward pass share."""
+"""State shared by the parts of one forward pass."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 class Context:
-    """Which positions may see each other, and what the parts add to the loss or measure.
+    """Inputs and outputs common to all parts of a pass: document boundaries, loss terms, measures, random keys.
 
-    `documents` [B, T] numbers the document of each position that a layer works on; nothing passes between positions
-    whose numbers differ. None: all are of one. `used` [B, T] is False where a position stands for nothing, as a slot
-    without a patch does. None: all stand for something.
+    `documents` [B, T]: the document number of each position of a layer; positions with different numbers do not see
+    each other. None: one document. `used` [B, T]: False at empty positions, such as slots without a patch. None: all
+    are used.
 
-    `auxiliary` holds what parts add to the loss, by name: sums over rows, in nats, already weighted. A part computes
-    its term within each row and multiplies it by the row's ids, so that the sum is the same however rows are shared out
-    over ranks and micro-batches: `length` ids each. `measures` holds quotients to be told, by name: two sums over rows
-    each. `values` are those of the first layer of the stack that is running, where later layers mix them with their
-    own; `masks` those of its attentions, where several have the same beside their caches.
+    `auxiliary`: terms of the loss by name, weighted sums over rows in nats. A part computes its term within each row
+    and multiplies it by the row's `length` ids, so the sum does not depend on how rows are distributed over ranks and
+    micro-batches. `measures`: ratios to log by name, each as two sums over rows. `values`: the values of the running
+    stack's first layer, which later layers may mix with their own. `masks`: attention masks, shared by layers with
+    the same window and cache length.
 
-    `row_keys` [B] is where a part draws its random numbers from (see `draws`), row by row; None, as always but in
-    training: nothing is left to chance. `exits` is where the core leaves what its exits give out, the last layer not
-    among them; None: nobody asks. `wanted` [B, T] is True where the head shall give logits; None: everywhere.
+    `row_keys` [B]: keys of the random numbers of each row (see `row_random`); None, except in training: nothing is
+    random. `exits`: the list to which the core appends the states at its exits, the last layer excluded; None: they
+    are not collected. `wanted` [B, T]: True where the head computes logits; None: everywhere.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Context:
         self.wanted: Tensor | None = wanted
 
     def at(self, documents: Tensor | None, used: Tensor | None) -> Context:
-        """The same pass seen at other positions, such as those of patches."""
+        """Return a context of this pass for other positions, such as those of patches."""
         return Context(documents, self, used=used)
 
     def apart(self, values: Tensor | None) -> Context:
-        """The same pass at the same positions, which keeps what it is told to itself until the first one takes it."""
+        """Return a copy whose loss terms and measures are collected separately until `take` merges them."""
         other = self.at(self.documents, self.used)
         other.auxiliary, other.measures, other.values = {}, {}, values
         return other
 
     def take(self, other: Context) -> None:
-        """Add what one that was `apart` was told."""
+        """Merge the loss terms and measures of a copy made by `apart`."""
         self.values = other.values
         for name, nats in other.auxiliary.items():
             self.add(name, nats)
@@ -63,14 +63,14 @@ class Context:
             self.measure(name, total, count)
 
     def pick(self, x_BTD: Tensor) -> Tensor:
-        """The vectors of which logits are wanted: [B, T, D] → [number of them, D], or all as they are."""
+        """Select the vectors whose logits are wanted: [B, T, D] → [number of them, D]; `x_BTD` itself if all are."""
         return x_BTD if self.wanted is None else x_BTD[self.wanted]
 
     def add(self, name: str, nats: Tensor) -> None:
-        """Add to the loss."""
+        """Add a term to the loss under a name."""
         self.auxiliary[name] = self.auxiliary[name] + nats if name in self.auxiliary else nats
 
     def measure(self, name: str, total: Tensor, count: Tensor) -> None:
-        """Have `total` / `count` told with the figures of a step, after each was summed over all rows."""
+        """Log the ratio `total / count`, both summed over all rows of the step."""
         sums = torch.stack((total, count))
         self.measures[name] = self.measures[name] + sums if name in self.measures else sums

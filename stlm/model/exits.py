@@ -1,9 +1,9 @@
-"""Early exits: how they are trained, and how ids are read through the first layers now and through the rest later.
+"""Early exits: their training, and reading ids through the first layers now and through the others later.
 
-Later, because what comes after needs the keys and values of every layer: positions wait in front of the stage they
-have not passed, and pass it together when one of them must. So deeper layers are run less often, and what they
-remember is exact (synchronised decoding, in FREE: Bae et al. 2023, arXiv 2310.05424, section 3.2; and the verification
-of LayerSkip: arXiv 2404.16710, section 3.3).
+Later ids need the keys and values of every layer. So positions that stopped early wait before the stage they have not
+passed, and pass it together when one of them must. Deeper layers run less often, and their caches are exact
+(synchronised decoding in FREE: Bae et al. 2023, arXiv 2310.05424, section 3.2; verification in LayerSkip: arXiv
+2404.16710, section 3.3).
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from stlm.model.row_random import uniform
 
 
 class ExitLogits(NamedTuple):
-    """What the rows of a batch would say if each of them had stopped at an exit of its own."""
+    """Logits of the rows of a batch, each read at its own exit."""
 
     logits: Tensor  # [B, T, V]
     chosen: Tensor  # [B]: the exit of each row, counted from 0
-    weights: dict[int, float]  # layers in front of each exit there is → what its loss is multiplied by
+    weights: dict[int, float]  # number of layers before each exit → weight of its loss
 
 
 def choose(row_keys_B: Tensor, num_exits: int) -> Tensor:
-    """An exit for each row [B], all as likely."""
+    """Choose an exit for each row [B], uniformly."""
     return (uniform(row_keys_B, 0) * num_exits).long()
 
 
 def states_of(states_BPD: list[Tensor], chosen_B: Tensor) -> Tensor:
-    """What each row's chosen exit gives out, of what all of them do: [B, P, D]."""
+    """Select each row's states [B, P, D] at its chosen exit, from the states at all exits."""
     rows_B = torch.arange(chosen_B.size(0), device=chosen_B.device)
     return torch.stack(states_BPD)[chosen_B, rows_B]
 
 
 class Model(Protocol):
-    """What reads: a model's model."""
+    """Interface of the models that this module runs."""
 
     embedder: Embedder
     core: Core
@@ -49,19 +49,19 @@ class Model(Protocol):
 
 
 class Waiting:
-    """What a decoding state has read through the first stages of the core only."""
+    """Ids that a decoding state has read through the first stages of the core only."""
 
     def __init__(self, state: DecodingState, num_stages: int) -> None:
-        self.embedder, self.head = snapshot(state.embedder), snapshot(state.head)  # as they were before
+        self.embedder, self.head = snapshot(state.embedder), snapshot(state.head)  # before these ids
         self.ids: list[Tensor] = []  # [B, 1] each
-        self.positions: list[int] = []  # that each of the ids brought to the core: in patches, mostly none
-        # In front of each stage: states [B, P, D], and values of the first layer where later ones mix them in.
+        self.positions: list[int] = []  # core positions that each id added: with patches, mostly none
+        # Waiting before each stage: states [B, P, D], and values of the first layer where later ones mix them in.
         self.states: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in range(num_stages)]
         self.finished: Tensor | None = None  # [B, P, D], when all have passed
 
 
 def draft(model: Model, ids_B1: Tensor, state: DecodingState) -> Tensor:
-    """Read one more id through the first stage: logits [B, 1, V] of the first exit."""
+    """Read one more id through the first stage; return logits [B, 1, V] of the first exit."""
     if state.waiting is None:
         state.waiting = Waiting(state, len(model.core.depths))
     waiting, context = state.waiting, Context()
@@ -74,9 +74,9 @@ def draft(model: Model, ids_B1: Tensor, state: DecodingState) -> Tensor:
 
 
 def deepen(model: Model, state: DecodingState, stage: int) -> Tensor:
-    """Bring the newest id, and all that wait there, through the next stage: logits [B, 1, V] of that id at its end.
+    """Run the newest id, and all that wait with it, through the next stage; return that id's logits [B, 1, V] there.
 
-    Stages follow each other: 1 after `draft`, then 2, …. For heads that remember nothing.
+    Stages are run in order: 1 after `draft`, then 2, …. Only for heads without a cache.
     """
     x_BPD = _advance(model.core, state, stage)
     ids_B1 = state.waiting.ids[-1]
@@ -86,10 +86,10 @@ def deepen(model: Model, state: DecodingState, stage: int) -> Tensor:
 
 
 def verify(model: Model, state: DecodingState) -> Tensor:
-    """Bring all drafted ids through the rest: logits [B, N, V] of the id that follows each, as if nothing had waited.
+    """Run all drafted ids through the remaining stages; return logits [B, N, V] of the id after each, as `step` would.
 
-    Their keys and values of the first stage are used again. Embedder and head, which are small beside the core, read
-    the ids a second time, in one pass. `keep` comes next.
+    Keys and values of the first stage are reused. Embedder and head, which are small compared with the core, read the
+    ids a second time, in one pass. Call `keep` next.
     """
     waiting = state.waiting
     for stage in range(1, len(model.core.depths)):
@@ -98,7 +98,7 @@ def verify(model: Model, state: DecodingState) -> Tensor:
 
 
 def keep(model: Model, state: DecodingState, number: int) -> None:
-    """Keep the first `number` of the ids that were verified; the state forgets the others."""
+    """Keep the first `number` of the verified ids, and remove the others from the state."""
     waiting = state.waiting
     if number < len(waiting.ids):
         model.core.forget(state.core, sum(waiting.positions[number:]))
@@ -107,7 +107,7 @@ def keep(model: Model, state: DecodingState, number: int) -> None:
 
 
 def _advance(core: Core, state: DecodingState, stage: int) -> Tensor:
-    """All that wait in front of a stage pass it, and wait in front of the next."""
+    """Run all positions that wait before a stage through it; they then wait before the next."""
     here, context = state.waiting.states[stage:], Context()
     values = [values_BMPK for _, values_BMPK in here[0] if values_BMPK is not None]
     context.values = torch.cat(values, dim=2) if values else None
@@ -119,7 +119,7 @@ def _advance(core: Core, state: DecodingState, stage: int) -> Tensor:
 
 
 def _read_again(model: Model, state: DecodingState, number: int) -> Tensor:
-    """Embedder and head read the first ids again, from where they were, with what the core has made of them."""
+    """Run embedder and head on the first ids again, from their earlier caches, with the core's finished states."""
     waiting, context = state.waiting, Context()
     ids_BN = torch.cat(waiting.ids[:number], dim=1)
     state.embedder, state.head = snapshot(waiting.embedder), snapshot(waiting.head)

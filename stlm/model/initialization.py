@@ -2,7 +2,7 @@
 
 | parameter                                | initial value                                                     |
 |------------------------------------------|-------------------------------------------------------------------|
-| vectors of n-grams, those of loops, and  | 0: as if there were none                                          |
+| vectors of n-grams, those of loops, and  | 0: without effect at first                                        |
 | the second factor of corrections (LoRA)  |                                                                   |
 | embedding tables, and heads tied to them | normal, standard deviation 0.02                                   |
 | untied heads                             | normal, 0.02: first loss close to ln V                            |
@@ -10,16 +10,16 @@
 | the last matrix of each branch of a      | the same / sqrt(2 L), so that the sum of an L-layer stack's 2 L   |
 | block: attention.output, feed_forward.down | branches stays of order 1 (GPT-2: Radford et al. 2019, section 2.3); |
 |                                          | L counts the layers that are run, and a matrix that k of them use |
-|                                          | is divided by sqrt(k) as well: what it gives adds up in step      |
+|                                          | is divided by sqrt(k) as well: its k outputs are correlated       |
 | norm weights                             | 1                                                                 |
 | biases                                   | 0                                                                 |
 | mixes of values                          | 1/2 each: the mean of a layer's own and the first one's           |
 | learned scales of branches               | model.core.residual.scale                                         |
-| query and key of learned patches         | the identity: bytes are compared as they stand                    |
-| thresholds of entropy                    | 0: until they are found, every byte asks for a patch              |
+| query and key of learned patches         | the identity: byte states are compared directly                   |
+| thresholds of entropy                    | 0: until they are measured, every byte begins a patch             |
 
-A value depends on the seed and on the parameter's name alone: not on the order in which modules are made, nor on what
-else the model holds. A parameter without a rule here is refused by name, so that no component is initialized by chance.
+A value depends on the seed and the parameter's name alone, not on the order in which modules are built nor on the rest
+of the model. A parameter without a rule here is an error that names it, so no component is initialized by accident.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, seed: int) -> None:
     """Set every parameter of `model` from (seed, parameter name). Tied parameters are set once, by their first name.
 
-    Raises ConfigError, and leaves the model as it was, if a parameter has no rule.
+    Raises ConfigError, and leaves the model unchanged, if a parameter has no rule.
     """
     constants, deviations = _constants(model), _standard_deviations(model)
     routers = [module for module in model.modules() if isinstance(module, LearnedPatching)]
@@ -68,7 +68,7 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 
 def _refuse_uncovered(model: nn.Module, names: list[str]) -> None:
-    """Raise ConfigError for parameters without a rule, by name and module; return where there is none."""
+    """Raise ConfigError that lists parameters without a rule by name and module; do nothing if there are none."""
     if not names:
         return
     lines = []
@@ -83,7 +83,7 @@ def _refuse_uncovered(model: nn.Module, names: list[str]) -> None:
 
 
 def _constants(model: nn.Module) -> dict[Tensor, float]:
-    """Parameters that begin with one value. A rule names the parameter: another one of the same module has none."""
+    """Return the parameters whose entries begin at one value. A rule covers only the named parameter of a module."""
     constants: dict[Tensor, float] = {}
     for module in model.modules():
         if isinstance(module, nn.Linear | Norm):
@@ -98,7 +98,7 @@ def _constants(model: nn.Module) -> dict[Tensor, float]:
 
 
 def _standard_deviations(model: nn.Module) -> dict[Tensor, float]:
-    """Standard deviation of every matrix; later rules override earlier ones."""
+    """Return the standard deviation of every matrix; later rules override earlier ones."""
     deviations: dict[Tensor, float] = {}
     for module in model.modules():
         if isinstance(module, nn.Linear | ExpertLinear):

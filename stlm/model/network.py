@@ -1,6 +1,6 @@
-"""The network: embedder → core → head, ids in and logits out.
+"""The network: embedder → core → head, from ids to logits.
 
-It knows its config, what its ids spell, and which of them begins a sequence. `STLM` is a network with its tokenizer.
+It holds its config, the spelling of its ids, and the id that begins a sequence. `STLM` is a network with a tokenizer.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from stlm.model.width_transfer import learning_rate_scales, transfer
 
 
 class Output(NamedTuple):
-    """What a forward pass returns."""
+    """Result of a forward pass."""
 
     logits: Tensor  # [B, T, V]: logits[:, t] are those of ids[:, t], given ids[:, :t]
-    auxiliary: dict[str, Tensor]  # what parts add to the loss, by name: see Context
-    measures: dict[str, Tensor]  # what they measure, by name: see Context
-    exits: ExitLogits | None = None  # in the training of a model with exits
+    auxiliary: dict[str, Tensor]  # terms of the loss by name: see Context
+    measures: dict[str, Tensor]  # measured ratios by name: see Context
+    exits: ExitLogits | None = None  # only when a model with exits is trained
 
 
 class Network(nn.Module):
     """A language model over ids.
 
-    `forward(ids_BT)` gives, at every position t, the logits of ids[:, t] given the ids before it. The one shift that
-    makes this so stands in `forward`: the parts read the start symbol and then ids[:, :-1].
+    `forward(ids_BT)` returns, at every position t, the logits of ids[:, t] given the ids before it. `forward` shifts
+    the ids, once: the parts read the start symbol and then ids[:, :-1].
     """
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, start_id: int) -> None:
@@ -59,11 +59,11 @@ class Network(nn.Module):
             correct(self, self.core, config.lora)
 
     def learning_rate_scales(self) -> dict[Tensor, float]:
-        """What the learning rate of a parameter is multiplied by where the model has a base width; 1 if left out."""
+        """Return the learning rate factors of parameters; 1 if absent. Empty for a model without a base width."""
         return {} if self.config.base_width is None else learning_rate_scales(self, self._at_base_width())
 
     def _at_base_width(self) -> Network:
-        """The same model at its base width: shapes alone."""
+        """Build this model at its base width on the meta device, which gives shapes alone."""
         with torch.device("meta"):
             return Network(self.config.at_base_width(), self.vocabulary, self.start_id)
 
@@ -77,17 +77,17 @@ class Network(nn.Module):
         """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
 
         With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
-        before it is read, which says where it begins (end_of_text). Positions are relative, or count from where a
-        document begins, so it does not matter where in the window it stands; with patches, up to its distance from
-        where a patch begins. With `row_keys_B`, as in training, rows skip layers and try exits as the config says, and
-        each row as its key says. With `wanted_BT`, only the logits where it is True are made: [number of them, V].
+        before it is read, which marks the beginning (end_of_text). Positions are relative, or count from the beginning
+        of the document, so its place in the window does not matter; with patches, only its distance from the beginning
+        of a patch does. With `row_keys_B`, as in training, rows skip layers and try exits as configured, at random by
+        their keys. With `wanted_BT`, only the logits where it is True are computed: [number of them, V].
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
-        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may number them in less
+        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may hold smaller integers
         return self.read(self._shifted(ids_BT), Context(documents_BT, None, row_keys_B, states, wanted=wanted_BT))
 
     def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
-        """What `forward` would give behind each of the layers `depths`: [B, T, V] for each, the last layer included."""
+        """Return the logits after each of the layers `depths`, the last included: [B, T, V] each."""
         inputs_BT, context = self._shifted(ids_BT), Context(exits=[])
         x_BPD, patches = self.embedder(inputs_BT, context)
         y_BPD = self.core(x_BPD, context)
@@ -99,9 +99,9 @@ class Network(nn.Module):
         return torch.cat((start_B1, ids_BT[:, :-1]), dim=1)
 
     def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, DecodingState]:
-        """A new state for `step`, which has read `ids_BN` where they are given, and the logits [B, V] of what follows.
+        """Return the logits [B, V] of the next id, and a new state for `step` that has read `ids_BN`, if given.
 
-        All is read in one pass, and only the last position's logits are made.
+        All ids are read in one pass, and only the last position's logits are computed.
         """
         state = self.new_state(batch_size)
         inputs_BT = torch.full((batch_size, 1), self.start_id, device=self.device)
@@ -113,7 +113,7 @@ class Network(nn.Module):
         return self.read(inputs_BT, Context(wanted=wanted_BT), state).logits, state
 
     def new_state(self, batch_size: int) -> DecodingState:
-        """A state that has read nothing, not even the start symbol, for `read`."""
+        """Return a state for `read` that has read nothing, not even the start symbol."""
         patches, ragged = self.embedder.patches, self.embedder.ragged
         apart = ragged and batch_size > 1
         core_cache: Any = [self.core.new_cache() for _ in range(batch_size)] if apart else self.core.new_cache()
@@ -121,36 +121,36 @@ class Network(nn.Module):
         return DecodingState(*caches, [0] * batch_size, patches=patches, ragged=ragged, apart=apart)
 
     def step(self, ids_BN: Tensor, state: DecodingState, wanted_BN: Tensor | None = None) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each. Equals `forward` within rounding (1e-5).
+        """Read N more ids; return logits [B, N, V] of the id after each. Equals `forward` within rounding (1e-5).
 
-        With `wanted_BN`, only the logits where it is True are made: [number of them, V].
+        With `wanted_BN`, only the logits where it is True are computed: [number of them, V].
         """
         state.read(ids_BN.size(1))
         return self.read(ids_BN.to(self.device), Context(wanted=wanted_BN), state).logits
 
     def join(self, parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
-        """The given rows of each of several states as one batch. They need not have read as many ids: what `step` gives
-        for a row depends on no other."""
+        """Join the given rows of several states into one batch. Rows may have read different numbers of ids: the result
+        of `step` for a row depends on no other."""
         return joined(parts)
 
-    # What follows reads ids through the first layers now and the others later: see `stlm.model.exits`.
+    # Reading ids through the first layers now and the others later: see `stlm.model.exits`.
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of layers behind which the head may read: the exits, and last of all the whole core."""
+        """Numbers of layers after which the head may read: the exits, and last the whole core."""
         return self.core.depths
 
     def draft(self, ids_B1: Tensor, state: DecodingState) -> Tensor:
-        """Read one more id through the first exit's layers only: its logits [B, 1, V] of the id that follows."""
+        """Read one more id through the first exit's layers only; return logits [B, 1, V] of the id after it."""
         state.read(1)
         return draft(self, ids_B1.to(self.device), state)
 
     def deepen(self, state: DecodingState, stage: int) -> Tensor:
-        """Bring the id just drafted on to exit `stage` (1, 2, … in turn): that exit's logits [B, 1, V]."""
+        """Run the id just drafted to exit `stage` (1, 2, … in order); return that exit's logits [B, 1, V]."""
         return deepen(self, state, stage)
 
     def verify(self, state: DecodingState) -> Tensor:
-        """Bring all drafted ids through the rest of the layers: logits [B, N, V], equal to those of `step`."""
+        """Run all drafted ids through the remaining layers; return logits [B, N, V], equal to those of `step`."""
         return verify(self, state)
 
     def keep(self, state: DecodingState, number: int) -> None:
@@ -159,7 +159,7 @@ class Network(nn.Module):
         keep(self, state, number)
 
     def read(self, inputs_BT: Tensor, context: Context, state: DecodingState | None = None) -> Output:
-        """embedder → core → head: from the first position on, or after what the state remembers."""
+        """Run embedder → core → head from the first position, or after the positions that the state has read."""
         context.length = inputs_BT.size(1)
         caches: tuple[Any, Any, Any] = state.caches() if state else (None, None, None)
         embedder_cache, core_cache, head_cache = caches
@@ -167,7 +167,7 @@ class Network(nn.Module):
         core_context = context if patches is None else context.at(patches.documents_BP, patches.used_BP)
         if patches is None or state is None or not state.apart:
             y_BPD = self.core(x_BPD, core_context, core_cache)
-        else:  # rows begin patches at different positions: each goes on by itself, with a cache of its own
+        else:  # rows begin patches at different positions: each is run alone, with its own cache
             assert patches.counts is not None
             rows = zip(x_BPD.split(1), patches.counts, core_cache, strict=True)
             y_BPD = pad_sequence([self.core(x_1PD[:, :n], core_context, cache)[0] for x_1PD, n, cache in rows], True)
@@ -180,7 +180,7 @@ class Network(nn.Module):
         exit_BTV = self.head(y_BPD, inputs_BT, patches, Context(context.documents))
         return output._replace(exits=ExitLogits(exit_BTV, chosen_B, self.core.exit_weights))
 
-    # What follows reads a text for what it is about, not for what follows it.
+    # Reading a text to embed it, not to continue it.
 
     @property
     def longest_text(self) -> int:
@@ -189,16 +189,16 @@ class Network(nn.Module):
 
     @property
     def _reach(self) -> int:
-        """Positions behind a text by which a patch of a fixed rule, or of words, has begun that reads its end."""
+        """Positions after a text within which a patch has begun that reads the text's end: fixed patches and words."""
         context, embedder = self.config.context_length, self.config.embedder
         return -(-context // embedder.positions_of(context)) if embedder.patched else 0
 
     def embed_ids(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """A vector for each text: ids [B, T], of which the first `lengths` of each row are text → fp32 [B, D].
+        """Embed texts: ids [B, T], of which the first `lengths` of each row are text → fp32 [B, D].
 
-        It is the mean of what the core gives out, behind its last norm, at the positions that read the text; of a patch
-        model, at the patches that do. What stands in the other places of a row, and in other rows, has no influence:
-        behind each text the next document begins.
+        A text's vector is the mean of the core's outputs, after the last norm, at the positions that read it; in a
+        patch model, at such patches. Other ids of the row, and other rows, have no influence: a new document begins
+        after each text.
         """
         assert ids_BT.size(1) <= self.longest_text
         behind_BT = torch.arange(ids_BT.size(1), device=ids_BT.device) >= lengths_B[:, None]
@@ -212,9 +212,9 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.embedder.table.weight.device
 
     def num_parameters(self) -> int:
-        """Unique parameters, embedding included; tied ones are counted once."""
+        """Return the number of unique parameters, embedding included; tied ones count once."""
         return count_parameters(self)

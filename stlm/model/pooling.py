@@ -1,6 +1,6 @@
-"""One vector for a text: the mean of what the core gives out at the positions that read it.
+"""Text embeddings: the mean of the core's outputs at the positions that read a text.
 
-Shape letters as elsewhere: B batch, T positions, P patches (T for token models), D width.
+Shape letters: B batch, T positions, P patches (T for token models), D width.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from stlm.model.embedders.patching.rules import Patches
 
 
 def starts_of(patches: Patches | None, num_patches: int, inputs_BT: Tensor) -> Tensor:
-    """The position at which each patch begins, [B, P]: its own for token models, T for a slot without a patch."""
+    """Return the position at which each patch begins, [B, P]: its own for token models, T for slots without a patch."""
     numbers_BP = torch.arange(num_patches, device=inputs_BT.device).repeat(inputs_BT.size(0), 1)
     return numbers_BP if patches is None else torch.searchsorted(patches.index_BT.contiguous(), numbers_BP + 1)
 
 
 def mean_over_text(y_BPD: Tensor, start_BP: Tensor, lengths_B: Tensor, reach: int) -> Tensor:
-    """[B, P, D] → fp32 [B, D], the mean over the patches that read something of the text.
+    """Return the mean over the patches that read a part of the text: [B, P, D] → fp32 [B, D].
 
-    Position 0 reads the start symbol and positions 1 to `lengths` the text, so a patch has read some of it if the one
-    before it begins in front of position `lengths`. The last of them may begin up to `reach` positions behind the text.
-    Where no patch has read any text, as none of a text without ids has, the mean is the state behind the start symbol.
+    Position 0 reads the start symbol and positions 1 to `lengths` the text, so a patch has read some of it if the patch
+    before begins before position `lengths`. The last one may begin up to `reach` positions after the text. If no patch
+    has read any text, as for a text without ids, the result is the state after the start symbol.
     """
     lengths_B1 = lengths_B[:, None]
     counted_BP = F.pad((start_BP[:, :-1] < lengths_B1) & (start_BP[:, 1:] <= lengths_B1 + reach), (1, 0), value=False)

@@ -1,4 +1,4 @@
-"""A registry maps a config's `kind` to the class that builds it, so that parts are swapped by name."""
+"""Registries, which map a config's `kind` to the class that it builds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Component = TypeVar("Component", bound=nn.Module)
 
 
 class Registry(Generic[Component]):
-    """Classes by kind. `register` is a decorator; `registry[kind]` names the nearest kinds where there is none."""
+    """Classes by kind. `register` is a decorator; `registry[kind]` raises ConfigError that names the nearest kinds."""
 
     def __init__(self, name: str) -> None:
         self.name = name

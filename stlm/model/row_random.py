@@ -1,4 +1,4 @@
-"""Random numbers that belong to a row of a step: the same for any number of ranks and micro-batches."""
+"""Random numbers keyed by the row of a step, so equal for any number of ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
 
 def row_keys(seed: int, step: int, rows: Iterable[int]) -> Tensor:
-    """A number for each of these rows of a step: int64 [B], from (seed, step, row) alone."""
+    """Return a key for each of these rows of a step: int64 [B], from (seed, step, row) alone."""
     digests = (hashlib.sha256(f"{seed}/{step}/{row}".encode()).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
 
 
 def uniform(row_keys_B: Tensor, number: int) -> Tensor:
-    """Draw `number` of each row: float64 [B], uniform in [0, 1).
+    """Return draw `number` of each row: float64 [B], uniform in [0, 1).
 
-    The key and the number of the draw are mixed by SplitMix64 (Steele, Lea & Flood 2014, figure 15), which counts in
-    arithmetic modulo 2^64 and looks like chance: draws do not depend on how many were made before.
+    The key and the number of the draw are hashed by SplitMix64 (Steele, Lea & Flood 2014, figure 15) modulo 2^64. A
+    draw does not depend on how many were made before.
     """
     z = row_keys_B + _signed((number + 1) * WEYL)
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -30,7 +30,7 @@ def uniform(row_keys_B: Tensor, number: int) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Shift right, zeros from the left."""
+    """Shift right logically: zeros enter from the left."""
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 

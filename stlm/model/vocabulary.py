@@ -1,4 +1,4 @@
-"""What the parts of a model know of the ids that they read and predict."""
+"""The spelling of ids, as known to the parts of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The text of each id, in bytes: a fact of the tokenizer, so no part of the config and never saved with a model."""
+    """The text of each id, in bytes. It follows from the tokenizer, so neither config nor checkpoint holds it."""
 
     spellings: tuple[bytes, ...]  # of id 0, 1, …; special ids stand for no text and have b""
 

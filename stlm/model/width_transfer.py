@@ -1,19 +1,19 @@
-"""One learning rate for every width: what was found at a narrow `base_width` holds for a wide model.
+"""One learning rate for every width: a rate tuned at a narrow `base_width` suits a wide model.
 
-Maximal update parametrization (muP: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8), for Adam. m is how many times
-wider a module's inputs are than in the same model at the base width:
+Maximal update parametrization (muP: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8), for Adam. m is the ratio of a
+module's input width to that in the same model at the base width:
 
-| what                                        | beside the model without                                       |
+| quantity                                    | compared with the model without a base width                   |
 |---------------------------------------------|----------------------------------------------------------------|
 | learning rate of matrices                   | / m; tables, norms and biases keep theirs                      |
-| their weight decay                          | * m, so that learning rate times decay stays as it was         |
-| initial values                              | as they are: 1 / sqrt(inputs) already is what is asked for     |
+| their weight decay                          | * m, so that learning rate times decay is unchanged            |
+| initial values                              | unchanged: 1 / sqrt(inputs) already is what muP requires       |
 | logits                                      | / m                                                            |
 | scores of attention                         | / sqrt(m of a head): in all 1 / K instead of 1 / sqrt(K)       |
-| vectors read from a table                   | / sqrt(m), which takes back their factor sqrt(width)           |
+| vectors read from a table                   | / sqrt(m), which cancels their factor sqrt(width)              |
 
-What is as wide at both widths, such as the local layers of a byte patch model, has m = 1. So nothing is listed here by
-name: the two models are compared module by module.
+Modules of equal width in both models, such as the local layers of a byte patch model, have m = 1. No module is listed
+by name: the two models are compared module by module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stlm.model.heads.linear import Head
 
 
 def transfer(model: nn.Module, base: nn.Module) -> None:
-    """Scale logits, scores and vectors of `model` for what holds at the width of `base`, the same model there."""
+    """Set the muP scales of logits, scores and vectors of `model`; `base` is the same model at the base width."""
     at_base = dict(base.named_modules())
     for name, module in model.named_modules():
         narrow = at_base[name]
@@ -40,7 +40,7 @@ def transfer(model: nn.Module, base: nn.Module) -> None:
 
 
 def learning_rate_scales(model: nn.Module, base: nn.Module) -> dict[Tensor, float]:
-    """What the learning rate of each matrix is multiplied by; those that are left out keep it."""
+    """Return the factor of the learning rate of each matrix; other parameters keep theirs."""
     at_base = dict(base.named_modules())
     kept = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     kept |= {module.output.weight for module in model.modules() if isinstance(module, Head)}  # their logits are scaled

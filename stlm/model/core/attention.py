@@ -1,4 +1,4 @@
-"""Attention: what a layer brings from other positions, and the ways in which a machine computes it.
+"""Attention: layers that mix positions, and their kernels.
 
 Shape letters: B batch, T positions, D width, N query heads, M key and value heads, K head width, W window.
 """
@@ -18,7 +18,7 @@ from stlm.model.decoding.cache import KeyValueCache, visible
 from stlm.model.registry import Registry
 
 SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU
-FEW = 16  # queries beside more keys: up to here, they do not
+FEW = 16  # queries in decoding: up to here, they do not
 
 
 class Attention(nn.Module):
@@ -33,7 +33,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, placement: Placement, context: Context, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """Documents and a cache do not go together: what a cache remembers is of one document."""
+        """Attend from each position. Documents cannot be combined with a cache, which holds one document."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -44,9 +44,9 @@ ATTENTIONS: Registry[Attention] = Registry("core.attention")
 class GroupedQueryAttention(Attention):
     """Causal attention whose queries share keys and values in groups (Ainslie et al. 2023, arXiv 2305.13245).
 
-    As many key and value heads as query heads is multi-head attention, one is multi-query. With a window of W, a
-    position sees itself and the W - 1 before it. Queries and keys may be normed head by head before they are turned, as
-    in Qwen3 (arXiv 2505.09388, section 2; first by Dehghani et al. 2023, arXiv 2302.05442, section 2).
+    With as many key and value heads as query heads it is multi-head attention; with one, multi-query. With a window of
+    W, a position sees itself and the W - 1 before it. Queries and keys may be normalized head by head before rotation,
+    as in Qwen3 (arXiv 2505.09388, section 2; first by Dehghani et al. 2023, arXiv 2302.05442, section 2).
     """
 
     query_scale = 1.0  # of the scores, see width_transfer.py
@@ -78,7 +78,7 @@ class GroupedQueryAttention(Attention):
         return self.output(self.mix(q_BNTK, k_BMTK, v_BMTK, placement, context, cache).flatten(2))
 
     def place(self, heads_BHTK: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values that were made in one product, ready for `mix`."""
+        """Split the result of one product into queries, keys and values, normed and rotated for `mix`."""
         queries, turned = self.num_heads, self.num_heads + self.num_kv_heads
         v_BMTK = heads_BHTK[:, turned:]
         if self.query_norm is None:
@@ -97,7 +97,7 @@ class GroupedQueryAttention(Attention):
         context: Context,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """What each query head finds, [B, T, N, K], before the last matrix."""
+        """Return each query head's weighted values, [B, T, N, K], before the last matrix."""
         if self.query_scale != 1.0:
             q_BNTK = q_BNTK * self.query_scale
         if self.gives_values:
@@ -106,7 +106,7 @@ class GroupedQueryAttention(Attention):
             assert context.values is not None
             v_BMTK = self.value_mix(v_BMTK, context.values)
         slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, q_BNTK.size(2)
-        if cache is not None and not cache.length:  # what is read first sees itself alone, cache or not
+        if cache is not None and not cache.length:  # the first ids see only each other, with a cache or without
             cache.append(k_BMTK, v_BMTK)
             cache = None
         if cache is not None:
@@ -126,7 +126,7 @@ class GroupedQueryAttention(Attention):
     def _mask(
         self, num_queries: int, num_keys: int, first_key: int, cache: KeyValueCache, context: Context
     ) -> Tensor | None:
-        """Which keys of a cache the newest queries see. None: all, as a single query does."""
+        """Mask of the cached keys that the newest queries see. None: all, as for a single query."""
         if num_queries == 1 and cache.begins_B is None:
             return None
         kind = self.window, num_keys
@@ -144,8 +144,8 @@ class GroupedQueryAttention(Attention):
 
 
 class ValueMix(nn.Module):
-    """a * values + b * those of the first layer; a and b are learned and begin at 1/2 (value residual learning: Zhou et
-    al. 2024, arXiv 2410.17897, section 3)."""
+    """Mix of a layer's values and the first layer's: a * values + b * first; a and b are learned and begin at 1/2
+    (value residual learning: Zhou et al. 2024, arXiv 2410.17897, section 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ def attend(
     decoding: bool = False,
 ) -> Tensor:
     """Attention of N query heads to M key/value heads, N a multiple of M: [B, N, T, K]. The last query and the last key
-    are of one position.
+    are at the same position.
 
     `mask` is True where a query may see a key and broadcasts to [B, M, T, S]; None means causal, with T = S, or a
-    single query that sees all. Scores are kept within ± `cap`, and then lose `slopes_N` times the distance. Torch's
-    fused kernel knows no cap. On a CPU, it is slower than two plain products until the keys are many
-    (benchmarks/attention.py), but for a single query, and the few that are read beside a cache, `decoding`.
+    single query that sees all. Scores are kept within ± `cap`, then reduced by `slopes_N` times the distance. Torch's
+    fused kernel has no cap. On a CPU it is slower than two plain products until the keys are many
+    (benchmarks/attention.py), except for a single query and for few queries that are read with a cache (`decoding`).
     """
     alone = q_BNTK.size(2) == 1
     few = decoding and mask is not None and q_BNTK.size(2) <= FEW and q_BNTK.size(2) < k_BMSK.size(2)
@@ -179,7 +179,7 @@ def attend(
             mask, bias_NTS = _causal(q_BNTK, k_BMSK, mask), _bias(slopes_N, q_BNTK, k_BMSK).to(q_BNTK.dtype)
             mask = bias_NTS.masked_fill(~mask, -torch.inf)
         grouped, causal = q_BNTK.size(1) != k_BMSK.size(1), mask is None and not alone
-        if grouped and alone and slopes_N is None:  # a group's queries see the same: they may be those of one head
+        if grouped and alone and slopes_N is None:  # a group's queries see the same keys: treat them as one head's
             q_BMGK = q_BNTK.view(q_BNTK.size(0), k_BMSK.size(1), -1, q_BNTK.size(3))
             return F.scaled_dot_product_attention(q_BMGK, k_BMSK, v_BMSK, attn_mask=mask).view(q_BNTK.shape)
         return F.scaled_dot_product_attention(
@@ -202,7 +202,7 @@ def _causal(q_BNTK: Tensor, k_BMSK: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _bias(slopes_N: Tensor, q_BNTK: Tensor, k_BMSK: Tensor) -> Tensor:
-    """- slope * distance: [N, T, S], float32; 0 at the last query's own position."""
+    """Return -slope * distance: [N, T, S], float32; 0 at a query's own position."""
     T, S = q_BNTK.size(2), k_BMSK.size(2)
     distance_TS = torch.arange(S - T, S, device=slopes_N.device)[:, None] - torch.arange(S, device=slopes_N.device)
     return -slopes_N[:, None, None] * distance_TS
@@ -219,9 +219,9 @@ def windowed_attention(
 ) -> Tensor:
     """Causal attention to the last `window` positions at a cost of T * 2W rather than T * T.
 
-    With `documents_BT`, only to those of the same document; `slopes_N` and `cap` as in `attend`.
+    With `documents_BT`, only to positions of the same document; `slopes_N` and `cap` as in `attend`.
 
-    The sequence is cut into blocks of W; a block's queries see their own block and the one before it, which hold every
+    The sequence is cut into blocks of W. A block's queries see their own block and the one before, which contain every
     key within reach (as in Longformer's chunks, Beltagy et al. 2020, arXiv 2004.05150, appendix A).
     """
     B, T = q_BNTK.size(0), q_BNTK.size(2)

@@ -29,7 +29,7 @@ from stlm.model.row_random import uniform
 class Block(nn.Module):
     """Pre-norm transformer block: [B, T, D] → [B, T, D].
 
-    x + attention(norm(x)), and then x + feed_forward(norm(x)) of what came out; in parallel, x + attention(norm(x)) +
+    y = x + attention(norm(x)), then y + feed_forward(norm(y)); in parallel, x + attention(norm(x)) +
     feed_forward(norm(x)) (GPT-NeoX: Black et al. 2022, arXiv 2204.06745, section 2.2).
     """
 
@@ -52,9 +52,9 @@ class Block(nn.Module):
 
 
 class PackedBlock:
-    """What a block computes, within rounding, for models that are not trained any more: see `Block`.
+    """Inference form of `Block`, equal within rounding.
 
-    Attentions and feed-forwards of other kinds, such as experts, are run as they are.
+    Attentions and feed-forwards without a packed form, such as experts, run unchanged.
     """
 
     def __init__(self, block: Block, products: Products) -> None:
@@ -87,7 +87,7 @@ class PackedBlock:
     def _attended(
         self, x_RD: Tensor, shape: torch.Size, placement: Placement, context: Context, cache: KeyValueCache | None
     ) -> Tensor:
-        """The residual stream with what attention adds to it: [R, D]."""
+        """Return the residual stream after attention: [R, D]."""
         normed_RD = self.attention_norm(x_RD)
         if not isinstance(self.attention, GroupedQueryAttention):
             y_BTD = self.attention(normed_RD.view(shape), placement, context, cache)
@@ -99,16 +99,16 @@ class PackedBlock:
 
 
 def add_branch(x_RD: Tensor, product: Product, y_RC: Tensor, scale: BranchScale) -> Tensor:
-    """x and what a branch gives, whose last matrix has still to be multiplied with y."""
+    """Add a branch to x; `product` is the branch's last matrix, and y its input."""
     if scale.weight is not None:
         return x_RD + scale(product(y_RC))
     return product.add_to(x_RD, y_RC, scale.scale)
 
 
 class TransformerStack(Layers, Packable):
-    """The blocks of a `transformer` in a row: [B, T, D] → [B, T, D]. A core is one; so are local byte models.
+    """Sequence of blocks: [B, T, D] → [B, T, D]. The core uses one, and so do the local layers of byte patch models.
 
-    `num_positions`: how many there may be, which only learned positions need to know.
+    `num_positions`: the largest number of positions; only learned positions need it.
     """
 
     def __init__(self, config: TransformerCoreConfig, width: int, num_positions: int | None = None) -> None:
@@ -125,24 +125,24 @@ class TransformerStack(Layers, Packable):
         self.packed = [PackedBlock(cast(Block, block), products) for block in self.blocks]
 
     def new_cache(self) -> list[KeyValueCache]:
-        """One empty cache for each layer that is run: one that is run twice sees other vectors each time."""
+        """Return an empty cache for each layer run; a layer that is run twice has two, as its inputs differ."""
         return [block.attention.new_cache() for block in self._run()]
 
     @property
     def depth(self) -> int:
-        """Layers that are run: one that is run twice counts twice."""
+        """Number of layers run; a layer that is run twice counts twice."""
         return len(self.order)
 
     def last_of_branches(self) -> list[nn.Linear | ExpertLinear]:
-        """The last matrix of every attention and feed-forward, as often as it is run: each time, what it gives is added
-        to the residual stream."""
+        """Return the last matrix of every attention and feed-forward, as often as it is run: each time, its output is
+        added to the residual stream."""
         lasts: list[nn.Linear | ExpertLinear] = []
         for block in self._run():
             lasts += [block.attention.output, block.feed_forward.down]
         return lasts
 
     def _run(self) -> list[Block]:
-        """The blocks in the order in which they are run."""
+        """Return the blocks in the order in which they are run."""
         return [cast(Block, self.blocks[layer]) for layer, _ in self.order]
 
     def forward(
@@ -152,7 +152,7 @@ class TransformerStack(Layers, Packable):
         cache: list[KeyValueCache] | None = None,
         layers: slice = slice(None),
     ) -> Tensor:
-        """Run the blocks, or those of the given `layers` only: what comes in is then what the ones before gave out."""
+        """Run the blocks, or only those of the given `layers` on the output of the ones before."""
         run = range(self.depth)[layers]
         context.masks = {}
         first: int | Tensor = cache[run.start].length if cache else 0
@@ -172,11 +172,11 @@ class TransformerStack(Layers, Packable):
 
 
 class LayerDropout(nn.Module):
-    """In training, some rows skip a layer: (x before, x behind) → x, [B, T, D] each.
+    """Layer dropout of rows in training: (x before the layer, x after it) → x, [B, T, D] each.
 
-    The rate rises from 0 at the first layer to `rate` at the last, as 2^(l / (L - 1)) - 1 does, and nothing is scaled
-    (LayerSkip: Elhoushi et al. 2024, arXiv 2404.16710, section 3.1). A layer that is skipped has been computed all the
-    same: under ZeRO 3 all ranks must run all modules.
+    The rate rises from 0 at the first layer to `rate` at the last, in proportion to 2^(l / (L - 1)) - 1; nothing is
+    rescaled (LayerSkip: Elhoushi et al. 2024, arXiv 2404.16710, section 3.1). A skipped layer is still computed: under
+    ZeRO 3 all ranks must run all modules.
     """
 
     def __init__(self, rate: float, num_layers: int) -> None:

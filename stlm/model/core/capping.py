@@ -1,4 +1,4 @@
-"""Logits that cannot run away."""
+"""Soft capping of logits and attention scores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(x / cap): close to x where it is small, never beyond ± cap (Gemma 2, arXiv 2408.00118, section 2).
+    """Return cap * tanh(x / cap): close to x where x is small, within ± cap (Gemma 2, arXiv 2408.00118, section 2).
 
-    Without a cap, x itself.
+    Without a cap, return x.
     """
     return x if cap is None else cap * torch.tanh(x / cap)

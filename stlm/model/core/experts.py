@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ExpertLinear(nn.Module):
-    """E linear maps without bias. `weight` is [E, out, in]: under ZeRO 3 it is gathered once, whoever is chosen."""
+    """E linear maps without bias. `weight` is [E, out, in]: ZeRO 3 gathers it once, whichever experts are chosen."""
 
     def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -19,6 +19,6 @@ class ExpertLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x_GSi: Tensor, experts: list[int]) -> Tensor:
-        """[G, S, in] → [G, S, out], each group through the expert that is named for it."""
+        """Map each group by the expert listed for it: [G, S, in] → [G, S, out]."""
         weights = self.weight.unbind(0)
         return torch.stack([F.linear(x_Si, weights[e]) for x_Si, e in zip(x_GSi.unbind(0), experts, strict=True)])

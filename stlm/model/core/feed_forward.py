@@ -1,6 +1,6 @@
-"""Feed-forwards: what a layer does to each position on its own.
+"""Feed-forward layers, which transform each position by itself.
 
-Shape letters: B batch, T positions, D width, F width inside.
+Shape letters: B batch, T positions, D width, F hidden width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stlm.model.registry import Registry
 class FeedForward(nn.Module):
     """Interface of every feed-forward: [B, T, D] → [B, T, D].
 
-    `down` is the last matrix: what it gives is added to the residual stream. Terms of the loss go to the context.
+    `down` is the last matrix; its output is added to the residual stream. Terms of the loss go to the context.
     """
 
     down: nn.Linear | ExpertLinear
@@ -33,7 +33,7 @@ FEED_FORWARDS: Registry[FeedForward] = Registry("core.feed_forward")
 
 @FEED_FORWARDS.register("swiglu")
 class SwiGLU(FeedForward):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     down: nn.Linear
 
@@ -49,13 +49,13 @@ class SwiGLU(FeedForward):
 
     @staticmethod
     def inner(gate_and_up: Tensor) -> Tensor:
-        """What `down` reads, of what `gate` and `up` give side by side: [..., 2F] → [..., F]."""
+        """Compute the input of `down` from the concatenated outputs of `gate` and `up`: [..., 2F] → [..., F]."""
         gate, up = gate_and_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
 
 class PlainFeedForward(FeedForward):
-    """down(inner(up(x))), where inner is an activation (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
+    """Two matrices and an activation: down(inner(up(x))) (Vaswani et al. 2017, arXiv 1706.03762, section 3.3)."""
 
     down: nn.Linear
 
@@ -66,7 +66,7 @@ class PlainFeedForward(FeedForward):
         self.down = nn.Linear(hidden_width, width, bias=config.bias)
 
     def inner(self, up: Tensor) -> Tensor:
-        """What `down` reads, of what `up` gives: the activation of each number."""
+        """Apply the activation to each number of the output of `up`; `down` reads the result."""
         raise TypeError(f"{type(self).__name__} defines no inner()")
 
     def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
@@ -75,7 +75,7 @@ class PlainFeedForward(FeedForward):
 
 @FEED_FORWARDS.register("gelu")
 class GELU(PlainFeedForward):
-    """x * Phi(x), Phi the normal distribution's function (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+    """GELU: x * Phi(x), Phi the normal distribution function (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
 
     def __init__(self, config: GELUConfig, width: int) -> None:
         super().__init__(config, width)
@@ -87,7 +87,7 @@ class GELU(PlainFeedForward):
 
 @FEED_FORWARDS.register("relu_squared")
 class ReLUSquared(PlainFeedForward):
-    """max(x, 0)^2 (Primer: So et al. 2021, arXiv 2109.08668, section 4)."""
+    """Squared ReLU: max(x, 0)^2 (Primer: So et al. 2021, arXiv 2109.08668, section 4)."""
 
     def __init__(self, config: ReLUSquaredConfig, width: int) -> None:
         super().__init__(config, width)

@@ -8,10 +8,10 @@ from stlm.config import LoopsConfig
 
 
 class LoopEmbeddings(nn.Embedding):
-    """A vector for each pass of a loop, added to [B, T, D] where the pass begins; all zero at first.
+    """One vector for each pass of a loop, added to [B, T, D] where the pass begins; initialized to zero.
 
-    The layers then know which pass it is (Universal Transformer: Dehghani et al. 2018, arXiv 1807.03819, section 2.1).
-    As an embedding, it does not decay.
+    It marks the pass for the layers (Universal Transformer: Dehghani et al. 2018, arXiv 1807.03819, section 2.1).
+    Being an embedding, it has no weight decay.
     """
 
     def __init__(self, loops: LoopsConfig, width: int) -> None:

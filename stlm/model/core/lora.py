@@ -1,7 +1,7 @@
-"""Low-rank corrections of a frozen model (LoRA: Hu et al. 2021, arXiv 2106.09685), and what they come to when merged.
+"""Low-rank corrections of a frozen model (LoRA: Hu et al. 2021, arXiv 2106.09685), and merging them into its matrices.
 
-A matrix keeps its module and its name, so that a model with corrections takes over the weights of one without. Layers
-that share a matrix share its correction, so that it can be merged wherever it can be learned.
+A matrix keeps its module and its name, so that a model with corrections can load the weights of one without. Layers
+that share a matrix share its correction, so that every correction can be merged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "lora"  # of the correction, below the matrix that it belongs to
 
 
 class Correction(nn.Module):
-    """scale * B A x: A [rank, inputs], B [outputs, rank]. B begins at zero, so that it begins as nothing."""
+    """Correction scale * B A x: A [rank, inputs], B [outputs, rank]. B begins at zero, and so does the correction."""
 
     def __init__(self, linear: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
@@ -32,12 +32,13 @@ class Correction(nn.Module):
         return self.scale * self.b(self.a(x))
 
     def matrix(self) -> Tensor:
-        """What is added to the matrix when they are merged: [outputs, inputs]."""
+        """Return the matrix [outputs, inputs] that merging adds to the weight."""
         return self.scale * (self.b.weight @ self.a.weight)
 
 
 def correct(model: nn.Module, core: nn.Module, config: LoRAConfig) -> None:
-    """Freeze a model, and give each matrix of the core's attentions and feed-forwards a correction that learns."""
+    """Freeze a model, and add a trainable correction to each target matrix of the core. Raises ConfigError where a
+    target names no matrix."""
     model.requires_grad_(False)
     corrections: dict[Tensor, Correction] = {}
     own = [one for one in core.modules() if isinstance(one, CorrectedLinear)]  # where layers that share a matrix differ
@@ -69,7 +70,7 @@ def _add(linear: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters, by name, of the model without corrections that computes the same."""
+    """Return the parameters, by name, of an equivalent model without corrections."""
     parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for name in [name for name in parameters if name.endswith(f".{NAME}.a.weight")]:
         path = name.removesuffix(f".{NAME}.a.weight")

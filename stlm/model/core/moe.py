@@ -1,6 +1,6 @@
-"""Mixture of experts: more parameters than any one position uses.
+"""Mixture of experts: each position uses a few of many feed-forwards.
 
-Shape letters: B batch, T positions, D width, E experts, C experts that a position goes through; G groups of S rows.
+Shape letters: B batch, T positions, D width, E experts, C experts chosen for a position; G groups of S rows.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from stlm.model.core.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
 
 @FEED_FORWARDS.register("moe")
 class MoE(FeedForward):
-    """Each position goes through the C of E SwiGLUs that the router finds most probable (Shazeer et al. 2017, arXiv
-    1701.06538), and through a shared one if there is any (DeepSeekMoE: Dai et al. 2024, arXiv 2401.06066, section 3.2).
+    """Mixture of E SwiGLUs, of which each position uses the C that the router finds most probable (Shazeer et al. 2017,
+    arXiv 1701.06538), and a shared one if configured (DeepSeekMoE: Dai et al. 2024, arXiv 2401.06066, section 3.2).
 
-    Their outputs are weighted by their probabilities, made to sum to 1; with C = 1 by the probability itself, from
-    which the router learns (Switch: Fedus et al. 2021, arXiv 2101.03961, section 2.1).
+    Outputs are weighted by the experts' probabilities, normalized to sum to 1; with C = 1, by the probability itself,
+    from which the router learns (Switch: Fedus et al. 2021, arXiv 2101.03961, section 2.1).
 
-    No position is dropped, and what is chosen for one depends on nothing but its vector. Balance comes from a loss over
-    each row alone (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): E * sum over experts of (share of the choices that
-    fall on it) * (mean probability of it), which is 1 where all are used alike.
+    No position is dropped, and the choice for a position depends on its vector alone. A loss over each row keeps the
+    experts balanced (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): E * sum over experts of (the expert's share of the
+    choices) * (its mean probability), which is 1 if all are used equally.
 
-    A product of another shape rounds differently, and how many positions choose an expert depends on all of them. So
-    positions are sorted by expert, earlier ones first, and multiplied in groups of a fixed size S, the last of each
-    expert filled up with zeros: its place in its group is decided by what precedes a position, and equal bits come out
-    whatever follows. (What other rows hold moves it to other places, which matters to no bit where widths are multiples
-    of 8.) The cost is a loop over some 5 E groups, in which about an eighth of all rows are zeros.
+    Products of different shapes round differently, and the number of positions that choose an expert depends on all of
+    them. So positions are sorted by expert, earlier ones first, and multiplied in groups of a fixed size S; each
+    expert's last group is padded with zeros. Only earlier positions decide a position's place in its group, so its
+    result is bit-equal whatever follows. (The contents of other rows move it to other places, which changes no bit if
+    widths are multiples of 8.) The cost is a loop over about 5 E groups; about an eighth of their rows are zeros.
     """
 
     def __init__(self, config: MoEConfig, width: int) -> None:
@@ -59,7 +59,7 @@ class MoE(FeedForward):
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
     def _imbalance(self, probability_BTE: Tensor, chosen_BTC: Tensor, used_BT: Tensor | None) -> Tensor:
-        """Summed over rows; 1 for each row whose experts are used alike. Slots without a patch do not count."""
+        """Return the balance loss summed over rows; 1 for a row that uses experts equally. Empty slots do not count."""
         share_BTE = F.one_hot(chosen_BTC, self.num_experts).float().mean(2)
         if used_BT is None:
             share_BE, mean_BE = share_BTE.mean(1), probability_BTE.mean(1)
@@ -69,7 +69,7 @@ class MoE(FeedForward):
         return self.num_experts * (share_BE * mean_BE).sum()
 
     def _through_experts(self, x_BTD: Tensor, chosen_BTC: Tensor) -> Tensor:
-        """What each position's experts make of it: [B, T, C, D]."""
+        """Return the outputs of each position's experts: [B, T, C, D]."""
         B, T, C = chosen_BTC.shape
         expert_n = chosen_BTC.transpose(0, 1).flatten()  # n counts choices: by position, then row, then rank
         size = group_size(expert_n.numel(), self.num_experts)
@@ -90,5 +90,5 @@ class MoE(FeedForward):
 
 
 def group_size(num_choices: int, num_experts: int) -> int:
-    """About a quarter of what an expert gets on average, a multiple of 16 within 16 … 256; of shapes alone."""
+    """Return the group size: about a quarter of an expert's average load, a multiple of 16 in 16 … 256."""
     return max(16, min(256, num_choices // (4 * num_experts) // 16 * 16))

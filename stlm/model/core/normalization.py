@@ -1,4 +1,4 @@
-"""Norms: each vector on its own scale."""
+"""Normalization of vectors: RMSNorm and LayerNorm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NORMS: Registry[Norm] = Registry("core.norm")
 
 @NORMS.register("rms_norm")
 class RMSNorm(Norm):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, config: RMSNormConfig, width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class RMSNorm(Norm):
 
 @NORMS.register("layer_norm")
 class LayerNorm(Norm):
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450)."""
+    """LayerNorm: (x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450)."""
 
     def __init__(self, config: LayerNormConfig, width: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Positions: how attention knows the order of what it sees.
+"""Positional encodings: rotary, learned, linear biases, or none.
 
-Shape letters: B batch, T positions, D width, N heads, K head width, R ≤ K numbers of a head that are turned.
+Shape letters: B batch, T positions, D width, N heads, K head width, R ≤ K dimensions of a head that are rotated.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class RotaryTable(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """What attention is told of the positions it works on."""
+    """Positional inputs of attention."""
 
-    rotary: RotaryTable | None = None  # by what queries and keys are turned
-    slopes_N: Tensor | None = None  # what a score loses, in each head, for each position between query and key
+    rotary: RotaryTable | None = None  # rotation of queries and keys
+    slopes_N: Tensor | None = None  # reduction of a score, in each head, per position of distance
 
 
 class Positions(nn.Module):
-    """Interface of every kind of positions. One serves all layers of a stack; a kind overrides what it needs.
+    """Interface of every kind of positions. One object serves all layers of a stack; a kind overrides what it needs.
 
-    Made from its config, the attention that it serves, the width of the vectors, and how many positions there may be.
+    Its arguments: its config, the attention that it serves, the width of vectors, and the largest number of positions.
     """
 
     def __init__(
@@ -42,12 +42,11 @@ class Positions(nn.Module):
         super().__init__()
 
     def enter(self, x_BTD: Tensor, first: int | Tensor, documents_BT: Tensor | None) -> Tensor:
-        """The vectors at positions first, first + 1, … as they go into the first layer; `first` may be of each row,
-        [B, 1]."""
+        """Return the inputs of the first layer at positions first, first + 1, …; `first` may be per row, [B, 1]."""
         return x_BTD
 
     def placement(self, first: int | Tensor, length: int, device: torch.device) -> Placement:
-        """What attention is told of positions first, first + 1, …; `first` may be of each row, [B, 1]."""
+        """Return the inputs of attention at positions first, first + 1, …; `first` may be per row, [B, 1]."""
         return Placement()
 
 
@@ -58,8 +57,8 @@ POSITIONS: Registry[Positions] = Registry("core.positions")
 class RoPE(Positions):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): scores depend on distances alone.
 
-    With a fraction below 1, the front of each head is turned and the rest knows nothing of order (GPT-NeoX: Black et
-    al. 2022, arXiv 2204.06745, section 2.2).
+    With a fraction below 1, only the first dimensions of each head are rotated (GPT-NeoX: Black et al. 2022, arXiv
+    2204.06745, section 2.2).
     """
 
     def __init__(self, config: RoPEConfig, attention: AttentionConfig, width: int, num_positions: int | None) -> None:
@@ -73,7 +72,7 @@ class RoPE(Positions):
 
 @POSITIONS.register("learned")
 class LearnedPositions(Positions):
-    """A learned vector for each position, added once (GPT-2). Where documents are kept apart, each counts from 0."""
+    """A learned vector for each position, added once (GPT-2). With separate documents, each counts from 0."""
 
     def __init__(
         self, config: LearnedPositionsConfig, attention: AttentionConfig, width: int, num_positions: int | None
@@ -98,13 +97,13 @@ class LearnedPositions(Positions):
 
 @POSITIONS.register("none")
 class NoPositions(Positions):
-    """No positions at all: a causal mask alone lets layers count (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+    """No positions: layers can count by the causal mask alone (Kazemnejad et al. 2023, arXiv 2305.19466)."""
 
 
 @POSITIONS.register("alibi")
 class ALiBi(Positions):
-    """A score loses slope * distance; the slopes of N heads are 2^(-8/N), 2^(-16/N), …, 2^-8 (Press et al. 2021, arXiv
-    2108.12409, section 3)."""
+    """Linear biases: scores are reduced by slope * distance; the slopes of N heads are 2^(-8/N), 2^(-16/N), …, 2^-8
+    (Press et al. 2021, arXiv 2108.12409, section 3)."""
 
     def __init__(self, config: ALiBiConfig, attention: AttentionConfig, width: int, num_positions: int | None) -> None:
         super().__init__(config, attention, width, num_positions)
@@ -118,7 +117,7 @@ class ALiBi(Positions):
 def rotary_table(
     first: int | Tensor, length: int, rotary_width: int, theta: float, device: torch.device
 ) -> RotaryTable:
-    """Cosines and sines [length, rotary_width] of positions first, first + 1, …; of each row if `first` is [B, 1]."""
+    """Return cosines and sines [length, rotary_width] of positions first, first + 1, …; by row if `first` is [B, 1]."""
     frequency = theta ** (-torch.arange(0, rotary_width, 2, device=device, dtype=torch.float32) / rotary_width)
     position = first + torch.arange(length, device=device, dtype=torch.float32)
     angle = position[..., None] * frequency
@@ -128,7 +127,7 @@ def rotary_table(
 
 
 def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
-    """Turn each pair (r, r + R/2) by its position's angle. Computed in float32, returned in x's dtype."""
+    """Rotate each pair (r, r + R/2) by its position's angle. Computed in float32, returned in x's dtype."""
     rotary_width = table.cosine.size(-1)
     if rotary_width < x_BNTK.size(-1):
         turned, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
@@ -139,7 +138,7 @@ def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
 
 
 def begin_of_document(documents_BT: Tensor) -> Tensor:
-    """For each position the one at which its document begins, [B, T]: a document's positions lie side by side."""
+    """Return, for each position, that at which its document begins: [B, T]. A document's positions are contiguous."""
     position = torch.arange(documents_BT.size(1), device=documents_BT.device).expand_as(documents_BT)
     begins = torch.ones_like(documents_BT, dtype=torch.bool)
     begins[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]

@@ -1,8 +1,8 @@
-"""Layers that forget what they computed, and compute it again when the gradient asks for it.
+"""Activation checkpointing: layers discard their activations and recompute them in the backward pass.
 
-Memory then holds what goes into each layer, and the inside of one layer at a time; a training step runs every layer
-twice (Chen et al. 2016, arXiv 1604.06174). Results are the same to the bit: no layer draws random numbers but from the
-keys of its rows.
+Memory then holds the inputs of all layers and the activations of one layer at a time; a training step runs every layer
+twice (Chen et al. 2016, arXiv 1604.06174). Results are bit-equal: layers draw random numbers from the keys of rows
+only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from stlm.model.context import Context
 
 
 class Layers(nn.Module):
-    """Base of stacks: `recomputes` says whether their layers forget."""
+    """Base of stacks. With `recomputes`, their layers discard activations and recompute them."""
 
     recomputes = False
 
     def run_again(self, layer: Callable[..., Tensor], x: Tensor, *inputs: Any) -> Tensor:
-        """`layer(x, *inputs)`, forgotten and run again for the gradient if the stack recomputes.
+        """Return `layer(x, *inputs)`; if the stack recomputes, run the layer again in the backward pass.
 
-        What the layer tells a `Context` among the inputs is told once.
+        Terms and measures that the layer adds to a `Context` among the inputs are added once.
         """
         if not (self.recomputes and torch.is_grad_enabled()):
             return layer(x, *inputs)
@@ -46,7 +46,7 @@ class Layers(nn.Module):
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Let all layers of all stacks of the model forget what they compute in training."""
+    """Turn on recomputation in all stacks of the model."""
     for module in model.modules():
         if isinstance(module, Layers):
             module.recomputes = True

@@ -1,4 +1,4 @@
-"""How a layer's branches, attention and feed-forward, are added to what they read."""
+"""Scaling of a layer's branches, attention and feed-forward, before they are added to the residual stream."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from stlm.config import ResidualConfig
 
 
 class BranchScale(nn.Module):
-    """What a branch gives, times a factor: [..., D] → [..., D].
+    """Factor of a branch's output: [..., D] → [..., D].
 
-    Learned, it is a vector that begins at the factor (LayerScale: Touvron et al. 2021, arXiv 2103.17239, section 2).
+    A learned one is a vector that begins at the factor (LayerScale: Touvron et al. 2021, arXiv 2103.17239, section 2).
     """
 
     def __init__(self, config: ResidualConfig, width: int) -> None:

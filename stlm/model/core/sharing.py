@@ -1,8 +1,8 @@
-"""Weight tying as a plan: layers that hold one tensor between them, each with a correction of its own if wanted.
+"""Weight sharing between layers, by a plan, with an optional low-rank correction (LoRA) for each layer.
 
-What is shared are tensors, not modules: every layer keeps its own modules, so that its attention window, its norms and
-its corrections may differ, and a shared tensor is one parameter under the name of its first layer. It is stored,
-updated, decayed and saved once; its gradient is the sum over all layers that use it.
+Tensors are shared, not modules: every layer keeps its own modules, so its attention window, norms and corrections may
+differ. A shared tensor is one parameter under the name of its first layer: stored, updated, decayed and saved once. Its
+gradient is the sum over all layers that use it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stlm.model.core.experts import ExpertLinear
 def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
     """Tie the blocks of a stack as planned, and give every shared matrix its layer's own correction.
 
-    ConfigError where modules of a group have tensors of different shapes.
+    Raises ConfigError if modules of a group have tensors of different shapes.
     """
     for name, groups in sharing.groups(len(blocks)).items():
         for first, *others in groups:
@@ -33,9 +33,9 @@ def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:
 
 
 def _shared_modules(block: nn.Module, name: str) -> list[str]:
-    """Places of the modules whose own tensors an entry of the plan shares: those with matrices.
+    """Return the paths of the modules whose own tensors an entry of the plan shares: those with matrices.
 
-    What has vectors alone, such as norms and scales, stays a layer's own unless it is named itself.
+    Modules with vectors alone, such as norms and scales, are not shared unless named.
     """
     root = "" if name == "block" else name
     found = []
@@ -47,7 +47,7 @@ def _shared_modules(block: nn.Module, name: str) -> list[str]:
 
 
 def _tie(block: nn.Module, other: nn.Module, path: str, key: str, layers: tuple[int, int]) -> None:
-    """Let `other` hold the very parameters that `block` has at `path`."""
+    """Replace the parameters of `other` at `path` by those of `block`."""
     source, target = block.get_submodule(path), other.get_submodule(path)
     for name, parameter in source.named_parameters(recurse=False):
         shape = getattr(target, name).shape
@@ -60,7 +60,7 @@ def _tie(block: nn.Module, other: nn.Module, path: str, key: str, layers: tuple[
 
 
 def _correct(block: nn.Module, path: str, rank: int, alpha: float) -> None:
-    """Put a module with a correction in the place of one that multiplies by a matrix, or by those of experts."""
+    """Replace a linear module, or linear maps of experts, by one with a correction."""
     module = block.get_submodule(path)
     parent, _, name = path.rpartition(".")
     if isinstance(module, nn.Linear):
@@ -70,11 +70,11 @@ def _correct(block: nn.Module, path: str, rank: int, alpha: float) -> None:
 
 
 class CorrectedLinear(nn.Linear):
-    """W x + (alpha / rank) B A x: a shared W, and A [rank, inputs] and B [outputs, rank] of this layer alone.
+    """Linear map W x + (alpha / rank) B A x: W is shared; A [rank, inputs] and B [outputs, rank] are the layer's own.
 
     B begins at zero, so a model begins as the one without corrections (LoRA: Hu et al. 2021, arXiv 2106.09685, section
-    4.1; on layers that share: Bae et al. 2024, arXiv 2410.20672). A and B decay as matrices do, which draws a layer
-    towards what is shared.
+    4.1; on shared layers: Bae et al. 2024, arXiv 2410.20672). Weight decay applies to A and B, which draws a layer
+    towards the shared matrix.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
@@ -89,7 +89,7 @@ class CorrectedLinear(nn.Linear):
 
 
 class CorrectedExperts(ExpertLinear):
-    """The same for the matrices of experts, each with an A and a B of its own: [G, S, in] → [G, S, out]."""
+    """Linear maps of experts with corrections, an A and a B for each expert: [G, S, in] → [G, S, out]."""
 
     def __init__(self, linear: ExpertLinear, rank: int, alpha: float) -> None:
         num_experts, out_features, in_features = linear.weight.shape
@@ -104,7 +104,7 @@ class CorrectedExperts(ExpertLinear):
 
 
 def other_ties(model: nn.Module, saved: Collection[str]) -> list[str]:
-    """Settings of a language model by which it ties other tensors than a file with these names: one line for each."""
+    """Return a line for each setting by which `model` ties other tensors than a file with the names `saved`."""
     first = {parameter: name for name, parameter in model.named_parameters()}
     names = {name: first[parameter] for name, parameter in model.named_parameters(remove_duplicate=False)}
     apart = [name for name in names if name != names[name] and name in saved]  # one here, two there
@@ -135,6 +135,6 @@ LORA = ".lora_"  # in the names of corrections
 
 
 def _layer(name: str) -> str:
-    """The layer of the core that a parameter belongs to, as "3"; empty where it belongs to none."""
+    """Return the number of the core's layer that a parameter belongs to, as "3"; "" outside the layers."""
     prefix, _, rest = name.partition("core.stack.blocks.")
     return "" if prefix else rest.partition(".")[0]

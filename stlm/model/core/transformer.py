@@ -1,4 +1,4 @@
-"""Cores: [B, P, D] → [B, P, D], causal over positions. Where most of the compute is."""
+"""Cores: [B, P, D] → [B, P, D], causal over positions. Most of the compute is here."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from stlm.model.registry import Registry
 class Core(nn.Module):
     """Interface of every core. P is T for token models, the number of patches for patch models.
 
-    A core runs in stages; behind each of them one may stop, `finish`, and give the result to the head: these are its
-    exits, and the last of them is the whole core.
+    A core runs in stages. The output of any stage can be passed through `finish` to the head; the ends of stages are
+    the exits, and the last is the whole core.
     """
 
     depths: tuple[int, ...]  # the number of layers run when a stage ends, for each stage
-    exit_weights: dict[int, float]  # the same number → what the exit's loss is multiplied by; without the last
+    exit_weights: dict[int, float]  # the same number → weight of the exit's loss; without the last
 
     def new_cache(self) -> Any:
         """Empty decoding state for `forward(x, context, cache)`."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
     def forget(self, cache: Any, positions: int) -> None:
-        """Take the last `positions` out of a cache."""
+        """Remove the last `positions` from a cache."""
         raise TypeError(f"{type(self).__name__} defines no forget()")
 
     def advance(self, x_BPD: Tensor, context: Context, cache: Any, stage: int) -> Tensor:
-        """Run one stage on what the one before gave out: [B, P, D] → [B, P, D]. P may be 0."""
+        """Run one stage on the output of the one before: [B, P, D] → [B, P, D]. P may be 0."""
         raise TypeError(f"{type(self).__name__} defines no advance()")
 
     def finish(self, x_BPD: Tensor) -> Tensor:
-        """What the head reads, of what some stage gave out: [B, P, D] → [B, P, D]."""
+        """Turn the output of any stage into the head's input: [B, P, D] → [B, P, D]."""
         raise TypeError(f"{type(self).__name__} defines no finish()")
 
     def forward(self, x_BPD: Tensor, context: Context, cache: Any = None) -> Tensor:
-        """Transform P positions; with a cache they follow those of the calls before, and P may be 0."""
+        """Transform P positions; with a cache they follow those of earlier calls, and P may be 0."""
         for stage in range(len(self.depths)):
             if stage and context.exits is not None:
                 context.exits.append(x_BPD)
@@ -54,7 +54,7 @@ CORES: Registry[Core] = Registry("core")
 
 @CORES.register("transformer")
 class TransformerCore(Core):
-    """A stack of blocks and a final norm, which all exits have in common."""
+    """A stack of blocks and a final norm, shared by all exits."""
 
     def __init__(self, config: TransformerCoreConfig, model: ModelConfig) -> None:
         super().__init__()

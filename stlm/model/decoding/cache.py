@@ -1,4 +1,4 @@
-"""Decoding state: what a layer must remember so that reading ids a few at a time equals reading them at once."""
+"""Decoding state, with which reading ids a few at a time equals reading them at once."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ ROLL_BACK = 64  # positions that a windowed cache keeps beyond its window, so th
 class KeyValueCache:
     """Keys and values of one attention layer, grown in place.
 
-    With a `window`, a query sees the last `window` positions only, and older ones are let go when room is needed.
+    With a `window`, a query sees the last `window` positions only, and older ones are dropped when room is needed.
 
-    The newest positions of all rows stand side by side. Rows that have read less than others therefore begin later:
-    `begins_B` says at which position each does, and nothing in front of that is seen.
+    Rows are aligned at their newest position. Rows that have read fewer ids than others begin later: `begins_B` is the
+    position at which each begins, and earlier positions are masked.
     """
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
-        self.length = 0  # positions ever appended, those cut back not counted: the position of the next query
+        self.length = 0  # positions appended, truncated ones not counted: the position of the next query
         self.begins_B: Tensor | None = None  # None: all begin at 0
-        self._held = 0  # the buffers hold the last so many of them, from their front on
+        self._held = 0  # number of last positions in the buffers, from index 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def append(self, key_BNSK: Tensor, value_BNSK: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Add S positions. Returns all keys and values that the new queries may need, and the first one's position."""
+        """Append S positions. Returns all keys and values that the new queries may need, and the first's position."""
         added = key_BNSK.size(2)
         self._reserve(added, key_BNSK, value_BNSK)
         assert self._keys is not None and self._values is not None
@@ -54,7 +54,7 @@ class KeyValueCache:
 
     @classmethod
     def joined(cls, caches: Sequence[KeyValueCache], rows: Sequence[Tensor]) -> KeyValueCache:
-        """The given rows of each cache, all in one, which is as long as the longest row among them."""
+        """Join the given rows of each cache into a new one, as long as the longest of them."""
         new, begins = cls(caches[0].window), []
         for cache, rows_R in zip(caches, rows, strict=True):
             begins_B = cache.begins_B if cache.begins_B is not None else torch.zeros(int(rows_R.max()) + 1).long()
@@ -76,7 +76,7 @@ class KeyValueCache:
     def _gathered(
         buffers: Sequence[Tensor | None], caches: Sequence[KeyValueCache], rows: Sequence[Tensor], held: int
     ) -> Tensor:
-        """Rows of several buffers in a new one, their last positions at `held`; zeros where a row has none."""
+        """Copy rows of several buffers into a new one, aligned to end at `held`; zeros before a row's beginning."""
         like = next(buffer for buffer in buffers if buffer is not None)
         heads, width = like.size(1), like.size(3)
         new = like.new_empty(sum(rows_R.numel() for rows_R in rows), heads, max(64, 2 * held), width)
@@ -91,21 +91,21 @@ class KeyValueCache:
         return new
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. With a window, at most `ROLL_BACK` positions can be forgotten."""
+        """Remove all positions from `length` on. With a window, at most `ROLL_BACK` positions can be removed."""
         forgotten = self.length - length
         assert 0 <= forgotten <= (self._held if self.window is None else min(self._held, ROLL_BACK))
         self.length, self._held = length, self._held - forgotten
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the next call may need, of those that were appended."""
+        """Bytes of the appended keys and values that the next call may need."""
         if self._keys is None or self._values is None:
             return 0
         used = slice(0 if self.window is None else max(0, self._held - (self.window - 1)), self._held)
         return self._keys[:, :, used].nbytes + self._values[:, :, used].nbytes
 
     def _reserve(self, added: int, key_BNSK: Tensor, value_BNSK: Tensor) -> None:
-        """Make room for `added` positions: move what is still needed to the front of new buffers, twice as long."""
+        """Make room for `added` positions: copy what is still needed to new buffers of twice the length."""
         if self._keys is not None and self._held + added <= self._keys.size(2):
             return
         kept = self._held if self.window is None else min(self._held, self.window - 1 + ROLL_BACK)
@@ -122,12 +122,12 @@ class KeyValueCache:
 
 
 class DecodingState:
-    """Everything that `STLM.step` carries from call to call: each part's own cache, and how many ids were read.
+    """State that `STLM.step` carries from call to call: the caches of all parts, and the number of ids read.
 
-    Rows may join a batch, and leave it, at any time, and need not have read as many ids as others. Where they bring new
-    positions to the core at different times, each has a cache of its own for it: `core` is then a list of as many as
-    there are rows, and `apart` is True. So it is with `patches` when they are `ragged`, which begin where a text has
-    them begin, or when rows have not read as many ids.
+    Rows may join and leave a batch at any time, and may have read different numbers of ids. If they add positions to
+    the core at different times, each has its own core cache: `core` is then a list of one cache a row, and `apart` is
+    True. This is so for `patches` that are `ragged`, which begin where a text's contents decide, and for patches of
+    rows that have read different numbers of ids.
     """
 
     def __init__(
@@ -140,23 +140,23 @@ class DecodingState:
         self.patches = patches
         self.ragged = ragged
         self.apart = apart
-        self.waiting: Any = None  # what was read through the first layers only: see `exits`
+        self.waiting: Any = None  # ids read through the first layers only: see `exits`
 
     def caches(self) -> tuple[Any, Any, Any]:
-        """Those of the embedder, the core and the head."""
+        """Return the caches of the embedder, the core and the head."""
         return self.embedder, self.core, self.head
 
     def read(self, number: int) -> None:
-        """Count ids that all rows have read; those that were forgotten are a negative number."""
+        """Add to the number of ids that all rows have read; negative for ids that were removed."""
         self.lengths = [length + number for length in self.lengths]
 
     def select(self, rows: Tensor) -> DecodingState:
-        """The state of the given rows [B'] of the batch, in that order and as often as they are named; a state of its
-        own. Beams that survive are picked so, and one prompt becomes many."""
+        """Return an independent state of the given rows [B'] of the batch, in that order; a row may be repeated. Used
+        to keep surviving beams, and to continue one prompt many times."""
         return joined([(self, rows)])
 
     def snapshot(self) -> DecodingState:
-        """The state as it is, to go back to when this one has read on."""
+        """Return a copy of the state to which decoding can go back after this one has read more."""
         assert self.waiting is None
         new = copy.copy(self)
         new.embedder, new.core, new.head = (snapshot(cache) for cache in self.caches())
@@ -164,7 +164,7 @@ class DecodingState:
 
 
 def joined(parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
-    """Rows of several states of one model as one batch, each as it was."""
+    """Join rows of several states of one model into one batch."""
     states, rows = [state for state, _ in parts], [rows_R for _, rows_R in parts]
     assert not any(state.waiting for state in states)
     lengths = [state.lengths[row] for state, rows_R in parts for row in rows_R.tolist()]
@@ -182,16 +182,16 @@ def joined(parts: Sequence[tuple[DecodingState, Tensor]]) -> DecodingState:
 
 
 def _core_of(state: DecodingState, row: int) -> Any:
-    """A copy of the core's cache of one row."""
+    """Copy the core's cache of one row."""
     if state.apart:
         return gathered([state.core[row]], [torch.zeros(1, dtype=torch.long)])
     return gathered([state.core], [torch.tensor([row])])
 
 
 def gathered(caches: Sequence[Any], rows: Sequence[Tensor]) -> Any:
-    """The given rows of several caches of one part, one after the other as one cache; nothing is shared with them.
+    """Concatenate the given rows of several caches of one part into a new cache that shares nothing with them.
 
-    Caches are made of plain attributes, lists, tuples and numbers; all their tensors begin with the batch: [B, …].
+    Caches consist of plain attributes, lists, tuples and numbers; the first dimension of all tensors is the batch.
     """
     first = caches[0]
     if isinstance(first, KeyValueCache):
@@ -214,10 +214,10 @@ def gathered(caches: Sequence[Any], rows: Sequence[Tensor]) -> Any:
 
 
 def snapshot(cache: Any) -> Any:
-    """A copy of any part's cache that shares its tensors.
+    """Return a copy of any part's cache that shares its tensors.
 
-    Caches replace their tensors rather than change them, but for keys and values, which grow behind what is in use. So
-    the copy stays what it was while the original reads on, and one can go back to it.
+    Caches replace their tensors instead of changing them, except keys and values, which grow after the part in use. So
+    the copy stays valid while the original reads more ids.
     """
     if isinstance(cache, list | tuple):
         items = [snapshot(item) for item in cache]
@@ -232,7 +232,7 @@ def snapshot(cache: Any) -> Any:
 def visible(
     num_queries: int, first_query: int, num_keys: int, first_key: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """Mask [queries, keys]: True where a query may see a key: not after it, and within `window` positions."""
+    """Mask [queries, keys], True where a query sees a key: one that is not later, and within `window` positions."""
     query = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
     key = torch.arange(first_key, first_key + num_keys, device=device)[None, :]
     mask = key <= query

@@ -1,7 +1,7 @@
-"""The form in which layers decode: matrices side by side, as few vectors read them fastest, and few operations.
+"""Packed weights for decoding: concatenated matrices in the layout fastest for few vectors, and few operations.
 
-One position at a time, reading the matrices is half of the work, and starting operations is the other half. Nothing of
-the model is changed: what is made here is a second copy of the matrices, for models in use.
+When positions are decoded one at a time, half of the time is reading matrices and half is launching operations. The
+model is not changed: packed weights are a second copy of its matrices, for inference.
 
 Shape letters: B batch, T positions, R = B * T of them, D width, H heads of queries, keys and values, K head width.
 """
@@ -20,11 +20,11 @@ from stlm.model.core.normalization import Norm, RMSNorm
 
 PRECISIONS = ("fp32", "bf16", "int8")
 FEW = 4  # vectors: up to here, a product reads its matrix fastest as integers
-BLOCK = 16  # integers that torch reads at a time, also behind the end of a row that is no multiple of them
+BLOCK = 16  # integers that torch reads at a time, even past the end of a row that is no multiple of them
 
 
 class Product:
-    """Linear maps of the same vectors, with all that corrects them, as one: [R, in] → [R, out], side by side."""
+    """Several linear maps of the same vectors as one, corrections included: [R, in] → [R, out], concatenated."""
 
     @torch.no_grad()
     def __init__(self, linears: tuple[nn.Linear, ...]) -> None:
@@ -39,21 +39,21 @@ class Product:
         return torch.mm(x_RD, self.weight) if self.bias is None else torch.addmm(self.bias, x_RD, self.weight)
 
     def add_to(self, x_RD: Tensor, y_RC: Tensor, scale: float) -> Tensor:
-        """x + scale * what becomes of y."""
+        """Return x + scale * (the product of y)."""
         if self.bias is not None:
             x_RD = torch.add(x_RD, self.bias, alpha=scale)
         return torch.addmm(x_RD, y_RC, self.weight, alpha=scale)
 
 
 class RoundedProduct(Product):
-    """The same of numbers of 16 bits, bfloat16, summed in fp32: vectors are rounded as the matrix is."""
+    """Product in bfloat16: matrix and vectors are rounded to 16 bits, and sums are fp32."""
 
     def __init__(self, linears: tuple[nn.Linear, ...]) -> None:
         super().__init__(linears)
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Put the matrix into the form in which oneDNN reads it."""
+        """Convert the matrix to oneDNN's layout."""
         self.ready = self.weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.weight = self.weight.bfloat16()
         if self.ready:
@@ -75,7 +75,7 @@ class RoundedProduct(Product):
 
 
 class IntegerProduct(RoundedProduct):
-    """The same of integers of 8 bits, each output with a step of its own; many vectors read them as bfloat16."""
+    """Product with 8-bit integers and a step for each output; for more than `FEW` vectors, in bfloat16."""
 
     def _lay_out(self) -> None:
         steps_C = (self.weight.abs().amax(0) / 127).clamp(min=torch.finfo(torch.float32).tiny).bfloat16()
@@ -92,14 +92,14 @@ class IntegerProduct(RoundedProduct):
 
 
 class Products:
-    """Makes products of one precision, each once: layers that share matrices share what is made of them."""
+    """Factory of products of one precision; layers that share matrices share products."""
 
     def __init__(self, precision: str = "fp32") -> None:
         self._kind = {"fp32": Product, "bf16": RoundedProduct, "int8": IntegerProduct}[precision]
         self._made: dict[tuple[int, ...], Product] = {}
 
     def of(self, *linears: nn.Linear) -> Product:
-        """The product of linear maps side by side."""
+        """Return the product of concatenated linear maps."""
         key = tuple(id(linear.weight) if _plain(linear) else id(linear) for linear in linears)
         if key not in self._made:
             self._made[key] = self._kind(linears)
@@ -110,7 +110,7 @@ P = TypeVar("P", bound="Packable")
 
 
 class Packable(nn.Module):
-    """Base of modules that have a second form, `packed`, until they are trained, moved or given other weights."""
+    """Base of modules with a packed form, `packed`, valid until they are trained, moved or given other weights."""
 
     packed: Any = None
 
@@ -129,7 +129,7 @@ class Packable(nn.Module):
 
 
 def pack(model: nn.Module, precision: str = "fp32") -> None:
-    """Bring all that is `Packable` into its second form."""
+    """Pack all `Packable` modules of a model."""
     products = Products(precision)
     for module in model.modules():
         if isinstance(module, Packable):
@@ -137,19 +137,19 @@ def pack(model: nn.Module, precision: str = "fp32") -> None:
 
 
 def unpack(model: nn.Module) -> None:
-    """Use all as it is, whose weights may change."""
+    """Drop the packed forms of a model, so that its weights may change."""
     for module in model.modules():
         if isinstance(module, Packable):
             module.packed = None
 
 
 def _plain(linear: nn.Linear) -> bool:
-    """Whether nothing but matrix and vector, which are shared together, make what a linear map gives."""
+    """Return whether a linear map is its matrix and bias alone, without hooks or corrections."""
     return type(linear) is nn.Linear and not linear._forward_hooks
 
 
 def normalize(norm: Norm) -> Callable[[Tensor], Tensor]:
-    """A norm in as few operations as there are: [R, D] → [R, D]. On a CPU, torch has RMSNorm as a row of six."""
+    """Return a norm with fewer operations: [R, D] → [R, D]. On a CPU, torch runs RMSNorm as six operations."""
     if not isinstance(norm, RMSNorm) or norm.weight.dtype != torch.float32:
         return norm
     width = norm.weight.numel()

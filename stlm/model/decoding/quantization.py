@@ -1,6 +1,6 @@
-"""Matrices as small integers: the entries of a row share steps, group by group.
+"""Quantization of matrices to small integers; groups of entries of a row share a step.
 
-Shape letters: R rows, C columns, G groups of a row. A tensor of more than two dimensions is the rows of its last one.
+Shape letters: R rows, C columns, G groups of a row. Tensors of more than two dimensions are flattened to [R, C].
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ import torch
 from torch import Tensor
 
 BITS = (8, 6, 4)
-RATIOS = 255  # a step is stored as one of so many parts of the tensor's largest step
+RATIOS = 255  # a step is stored as a multiple of 1 / RATIOS of the tensor's largest step
 
-GROUP = 128  # columns that share a step, and what a row's last group has left; docs/LOG.md has the others
+GROUP = 128  # columns that share a step; a row's last group may be shorter; docs/LOG.md compares sizes
 
 
 class Quantized(NamedTuple):
-    """A tensor as integers: entry = level x step of its group."""
+    """Quantized tensor: entry = level x step of its group."""
 
     levels: Tensor  # int8, the tensor's own shape: at most `largest_level(bits)` in size
     ratios: Tensor  # uint8 [R, G]: the steps, as parts of the largest one
     unit: float  # the largest step over RATIOS, a number of 32 bits
 
     def value(self) -> Tensor:
-        """The tensor in fp32. The same to the last bit on every machine: two products of 32-bit numbers."""
+        """Return the tensor in fp32, bit-equal on every machine: two products of 32-bit numbers."""
         steps_RC = spread(steps_of(self.ratios, self.unit), self.levels.size(-1))
         return (self.levels.flatten(0, -2).float() * steps_RC).view(self.levels.shape)
 
 
 def is_quantized(parameter: Tensor) -> bool:
-    """Matrices are, and tables; vectors, such as the scales of norms, are few and stay as they are."""
+    """Return True for matrices and tables; vectors, such as the scales of norms, are small and stay fp32."""
     return parameter.ndim > 1
 
 
 def largest_level(bits: int) -> int:
-    """Levels are symmetric about zero: 127, 31, 7."""
+    """Return the largest level, 127, 31 or 7. Levels are symmetric about zero."""
     return 2 ** (bits - 1) - 1
 
 
 def choose_steps(weight_RC: Tensor, bits: int) -> tuple[Tensor, float]:
-    """(ratios_RG, unit) by which each group's largest entry gets the largest level, or is rounded up to it."""
+    """Choose steps (ratios_RG, unit), rounded up so that each group's largest entry is at most the largest level."""
     padded_RC = torch.nn.functional.pad(weight_RC.detach().float().abs(), (0, -weight_RC.size(1) % GROUP))
     steps_RG = padded_RC.unflatten(1, (-1, GROUP)).amax(2) / largest_level(bits)
     unit = max((steps_RG.amax() / RATIOS).item(), torch.finfo(torch.float32).tiny)
@@ -48,23 +48,23 @@ def choose_steps(weight_RC: Tensor, bits: int) -> tuple[Tensor, float]:
 
 
 def steps_of(ratios_RG: Tensor, unit: float) -> Tensor:
-    """The steps [R, G] in fp32."""
+    """Return the steps [R, G] in fp32."""
     return ratios_RG.float() * torch.tensor(unit, dtype=torch.float32, device=ratios_RG.device)
 
 
 def spread(steps_RG: Tensor, columns: int) -> Tensor:
-    """The step of each column: [R, G] → [R, C]."""
+    """Repeat steps for each column: [R, G] → [R, C]."""
     return steps_RG.repeat_interleave(GROUP, 1)[:, :columns]
 
 
 def nearest_levels(weight_RC: Tensor, steps_RC: Tensor, bits: int) -> Tensor:
-    """The integers nearest to weight / step, as floats."""
+    """Return the integers nearest to weight / step, as floats."""
     top = largest_level(bits)
     return (weight_RC / steps_RC).round().clamp(-top, top)
 
 
 def round_to_nearest(weight: Tensor, bits: int) -> Quantized:
-    """A tensor whose entries are each rounded by themselves."""
+    """Quantize a tensor, each entry rounded to the nearest level."""
     weight_RC = weight.detach().float().flatten(0, -2)
     ratios_RG, unit = choose_steps(weight_RC, bits)
     steps_RC = spread(steps_of(ratios_RG, unit), weight_RC.size(1))

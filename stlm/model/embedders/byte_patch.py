@@ -1,4 +1,4 @@
-"""The byte patch model: local layers gather bytes into patches for the core, and spell each patch out again."""
+"""The byte patch model: local layers encode bytes into patches for the core, and decode patches into bytes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from stlm.model.vocabulary import Vocabulary
 
 
 def local_layers(config: BytePatchEmbedderConfig | BytePatchHeadConfig) -> TransformerCoreConfig:
-    """The layers that read and spell bytes: those of a core with its defaults, and a window."""
+    """Return the config of the local layers: a core's defaults with a window."""
     attention = GroupedQueryConfig(num_heads=config.num_heads, window=config.window)
     return TransformerCoreConfig(num_layers=config.num_layers, attention=attention)
 
 
 class BytePatchCache:
-    """Decoding state of `BytePatchEmbedder`: that of its parts, the last byte states, and the slots that are taken."""
+    """Decoding state of `BytePatchEmbedder`: its parts' states, the last byte states, and the slots taken so far."""
 
     def __init__(self, local: list[KeyValueCache], ngrams: NgramCache | None, patching: Any) -> None:
         self.local = local
@@ -51,11 +51,11 @@ class BytePatchEmbedder(Embedder):
 
     A small windowed transformer of width d reads the bytes. The vector of a patch is a projection of the last `span`
     byte states up to the position where the patch begins to be predicted, as MegaByte (arXiv 2305.07185, section 2.1)
-    concatenates byte embeddings; the encoder in front of it is BLT's (arXiv 2412.09871, section 3.2). Which positions
-    those are is the patching's affair. Slots that no patch has taken hold zeros, and no position reads them.
+    concatenates byte embeddings; the encoder before it is BLT's (arXiv 2412.09871, section 3.2). A patching rule
+    decides where patches begin. Empty slots hold zeros, and no position reads them.
 
-    Where documents are kept apart, a patch belongs to the document in which it begins and sees no states of another,
-    and the bytes of a document have no patch until its first one begins.
+    With separate documents, a patch belongs to the document in which it begins and sees no states of another, and the
+    bytes of a document have no patch until its first one begins.
     """
 
     patches = True
@@ -84,13 +84,13 @@ class BytePatchEmbedder(Embedder):
         placed = self.patching.place(
             wanted_BT >= 0.5 if self.patching.learned else wanted_BT, context.documents, cache.taken if cache else None
         )
-        if cache is not None and cache.taken is None:  # slots that are left over would be remembered
+        if cache is not None and cache.taken is None:  # leftover slots would stay in the cache
             placed = placed._replace(start_BP=placed.start_BP[:, : int(placed.counts_B.max())])
         patches = placed.counts_B.sum()
         context.measure("patch_length", patches.new_full((), inputs_BT.numel()), patches)
 
         if cache is None or cache.tail_BSd is None:
-            recent = F.pad(states_BTd, (0, 0, self.span - 1, 0))  # before the first byte there is nothing: zeros
+            recent = F.pad(states_BTd, (0, 0, self.span - 1, 0))  # zeros before the first byte
         else:
             recent = torch.cat((cache.tail_BSd, states_BTd), dim=1)
         x_BPD, documents_BP = self._gather(recent, placed.start_BP, context.documents)
@@ -103,13 +103,13 @@ class BytePatchEmbedder(Embedder):
         return x_BPD, Patches(states_BTd, placed.index_BT, documents_BP, placed.start_BP >= 0, counts, routing)
 
     def _gather(self, recent: Tensor, start_BP: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The vectors of patches [B, P, D] and their documents. `recent`: the byte states, span - 1 more in front."""
+        """Return the vectors of patches [B, P, D] and their documents. `recent`: span - 1 earlier states, then all."""
         used_BP = start_BP >= 0
         place_BPS = start_BP.clamp(min=0)[..., None] + torch.arange(self.span, device=start_BP.device)
         place_BM = place_BPS.flatten(1)
         spans_BMd = recent.gather(1, place_BM[..., None].expand(-1, -1, recent.size(2)))
         seen_BPS, documents_BP = used_BP[..., None], None
-        if documents_BT is not None:  # the last of a span is where its patch begins
+        if documents_BT is not None:  # a patch begins at the last position of its span
             around_BPS = F.pad(documents_BT, (self.span - 1, 0), value=NOBODY).gather(1, place_BM).view_as(place_BPS)
             documents_BP = torch.where(used_BP, around_BPS[..., -1], NOBODY)
             seen_BPS = seen_BPS & (around_BPS == documents_BP[..., None])
@@ -118,7 +118,7 @@ class BytePatchEmbedder(Embedder):
 
 
 class BytePatchHeadCache:
-    """Decoding state of `BytePatchHead`: the local decoder's, and the vector of the patch under way."""
+    """Decoding state of `BytePatchHead`: the local decoder's, and the vector of the current patch."""
 
     def __init__(self, local: list[KeyValueCache]) -> None:
         self.local = local
@@ -127,11 +127,11 @@ class BytePatchHeadCache:
 
 @HEADS.register("byte_patch")
 class BytePatchHead(Head):
-    """Decodes a patch byte by byte: [B, P, D] → [B, T, V].
+    """Head that decodes patches byte by byte: [B, P, D] → [B, T, V].
 
-    Each byte position adds its patch's vector to its own local state; a causal windowed transformer of width d then
-    predicts the byte. So bytes inside a patch depend on each other, and the likelihood is exact (MegaByte's local
-    model, arXiv 2305.07185, section 2.3, with BLT's reach across the patch's edge).
+    Each byte position adds its patch's vector to its local state; a causal windowed transformer of width d then
+    predicts the byte. Bytes inside a patch depend on each other, and the likelihood is exact (MegaByte's local model,
+    arXiv 2305.07185, section 2.3; as in BLT, it sees beyond the patch's edge).
     """
 
     def __init__(self, config: BytePatchHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:

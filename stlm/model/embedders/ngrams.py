@@ -1,4 +1,4 @@
-"""Hash n-gram embeddings: what stands around an id, looked up rather than computed."""
+"""Hash n-gram embeddings: vectors for the ids up to each position, looked up in tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stlm.model.context import Context
 
 PRIME = 2**31 - 1  # of the hash; ids below 2^32 times a power below it stay exact in int64
 BASE = 1_000_003
-NOTHING = -1  # stands where there is no id
+NOTHING = -1  # in place of an id where there is none
 
 
 class NgramCache:
@@ -23,12 +23,12 @@ class NgramCache:
 class NgramEmbedding(nn.Module):
     """The sum of the vectors of all n-grams that end at each id: ids [B, T] → [B, T, d].
 
-    An n-gram picks its vector by a polynomial hash (BLT: Pagnoni et al. 2024, arXiv 2412.09871, section 3.2.1): the id
-    i places back counts id * BASE^i, modulo PRIME and then modulo the table's size. Every n has a table of its own;
-    unlike BLT's, which are averaged with the byte's vector, they begin at zero and their sum is divided by the root of
-    their number: the model begins as the one without n-grams, and rare ones stay silent rather than noisy.
+    An n-gram's row in the table is a polynomial hash (BLT: Pagnoni et al. 2024, arXiv 2412.09871, section 3.2.1): the
+    sum over i of the id i places back times BASE^i, modulo PRIME and then modulo the table's size. Every n has its own
+    table. BLT averages n-grams with the byte's vector; here they begin at zero and their sum is divided by the root of
+    their number, so a model begins as the one without n-grams, and rare n-grams add no noise.
 
-    Where fewer than n ids of the document have been read there is no n-gram, and its vector is zero.
+    If fewer than n ids of the document have been read, there is no n-gram, and its vector is zero.
     """
 
     def __init__(self, config: NgramsConfig, width: int) -> None:
@@ -47,7 +47,7 @@ class NgramEmbedding(nn.Module):
     def rows(
         self, inputs_BT: Tensor, documents_BT: Tensor | None, cache: NgramCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The row of each of the G n-grams that end at each id, and whether there is one: [B, T, G] both."""
+        """Return the table rows of the G n-grams that end at each id, and whether each exists: [B, T, G] both."""
         inputs_BT = inputs_BT.long()
         reach, length = self.longest - 1, inputs_BT.size(1)
         if cache is None or cache.past_BS is None:

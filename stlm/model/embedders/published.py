@@ -1,9 +1,9 @@
-"""The published byte model: each id of a tokenizer is read as its bytes, and spelt in bytes again, all at once.
+"""The published byte model: the embedder reads each id of a tokenizer as its bytes, and the head predicts those bytes.
 
 From "Super Tiny Language Models" (Hillier et al. 2024, arXiv 2405.14159): a bidirectional encoder over the up to 12
 bytes of a subword, pooled by their mean, and a decoder that predicts the 12 bytes of the next one independently of each
-other. Here nothing is lost on the way: what a tokenizer's longest id needs are as many slots, ids of the same bytes and
-special ids are told apart by marks, and the likelihood of an id is exact.
+other. This version is lossless: there are as many slots as the longest id needs, marks distinguish ids of the same
+bytes and special ids, and the likelihood of an id is exact.
 
 Shape letters: B batch, T ids, S slots, N = B T ids, D width of the core, d width over bytes, A symbols, V ids.
 """
@@ -30,15 +30,15 @@ from stlm.model.embedders.token import EMBEDDERS, Embedder
 from stlm.model.heads.linear import HEADS, Head
 from stlm.model.vocabulary import Vocabulary
 
-PAD = 256  # symbols: the 256 bytes, one that fills the slots behind an id, and from 257 on the marks
+PAD = 256  # symbols: the 256 bytes, the pad that fills the slots after an id's bytes, and from 257 on the marks
 
 
 def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
-    """The symbols by which each id is read and spelt, no two ids alike: [V, S].
+    """Return the symbols of each id, different for every id: [V, S]. Raises ConfigError if an id needs more slots.
 
-    They are its bytes and then pads. Tokenizers may have several ids of the same bytes, such as a byte and a piece that
-    is learned; the second of them ends in mark 257, the third in 258, and so on. Special ids are those without bytes,
-    and each of them has a mark.
+    Symbols are the id's bytes, then pads. A tokenizer may have several ids of the same bytes, such as a byte and a
+    learned piece; the second of them ends in mark 257, the third in 258, and so on. Special ids have no bytes, and each
+    has a mark.
     """
     spelt: list[list[int]] = []
     seen: dict[bytes, int] = {b"": 1}
@@ -52,12 +52,12 @@ def symbols_of(vocabulary: Vocabulary, slots: int) -> Tensor:
             f"model.embedder.slots: got {slots}, expected at least the {number_of(needed, 'byte')} of id {longest} "
             f"({vocabulary.spellings[longest]!r}); {needed} would work, or a tokenizer with shorter pieces"
         )
-    # On the CPU whatever the model is made on: sizes depend on what it holds.
+    # Always on the CPU, even for a model on the meta device: sizes depend on the values.
     return torch.tensor([symbols + [PAD] * (slots - len(symbols)) for symbols in spelt], device="cpu")
 
 
 def num_symbols(vocabulary: Vocabulary) -> int:
-    """One more than the highest of `symbols_of`, told without looking at a tensor: it may be one without values."""
+    """Return one more than the highest of `symbols_of`, without reading a tensor, which may have no values."""
     ids_of = Counter(vocabulary.spellings)
     marks = max(count if spelling == b"" else count - 1 for spelling, count in ids_of.items())
     return PAD + marks + 1
@@ -80,7 +80,7 @@ class SlotAttention(nn.Module):
 
 
 class SlotBlock(nn.Module):
-    """Pre-norm transformer block over the slots of one id; none but the filled ones are seen."""
+    """Pre-norm transformer block over the slots of one id; only filled slots are seen."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SlotBlock(nn.Module):
 
 
 class SlotStack(Layers):
-    """`num_layers` such blocks and a norm, over slots that know their place: [N, S, d] → [N, S, d]."""
+    """Stack of `num_layers` slot blocks and a norm, with learned slot positions: [N, S, d] → [N, S, d]."""
 
     def __init__(self, num_layers: int, num_heads: int, width: int, slots: int) -> None:
         super().__init__()
@@ -105,11 +105,11 @@ class SlotStack(Layers):
 
     @property
     def depth(self) -> int:
-        """Layers that are run."""
+        """Number of layers."""
         return len(self.blocks)
 
     def last_of_branches(self) -> list[nn.Linear | ExpertLinear]:
-        """The last matrix of every attention and feed-forward: what is added to the residual stream."""
+        """Return the last matrix of every attention and feed-forward, whose output is added to the residual stream."""
         lasts: list[nn.Linear | ExpertLinear] = []
         for block in self.blocks:
             assert isinstance(block, SlotBlock)
@@ -126,10 +126,10 @@ class SlotStack(Layers):
 
 @EMBEDDERS.register("paper")
 class PaperEmbedder(Embedder):
-    """Each id by its bytes alone: [B, T] → [B, T, D].
+    """Embedder that reads each id by its bytes alone: [B, T] → [B, T, D].
 
-    Slots that an id does not fill are neither seen by the others nor part of the mean. The `Patches` hold one patch for
-    each id: its vector, from which the head may be asked to spell it.
+    Empty slots are neither seen by the others nor part of the mean. The `Patches` hold one patch for each id: its
+    vector, from which the head reconstructs its spelling if that is part of the loss.
     """
 
     symbols_VS: Tensor
@@ -159,14 +159,14 @@ class PaperEmbedder(Embedder):
 
 @HEADS.register("paper")
 class PaperHead(Head):
-    """Spells the next id: [B, T, D] → [B, T, V].
+    """Head that predicts the spelling of the next id: [B, T, D] → [B, T, V].
 
-    A vector becomes S slots, a bidirectional transformer works on them, and each slot says by z[s, a] which symbol it
-    takes, independently of the others given the vector: p(id) is the product over slots of softmax(z[s]) at the id's
+    A vector becomes S slots, a bidirectional transformer runs over them, and each slot has logits z[s, a] of its
+    symbol, independent of the others given the vector: p(id) is the product over slots of softmax(z[s]) at the id's
     symbols, renormalised over the vocabulary. Every id fills every slot, pads included, so the slots' normalisers are
     the same for all ids, and the logit of an id is
 
-        sum over s of z[s, symbol[s]]   or, less the same for all,   sum over filled s of z[s, symbol[s]] - z[s, PAD]
+        sum over s of z[s, symbol[s]]   or, up to a constant,   sum over filled s of z[s, symbol[s]] - z[s, PAD]
 
     The second sum has as many terms as the ids have bytes; it is computed as one bag of rows of z^T per id.
     """
@@ -214,13 +214,13 @@ class PaperHead(Head):
         return bags_VN.T.unflatten(0, x.shape[:-1])
 
     def spell(self, x_BTD: Tensor) -> Tensor:
-        """What each slot says about its symbol: [B, T, D] or [N, D] → [N, S, A]."""
+        """Return each slot's logits of symbols: [B, T, D] or [N, D] → [N, S, A]."""
         slots_NSd = self.project(x_BTD).flatten(0, -2).unflatten(-1, (self.symbols_VS.size(1), -1))
         everything_NS = torch.ones(slots_NSd.shape[:2], dtype=torch.bool, device=x_BTD.device)
         return self.output(self.local(slots_NSd, everything_NS))
 
     def nats_of_spelling(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-        """By how many nats the symbols of ids, pads aside, are missed when they are spelt from given vectors."""
+        """Return the summed cross-entropy, in nats, of the symbols of ids given vectors; pads do not count."""
         symbols_NS = self.symbols_VS[ids_BT.long()].flatten(0, 1)
         nats_NS = F.cross_entropy(self.spell(x_BTD).float().transpose(1, 2), symbols_NS, reduction="none")
         return torch.where(symbols_NS != PAD, nats_NS, 0.0).double().sum()

@@ -1,7 +1,7 @@
-"""Embedders: ids in, vectors for the core out.
+"""Embedders, which map ids to vectors for the core.
 
-What an embedder reads at position t is the id *before* t (the start symbol at 0): `STLM` shifts the ids, once, so
-that everything computed at position t may be used to predict id t.
+At position t an embedder reads the id *before* t (the start symbol at 0): `Network` shifts the ids, once, so that
+everything computed at position t may be used to predict id t.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from stlm.model.vocabulary import Vocabulary
 class Embedder(nn.Module):
     """Interface of every embedder."""
 
-    table: nn.Embedding  # [V, d]: what a tied head shares
+    table: nn.Embedding  # [V, d], shared with a tied head
     patches = False  # whether there are fewer vectors than ids
-    ragged = False  # whether beside a cache the rows of a batch may differ in how many vectors they get
+    ragged = False  # whether, with a cache, the rows of a batch may get different numbers of vectors
     ngrams: NgramEmbedding | None
-    scaled: bool = True  # whether vectors are read times sqrt(d)
+    scaled: bool = True  # whether vectors are multiplied by sqrt(d)
     read_scale = 1.0  # of the vectors read, see width_transfer.py
 
     def look_up(self, inputs_BT: Tensor, context: Context, cache: NgramCache | None = None) -> Tensor:
-        """Rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
+        """Return rows of the table times sqrt(d) (Vaswani et al. 2017, arXiv 1706.03762, section 3.4): [B, T, d].
 
-        A tied table must begin small, or the first logits are far from uniform; what the layers read must not, or
-        their own noise drowns it. The factor serves both (docs/LOG.md has the numbers). Vectors of n-grams, where there
-        are any, are added before it.
+        A tied table must begin small, or the first logits are far from uniform. The layers' input must not be small, or
+        their initial noise outweighs it. The factor serves both (docs/LOG.md has the numbers). Vectors of n-grams, if
+        configured, are added before it.
         """
         x_BTd = self.table(inputs_BT)
         if self.ngrams is not None:
@@ -42,11 +42,11 @@ class Embedder(nn.Module):
         return x_BTd * (self.table.embedding_dim**0.5 * self.read_scale) if self.scaled else x_BTd
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(inputs, context, cache)`; None where there is nothing to remember."""
+        """Return an empty decoding state for `forward(inputs, context, cache)`; None if the embedder keeps none."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
     def forward(self, inputs_BT: Tensor, context: Context, cache: Any = None) -> tuple[Tensor, Patches | None]:
-        """Ids → (x_BPD, patches). Token models have P = T and patches None."""
+        """Return vectors [B, P, D] and their patches. Token models have P = T and patches None."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -58,7 +58,7 @@ class TokenEmbedder(Embedder):
     """One learned vector for each id of the vocabulary: [B, T] → [B, T, D].
 
     With a `rank` of r the table is a product of two (ALBERT: Lan et al. 2019, arXiv 1909.11942, section 3.1): V x r,
-    and the `factor` r x D, scaled so that its output is as large as a whole table's.
+    and the `factor` r x D, scaled so that its output is as large as that of a full table.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TokenEmbedder(Embedder):
 
 @EMBEDDERS.register("byte")
 class ByteEmbedder(TokenEmbedder):
-    """The token embedder over the 256 bytes: a plain byte transformer, one position a byte."""
+    """Token embedder over the 256 bytes, for plain byte transformers: one position a byte."""
 
     def __init__(self, config: ByteEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         require_bytes("byte", vocabulary)
@@ -92,7 +92,7 @@ class ByteEmbedder(TokenEmbedder):
 
 
 def require_bytes(kind: str, vocabulary: Vocabulary) -> None:
-    """A byte embedder reads the byte vocabulary and no other."""
+    """Raise ConfigError unless the vocabulary is the 256 bytes, the only one that byte embedders read."""
     if vocabulary.size != 256:
         raise ConfigError(
             f"model.embedder.kind: got {kind!r} with a vocabulary of {vocabulary.size} ids, expected the 256 bytes; "

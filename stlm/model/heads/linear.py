@@ -1,4 +1,4 @@
-"""Heads: the core's vectors → logits of the next id at every position."""
+"""Heads, which map the core's vectors to logits of the next id at every position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stlm.model.vocabulary import Vocabulary
 
 
 class Head(Packable):
-    """Interface of every head. `output` is the last matrix, [V, d]; tied, it is the embedder's table itself."""
+    """Interface of every head. `output` is the last matrix, [V, d]; if tied, it is the embedder's table."""
 
     output: nn.Linear
     logit_scale = 1.0  # of all logits, see width_transfer.py
@@ -28,12 +28,12 @@ class Head(Packable):
         self.packed = products.of(self.output)
 
     def predict(self, x: Tensor) -> Tensor:
-        """What `output` makes of the last vectors, capped: [..., d] → logits [..., V]."""
+        """Apply `output`, the logit scale and the cap to the last vectors: [..., d] → logits [..., V]."""
         logits = self.output(x) if self.packed is None else self.packed(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         return soft_cap(logits if self.logit_scale == 1.0 else logits * self.logit_scale, self.logit_cap)
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""
+        """Return an empty decoding state for `forward(…, cache)`; None if the head keeps none."""
         raise TypeError(f"{type(self).__name__} defines no new_cache()")
 
     def forward(
@@ -44,7 +44,7 @@ class Head(Packable):
         context: Context,
         cache: Any = None,
     ) -> Tensor:
-        """(x_BPD, inputs_BT, patches) → logits_BTV; with `context.wanted`, only those: [number of them, V]."""
+        """Return logits [B, T, V]; with `context.wanted`, only those where it is True: [number of them, V]."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
 
@@ -54,7 +54,7 @@ HEADS: Registry[Head] = Registry("head")
 def tie(head: Head, embedder: Embedder) -> None:
     """Make the head's matrix and the embedder's table one tensor: one storage, one gradient, one saved copy.
 
-    So too the second matrix of both where the table is factorised.
+    If the table is factorised, the second matrices of both are tied as well.
     """
     assert head.output.weight.shape == embedder.table.weight.shape
     head.output.weight = embedder.table.weight
@@ -64,7 +64,7 @@ def tie(head: Head, embedder: Embedder) -> None:
 
 
 class TransposedLinear(nn.Linear):
-    """x W where `nn.Linear` computes x W^T: [B, T, out] → [B, T, in]; so one matrix leads there and back."""
+    """Linear map x W where `nn.Linear` computes x W^T: [B, T, out] → [B, T, in], so that a matrix can be tied."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight
@@ -72,9 +72,9 @@ class TransposedLinear(nn.Linear):
 
 @HEADS.register("linear")
 class LinearHead(Head):
-    """logits = x W^T at every position: [B, T, D] → [B, T, V].
+    """Linear head: logits = x W^T at every position, [B, T, D] → [B, T, V].
 
-    Where the embedder's table is factorised into V x r and r x D, so is W (ALBERT, arXiv 1909.11942, section 3.1).
+    If the embedder's table is factorised into V x r and r x D, so is W (ALBERT, arXiv 1909.11942, section 3.1).
     """
 
     def __init__(self, config: LinearHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""Patches that begin where the next byte is hard to guess: a small byte model says how hard."""
+"""Patches that begin where a small byte model finds the next byte hard to predict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stlm.model.vocabulary import Vocabulary
 
 
 class ByteModel(nn.Module):
-    """The parts of a plain byte model, under the names that they have in a model of its own."""
+    """A plain byte model whose parts are named as in a separate model, so that its weights can be copied."""
 
     def __init__(self, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ByteModel(nn.Module):
         return self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache()
 
     def forward(self, inputs_BT: Tensor, context: Context, cache: tuple[Any, Any, Any] | None = None) -> Tensor:
-        """inputs [B, T] → logits [B, T, V]."""
+        """Map inputs [B, T] to logits [B, T, V]."""
         embedder_cache, core_cache, head_cache = cache or (None, None, None)
         x_BTD, _ = self.embedder(inputs_BT, context, embedder_cache)
         return self.head(self.core(x_BTD, context, core_cache), inputs_BT, None, context, head_cache)
@@ -39,13 +39,13 @@ class ByteModel(nn.Module):
 
 @PATCHINGS.register("entropy")
 class EntropyPatching(Patching):
-    """A patch begins with each byte whose distribution has more than `threshold` bits of entropy.
+    """Rule by which a patch begins with each byte whose distribution has more than `threshold` bits of entropy.
 
-    That is BLT's global threshold (Pagnoni et al. 2024, arXiv 2412.09871, section 2.3). The byte model and the
+    This is BLT's global threshold (Pagnoni et al. 2024, arXiv 2412.09871, section 2.3). The byte model and the
     threshold are frozen: set when a run begins, then saved and loaded with the model like all its parameters.
 
-    Entropies are computed in fp32 whatever the precision around them, so that training and use cut alike. Beside a
-    cache they are equal within rounding: only an entropy that close to the threshold could be judged otherwise.
+    Entropies are computed in fp32 at any precision of the model, so that patches are the same in training and in use.
+    With a cache they are equal within rounding; only an entropy that close to the threshold could decide differently.
     """
 
     def __init__(self, config: EntropyPatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -55,7 +55,7 @@ class EntropyPatching(Patching):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EntropyPatching:
-        """Frozen, it never trains."""
+        """Stay in evaluation mode: the rule is frozen."""
         return super().train(False)
 
     def new_cache(self) -> Any:
@@ -66,7 +66,7 @@ class EntropyPatching(Patching):
 
     @torch.no_grad()
     def entropy(self, inputs_BT: Tensor, documents_BT: Tensor | None = None, cache: Any = None) -> Tensor:
-        """Bits of entropy of the byte that follows each input: [B, T]."""
+        """Return the entropy, in bits, of the byte after each input: [B, T]."""
         with torch.autocast(inputs_BT.device.type, enabled=False):
             logits_BTV = self.model(inputs_BT, Context(documents_BT), cache).float()
             log_BTV = logits_BTV.log_softmax(-1)

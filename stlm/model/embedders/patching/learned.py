@@ -1,11 +1,11 @@
-"""Patches that begin where the model itself finds something new: dynamic chunking, trained by the loss of the text.
+"""Dynamic chunking: patches that begin where a router finds a change, trained by the loss of the text.
 
 H-Net (Hwang, Wang & Gu 2025, arXiv 2507.07955, section 2.2). A router compares each byte state with the one before it;
-where they are unlike, a patch begins. That choice is a step without a slope, so the router learns on two other ways: by
-how sure it is, each position weighs what it reads of its patch; and by its probability, each patch is mixed with those
-before it. The residual of the byte states around the core is the byte patch head's.
+where they differ enough, a patch begins. That choice has no gradient, so the router learns in two other ways: each
+position weights its patch's vector by the router's confidence, and each patch is mixed with those before it by its
+probability. The byte patch head adds the residual of the byte states around the core.
 
-Shape letters as elsewhere: B batch, T positions, P slots, d width of the byte states.
+Shape letters: B batch, T positions, P slots, d width of the byte states.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class LearnedCache:
 
 @PATCHINGS.register("learned")
 class LearnedPatching(Patching):
-    """A patch begins with probability p[t] = (1 - cos(query x[t], key x[t - 1])) / 2, that is: from 0.5 on it does.
+    """Rule by which a patch begins where p[t] = (1 - cos(query x[t], key x[t - 1])) / 2 is at least 0.5.
 
-    Both projections begin as the identity. The first position, of a window and of a document, has p = 1. What keeps
-    patches from being all or none is a term of the loss, for each row
+    Both projections begin as the identity. The first position of a window or document has p = 1. A term of the loss for
+    each row keeps the share of positions that begin a patch away from 0 and 1:
 
         ratio = N / (N - 1) * ((N - 1) F G + (1 - F) (1 - G)),    F: share of positions with p >= 0.5,    G: mean p
 
-    which, as far as F and G agree, is least where one position in N = `patch_length` begins a patch; it is 1 there.
+    If F and G agree, it is least, 1, where one position in N = `patch_length` begins a patch.
     """
 
     learned = True
@@ -73,7 +73,7 @@ class LearnedPatching(Patching):
 
 
 def ratio(probability_BT: Tensor, patch_length: float) -> Tensor:
-    """The term of each row, [B]: see `LearnedPatching`. Its slope is that of the mean probability alone."""
+    """Return the loss term of each row, [B]: see `LearnedPatching`. Only the mean probability carries a gradient."""
     share_B = (probability_BT >= 0.5).double().mean(1)
     mean_B = probability_BT.double().mean(1)
     both_B = (patch_length - 1) * share_B * mean_B + (1 - share_B) * (1 - mean_B)
@@ -81,20 +81,20 @@ def ratio(probability_BT: Tensor, patch_length: float) -> Tensor:
 
 
 def routing_of(probability_BT: Tensor, placed: Placed, documents_BP: Tensor | None) -> Routing:
-    """What the head needs: how sure the router is of what happens at each position, and p where each patch begins."""
+    """Return the router's confidence in its choice at each position, and p where each patch begins."""
     sureness_BT = torch.where(placed.begun_BT, probability_BT, 1 - probability_BT)
     probability_BP = probability_BT.gather(1, placed.start_BP.clamp(min=0))
-    if documents_BP is not None:  # a document may find no slot at its first position; nothing is mixed across its edge
+    if documents_BP is not None:  # no mixing across documents, even if one found no slot at its first position
         edge_BP = documents_BP != F.pad(documents_BP[:, :-1], (1, 0))
         probability_BP = probability_BP.masked_fill(edge_BP, 1.0)
     return Routing(sureness_BT, probability_BP)
 
 
 def smooth(y_BPd: Tensor, probability_BP: Tensor, before_B1d: Tensor) -> Tensor:
-    """Each patch mixed with those before it: z[i] = p[i] y[i] + (1 - p[i]) z[i - 1], where z[-1] = `before_B1d`.
+    """Mix each patch with those before it: z[i] = p[i] y[i] + (1 - p[i]) z[i - 1], where z[-1] = `before_B1d`.
 
-    In log2(P) passes over all patches (Hillis & Steele 1986): after each, an element is the recurrence over twice as
-    many patches. What is computed for a patch depends on no later one, not by one bit.
+    This takes log2(P) passes over all patches (Hillis & Steele 1986); each doubles the number of patches that an
+    element covers. The result of a patch does not depend on later ones, not even in rounding.
     """
     keep_BP1 = (1 - probability_BP)[..., None]
     z_BPd = probability_BP[..., None] * y_BPd.float()
@@ -108,5 +108,5 @@ def smooth(y_BPd: Tensor, probability_BP: Tensor, before_B1d: Tensor) -> Tensor:
 
 
 def weigh(y_BTd: Tensor, sureness_BT: Tensor) -> Tensor:
-    """`y_BTd` itself, but with the gradient of its product with how sure the router is (straight through)."""
+    """Return `y_BTd` with the gradient of its product with the router's confidence (straight-through)."""
     return y_BTd * (1 + (sureness_BT - sureness_BT.detach())).to(y_BTd.dtype)[..., None]

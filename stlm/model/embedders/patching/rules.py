@@ -1,11 +1,11 @@
-"""Where byte patches begin, and which slot each gets. Whatever a rule says, shapes stay those of the config.
+"""Patching rules, which decide where byte patches begin, and the assignment of patches to slots.
 
-A rule says at which positions a patch is wanted. It looks only at ids already read, so that it is causal. The slots are
-handed out here, the same way for every rule: of a window of C positions and P slots, the first t positions have
-ceil(t P / C). A patch that finds no slot free does not begin, and the one under way goes on; slots that are left over
-serve later ones.
+A rule decides at which positions a patch is wanted. It reads only earlier ids, so it is causal. Slots are assigned the
+same way for every rule, so shapes depend on the config alone: of a window of C positions and P slots, the first t
+positions have ceil(t P / C) slots. A patch without a free slot does not begin, and the current one continues; leftover
+slots serve later patches.
 
-Shape letters as elsewhere: B batch, T positions, P slots, d width of the byte states.
+Shape letters: B batch, T positions, P slots, d width of the byte states.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ NOBODY = torch.iinfo(torch.int64).min  # the document of a slot without a patch
 
 
 class Routing(NamedTuple):
-    """How a learned rule came to its patches (p: probability that one begins)."""
+    """Probabilities of a learned rule (p: probability that a patch begins)."""
 
     sureness_BT: Tensor  # p where a patch begins, 1 - p where none does
     probability_BP: Tensor  # p where each patch begins
 
 
 class Patches(NamedTuple):
-    """What a head needs to come back from patches to bytes (d: width of the byte states)."""
+    """Inputs of a head that decodes patches into bytes (d: width of the byte states)."""
 
-    states_BTd: Tensor  # what the local encoder says at each byte position
+    states_BTd: Tensor  # the local encoder's output at each byte position
     index_BT: Tensor  # the patch of each position: 1 … P for those that began in this call, 0 for the one before
     documents_BP: Tensor | None = None  # the document of each patch, where documents are kept apart
     used_BP: Tensor | None = None  # which slots have a patch; None: all
-    counts: list[int] | None = None  # patches that began in each row, where they may differ: beside a cache
-    routing: Routing | None = None  # where patches are learned
+    counts: list[int] | None = None  # patches that began in each row, where rows may differ: with a cache
+    routing: Routing | None = None  # only of learned patches
 
 
 class Taken(NamedTuple):
-    """How far the rows of a batch have come, each in a window of its own."""
+    """Slots and positions used so far by each row of a batch, in its own window."""
 
-    slots_B1: Tensor  # that have a patch
-    positions_B1: Tensor  # read
+    slots_B1: Tensor  # slots with a patch
+    positions_B1: Tensor  # positions read
 
 
 class Placed(NamedTuple):
-    """Which patch has which slot (P: slots of this call)."""
+    """Assignment of patches to slots (P: slots of this call)."""
 
     start_BP: Tensor  # the position in this call where the patch of each slot begins; -1 in slots without one
     index_BT: Tensor  # as in Patches
     begun_BT: Tensor  # whether a patch begins
     counts_B: Tensor  # patches that began in this call
-    taken: Taken  # by the end of this call, by earlier ones too
+    taken: Taken  # at the end of this call, earlier calls included
 
 
 class Patching(nn.Module):
     """Interface of every rule."""
 
     ragged = True  # whether the rows of a batch may begin patches at different positions
-    learned = False  # whether `forward` says with which probability, rather than whether, a patch is wanted
+    learned = False  # whether `forward` returns probabilities rather than booleans
 
     def __init__(self, config: PatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -71,35 +71,35 @@ class Patching(nn.Module):
         self.context_length = model.context_length
 
     def new_cache(self) -> Any:
-        """Empty decoding state for `forward(…, cache)`; None where there is nothing to remember."""
+        """Return an empty decoding state for `forward(…, cache)`; None if the rule keeps none."""
         return None
 
     def forward(self, inputs_BT: Tensor, states_BTd: Tensor, context: Context, cache: Any = None) -> Tensor:
-        """Where a patch is wanted, bool [B, T]: at t from inputs[:, :t + 1] alone, which are the ids before t.
+        """Return where a patch is wanted, bool [B, T]: at t from inputs[:, :t + 1] alone, which are the ids before t.
 
-        A learned rule says with which probability; from 0.5 on a patch is wanted.
+        A learned rule returns probabilities; a patch is wanted from 0.5 on.
         """
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
     def room(self, position: Any) -> Any:
-        """Slots of the first `position` positions of a window: an int, or integers of any shape."""
+        """Return the number of slots of the first `position` positions of a window: an int, or a tensor of integers."""
         return -(-position * self.num_slots // self.context_length)
 
     def place(self, wanted_BT: Tensor, documents_BT: Tensor | None = None, before: Taken | None = None) -> Placed:
-        """Give each wanted patch the next slot, in order, where there is one.
+        """Give each wanted patch the next free slot, in order.
 
-        `before` is what the call before this one left taken: a cache. Without it there are as many slots as T positions
-        have, used or not; beside it, as many as the row with the most new patches needs.
+        `before` is the cached `taken` of the previous call. Without it there are as many slots as T positions have,
+        used or not; with it, as many as the row with the most new patches needs.
 
-        A document wants a patch at its first position. It takes none of the slots that those before it left over, so
-        that its patches stand in the same slots whatever is in those.
+        A document wants a patch at its first position. It uses none of the slots that earlier documents left over, so
+        its patches get the same slots whatever those contain.
 
-        The slots taken follow taken[t] = min(taken[t - 1] + wanted[t], room[t + 1]): a running minimum, and no loop.
+        The slots taken are taken[t] = min(taken[t - 1] + wanted[t], room[t + 1]), computed as a running minimum.
         """
         length = wanted_BT.size(1)
         first_B1 = before.positions_B1 if before else wanted_BT.new_zeros(1, 1, dtype=torch.long)
         room_BS = self.room(first_B1 + torch.arange(length + 1, device=wanted_BT.device))  # [B, T + 1]
-        begins_BT = torch.zeros_like(wanted_BT)  # where a document does; so does what follows a cache
+        begins_BT = torch.zeros_like(wanted_BT)  # where documents begin; also the first position of a call
         begins_BT[:, 0] = True
         if documents_BT is not None:
             begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
@@ -133,7 +133,7 @@ PATCHINGS: Registry[Patching] = Registry("embedder.patching")
 
 @PATCHINGS.register("fixed")
 class FixedPatching(Patching):
-    """Wherever there is a slot: at every `patch_size`-th position (MegaByte: Yu et al. 2023, arXiv 2305.07185)."""
+    """Fixed patches, at every `patch_size`-th position (MegaByte: Yu et al. 2023, arXiv 2305.07185)."""
 
     ragged = False
 
@@ -153,11 +153,11 @@ class SpaceCache:
 
 @PATCHINGS.register("space")
 class SpacePatching(Patching):
-    """Behind every space-like byte that follows none (SpaceByte: Slagle 2024, arXiv 2404.14824, section 3).
+    """Patches after every space-like byte that follows none (SpaceByte: Slagle 2024, arXiv 2404.14824, section 3).
 
-    Space-like are all bytes but ASCII letters, digits, and those that continue a character of UTF-8: so a patch is a
-    word and the first space or punctuation behind it, and in scripts of several bytes per character about a character.
-    Ids that no text contains, such as the end of a document, have a patch begin behind them in any case.
+    All bytes but ASCII letters, digits, and UTF-8 continuation bytes are space-like. So a patch is a word and the first
+    space or punctuation after it; in scripts of several bytes per character it is about a character. A patch also
+    begins after every id that no text contains, such as the end of a document.
     """
 
     def __init__(self, config: SpacePatchingConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -177,8 +177,8 @@ class SpacePatching(Patching):
 
 
 def spacelike(bytes_BT: Tensor) -> Tensor:
-    """Neither letter nor digit of ASCII, nor a byte that continues a character (0x80 to 0xBF)."""
-    lower_BT = bytes_BT | 0x20  # of letters, the small one
+    """Return True for bytes that are no ASCII letter, no digit, and no UTF-8 continuation byte (0x80 to 0xBF)."""
+    lower_BT = bytes_BT | 0x20  # lower case, of letters
     letter_BT = (lower_BT >= ord("a")) & (lower_BT <= ord("z"))
     digit_BT = (bytes_BT >= ord("0")) & (bytes_BT <= ord("9"))
     continuing_BT = (bytes_BT >= 0x80) & (bytes_BT < 0xC0)
@@ -186,5 +186,5 @@ def spacelike(bytes_BT: Tensor) -> Tensor:
 
 
 def special(bytes_BT: Tensor) -> Tensor:
-    """Bytes that UTF-8 never uses (RFC 3629, section 1): special ids."""
+    """Return True for bytes that UTF-8 never uses (RFC 3629, section 1): special ids."""
     return (bytes_BT == 0xC0) | (bytes_BT == 0xC1) | (bytes_BT >= 0xF5)
