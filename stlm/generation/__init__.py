@@ -1,4 +1,4 @@
-"""Drawing text from a model and scoring text with it. Never imports STLM: it works on what has `begin` and `step`."""
+"""Sampling and scoring of text. Works on any model with `begin`, `step` and `join`; never imports STLM."""
 
 from stlm.generation.beam import Hypothesis, beam_search
 from stlm.generation.decoding import DecodingBatch, DecodingRow, generate_ids

@@ -1,4 +1,4 @@
-"""Checks of what people pass to `STLM.generate` and its like: one text or several, and numbers."""
+"""Checks of the arguments of `STLM.generate` and similar methods: texts and numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stlm.errors import ConfigError
 
 
 def check_integer(name: str, value: Any, least: int | None = None) -> None:
-    """Raise ConfigError unless `value` is an integer, of at least `least`."""
+    """Raise ConfigError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
         limit = "" if least is None else f" of at least {least}"
         raise ConfigError(f"{name}: got {value!r}, expected an integer{limit}")
@@ -40,25 +40,25 @@ def check_biases(name: str, value: Any) -> None:
 
 
 def one_text(name: str, value: Any) -> str:
-    """Return `value` if it is a text; raise ConfigError otherwise."""
+    """Return `value` if it is a string; raise ConfigError otherwise."""
     if not isinstance(value, str):
         raise ConfigError(f"{name}: got {type(value).__name__}, expected one text (str)")
     return value
 
 
 def several_texts(name: str, value: Any, instead: str) -> list[str]:
-    """Return a list of texts; raise ConfigError where one text stands in place of a list, or an entry is no text."""
+    """Return a list of strings; raise ConfigError if `value` is one string, or if an entry is not a string."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ConfigError(f"{name}: got one {type(value).__name__}, expected a list of texts; {instead}")
     return [one_text(f"{name}[{number}]", text) for number, text in enumerate(value)]
 
 
 def stop_strings(stop: Any) -> list[str]:
-    """Return the strings that end a text; one string alone is one of them. Raises ConfigError for an empty one."""
+    """Return the stop strings as a list; `stop` may be one string. Raises ConfigError for empty or invalid strings."""
     stops = several_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
     if "" in stops:
         raise ConfigError("stop: got '', expected a text that is not empty; leave it out to stop nowhere")
     for text in stops:
-        if any("\ud800" <= character <= "\udfff" for character in text):  # the rest of a byte that is no UTF-8
+        if any("\ud800" <= character <= "\udfff" for character in text):  # a byte that is not UTF-8, escaped
             raise ConfigError(f"stop: got {text!r}, which holds a lone surrogate; no text ever does")
     return stops

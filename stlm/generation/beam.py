@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text, as far as a few beginnings at a time can find it."""
+"""Beam search for the most probable continuations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stlm.generation.steppable import Steppable
 
 
 class Hypothesis(NamedTuple):
-    """A text and the natural logarithm of its probability, its end included where it has one."""
+    """A text and the natural logarithm of its probability, which includes its end if it has one."""
 
     ids: list[int]
     log_probability: float
@@ -30,12 +30,12 @@ def beam_search(
     stop_id: int,
     banned_V: Tensor,
 ) -> list[Hypothesis]:
-    """Up to `num_beams` continuations of `prompt`, the likeliest first, `stop_id` left out.
+    """Return up to `num_beams` continuations of `prompt`, the most probable first, without `stop_id`.
 
-    In each step all extensions of all beams compete, and the likeliest `num_beams` stay (Graves 2012, arXiv 1211.3711,
-    section 3); those that end are set aside, and the search ends when no beam can overtake the worst of them. Texts are
-    compared by their probability alone, so short ones win often; with as many beams as there are texts, the result is
-    exact. Windows are those of `DecodingBatch`.
+    In each step all extensions of all beams compete, and the `num_beams` most probable remain (Graves 2012, arXiv
+    1211.3711, section 3). Finished texts are set aside, and the search ends when no beam can overtake the worst of
+    them. Texts are compared by probability alone, without a length penalty, so short ones often win. With as many beams
+    as there are texts, the result is exact. Windows are those of `DecodingBatch`.
     """
     read = last_of(list(prompt), context_length - 1)
     beams, ended = [Hypothesis([], 0.0)], []

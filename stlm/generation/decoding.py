@@ -1,4 +1,4 @@
-"""Decoding: rows that are continued together, joining and leaving at any step. One text alone is a batch of one."""
+"""Batched decoding: rows join and leave a batch at any step. A single text is a batch of one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stlm.generation.steppable import Steppable
 
 
 class DecodingRow:
-    """A text being continued: what is drawn for it, and the window of ids that the model reads for it."""
+    """A text being continued: its sampling state, and the window of ids that the model reads for it."""
 
     def __init__(self, prompt: Sequence[int], draws: Draws, num_likeliest: int | None = None) -> None:
-        """`num_likeliest`: also score each id drawn, beside so many of the most probable ones; None for no scores."""
+        """`num_likeliest`: also score each id drawn and this many of the most probable ids; None: no scores."""
         self.draws = draws
         self.read = list(prompt)
         self.newest: int | None = None  # the id drawn last
@@ -26,30 +26,30 @@ class DecodingRow:
         self.error: Exception | None = None  # why no more ids can be drawn for it
 
     def take(self, id: int) -> None:
-        """Continue the text by an id."""
+        """Append an id to the text."""
         self.draws.take(id)
         self.newest = id
         self.read.append(id)
 
 
 class DecodingBatch:
-    """Rows that are decoded together. What is drawn for a row depends on no other, and neither does whether it fails.
+    """Rows that are decoded together. Neither the ids drawn for a row nor its failure depend on other rows.
 
-    When the context of a row is full, the model starts anew on the last half of it: what it reads is never longer than
-    what it was trained on. Of a prompt that is longer than the context, the end is read.
+    When the context of a row is full, the model restarts on the last half of it, so it never reads more than the
+    context length it was trained with. If a prompt is longer than the context, its end is read.
     """
 
     def __init__(self, model: Steppable, context_length: int) -> None:
         self.model = model
         self.context_length = context_length
         self.rows: list[DecodingRow] = []
-        self._waiting: list[DecodingRow] = []  # have no state yet
-        self._state: Any = None  # of the rows and, until the next step, of those that have left
-        self._size = 0  # of the state
-        self._places: list[int] = []  # of the rows in it
+        self._waiting: list[DecodingRow] = []  # rows without a state
+        self._state: Any = None  # of the rows and, until the next step, of removed ones
+        self._size = 0  # number of rows in the state
+        self._places: list[int] = []  # index of each row in the state
 
     def add(self, rows: Sequence[DecodingRow]) -> None:
-        """Let rows take part from the next step on."""
+        """Add rows; they take part from the next step on."""
         for row in rows:
             if len(row.read) >= self.context_length:
                 started = row.newest is not None
@@ -57,7 +57,7 @@ class DecodingBatch:
             self._waiting.append(row)
 
     def remove(self, row: DecodingRow) -> None:
-        """Let a row leave, if it has not left."""
+        """Remove a row, if it is in the batch."""
         if row in self._waiting:
             self._waiting.remove(row)
         elif row in self.rows:
@@ -69,9 +69,9 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
-        """Draw one more id for every row; returns the rows, each with its `newest` id.
+        """Draw one more id for every row; return the rows, each with its `newest` id.
 
-        A row for which that fails leaves the batch and is returned with its `error`.
+        A row that fails is removed from the batch and returned with its `error`.
         """
         try:
             rows = self._step_together()
@@ -103,8 +103,8 @@ class DecodingBatch:
         return list(self.rows)
 
     def _step_each(self, error: Exception) -> list[DecodingRow]:
-        """The same with every row by itself, after a step of all has failed and nothing was drawn: those that can go on
-        join again at the next step, from what they have read."""
+        """Step every row alone, after a joint step failed before anything was drawn. Rows that succeed rejoin at the
+        next step, which reads their ids again."""
         rows = [*self.rows, *self._waiting]
         self.rows, self._waiting, self._places, self._state, self._size = [], [], [], None, 0
         if len(rows) == 1:
@@ -124,16 +124,16 @@ class DecodingBatch:
             self._waiting.append(row)
 
     def _advance(self) -> Tensor:
-        """The rows that have a state read their newest ids: logits [B, V]."""
+        """Read the newest ids of the rows that have a state; return logits [B, V]."""
         if len(self._places) < self._size:
             self._state = self.model.join([(self._state, torch.tensor(self._places))])
             self._size, self._places = len(self._places), list(range(len(self._places)))
         return self.model.step(torch.tensor([row.read[-1:] for row in self.rows]), self._state)[:, -1]
 
     def _read_prompts(self) -> Tensor:
-        """Those that wait join the state, prompts of one length read in one pass: logits [B, V].
+        """Read the prompts of waiting rows, those of one length in one pass, and join them; return logits [B, V].
 
-        Rows with the same prompt share one reading of it.
+        A prompt that several rows share is read once.
         """
         self._waiting.sort(key=lambda row: len(row.read))  # stable: rows of one length stay in their order
         parts = [(self._state, torch.tensor(self._places))] if self.rows else []
@@ -141,7 +141,7 @@ class DecodingBatch:
         while self._waiting:
             length = len(self._waiting[0].read)
             group = [row for row in self._waiting if len(row.read) == length][:READ_AT_ONCE]
-            places: dict[tuple[int, ...], int] = {}  # of each prompt among those read
+            places: dict[tuple[int, ...], int] = {}  # index of each distinct prompt
             place_of_R = torch.tensor([places.setdefault(tuple(row.read), len(places)) for row in group])
             ids_BN = torch.tensor(list(places), dtype=torch.long).view(len(places), length)
             logits_BV, state = self.model.begin(len(places), ids_BN)
@@ -168,7 +168,7 @@ def generate_ids(
     context_length: int,
     stop_id: int,
 ) -> Iterator[int]:
-    """Yield ids that continue `prompt`, as many as `draws` has left, and end before `stop_id`."""
+    """Yield ids that continue `prompt`, up to `draws.left` ids; stop before `stop_id`."""
     batch, row = DecodingBatch(model, context_length), DecodingRow(prompt, draws)
     batch.add([row])
     while draws.left > 0:
@@ -182,11 +182,11 @@ def generate_ids(
 
 
 def last_of(ids: list[int], number: int) -> list[int]:
-    """The last `number` ids, or all where there are fewer."""
+    """Return the last `number` ids, or all if there are fewer."""
     return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all of them where number is 0
 
 
 @torch.inference_mode()
 def read_anew(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:
-    """A new decoding state that has read `ids`, and the logits [1, V] of the id that follows them."""
+    """Return the logits [1, V] of the id after `ids`, and a new decoding state that has read them."""
     return model.begin(1, torch.tensor([ids], dtype=torch.long).view(1, len(ids)))

@@ -1,4 +1,4 @@
-"""Drawing the next id of every row of a batch, each by its own rules and from its own random numbers."""
+"""Drawing the next id of every row of a batch, by the row's own sampling rules and random numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stlm.generation.utf8 import BETWEEN, ValidText
 
 
 class Draws:
-    """What is drawn for one row: its random numbers, and what it must know of the ids before."""
+    """Sampling state of one row: its random numbers, and the counts and UTF-8 state of its ids so far."""
 
     def __init__(
         self, sampling: Sampling, prompt: Sequence[int], banned_V: Tensor, max_new_ids: int, stop_id: int,
@@ -37,14 +37,14 @@ class Draws:
         self.counts_V = torch.zeros(banned_V.numel()) if sampling.counts else None
 
     def fork(self) -> Draws:
-        """A copy that may be told what is only supposed to be drawn. It shares the random numbers."""
+        """Return a copy for drafted ids, with the same source of random numbers."""
         new = copy.copy(self)
         new.seen_V = None if self.seen_V is None else self.seen_V.clone()
         new.counts_V = None if self.counts_V is None else self.counts_V.clone()
         return new
 
     def refused(self) -> Tensor:
-        """Ids [V] that must not be drawn now."""
+        """Mask [V], True for ids that must not be drawn next."""
         if self._valid_text is None:
             return self._banned_V
         refused_V = self._valid_text.refused(self._state, self.left) | self._banned_V
@@ -52,11 +52,11 @@ class Draws:
         return refused_V
 
     def uniform(self) -> float:
-        """The next random number of the row, in [0, 1)."""
+        """Draw the row's next random number, in [0, 1)."""
         return self._random.random()
 
     def take(self, id: int) -> None:
-        """Note that an id was drawn."""
+        """Record that an id was drawn."""
         self.left -= 1
         if self.seen_V is not None:
             self.seen_V[id] = True
@@ -67,7 +67,7 @@ class Draws:
 
 
 def distribution(logits_BV: Tensor, rows: Sequence[Draws]) -> Tensor:
-    """How likely each id is to be drawn for each of some rows with the same rules: [B, V]."""
+    """Return the probability of each id to be drawn, [B, V]; all rows have the same rules."""
     return probabilities(_allowed(logits_BV, rows), rows[0].rules)
 
 
@@ -87,8 +87,8 @@ def _stacked(each: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def draw(logits_BV: Tensor, rows: Sequence[Draws]) -> list[int]:
-    """One id for each row, which `Draws.take` has to be told. A row's id depends on its logits, its rules and its
-    random numbers alone. No random number is used before all that may fail is computed."""
+    """Draw one id for each row; the caller passes it to `Draws.take`. A row's id depends on its logits, its rules and
+    its random numbers alone. No random number is used before everything that may fail is computed."""
     logits_BV = logits_BV.float().cpu()
     groups: dict[Sampling, list[int]] = {}
     for place, row in enumerate(rows):
@@ -109,16 +109,17 @@ def draw(logits_BV: Tensor, rows: Sequence[Draws]) -> list[int]:
 
 
 def _weights(logits_BV: Tensor, rows: Sequence[Draws]) -> Tensor:
-    """What decides about the ids of rows with the same rules: logits at temperature 0, else probabilities."""
+    """Return the weights by which ids of rows with the same rules are chosen: logits at temperature 0, else
+    probabilities."""
     rules = rows[0].rules
     return _allowed(logits_BV, rows) if rules.temperature == 0 else distribution(logits_BV, rows)
 
 
 def pick(weights_BV: Tensor, uniforms: Sequence[float]) -> list[int]:
-    """The id of each row whose share of the line from 0 to 1, ids in their order, holds the row's number."""
+    """Draw an id for each row by inverting the cumulative distribution of its weights at its number in [0, 1)."""
     ends_BV = weights_BV.double().cumsum(-1)
     total_B1 = ends_BV[:, -1:].contiguous()
     marks_B1 = torch.tensor(uniforms, dtype=torch.float64)[:, None] * total_B1
     ids_B1 = torch.searchsorted(ends_BV, marks_B1, right=True)
-    last_B1 = torch.searchsorted(ends_BV, total_B1)  # of ids with any weight: rounding may lead beyond
+    last_B1 = torch.searchsorted(ends_BV, total_B1)  # last id with any weight: rounding may lead beyond it
     return torch.minimum(ids_B1, last_B1)[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""Early exit: an id for which the first layers are sure enough is drawn from them."""
+"""Early exit: an id is drawn from the first exit that is confident enough."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from stlm.generation.steppable import Steppable
 
 
 class Deepening(Steppable, Protocol):
-    """What early exit needs of a model."""
+    """Interface of a model with early exits."""
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of layers behind which one may stop, the last of them being all."""
+        """Numbers of layers at the exits; the last is the whole core."""
         ...
 
     def draft(self, ids_B1: Tensor, state: Any) -> Tensor:
-        """Read one more id through the layers in front of the first exit; its logits [B, 1, V]."""
+        """Read one more id through the layers before the first exit; return that exit's logits [B, 1, V]."""
         ...
 
     def deepen(self, state: Any, stage: int) -> Tensor:
-        """Bring that id, and those that wait there, to the next exit, `stage`; its logits [B, 1, V]."""
+        """Run that id, and those that wait with it, to the next exit, `stage`; return that exit's logits [B, 1, V]."""
         ...
 
 
 class EarlyExit:
-    """The model as the decoding loop sees it, stopping for each id at the first exit that is sure enough.
+    """Model for the decoding loop that stops for each id at the first exit that is confident enough.
 
-    Sure is an exit that gives its likeliest id a probability of at least `threshold` (the softmax response of CALM:
-    Schuster et al. 2022, arXiv 2207.07061, section 3.5). An id that stopped early waits there: should a later one go
-    deeper, it is taken along, so that what deeper layers remember is exact. A prompt passes all layers at once.
+    An exit is confident if its most probable id has a probability of at least `threshold` (the softmax response of
+    CALM: Schuster et al. 2022, arXiv 2207.07061, section 3.5). An id that stopped early waits at its exit; when a later
+    one goes deeper, both are run, so the caches of deeper layers are exact. A prompt passes all layers at once.
     """
 
     def __init__(self, model: Deepening, threshold: float, effort: Effort) -> None:
@@ -60,5 +60,5 @@ class EarlyExit:
         return logits_B1V
 
     def _sure(self, logits_B1V: Tensor) -> bool:
-        """Of every row."""
+        """Return True if the exit is confident for every row."""
         return bool((logits_B1V.float().softmax(-1).amax(-1) >= self.threshold).all())

@@ -1,4 +1,4 @@
-"""What drawing ids has cost, where it does not cost the same for every id."""
+"""Decoding statistics: layers run and drafts accepted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from data_pipeline.plurals import number_of
 
 @dataclass
 class Effort:
-    """Counts of what was drawn, reading prompts not included. A layer counts once whenever it is run, however many
-    positions pass it at that time: one id at a time, a layer takes as long for several as for one, or nearly so."""
+    """Counts of ids drawn and layers run, without reading prompts. A layer counts once each time it is run, whatever
+    the number of positions: in decoding, a layer takes nearly as long for one position as for several."""
 
     depth: int = 0  # layers of the model
     ids: int = 0  # drawn and kept
     layers: int = 0  # run
     drafted: int = 0  # ids drawn from the first layers, by speculation
-    accepted: int = 0  # of those
+    accepted: int = 0  # drafted ids that were accepted
 
     @property
     def mean_depth(self) -> float:
-        """Layers run for each id."""
+        """Mean number of layers run for an id."""
         return self.layers / max(1, self.ids)
 
     def __str__(self) -> str:

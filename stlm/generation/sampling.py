@@ -1,4 +1,4 @@
-"""From logits to the distribution that ids are drawn from: which of them, how boldly, how often again."""
+"""Sampling rules, which turn logits into the distribution that ids are drawn from."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from stlm.generation.arguments import check_biases, check_integer, check_number,
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ids are drawn. The default draws as the model says; what is set applies in the order of the fields.
+    """Sampling rules, applied in the order of the fields. The default samples from the model's distribution.
 
-    Raises ConfigError where a value is out of range.
+    Raises ConfigError if a value is out of range.
     """
 
-    repetition_penalty: float = 1.0  # logits of ids that prompt or text hold: positive ones divided by it, others times
-    frequency_penalty: float = 0.0  # what the logit of an id loses for each time that the text holds it
-    presence_penalty: float = 0.0  # what it loses once if the text holds it
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), -100 to 100
-    temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest id
-    top_k: int | None = None  # keep the k likeliest ids
-    typical_p: float | None = None  # keep the ids nearest to the expected surprise that hold this share
-    top_p: float | None = None  # keep the fewest ids, the likeliest first, that hold this share
-    min_p: float | None = None  # keep ids at least this likely, relative to the likeliest
-    valid_utf8: bool = False  # draw only what leaves the text valid UTF-8, and whole at its end
-    seed: int = 0  # row r of a batch draws as a text alone does with seed + r
+    repetition_penalty: float = 1.0  # divides positive logits, multiplies others, of ids in prompt or text
+    frequency_penalty: float = 0.0  # subtracted from an id's logit for each occurrence in the text
+    presence_penalty: float = 0.0  # subtracted once from the logits of ids in the text
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, number from -100 to 100 added to its logit)
+    temperature: float = 1.0  # divides logits; 0 takes the most probable id
+    top_k: int | None = None  # keep the k most probable ids
+    typical_p: float | None = None  # locally typical sampling: keep this probability mass
+    top_p: float | None = None  # nucleus sampling: keep this probability mass
+    min_p: float | None = None  # keep ids at least this probable, relative to the most probable
+    valid_utf8: bool = False  # draw only ids that keep the text valid UTF-8, with a whole character at its end
+    seed: int = 0  # row r of a batch draws as a single text does with seed + r
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -46,11 +46,11 @@ class Sampling:
 
     @property
     def counts(self) -> bool:
-        """Whether it matters what was drawn before."""
+        """True if a penalty depends on the counts of ids drawn before."""
         return bool(self.frequency_penalty or self.presence_penalty)
 
 
-_OPTIONAL = ("typical_p", "top_p", "min_p")  # None: not at all
+_OPTIONAL = ("typical_p", "top_p", "min_p")  # None: off
 _RANGES = (
     ("repetition_penalty", 0.0, 100.0),
     ("frequency_penalty", -100.0, 100.0),
@@ -63,16 +63,16 @@ _RANGES = (
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """How likely each id is to be drawn [B, V], penalties aside: see `penalised`. At least one id is kept.
+    """Return the probability of each id to be drawn, [B, V], penalties aside (see `penalised`). At least one is kept.
 
     top_p is nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751, section 3.1); typical_p keeps ids whose surprise
-    is near the entropy (Meister et al. 2022, arXiv 2202.00666, section 4); min_p goes by the likeliest id (Nguyen et
-    al. 2024, arXiv 2407.01082, section 3).
+    is near the entropy (Meister et al. 2022, arXiv 2202.00666, section 4); min_p is relative to the most probable id
+    (Nguyen et al. 2024, arXiv 2407.01082, section 3).
     """
     logits_BV = logits_BV.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits_BV).scatter(-1, logits_BV.argmax(-1, keepdim=True), 1.0)
-    # Less the largest, and divided by no less than fp32 can divide by: nothing overflows, however cold it is.
+    # Subtract the largest and bound the divisor, so that nothing overflows at low temperatures.
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-30)
     if sampling.top_k is not None and sampling.top_k < logits_BV.size(-1):
         smallest_kept = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -91,19 +91,19 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _fewest(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
-    """Keep the first ids of an order, as many as it takes to hold a share of the probability, and at least one."""
+    """Keep the fewest first ids of an order that hold a share of the probability, and at least one."""
     probability = logits_BV.softmax(-1).gather(-1, order_BV)
-    before = probability.cumsum(-1) - probability  # mass of the ids ahead of this one: exactly 0 for the first
+    before = probability.cumsum(-1) - probability  # mass of the ids before this one: exactly 0 for the first
     first = torch.arange(order_BV.size(-1), device=order_BV.device) == 0
     dropped = torch.empty_like(before, dtype=torch.bool).scatter(-1, order_BV, (before >= share) & ~first)
     return logits_BV.masked_fill(dropped, -torch.inf)
 
 
 def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, counts_BV: Tensor | None) -> Tensor:
-    """Logits with the penalties of what came before, and with `logit_bias`.
+    """Apply the penalties for earlier ids and `logit_bias` to logits.
 
-    `seen_BV`: whether prompt or text hold an id (the repetition penalty of CTRL: Keskar et al. 2019, arXiv 1909.05858,
-    section 4.1); `counts_BV`: how often the text alone does.
+    `seen_BV`: True for ids in prompt or text (the repetition penalty of CTRL: Keskar et al. 2019, arXiv 1909.05858,
+    section 4.1); `counts_BV`: the number of occurrences in the text alone.
     """
     logits_BV = logits_BV.float()
     if seen_BV is not None and sampling.repetition_penalty != 1:

@@ -1,4 +1,4 @@
-"""Exact likelihood of a sequence of any length by overlapping windows, and log-probabilities id by id."""
+"""Exact likelihood of sequences of any length by overlapping windows, and log-probabilities of ids."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from stlm.generation.steppable import Steppable
 
-LOGITS_AT_ONCE = 1 << 24  # that are held at a time
+LOGITS_AT_ONCE = 1 << 24  # logits held at a time
 
 
 class ScoredId(NamedTuple):
-    """An id with its log-probability under the model, and the most probable ids in its place."""
+    """An id with its log-probability under the model, and the most probable ids at its position."""
 
     id: int
-    log_probability: float  # nats, of the logits as they are: temperature, penalties and limits do not matter
+    log_probability: float  # nats, of the raw logits, without temperature, penalties and limits
     likeliest: tuple[tuple[int, float], ...]  # (id, log-probability), the most probable one first
 
 
 def scored_ids(logits_MV: Tensor, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
-    """The log-probability of one id for each row of logits, with `num_likeliest` of the most probable ids there."""
+    """Return the log-probability of one id for each row of logits, with the row's `num_likeliest` most probable ids."""
     log_MV = logits_MV.float().log_softmax(-1)
     own_M = log_MV.gather(-1, torch.tensor(ids, device=log_MV.device)[:, None])[:, 0].tolist()
     values_MK, ids_MK = log_MV.topk(min(num_likeliest, log_MV.size(-1)), dim=-1)
@@ -32,7 +32,7 @@ def scored_ids(logits_MV: Tensor, ids: Sequence[int], num_likeliest: int) -> lis
 
 @torch.inference_mode()
 def score_ids(model: Steppable, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
-    """The log-probability of every id of a text that fits into the context, the first one included."""
+    """Return the log-probability of every id of a text that fits into the context, the first included."""
     logits_1V, state = model.begin(1)
     found: list[ScoredId] = []
     at_once = max(1, LOGITS_AT_ONCE // logits_1V.size(-1))
@@ -48,7 +48,7 @@ def score_ids(model: Steppable, ids: Sequence[int], num_likeliest: int) -> list[
 def nats_per_id(
     logits_of: Callable[[Tensor], Tensor], ids: Tensor, *, context_length: int, stride: int, batch_size: int = 16
 ) -> Iterator[Tensor]:
-    """Negative log-likelihood of every id of `ids` [S], each scored exactly once; yields pieces in order, float32 nats.
+    """Yield the negative log-likelihood of every id of `ids` [S], each scored exactly once, in order, in float32 nats.
 
     `logits_of` maps ids [B, T] to logits [B, T, V] of the same ids. Windows of `context_length` begin every `stride`
     ids; from the second on, only a window's last `stride` ids are scored, so each id but the first few sees at least
@@ -59,7 +59,7 @@ def nats_per_id(
     for first in range(0, len(starts), batch_size):
         group = starts[first : first + batch_size]
         lengths = [min(context_length, ids.numel() - start) for start in group]
-        window_BT = ids.new_zeros(len(group), max(lengths))  # what stands behind the end is never looked at: causal
+        window_BT = ids.new_zeros(len(group), max(lengths))  # padding after the end is not read: the model is causal
         for row, (start, length) in enumerate(zip(group, lengths, strict=True)):
             window_BT[row, :length] = ids[start : start + length]
         logits_BTV = logits_of(window_BT).float()

@@ -1,9 +1,9 @@
 """Speculative decoding: ids are drafted cheaply, and the whole model verifies several of them in one pass.
 
-What comes out is what the whole model would have said: the same text at temperature 0 (but where two ids are likely
-alike to the last digit), and the same distribution otherwise (Leviathan et al. 2023, arXiv 2211.17192). Drafts come
-from the model's own first layers (LayerSkip, arXiv 2404.16710, section 3.3), or from what the text has said before, as
-in decoding with references (Yang et al. 2023, arXiv 2304.04487).
+The result is that of the whole model: the same text at temperature 0 (except where two ids are equally probable to the
+last digit), and the same distribution otherwise (Leviathan et al. 2023, arXiv 2211.17192). Drafts come from the model's
+first layers (LayerSkip, arXiv 2404.16710, section 3.3), or from earlier occurrences of the last ids, as in decoding
+with references (Yang et al. 2023, arXiv 2304.04487).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from stlm.generation.drawing import Draws, distribution, pick
 from stlm.generation.effort import Effort
 from stlm.generation.steppable import Steppable
 
-LONGEST, SHORTEST = 5, 2  # ids at the end of a text that are looked for further up
-LONGEST_PAUSE = 31  # passes in which nothing is copied, where copies have been wrong again and again
+LONGEST, SHORTEST = 5, 2  # lengths of the n-grams that are searched for earlier in the text
+LONGEST_PAUSE = 31  # passes without drafts after repeated rejections
 
 
 class Drafting(Steppable, Protocol):
-    """What speculation by the first layers needs of a model."""
+    """Interface of a model that drafts with its first layers."""
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of layers: the first is what drafts, the last is all."""
+        """Numbers of layers at the exits: the first drafts, the last is the whole core."""
         ...
 
     def draft(self, ids_B1: Tensor, state: Any) -> Tensor:
-        """Read one more id through the first layers; their logits [B, 1, V] of the id that follows."""
+        """Read one more id through the first layers; return their logits [B, 1, V] of the id after it."""
         ...
 
     def verify(self, state: Any) -> Tensor:
-        """Bring all drafted ids through the rest; logits [B, N, V], equal to those of `step`."""
+        """Run all drafted ids through the remaining layers; return logits [B, N, V], equal to those of `step`."""
         ...
 
     def keep(self, state: Any, number: int) -> None:
-        """Keep the first `number` of the ids just verified and forget the others."""
+        """Keep the first `number` of the ids just verified, and remove the others."""
         ...
 
 
@@ -59,13 +59,13 @@ def speculate(
     read = last_of(list(prompt), context_length - 1)
     logits_1V, state = read_anew(model, read)
     while draws.left > 0:
-        drawn = [_draw(logits_1V, draws)]  # what comes after a window that was read anew
+        drawn = [_draw(logits_1V, draws)]  # the id after a window that was just read
         while drawn:
             for id in drawn:
                 if id == stop_id:
                     return
                 yield id
-            read += drawn  # but for the last of them, the model has read them
+            read += drawn  # the model has read all but the last of them
             room = min(num_drafts, context_length - len(read), draws.left)
             drawn = _round(model, state, read[-1], room, stop_id, draws, effort) if room > 0 else []
         if draws.left > 0:
@@ -77,8 +77,8 @@ def speculate(
 def _round(
     model: Drafting, state: Any, last: int, num_drafts: int, stop_id: int, draws: Draws, effort: Effort
 ) -> list[int]:
-    """Draft ids that follow `last`, which has not been read yet, and verify them. Returns at least one id; all but the
-    last of them have been read."""
+    """Draft ids after `last`, which the model has not read yet, and verify them. Returns at least one id; the model has
+    read all but the last of them."""
     ids, ahead = [last], draws.fork()
     drafted_from: list[Tensor] = []
     while len(drafted_from) < num_drafts and (ids[-1] != stop_id or not drafted_from):
@@ -97,11 +97,11 @@ def _round(
 
 
 class Rewindable(Steppable, Protocol):
-    """What speculation by looking up needs of a model: states that have a `snapshot`."""
+    """Interface of a model that verifies copied drafts: its states have a `snapshot`."""
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of layers, the last of which is all."""
+        """Numbers of layers at the exits; the last is the whole core."""
         ...
 
 
@@ -115,10 +115,10 @@ def look_up(
     num_drafts: int,
     effort: Effort,
 ) -> Iterator[int]:
-    """Yield ids as `generate_ids` does, with the same windows; up to `num_drafts` are copied from further up.
+    """Yield ids as `generate_ids` does, with the same windows; drafts of up to `num_drafts` ids are n-gram copies.
 
-    When nothing of a copy was right, none is made for a pass, and each time in a row for twice as many and one more: a
-    text that never repeats itself costs little.
+    After a pass whose drafts were all rejected, drafting pauses for one pass; each further rejection in a row doubles
+    the pause and adds one, so text that never repeats itself costs little.
     """
     effort.depth = model.depths[-1]
     pause = waiting = 0
@@ -135,7 +135,7 @@ def look_up(
             drawn = []
             if draws.left > 0 and len(read) < context_length:
                 room = min(num_drafts, context_length - 1 - len(read), draws.left - 1)
-                # What was rejected costs reading the ids before it once more, so every so often nothing is drafted.
+                # After a rejection, the ids before it are read again; when many have piled up, nothing is drafted.
                 drafts = follow_up(read, room) if not waiting and len(unread) <= num_drafts else []
                 accepted = effort.accepted
                 drawn, state, unread = _verified(model, state, unread, drafts, draws, effort)
@@ -153,7 +153,7 @@ def look_up(
 def _verified(
     model: Rewindable, state: Any, unread: list[int], drafts: list[int], draws: Draws, effort: Effort
 ) -> tuple[list[int], Any, list[int]]:
-    """Read ids that are certain and drafts behind them: the ids that are drawn, the state, and what it has not read."""
+    """Read unread ids and then drafts; return the ids drawn, the state, and the ids that it has not read."""
     before = state.snapshot() if drafts else state
     logits_NV = model.step(torch.tensor([unread + drafts]), state)[0, len(unread) - 1 :].cpu()
     surely = torch.nn.functional.one_hot(torch.tensor(drafts, dtype=torch.long), logits_NV.size(-1)).double()
@@ -171,7 +171,7 @@ def _verified(
 
 
 def follow_up(read: Sequence[int], number: int) -> list[int]:
-    """Up to `number` ids that followed the last place where the text read as it ends now, the longer the better."""
+    """Return up to `number` ids that followed the last earlier occurrence of the text's end; longer ends go first."""
     for length in range(min(LONGEST, len(read) - 1), SHORTEST - 1, -1) if number > 0 else ():
         end = list(read[-length:])
         for place in range(len(read) - length - 1, -1, -1):
@@ -183,10 +183,10 @@ def follow_up(read: Sequence[int], number: int) -> list[int]:
 def _accepted(
     drafts: Sequence[int], drafted_from: Sequence[Tensor], logits_NV: Tensor, draws: Draws
 ) -> tuple[list[int], int]:
-    """The drafts that are accepted and, where one is not, what is drawn in its place; and the number of the former.
+    """Return the accepted drafts, followed by a replacement if one is rejected, and the number of accepted drafts.
 
-    A draft is accepted with the probability p / q, where q is how likely it was to be drafted, and p how likely the
-    whole model would have drawn it; the first that is not is replaced by a draw from max(p - q, 0), and ends the round.
+    A draft is accepted with probability p / q, where q is its probability under the draft distribution and p under the
+    whole model. The first rejected draft is replaced by a draw from max(p - q, 0), and ends the round.
     """
     drawn: list[int] = []
     for id, q_V, logits_V in zip(drafts, drafted_from, logits_NV, strict=True):

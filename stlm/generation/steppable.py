@@ -1,4 +1,4 @@
-"""The part of a model that decoding needs: begin, step and join."""
+"""Interface of the models that decoding runs: begin, step and join."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Steppable(Protocol):
-    """What the loop needs of a model."""
+    """Interface of a model that the decoding loop can run."""
 
     def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, Any]:
-        """A new decoding state that has read the ids given, and the logits [B, V] of what follows."""
+        """Return the logits [B, V] of the next id, and a new decoding state that has read the given ids."""
         ...
 
     def step(self, ids_BN: Tensor, state: Any) -> Tensor:
-        """Read N more ids; logits [B, N, V] of the id that follows each of them."""
+        """Read N more ids; return logits [B, N, V] of the id after each."""
         ...
 
     def join(self, parts: Sequence[tuple[Any, Tensor]]) -> Any:
-        """The given rows of each of several states as one batch."""
+        """Join the given rows of several states into one batch."""
         ...

@@ -1,4 +1,4 @@
-"""From ids drawn one by one to text that can be printed as it comes, up to a stop string."""
+"""Incremental decoding of ids to printable text, up to a stop string."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Protocol
 
 
 class BytesDecoder(Protocol):
-    """What is needed of a tokenizer."""
+    """Interface of the tokenizers that `TextStream` decodes with."""
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that ids stand for."""
+        """Return the bytes that ids stand for."""
         ...
 
 
 class TextStream:
-    """Holds bytes back until their UTF-8 character is whole; bytes that never become one turn into U+FFFD.
+    """Text stream that holds bytes back until their UTF-8 character is complete; invalid bytes become U+FFFD.
 
-    With stop strings, the text ends before the first of them, and what may yet become one is held back too.
+    With stop strings, the text ends before the first of them; text that may become one is held back as well.
     """
 
     def __init__(self, tokenizer: BytesDecoder, stop: Sequence[str] = ()) -> None:
@@ -26,14 +26,14 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = list(stop)
         self._held = ""
-        self.stopped = False  # whether a stop string has come
+        self.stopped = False  # whether a stop string was found
 
     def push(self, id: int) -> str:
-        """Text that is certain now that `id` has come; possibly empty."""
+        """Add an id; return the text that is certain now, possibly empty."""
         return self._add(self._decoder.decode(self._tokenizer.decode_bytes([id])))
 
     def close(self) -> str:
-        """What is left; a replacement character stands for a character that the text ended inside of."""
+        """End the text and return the rest; an incomplete last character becomes a replacement character."""
         rest = self._add(self._decoder.decode(b"", final=True))
         rest, self._held = rest + self._held, ""
         return rest
@@ -55,5 +55,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
+    """Return the number of characters at the end of `text` that may begin `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

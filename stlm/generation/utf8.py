@@ -1,6 +1,6 @@
-"""Only valid UTF-8: which ids may follow, so that the text is well-formed and its last character whole.
+"""Restriction of generation to valid UTF-8: the text is well-formed and its last character complete.
 
-An automaton over bytes with eight states (RFC 3629, section 4): between characters, three of awaiting so many
+The automaton over bytes has eight states (RFC 3629, section 4): between characters, three that await one to three
 continuation bytes, and four after the leading bytes whose next byte is limited: 0xE0, 0xED, 0xF0 and 0xF4.
 """
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 BETWEEN, ONE, TWO, THREE, E0, ED, F0, F4, BROKEN = range(9)
-MISSING = (0, 1, 2, 3, 2, 2, 3, 3)  # bytes until the character is whole, by state
+MISSING = (0, 1, 2, 3, 2, 2, 3, 3)  # bytes until the character is complete, by state
 
 
 def transitions() -> Tensor:
-    """The state that follows each state and byte: [9, 256]."""
+    """Return the next state for each state and byte: [9, 256]."""
     table = torch.full((9, 256), BROKEN)
     table[BETWEEN, :0x80] = BETWEEN
     table[BETWEEN, 0xC2:0xE0] = ONE
@@ -38,10 +38,10 @@ def transitions() -> Tensor:
 
 
 class ValidText:
-    """The automaton over the ids of a vocabulary: `follow` [9, V] is the state behind each id."""
+    """The automaton over the ids of a vocabulary: `follow` [9, V] is the state after each id."""
 
     def __init__(self, spellings: Sequence[bytes]) -> None:
-        """spellings: the bytes of each id; those of ids that stand for no text are empty, and change nothing."""
+        """`spellings`: the bytes of each id; ids without text have none, and do not change the state."""
         table = transitions()
         lengths_V = torch.tensor([len(spelling) for spelling in spellings])
         follow = torch.arange(9)[:, None].repeat(1, len(spellings))
@@ -51,12 +51,12 @@ class ValidText:
             moved = table[follow, bytes_VL[:, place]]
             follow = torch.where(place < lengths_V, moved, follow)
         self.follow = follow
-        self._missing = torch.tensor([*MISSING, 1 << 30])[follow]  # bytes still missing behind each id
+        self._missing = torch.tensor([*MISSING, 1 << 30])[follow]  # bytes still missing after each id
 
     def refused(self, state: int, left: int) -> Tensor:
-        """Which ids [V] must not come after `state` when this is one of the last `left` ids. A byte may take an id."""
+        """Mask [V] of ids not allowed after `state` with `left` ids left, as each missing byte may need an id."""
         return self._missing[state] > left - 1
 
     def after(self, state: int, id: int) -> int:
-        """The state behind an id."""
+        """Return the state after an id."""
         return int(self.follow[state, id])
