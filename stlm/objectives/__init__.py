@@ -1,4 +1,4 @@
-"""What a model is trained to predict. One idea per file; each gives sums, and the trainer divides once."""
+"""Training objectives, one a file. Each returns sums, and the trainer divides once."""
 
 from stlm.objectives.base import Batch, Objective, Prepared, Sums
 from stlm.objectives.next_token import NextToken
@@ -7,7 +7,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
 
 
 def build_objective(name: str, z_loss_weight: float = 0.0) -> Objective:
-    """The objective that `training.objective` names."""
+    """Return the objective that `training.objective` names."""
     return OBJECTIVES[name](z_loss_weight)
 
 

@@ -1,6 +1,6 @@
-"""What every objective takes and gives.
+"""Interface of objectives.
 
-An objective returns sums, never means: a batch that is split over ranks and micro-batches has the same sums, and the
+An objective returns sums, never means: splitting a batch over ranks and micro-batches does not change its sums, and the
 trainer divides once by the count of the whole step. Shape letters: B batch, T ids, V vocabulary.
 """
 
@@ -15,34 +15,34 @@ from stlm.model import Output
 
 
 class Batch(NamedTuple):
-    """Rows of a step as they were read."""
+    """Rows of a step as read from the data."""
 
     ids: Tensor  # [B, T] int64
     loss_mask: Tensor  # [B, T] bool, false on padding
-    document_ids: Tensor | None = None  # [B, T]: equal where attention may pass; None: everywhere
+    document_ids: Tensor | None = None  # [B, T]: positions with equal numbers may attend; None: all
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch of what `function` makes of each tensor."""
+        """Apply `function` to each tensor; return a new batch."""
         documents = None if self.document_ids is None else function(self.document_ids)
         return Batch(function(self.ids), function(self.loss_mask), documents)
 
 
 class Prepared(NamedTuple):
-    """What the model reads, what it is to predict, and which predictions count."""
+    """Inputs and targets of the model, and the mask of targets that count."""
 
-    inputs: Tensor  # [B, T]: what is given to the model's forward
+    inputs: Tensor  # [B, T]: argument of the model's forward
     targets: Tensor  # [B, T]
     loss_mask: Tensor  # [B, T] bool
     document_ids: Tensor | None = None  # [B, T], as in Batch
-    row_keys: Tensor | None = None  # [B]: what a training step leaves to chance in the model comes from them
+    row_keys: Tensor | None = None  # [B]: keys of the model's random numbers in a training step
 
 
 class Sums(NamedTuple):
-    """Scalars, float64 but for ids and bytes."""
+    """Scalars; nats are float64."""
 
     nats: Tensor  # negative log-likelihood of the counted targets; carries the gradient
     ids: Tensor  # counted targets
-    bytes: Tensor  # of text that they stand for
+    bytes: Tensor  # of text that the counted targets stand for
 
 
 class Objective(Protocol):
@@ -51,15 +51,16 @@ class Objective(Protocol):
     def __init__(self, z_loss_weight: float = 0.0) -> None: ...
 
     def prepare(self, batch: Batch, seed: int, step: int, row: int) -> Prepared:
-        """Inputs and targets of a batch whose first row is `row` of `step`.
+        """Return inputs and targets of a batch whose first row is `row` of `step`.
 
-        What is random derives from (seed, step, row of the step) alone, so it is the same however rows are shared out.
+        Anything random derives from (seed, step, row of the step) alone, so it does not depend on how rows are
+        distributed over ranks.
         """
         ...
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
-        """What the model's output costs. `bytes_per_id`: the tokenizer's table, int [V].
+        """Return the summed loss and counts of the model's output. `bytes_per_id`: the tokenizer's table, int [V].
 
-        What training adds to the loss joins the output's auxiliary terms.
+        Further terms of the training loss are added to the output's auxiliary terms.
         """
         ...

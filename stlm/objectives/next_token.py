@@ -1,4 +1,4 @@
-"""Next-token prediction: every id given the ids before it."""
+"""Next-token prediction: each id given the ids before it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stlm.objectives.base import Batch, Prepared, Sums
 class NextToken:
     """Predict ids[:, t] from ids[:, :t]. The model shifts its inputs itself, so inputs and targets are the same ids.
 
-    With a `z_loss_weight`, the logits of each counted id pay for log(Z)^2 as well, Z being what the softmax divides by:
-    they stay close to log-probabilities, and do not drift (PaLM: Chowdhery et al. 2022, arXiv 2204.02311, section 5).
+    A `z_loss_weight` adds that weight times log(Z)^2 for each counted id, Z being the divisor of the softmax: it keeps
+    logits close to log-probabilities (PaLM: Chowdhery et al. 2022, arXiv 2204.02311, section 5).
     """
 
     def __init__(self, z_loss_weight: float = 0.0) -> None:
@@ -25,8 +25,8 @@ class NextToken:
         return Prepared(batch.ids, batch.ids, batch.loss_mask, batch.document_ids)
 
     def sums(self, output: Output, prepared: Prepared, bytes_per_id: Tensor) -> Sums:
-        """Cross-entropy of each counted id in fp32, added up in float64. What exits cost, and the z-loss, goes to the
-        auxiliary terms."""
+        """Sum the cross-entropy of counted ids, computed in fp32, in float64. The losses of exits and the z-loss are
+        added to the auxiliary terms."""
         if output.exits is not None:
             output.auxiliary.update(_exit_terms(output.exits, prepared))
         if self.z_loss_weight:
@@ -40,16 +40,16 @@ class NextToken:
 
 
 def _nats(logits_BTV: Tensor, prepared: Prepared) -> Tensor:
-    """What each row's counted ids cost: float64 [B]."""
+    """Return the summed cross-entropy of each row's counted ids: float64 [B]."""
     nats_N = F.cross_entropy(logits_BTV.float().flatten(0, 1), prepared.targets.flatten(), reduction="none")
     return torch.where(prepared.loss_mask, nats_N.view_as(prepared.targets), 0.0).double().sum(1)
 
 
 def _exit_terms(exits: ExitLogits, prepared: Prepared) -> dict[str, Tensor]:
-    """Each exit's part of the loss, under its depth: `exit_2` is that of the exit behind the second layer.
+    """Return each exit's term of the loss, named by its depth: `exit_2` is the exit after the second layer.
 
-    A row speaks for one exit only, so it weighs as many times as there are exits: over many rows, what comes out is the
-    weighted loss of all exits on all rows.
+    Each row is read at one exit only, so its loss is multiplied by the number of exits: in expectation, the terms are
+    the weighted loss of all exits on all rows.
     """
     nats_B = _nats(exits.logits, prepared) * len(exits.weights)
     return {
