@@ -1,4 +1,4 @@
-"""A model behind the OpenAI protocol: requests of many clients are decoded together."""
+"""Server for the OpenAI protocol; requests of many clients are decoded together."""
 
 from stlm.serving.access import Access, checked_origins
 from stlm.serving.app import build_app

@@ -1,4 +1,4 @@
-"""Who may ask: pages of other sites, names that were made to point here, and clients without the key are refused."""
+"""Access control: refuses pages of other sites, foreign host names (DNS rebinding), and clients without the key."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stlm.errors import StlmError
 from stlm.serving.protocol import Refused
 
-OPEN_ROUTES = frozenset({"/health"})  # need no key
+OPEN_ROUTES = frozenset({"/health"})  # routes without a key
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
 _DRAINED_BYTES, _DRAINED_S = 64 << 20, 5.0
 
 
 @dataclass(frozen=True)
 class Access:
-    """The rules of one server."""
+    """Access rules of one server."""
 
-    loopback: bool = True  # it listens on this machine alone: Host must name this machine
-    origins: tuple[str, ...] = ()  # of pages that may ask, as browsers write them; "*" is all
+    loopback: bool = True  # listens on loopback alone: Host must name this machine
+    origins: tuple[str, ...] = ()  # origins of pages with access, as browsers write them; "*" is all
     api_key: str | None = None
 
     def refusal(self, path: str, headers: Headers) -> Refused | None:
-        """The reason why a request is not served; None if it is."""
+        """Return the error for a request that the rules refuse; None if it is allowed."""
         host, origin = headers.get("host"), headers.get("origin")
         if self.loopback and host is not None and not self._is_here(host):
             return Refused(
@@ -53,7 +53,7 @@ class Access:
         return None
 
     def _is_here(self, host: str) -> bool:
-        """Whether a Host header names this machine, or the site of a page that may ask."""
+        """Return True if a Host header names this machine, or the site of an allowed page."""
         match = _AUTHORITY.fullmatch(host)
         if match is None:
             return False
@@ -68,13 +68,13 @@ class Access:
             return False
 
     def _may(self, origin: str, host: str | None) -> bool:
-        """Whether a page of this origin may ask: the server's own, or one that was allowed."""
+        """Return True if pages of this origin have access: the server's own origin, or an allowed one."""
         own = host is not None and origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
         return own or "*" in self.origins or origin.lower() in self.origins
 
 
 def checked_origins(origins: list[str]) -> tuple[str, ...]:
-    """Origins as browsers write them. StlmError where one never would be."""
+    """Return origins in lower case. Raises StlmError for one that no browser would send."""
     for origin in origins:
         if origin in ("*", "null"):
             continue
@@ -90,7 +90,7 @@ def checked_origins(origins: list[str]) -> tuple[str, ...]:
 
 
 class CheckAccess:
-    """Middleware that answers requests which the rules refuse."""
+    """Middleware that refuses requests by the access rules."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
@@ -106,8 +106,8 @@ class CheckAccess:
 class DrainBodies:
     """Middleware that reads the rest of a request before it is answered.
 
-    A connection that is closed while bytes of the client wait to be read is reset, and the answer lost. A client that
-    waits to be told to go on (Expect: 100-continue) is answered at once.
+    Closing a connection with unread bytes of the client resets it, and the answer is lost. A client that waits for
+    permission to send its body (Expect: 100-continue) is answered at once.
     """
 
     def __init__(self, app: ASGIApp) -> None:

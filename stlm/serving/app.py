@@ -1,4 +1,4 @@
-"""The application: routes, streams, and errors in OpenAI's shape."""
+"""The application: routes, streams, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ READ = ["GET", "HEAD"]
 def build_app(
     scheduler: Scheduler, name: str, limits: ServerLimits, template: ChatTemplate, access: Access | None = None
 ) -> FastAPI:
-    """The server of one model, which clients call `name`."""
+    """Build the application that serves one model under the name `name`."""
     app = FastAPI(title="stlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     access = access or Access()
     started = int(time.time())
@@ -43,7 +43,7 @@ def build_app(
     answers = "/v1/completions", "/v1/chat/completions"
     metrics = Metrics(scheduler, name, frozenset({*answers, "/v1/models", "/health", "/metrics"}))
 
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(CheckAccess, access=access)
     if access.origins:
         app.add_middleware(
@@ -121,9 +121,9 @@ def build_app(
 
 
 async def read_body(request: Request, limits: ServerLimits) -> bytes:
-    """The body of a request, or Refused where it is too large or too slow."""
+    """Read the body of a request. Raises Refused if it is too large or too slow."""
     too_large = Refused(f"the body: expected at most {limits.max_body_bytes:,} bytes", status=413)
-    if int(request.headers.get("content-length", 0)) > limits.max_body_bytes:  # not told to go on, if it waits for that
+    if int(request.headers.get("content-length", 0)) > limits.max_body_bytes:  # unread, so no 100 Continue is sent
         raise too_large
 
     async def read() -> bytes:
@@ -142,18 +142,18 @@ async def read_body(request: Request, limits: ServerLimits) -> bytes:
 
 @dataclass
 class Given:
-    """A prompt as it was given, and as the model reads it."""
+    """A prompt as given, and as the model reads it."""
 
     prompt: Prompt
     text: str
-    front: list[int]  # symbols of a document's beginning that were given as well
+    front: list[int]  # symbols of a document's beginning that the given ids contain
 
 
 def given_of(model: STLM, asked: Asked, prompt: str | list[int]) -> Given:
-    """Encode a prompt, or check its ids. Raises Refused where it is longer than the context."""
+    """Encode a prompt, or check its ids. Raises Refused if an id is unknown or the prompt exceeds the context."""
     tokenizer, context_length = model.tokenizer, model.config.context_length
     param = "messages" if asked.chat else "prompt"
-    scores_only = asked.echo and asked.max_tokens <= 1  # ids that are drawn after the last place are not scored
+    scores_only = asked.echo and asked.max_tokens <= 1  # an id drawn at the last position is not scored
     longest = context_length - (1 if scores_only else 2)
     if not isinstance(prompt, str):
         for place, id in enumerate(prompt):
@@ -185,7 +185,7 @@ def given_of(model: STLM, asked: Asked, prompt: str | list[int]) -> Given:
 
 
 def front_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """The symbols in front of a prompt's ids which say that a document begins: start, end_of_text, or both."""
+    """Return the first ids of a prompt that mark the beginning of a document: start, end_of_text, or both."""
     number = 0
     for symbol in (tokenizer.start_id, tokenizer.end_of_text_id):
         number += ids[number : number + 1] == [symbol]
@@ -193,7 +193,7 @@ def front_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 
 class Exchange:
-    """One request on its way through the scheduler."""
+    """One request and its jobs in the scheduler."""
 
     def __init__(
         self, scheduler: Scheduler, asked: Asked, given: list[Given], name: str, metrics: Metrics, begun: float
@@ -205,7 +205,7 @@ class Exchange:
         self.pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()  # None: the client has left
         self.jobs = [self._job(place) for place in range(len(given) * asked.choices)]
         self.prompt_ids = sum(len(one.front) + len(one.prompt.ids) - 1 for one in given)
-        self._silent = set(range(len(self.jobs)))  # places of which nothing was heard
+        self._silent = set(range(len(self.jobs)))  # indices of jobs without a piece so far
         self._closed = False
         try:
             scheduler.submit(self.jobs)
@@ -215,7 +215,7 @@ class Exchange:
             raise Refused("the server is stopping", status=503) from None
 
     def _job(self, place: int) -> Job:
-        """Choice c of a prompt draws as a text alone does with seed + c."""
+        """Create a job. Choice c of a prompt draws as a single text does with seed + c."""
         asked, loop = self.asked, asyncio.get_running_loop()
         number, choice = divmod(place, asked.choices)
 
@@ -231,14 +231,14 @@ class Exchange:
         return job
 
     async def watch(self, request: Request) -> None:
-        """Wait until the client leaves, and free its rows."""
+        """Wait until the client disconnects, and free its rows."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.scheduler.cancel(self.jobs)
         self.pieces.put_nowait(None)
 
     def close(self) -> None:
-        """The request is over, however it ended."""
+        """End the request: cancel its jobs and count it in the metrics."""
         if not self._closed:
             self._closed = True
             self.scheduler.cancel(self.jobs)
@@ -247,7 +247,7 @@ class Exchange:
             self.metrics.completion_ids.inc(self._drawn)
 
     async def _next(self) -> tuple[int, Piece]:
-        """The next piece, with the prompt in front where it is wanted. Raises Refused where there will be no other."""
+        """Wait for the next piece, and return it with the index of its job. Raises Refused if there will be none."""
         found = await self.pieces.get()
         if found is None:
             raise Refused("the client has left", status=499)
@@ -263,7 +263,7 @@ class Exchange:
         return place, piece
 
     def _choice(self, place: int, piece: Piece) -> tuple[str, dict[str, Any] | None]:
-        """The text of a piece and its log-probabilities; of the first one, with the prompt where it is wanted."""
+        """Return a piece's text and log-probabilities; with `echo`, the first piece begins with the prompt."""
         tokenizer, asked = self.scheduler.model.tokenizer, self.asked
         first = place in self._silent
         self._silent.discard(place)
@@ -286,13 +286,13 @@ class Exchange:
         return text, found
 
     async def _said(self, place: int, piece: Piece) -> tuple[str, dict[str, Any] | None]:
-        """`_choice`, off the event loop where it may take long: log-probabilities of long prompts are large."""
+        """Run `_choice`, outside the event loop if it may be slow, as for log-probabilities of long prompts."""
         if self.asked.logprobs is None:
             return self._choice(place, piece)
         return await run_in_threadpool(self._choice, place, piece)
 
     async def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
+        """Return the complete answer."""
         texts = [""] * len(self.jobs)
         finishes: dict[int, str] = {}
         logprobs: list[dict[str, Any] | None] = [None] * len(self.jobs)
@@ -312,7 +312,7 @@ class Exchange:
                 "usage": self._usage()}  # fmt: skip
 
     async def events(self) -> AsyncIterator[str]:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         head = self._head("chat.completion.chunk" if self.asked.chat else "text_completion")
         if self.asked.usage:
             head["usage"] = None
@@ -350,7 +350,7 @@ class Exchange:
 
 
 class EventStream(StreamingResponse):
-    """An answer as events, which frees its rows whatever becomes of it."""
+    """Response as server-sent events, which frees its rows however it ends."""
 
     def __init__(self, exchange: Exchange, watch: asyncio.Task[None]) -> None:
         super().__init__(exchange.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -375,7 +375,7 @@ def choice_of(place: int, said: dict[str, Any], logprobs: dict[str, Any] | None,
 
 
 def merged(before: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The log-probabilities of two pieces as those of one."""
+    """Concatenate the log-probabilities of two pieces."""
     if before is None or more is None:
         return before or more
     return {name: before[name] + more[name] if isinstance(before[name], list) else before[name] for name in before}

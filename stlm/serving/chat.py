@@ -1,4 +1,4 @@
-"""From the messages of a chat to the prompt of a model."""
+"""Chat templates, which turn the messages of a chat into a prompt."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PLAIN = """\
 {% endfor -%}
 {%- if add_generation_prompt %}Assistant:{% endif -%}
 """
-PLAIN_STOP = ("\nUser:", "\nSystem:")  # what a model writes that goes on with the conversation by itself
+PLAIN_STOP = ("\nUser:", "\nSystem:")  # what a model writes when it continues the conversation by itself
 
 
 class ChatTemplate:
-    """A Jinja template, run in a sandbox; where a model has none, each message is a line behind its role's name."""
+    """A Jinja template, run in a sandbox. For a model without one, each message is a line after its role's name."""
 
     def __init__(self, source: str | None = None) -> None:
-        """source: the `chat_template` of the model's tokenizer. CheckpointError where it is no template."""
+        """`source`: the `chat_template` of the model's tokenizer. Raises CheckpointError if it is not a template."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -33,7 +33,8 @@ class ChatTemplate:
             ) from None
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
-        """What the model continues with the assistant's answer. ValueError where the template refuses."""
+        """Return the prompt that the model continues with the assistant's answer. Raises ValueError if the template
+        does."""
         from jinja2 import TemplateError
 
         try:

@@ -1,4 +1,4 @@
-"""Numbers of a running server, in the text format of Prometheus."""
+"""Metrics of a running server, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counts of requests and ids, times of answers, and the load of a scheduler."""
+    """Counts of requests and ids, latencies of answers, and the load of a scheduler."""
 
     def __init__(self, scheduler: Scheduler, name: str, routes: frozenset[str]) -> None:
-        """`routes`: paths that are counted by name; any other path counts as "other"."""
+        """`routes`: paths counted by name; any other path counts as "other"."""
         self.routes = routes
-        disable_created_metrics()  # a second series beside each one, which few want
+        disable_created_metrics()  # no second series for each metric
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Info("stlm_model", "Model that is served", registry=registry).info({"name": name})
@@ -48,7 +48,7 @@ class Metrics:
         waiting.set_function(lambda: scheduler.load()[1])
 
     def page(self) -> Response:
-        """The numbers as they are now."""
+        """Return the current metrics."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -15,10 +15,10 @@ from stlm.serving.chat import ChatTemplate
 
 
 class Refused(Exception):
-    """A request that is not served: an HTTP status, and OpenAI's error object."""
+    """Error of a request: an HTTP status and OpenAI's error object."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
-        message = message.encode(errors="backslashreplace").decode()  # it may quote what no UTF-8 can express
+        message = message.encode(errors="backslashreplace").decode()  # it may quote lone surrogates
         super().__init__(message)
         self.status = status
         kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_tokens: int = 1024
     max_choices: int = 16  # prompts times n
@@ -38,7 +38,7 @@ class ServerLimits:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that makes sense."""
+    """A valid request."""
 
     prompts: list[str | list[int]]  # text, or ids
     choices: int  # of each prompt
@@ -49,16 +49,16 @@ class Asked:
     usage: bool  # whether a stream ends with the counts
     model: str | None
     chat: bool
-    logprobs: int | None = None  # how many of the most probable ids to list beside each one; None: no log-probabilities
+    logprobs: int | None = None  # number of most probable ids to list for each id; None: no log-probabilities
     echo: bool = False  # whether the prompt is part of the text
 
 
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-LABELS = ("user", "safety_identifier", "prompt_cache_key")  # say nothing about the answer
+LABELS = ("user", "safety_identifier", "prompt_cache_key")  # accepted, without effect on the answer
 COMMON = {*NUMBERS, *LABELS, "top_k", "logit_bias", "seed", "n", "max_tokens", "stop", "logprobs", "model", "stream",
           "stream_options"}  # fmt: skip
 OWN = {False: {"prompt", "echo", "best_of"}, True: {"messages", "max_completion_tokens", "top_logprobs"}}
-# Fields of the protocol, and of other servers, for what is not there. Null and these values ask for nothing.
+# Unsupported fields of the protocol and of other servers. Null and the listed values are accepted: they change nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
@@ -104,7 +104,7 @@ MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 16, 256, 20
 
 
 def parse_body(body: bytes) -> Mapping[str, Any]:
-    """The JSON object in a body."""
+    """Parse the JSON object in a body. Raises Refused."""
 
     def no_number(text: str) -> None:
         raise ValueError(f"{text} is no JSON")
@@ -122,7 +122,7 @@ def parse_body(body: bytes) -> Mapping[str, Any]:
 
 
 def _refuse_surrogates(value: Any, param: str) -> None:
-    """Refuse what no UTF-8 can express, in keys and values at any depth."""
+    """Raise Refused for lone surrogates in keys and values at any depth."""
     waiting = [value]
     while waiting:
         found = waiting.pop()
@@ -135,7 +135,7 @@ def _refuse_surrogates(value: Any, param: str) -> None:
 
 
 def read_request(asked: Mapping[str, Any], chat: bool, limits: ServerLimits, template: ChatTemplate) -> Asked:
-    """What a request asks for. Raises Refused, naming the field."""
+    """Check the fields of a request. Raises Refused that names the field."""
     for name, value in asked.items():
         if name in COMMON | OWN[chat] or (value is None and name in UNSERVED):
             continue
@@ -182,7 +182,7 @@ def read_request(asked: Mapping[str, Any], chat: bool, limits: ServerLimits, tem
 
 
 def _stream_options(options: Any, stream: bool) -> bool:
-    """Whether the stream is to end with the counts of ids."""
+    """Return whether the stream ends with the counts of ids."""
     if options is None:
         return False
     if not isinstance(options, dict):
@@ -220,8 +220,8 @@ def _sampling(asked: Mapping[str, Any]) -> Sampling:
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise Refused(f"{name}: got {_kind(value)}, expected a number", name)
-            rules[name] = value if abs(value) < 1e9 else math.inf  # an integer may be beyond any float
-    if asked.get("top_k") not in (None, -1, 0):  # the last two mean all, to other servers
+            rules[name] = value if abs(value) < 1e9 else math.inf  # an integer may exceed any float
+    if asked.get("top_k") not in (None, -1, 0):  # -1 and 0 mean all on other servers
         rules["top_k"] = _integer(asked, "top_k", 1, 1, 1 << 31)
     rules["logit_bias"] = _logit_bias(asked.get("logit_bias"))
     rules["seed"] = _integer(asked, "seed", secrets.randbits(62), -(1 << 63), (1 << 64) - 1)

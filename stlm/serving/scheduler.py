@@ -1,6 +1,6 @@
-"""Continuous batching: one thread steps one batch, in which texts of all requests join and leave at every step.
+"""Continuous batching: one thread steps one batch, which texts of all requests join and leave at any step.
 
-As in Orca (Yu et al. 2022, OSDI, section 3.2): a request waits for a free row, never for the end of another's text.
+As in Orca (Yu et al. 2022, OSDI, section 3.2), a request waits for a free row, not for the whole batch to finish.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from stlm.stlm import STLM
 
 
 class Busy(Exception):
-    """Too many texts are waiting already."""
+    """Raised when too many texts are waiting already."""
 
 
 class Closed(Exception):
-    """The scheduler has ended."""
+    """Raised after the scheduler has stopped."""
 
 
 class Piece(NamedTuple):
-    """Some text of a job, and how it ended if it did: "stop", "length", "error", or "closed" with the scheduler."""
+    """A piece of a job's text, and in the last piece the reason of its end: "stop", "length", "error" or "closed"."""
 
     text: str
     finish: str | None
-    tokens: Sequence[Token] = ()  # whose text begins in this piece, where log-probabilities are asked for
+    tokens: Sequence[Token] = ()  # ids whose text begins in this piece, if log-probabilities are requested
 
 
 class Prompt:
-    """A prompt of a request, which all its choices share."""
+    """A prompt of a request, shared by all its choices."""
 
     def __init__(self, ids: Sequence[int], num_likeliest: int | None = None) -> None:
-        """`num_likeliest`: score the prompt too, beside so many of the most probable ids; None for no scores."""
+        """`num_likeliest`: also score the prompt and this many of the most probable ids; None: no scores."""
         self.ids = ids  # end_of_text first
         self.num_likeliest = num_likeliest
-        self.scores: list[ScoredId] | None = None  # of each id, set before the first piece of a job comes
+        self.scores: list[ScoredId] | None = None  # of each id, set before the first piece of a job
 
     def score(self, model: STLM) -> None:
         """Score the ids, once."""
@@ -49,7 +49,7 @@ class Prompt:
 
 
 class Job:
-    """One text to be written; `tell` is called with its pieces, from the scheduler's thread."""
+    """One text to be generated; the scheduler's thread calls `tell` with its pieces."""
 
     def __init__(
         self, prompt: Prompt, row: DecodingRow, stream: TextStream, tokens: Tokens, tell: Callable[[Piece], None]
@@ -63,10 +63,10 @@ class Job:
 
 
 class Scheduler:
-    """Owns a model, and the thread in which it is run.
+    """Owner of a model and of the thread in which it runs.
 
-    `max_rows` texts are decoded together; `max_waiting` more may wait. What is written for a job is what
-    `STLM.generate` says, whatever else is in the batch; `precision` as in `STLM.settle`.
+    `max_rows` texts are decoded together; `max_waiting` more may wait. A job's text equals that of `STLM.generate`,
+    whatever else is in the batch. `precision` as in `STLM.settle`.
     """
 
     def __init__(self, model: STLM, *, max_rows: int, max_waiting: int, precision: str = "fp32") -> None:
@@ -88,12 +88,12 @@ class Scheduler:
         tell: Callable[[Piece], None],
         num_likeliest: int | None = None,
     ) -> Job:
-        """A text to be written, not begun yet. `num_likeliest` as in `DecodingRow`."""
+        """Create a job without starting it. `num_likeliest` as in `DecodingRow`."""
         row = self.model.row(prompt.ids, sampling, max_new_ids, num_likeliest)
         return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), tell)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let jobs take part, all or none. Raises Busy or Closed."""
+        """Queue jobs, all or none. Raises Busy or Closed."""
         with self._changed:
             if self._closed:
                 raise Closed
@@ -103,25 +103,25 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Nobody waits for these any more: their rows become free at the next step."""
+        """Cancel jobs; their rows become free at the next step."""
         with self._changed:
             for job in jobs:
                 job.cancelled = True
             self._changed.notify()
 
     def load(self) -> tuple[int, int]:
-        """Texts that are being written, and those that wait."""
+        """Return the number of texts being generated, and of those that wait."""
         with self._changed:
             return len(self._running), sum(not job.cancelled for job in self._waiting)
 
     def stop(self) -> None:
-        """Let the thread end after its step; jobs that are not finished are told "closed"."""
+        """Stop the thread after its current step; unfinished jobs receive the piece "closed"."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def close(self) -> None:
-        """`stop`, and wait for the end."""
+        """Call `stop` and wait for the thread to end."""
         self.stop()
         self._thread.join()
 
@@ -144,14 +144,14 @@ class Scheduler:
                     if row.error is not None:
                         raise row.error
                     self._say(batch, job)
-                except Exception:  # of the program, or memory that is short: the client must not wait for ever
+                except Exception:  # a bug, or out of memory: the client must not wait forever
                     logging.getLogger("uvicorn.error").exception("a text cannot be continued")
                     self._fail(batch, job)
         for job in unfinished:
             job.tell(Piece("", "closed"))
 
     def _exchange(self, batch: DecodingBatch) -> list[Job]:
-        """Rows whose clients have left become free; returns the jobs that take the free ones."""
+        """Free the rows of cancelled jobs; return the waiting jobs that take free rows."""
         for job in [job for job in self._running.values() if job.cancelled]:
             batch.remove(job.row)
             del self._running[job.row]
@@ -164,7 +164,7 @@ class Scheduler:
         return joining
 
     def _begin(self, batch: DecodingBatch, job: Job) -> None:
-        """Score a job's prompt if that is asked for, and let the job take part if anything is to be written."""
+        """Score a job's prompt if requested, and add the job to the batch if it has ids to draw."""
         try:
             job.prompt.score(self.model)
         except Exception:
@@ -177,7 +177,7 @@ class Scheduler:
             self._end(job, Piece("", "length"))
 
     def _fail(self, batch: DecodingBatch, job: Job) -> None:
-        """End one job, and no other, with an error."""
+        """End one job with an error; others continue."""
         batch.remove(job.row)
         with self._changed:
             self._running.pop(job.row, None)
@@ -185,7 +185,7 @@ class Scheduler:
             job.tell(Piece("", "error"))
 
     def _say(self, batch: DecodingBatch, job: Job) -> None:
-        """Tell a job what was drawn for it."""
+        """Pass a job the text drawn for it."""
         newest, stream = job.row.newest, job.stream
         assert newest is not None
         ended = newest == self.model.tokenizer.end_of_text_id
@@ -205,7 +205,7 @@ class Scheduler:
             job.tell(piece)
 
     def _end(self, job: Job, piece: Piece) -> None:
-        """A job's last piece; its row is free."""
+        """Send a job's last piece and free its row."""
         with self._changed:
             del self._running[job.row]
         job.tell(piece)

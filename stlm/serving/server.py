@@ -1,4 +1,4 @@
-"""The listening socket and the HTTP server: slow clients are closed, and everybody is answered before the end."""
+"""The listening socket and the HTTP server, which closes slow clients and answers all requests before it stops."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stlm.errors import StlmError
 from stlm.serving.protocol import Refused, ServerLimits
 from stlm.serving.scheduler import Scheduler
 
-_LINGER_S = 2  # that a refused client gets to read its answer in
+_LINGER_S = 2  # time for a refused client to read its answer
 _AHEAD = 1 << 16  # bytes that a client may send before it is answered
-GRACE_S = 5  # that texts get to end in when the server is asked to stop
-KEEP_ALIVE_S = 75  # longer than clients keep connections for: they close first, and lose no request
+GRACE_S = 5  # time for texts to finish when the server is asked to stop
+KEEP_ALIVE_S = 75  # longer than clients keep connections, so that they close first and lose no request
 
 
 def listen_on(host: str, port: str) -> socket.socket:
-    """A socket that is bound, but refuses connections until the server has started. StlmError where it cannot be."""
+    """Bind a socket, which refuses connections until the server starts. Raises StlmError if that fails."""
     if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
         raise StlmError(f"--port: got {port!r}, expected 0 (any free one) to 65535; 8000 would work")
     try:
@@ -50,12 +50,12 @@ def listen_on(host: str, port: str) -> socket.socket:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine reaches the socket."""
+    """Return True if only this machine can reach the socket."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def url_of(listener: socket.socket) -> str:
-    """The address for clients on this machine."""
+    """Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -64,12 +64,12 @@ def url_of(listener: socket.socket) -> str:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 where the headers of a request must arrive in time."""
+    """HTTP/1.1 with a time limit on the headers of a request."""
 
     head_timeout_s = ServerLimits.head_timeout_s
     _timer: asyncio.TimerHandle | None = None
-    _begun = False  # whether bytes of a request have come whose headers are not complete
-    _refused = False  # answered without a request; what still comes is not looked at
+    _begun = False  # whether a request's headers have arrived in part
+    _refused = False  # answered without a complete request; further bytes are ignored
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -85,14 +85,14 @@ class Protocol(H11Protocol):
             self._wait_for_head()
         self._begun = self._timer is not None
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < _AHEAD:
-            self.flow.resume_reading()  # of a client that sends more, it must be noticed too that it leaves
+            self.flow.resume_reading()  # keep reading, to notice if a client that sends more disconnects
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """The server ends: half a request is answered, an idle connection is closed, a running one goes on."""
+        """Shut down: answer a partial request, close an idle connection, and let a running request finish."""
         if self._begun:
             self._answer(Refused("the server is stopping", status=503))
         else:
@@ -111,18 +111,18 @@ class Protocol(H11Protocol):
         self._answer(Refused(told, status=408))
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Refuse bytes that are not HTTP."""
         self._answer(Refused(f"{msg} Expected HTTP/1.1 with one Host header and at most 64 KiB of headers", status=400))
 
     def _answer(self, refused: Refused) -> None:
-        """Send an error that no request was complete enough for, and close when the client has read it.
+        """Send an error without a complete request, and close after the client had time to read it.
 
-        A connection that is closed while bytes of the client wait to be read is reset, and the answer lost.
+        Closing a connection with unread bytes of the client resets it, and the answer is lost.
         """
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:  # its body is no HTTP
+        if self.cycle is not None and not self.cycle.response_complete:  # its body is not valid HTTP
             begun = self.cycle.response_started
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -146,10 +146,10 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal comes, or `should_exit` is set; then texts get `GRACE_S` to end in."""
+    """Server that runs until a signal arrives or `should_exit` is set; texts then have `GRACE_S` to finish."""
 
     def __init__(self, app: FastAPI, scheduler: Scheduler, ready: Callable[[], None]) -> None:
-        """`ready` is called when connections are accepted."""
+        """`ready` is called once connections are accepted."""
         config = uvicorn.Config(
             app, http=Protocol, ws="none", log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=2 * GRACE_S, server_header=False,
@@ -162,5 +162,5 @@ class Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(GRACE_S, self._scheduler.stop)  # what still runs then is told so
+        asyncio.get_running_loop().call_later(GRACE_S, self._scheduler.stop)  # running texts then get "closed"
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""Ids with their log-probabilities, in the shapes of OpenAI's completions and chat completions."""
+"""Log-probabilities of ids, in the formats of OpenAI's completions and chat completions."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from stlm.generation import ScoredId
 
 
 class Token(NamedTuple):
-    """A scored id at its place in a text."""
+    """A scored id and its offset in a text."""
 
     scored: ScoredId
     offset: int  # characters of the text before it
-    known: bool = True  # False for symbols in front of a prompt, whose log-probability says nothing
+    known: bool = True  # False for symbols before a prompt, whose log-probability has no meaning
 
 
 class Tokens:
-    """Ids of one text in their order, which are handed on as their text is: see `TextStream`."""
+    """Ids of one text in order, released together with their text: see `TextStream`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._read = 0  # characters of all ids
-        self._told = 0  # characters handed on
+        self._told = 0  # characters released
         self._held: list[Token] = []
 
     def add(self, scored: ScoredId, known: bool = True) -> None:
-        """The next id of the text."""
+        """Append the next id of the text."""
         pending, added = self._decoder.getstate()[0], self._tokenizer.decode_bytes([scored.id])
         text = self._decoder.decode(added)
         broken = pending and text.startswith("\ufffd") and not (pending + added).startswith("\ufffd".encode())
@@ -37,13 +37,13 @@ class Tokens:
         self._read += len(text)
 
     def all(self) -> list[Token]:
-        """The ids so far."""
+        """Return the ids that are held."""
         return list(self._held)
 
     def told(self, text: str, finished: bool = False) -> list[Token]:
-        """The ids that begin within `text`, which is handed on now. Symbols that stand for no text go with the end.
+        """Release the ids that begin within `text`, the next piece. Symbols without text go with the last piece.
 
-        What begins behind the end of a finished text belongs to a stop string, and is left out.
+        Ids that begin after the end of a finished text belong to a stop string and are dropped.
         """
         self._told += len(text)
         if finished:
@@ -56,7 +56,7 @@ class Tokens:
 
 
 def spelling(tokenizer: Tokenizer, id: int) -> str:
-    """An id as a string: its text, `bytes:\\xNN…` where it is no whole characters, or its name if it has no text."""
+    """Return an id as a string: its text, `bytes:\\xNN…` for incomplete characters, or its name if it has no text."""
     text = tokenizer.decode_bytes([id])
     if not text:
         names = ("end_of_text", "start", "mask", "pad")
@@ -68,9 +68,9 @@ def spelling(tokenizer: Tokenizer, id: int) -> str:
 
 
 def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], first: int = 0) -> dict[str, Any]:
-    """The `logprobs` of a completion: four lists. `first`: characters in front of the text of these tokens.
+    """Return the `logprobs` of a completion: four lists. `first`: number of characters before these tokens.
 
-    The most probable ids of a place include the one that stands there.
+    The most probable ids at a position include the id of the text.
     """
     return {
         "tokens": [spelling(tokenizer, token.scored.id) for token in tokens],
@@ -83,12 +83,12 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], first: in
 def _likeliest(tokenizer: Tokenizer, scored: ScoredId) -> dict[str, float]:
     found: dict[str, float] = {}
     for id, log_probability in (*scored.likeliest, (scored.id, scored.log_probability)):
-        found.setdefault(spelling(tokenizer, id), log_probability)  # of ids that look alike, the most probable
+        found.setdefault(spelling(tokenizer, id), log_probability)  # of ids spelled alike, the most probable
     return found
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
-    """The `logprobs` of a chat completion: an object for each id."""
+    """Return the `logprobs` of a chat completion: an object for each id."""
 
     def entry(id: int, log_probability: float) -> dict[str, Any]:
         return {
