@@ -1,4 +1,4 @@
-"""A model in one small file: matrices as integers in an entropy code, and with them all that using it takes.
+"""Model artifacts: one small file with entropy-coded integer matrices and everything needed to use the model.
 
     "STLMfile", version, sizes and sha256 of what follows     64 bytes
     description                                               JSON, compressed: config, tokenizer, names and shapes
@@ -6,8 +6,8 @@
     vectors                                                   fp32
     steps of all groups, then the levels of each matrix       integers in an asymmetric numeral system
 
-Integers are coded with the frequencies of their own array, which stand in front of them, by constriction (Bamler 2022,
-arXiv 2201.01741). The same model gives the same bytes. Nothing in the file can run code.
+Each array of integers is coded with its own frequencies, which precede it, by constriction (Bamler 2022, arXiv
+2201.01741). The same model gives the same bytes. Nothing in the file can run code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Tensors = Mapping[str, Quantized | Tensor]
 
 
 class Artifact(NamedTuple):
-    """What a file holds."""
+    """Contents of a file."""
 
     description: dict[str, Any]  # config.json of a model directory
     tokenizer: Tokenizer
@@ -47,7 +47,7 @@ class Artifact(NamedTuple):
 
 
 def encode_artifact(description: dict[str, Any], tokenizer: Tokenizer, tensors: Tensors, bits: int) -> bytes:
-    """The bytes of the file. `tensors`: matrices of `bits` bits, and the others as they are."""
+    """Return the bytes of the file. `tensors`: matrices quantized to `bits` bits, and the others as they are."""
     vectors = {name: tensor.detach().cpu() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     matrices = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Quantized)}
     ratios = [matrix.ratios.cpu().numpy().ravel() - 1 for matrix in matrices.values()]
@@ -75,12 +75,12 @@ def encode_artifact(description: dict[str, Any], tokenizer: Tokenizer, tensors: 
 
 
 def read_artifact(path: Path) -> Artifact:
-    """A model out of its file. CheckpointError if the file is another one, shortened, or damaged."""
+    """Read a model from its file. Raises CheckpointError if it is not an artifact, truncated, or damaged."""
     return decode_artifact(path.read_bytes(), path)
 
 
 def decode_artifact(data: bytes, path: Path) -> Artifact:
-    """The same out of its bytes; `path` is for messages."""
+    """Decode a model from the bytes of its file; error messages name `path`. Raises as `read_artifact`."""
     if len(data) < _HEAD.size or data[: len(MAGIC)] != MAGIC:
         raise CheckpointError(
             f"{path}: is no model file of this project; expected one that convert_checkpoint.py --to artifact wrote, "
@@ -134,7 +134,7 @@ def _read_body(body: memoryview, text_bytes: int) -> Artifact:
 
 
 def _grid(shape: list[int]) -> tuple[int, int]:
-    """Rows of a tensor, and groups of each."""
+    """Return the number of rows of a tensor, and of groups in each."""
     return int(np.prod(shape[:-1])), -(-shape[-1] // GROUP)
 
 
@@ -142,7 +142,7 @@ def _grid(shape: list[int]) -> tuple[int, int]:
 
 
 def pack(values: NDArray[np.uint8], size: int) -> bytes:
-    """Integers of 0 … size - 1 as a table of frequencies, a byte each, and the words of their code."""
+    """Encode integers in 0 … size - 1 as a table of frequencies, a byte each, and the words of their code."""
     coder, table = _coder(), _frequencies(values, size)
     if len(values):
         coder.encode_reverse(values.astype(np.int32), _model(table))
@@ -150,7 +150,7 @@ def pack(values: NDArray[np.uint8], size: int) -> bytes:
 
 
 def unpack(packed: memoryview, count: int, size: int) -> NDArray[np.uint8]:
-    """The `count` integers that `pack` was given."""
+    """Decode the `count` integers that `pack` encoded."""
     table = np.frombuffer(packed[:size], dtype=np.uint8)
     words = np.frombuffer(packed[size:], dtype="<u4").astype(np.uint32)
     if not count:
@@ -159,7 +159,7 @@ def unpack(packed: memoryview, count: int, size: int) -> NDArray[np.uint8]:
 
 
 def _frequencies(values: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Counts of each integer, scaled to 255 for the most frequent one and to at least 1 for all that occur."""
+    """Count each integer; counts are scaled to 255 for the most frequent one, and to at least 1 for all that occur."""
     counts = np.bincount(values, minlength=size)
     scaled = np.rint(counts * (255 / max(1, counts.max())))
     return np.where(counts, np.maximum(scaled, 1), 0).astype(np.uint8)
@@ -182,7 +182,7 @@ def _model(table: NDArray[np.uint8]) -> Any:
 
 
 def _tokenizer_text(tokenizer: Tokenizer) -> bytes:
-    """The files that a tokenizer saves, as JSON of Latin-1 strings, compressed."""
+    """Return the files that a tokenizer saves, as compressed JSON of Latin-1 strings."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         files = {path.name: path.read_bytes().decode("latin-1") for path in sorted(Path(folder).iterdir())}

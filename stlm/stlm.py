@@ -1,4 +1,4 @@
-"""STLM: the object people hold. Embedder + core + head, with the tokenizer they were made for.
+"""STLM: a language model over text. Embedder, core and head, with the tokenizer they were made for.
 
 model = STLM.load("runs/quickstart")
 print(model.generate("The file is"))
@@ -52,7 +52,7 @@ from stlm.model.decoding.cache import ROLL_BACK
 
 FORMAT = "stlm-model-1"
 
-_IDS_PER_BATCH = 1 << 11  # that are read for their vectors, on a CPU: few enough to stay in its caches
+_IDS_PER_BATCH = 1 << 11  # ids embedded in one pass, on a CPU: few enough to stay in its caches
 _IDS_PER_BATCH_ON_GPU = 1 << 15
 
 
@@ -65,7 +65,7 @@ class STLM(Network):
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> STLM:
-        """A new model with initial values that depend on the seed alone."""
+        """Build a new model whose initial values depend on the seed alone."""
         model = cls(config, tokenizer)
         initialize(model, seed)
         return model
@@ -73,7 +73,7 @@ class STLM(Network):
     # ------------------------------------------------------------------ text in, text out
 
     def generate(self, prompt: str = "", **options: Any) -> str:
-        """The text that follows `prompt` (which is not repeated). Options: those of `generate_stream`."""
+        """Return the text that follows `prompt`, without the prompt. Options: those of `generate_stream`."""
         return "".join(self.generate_stream(prompt, **options))
 
     def generate_stream(
@@ -92,14 +92,15 @@ class STLM(Network):
         """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids, the end of the document, or a string
         of `stop`, which is left out.
 
-        How ids are drawn is said by `sampling`, or by its fields as keywords: `temperature=0.7, seed=3`. Of a prompt
-        that is longer than the context, the end is read.
+        Set the sampling rules by `sampling`, or by its fields as keywords: `temperature=0.7, seed=3`. If a prompt is
+        longer than the context, its end is read.
 
         `speculative` drafts `num_drafts` ids at a time and verifies them in one pass, which is exact: "ngram" copies
-        what followed the same ids before (8 at a time), "self", of a model with exits, drafts with the layers in front
-        of the first (4); "auto" copies at temperature 0, and None reads one id at a time. `exit_threshold`, of a model
-        with exits, draws an id from the first exit that gives some id this probability: an approximation. `effort` is
-        told what any of this has cost. Raises ConfigError, at once, where an option is out of range.
+        the ids that followed the same ids earlier (8 at a time); "self", for models with exits, drafts with the layers
+        before the first exit (4 at a time); "auto" is "ngram" at temperature 0; None reads one id at a time.
+        `exit_threshold`, for models with exits, draws an id from the first exit at which some id has this probability:
+        an approximation. `effort` collects statistics of either. Raises ConfigError immediately if an option is out of
+        range.
         """
         sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
         check_integer("max_new_ids", max_new_ids, 0)
@@ -133,8 +134,8 @@ class STLM(Network):
         sampling: Sampling | None = None,
         **rules: Any,
     ) -> list[str]:
-        """The text that follows each prompt. All are continued together, and each text is the one that
-        `generate` gives for its prompt alone, row r with seed + r: name a prompt n times for n samples.
+        """Return the text that follows each prompt. Prompts are continued together, and each text equals that of
+        `generate` for its prompt alone, row r with seed + r. Repeat a prompt n times for n samples.
 
         The options are those of `generate_stream`.
         """
@@ -164,9 +165,9 @@ class STLM(Network):
         return ["".join(pieces[row]) for row in rows]
 
     def likeliest(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
-        """Continuations found by beam search, the likeliest first, each with the logarithm of its probability.
+        """Return continuations found by beam search, the most probable first, each with its natural log-probability.
 
-        Raises ConfigError where an option is out of range.
+        Raises ConfigError if an option is out of range.
         """
         check_integer("num_beams", num_beams, 1)
         check_integer("max_new_ids", max_new_ids, 0)
@@ -184,17 +185,17 @@ class STLM(Network):
         return [(self.tokenizer.decode(text.ids), text.log_probability) for text in found]
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The ids that are read for a prompt: it is the beginning of a document, with the end of one in front."""
+        """Return the ids that the model reads for a prompt: end_of_text, then the prompt as a document's beginning."""
         return [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
 
     def row(
         self, prompt: str | Sequence[int], sampling: Sampling, max_new_ids: int, num_likeliest: int | None = None
     ) -> DecodingRow:
-        """A text to be continued in a `DecodingBatch`, as `generate_batch` and a server do.
+        """Return a row to be continued in a `DecodingBatch`, as `generate_batch` and the server do.
 
-        `prompt` is a text, or the ids of a document's beginning, end_of_text in front of them. `num_likeliest` as in
-        `DecodingRow`. Raises DataError where a text holds a lone surrogate, ConfigError where `logit_bias` names an id
-        that the vocabulary lacks.
+        `prompt` is a text, or end_of_text and the ids of a document's beginning. `num_likeliest` as in `DecodingRow`.
+        Raises DataError if a text holds a lone surrogate, ConfigError if `logit_bias` names an id that the vocabulary
+        lacks.
         """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
         for id, _ in sampling.logit_bias:
@@ -206,13 +207,13 @@ class STLM(Network):
 
     @cached_property
     def _drawable(self) -> tuple[Tensor, ValidText]:
-        """Which ids are never drawn, and what the others do to the validity of a text."""
+        """The mask of ids that are never drawn, and the automaton that keeps text valid UTF-8."""
         banned_V = torch.from_numpy(self.tokenizer.bytes_per_id == 0)
         banned_V[self.tokenizer.end_of_text_id] = False
         return banned_V, ValidText(vocabulary_of(self.tokenizer).spellings)
 
     def _check_depth(self, exit_threshold: float | None, speculative: str | None, num_drafts: int) -> None:
-        """Raises ConfigError where early exit or speculation is asked for in vain."""
+        """Raise ConfigError if the model cannot do the early exit or speculation requested."""
         asked = {"exit_threshold": exit_threshold, "speculative": speculative}
         given = [f"{name}={value!r}" for name, value in asked.items() if value is not None]
         if speculative not in (None, "self", "ngram"):
@@ -240,12 +241,12 @@ class STLM(Network):
             )
 
     def settle(self, precision: str = "fp32") -> STLM:
-        """Make ready for writing text, and return the model: its layers run in the form that decodes fastest, which
-        takes a second copy of their matrices, until it is trained, moved or given other weights.
+        """Optimize for decoding, and return the model. Layers run in packed form, which needs a second copy of their
+        matrices, until the model is trained, moved or given other weights.
 
-        In fp32, logits stay the same within rounding. "bf16" rounds the matrices of layers and head, and what they
-        multiply, to 16 bits; "int8" the matrices to 8, with a step for each row, as it does what they multiply to 16.
-        Raises ConfigError.
+        In fp32, logits are equal within rounding. "bf16" rounds the matrices of layers and head, and the vectors they
+        multiply, to 16 bits; "int8" rounds the matrices to 8 bits, with a step for each row, and the vectors to 16.
+        Raises ConfigError if the precision is unknown, or int8 is requested on another device than a CPU.
         """
         if precision not in PRECISIONS:
             raise ConfigError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -256,7 +257,7 @@ class STLM(Network):
 
     @torch.no_grad()
     def log_likelihood(self, text: str) -> float:
-        """Natural logarithm of the probability of `text` at the start of a document (its end not included).
+        """Return the natural log-probability of `text` at the start of a document, without its end.
 
         Text longer than the context is read in windows that overlap by half.
         """
@@ -267,14 +268,14 @@ class STLM(Network):
         pieces = nats_per_id(
             lambda ids_BT: self(ids_BT.to(self.device)).logits, ids, context_length=context, stride=max(1, context // 2)
         )
-        nats = torch.cat(list(pieces))[1:]  # the end_of_text in front is given, not predicted
+        nats = torch.cat(list(pieces))[1:]  # the first end_of_text is given, not predicted
         return -nats.double().sum().item()
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """A vector for each text, [texts, width]: the mean of the core's states over it (see `embed_ids`).
+        """Return a vector for each text, [texts, width]: the mean of the core's states over it (see `embed_ids`).
 
-        It does not depend on the other texts. Of a text of more than `longest_text` ids the beginning is read.
+        A vector does not depend on the other texts. If a text has more than `longest_text` ids, its beginning is read.
         """
         texts = several_texts("texts", texts, "for one text, write embed([text])[0]")
         self.eval()
@@ -287,7 +288,7 @@ class STLM(Network):
         return vectors_ND
 
     def merged(self) -> STLM:
-        """The same model with its corrections (LoRA) added to the matrices that they correct: nothing is frozen."""
+        """Return a model whose corrections (LoRA) are merged into their matrices; nothing is frozen."""
         model = STLM(replace(self.config, lora=LoRAConfig()), self.tokenizer)
         model.load_tensors(merged_parameters(self), source="the merged model")
         return model.to(self.device).train(self.training)
@@ -295,7 +296,7 @@ class STLM(Network):
     # ------------------------------------------------------------------ disk
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors (fp32, tied tensors once) and tokenizer/; the folder appears whole."""
+        """Write config.json, model.safetensors (fp32, tied tensors once) and tokenizer/ as one atomic folder."""
         tensors = {name: parameter.detach().float().cpu() for name, parameter in self.named_parameters()}
         save_model(directory, self.config, self.tokenizer, tensors)
 
@@ -303,7 +304,7 @@ class STLM(Network):
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:
         """Load from a run directory (its newest complete checkpoint), a checkpoint, a model directory, or an artifact.
 
-        Within a checkpoint every byte of the model is compared with what was recorded when it was written.
+        The model's files in a checkpoint are verified against their recorded checksums. Raises CheckpointError.
         """
         source = locate_model(path)
         if source.is_file():
@@ -325,7 +326,7 @@ class STLM(Network):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
-        """Set every parameter by name. CheckpointError lists what is missing, unknown, or of another shape."""
+        """Set every parameter by name. Raises CheckpointError that lists missing, unknown and misshapen tensors."""
         parameters = dict(self.named_parameters())
         problems = [f"missing: {name} {list(p.shape)}" for name, p in parameters.items() if name not in tensors]
         for name, tensor in tensors.items():
@@ -343,7 +344,7 @@ class STLM(Network):
 
 
 def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
-    """The places of texts of so many ids, as batches of about as long ones, the longest first."""
+    """Yield batches of indices of texts of similar length, the longest first."""
     limit = _IDS_PER_BATCH if device.type == "cpu" else _IDS_PER_BATCH_ON_GPU
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     while order:
@@ -353,7 +354,7 @@ def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[
 
 
 def sampling_of(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
-    """Return how ids are drawn: `sampling`, or its fields by name, not both. Raises ConfigError."""
+    """Return sampling rules from `sampling` or from its fields by name. Raises ConfigError if given both or unknown."""
     if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
         known = ", ".join(Sampling.__dataclass_fields__)
         raise ConfigError(f"{', '.join(unknown)}: no option here; expected any of {known}")
@@ -367,7 +368,7 @@ def sampling_of(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
 
 
 def pieces_of_text(ids: Iterable[int], text: TextStream) -> Iterator[str]:
-    """Yield the text of ids as they come, up to a stop string."""
+    """Yield the text of ids as they are drawn, up to a stop string."""
     for drawn in ids:
         yield text.push(drawn)
         if text.stopped:
@@ -376,7 +377,7 @@ def pieces_of_text(ids: Iterable[int], text: TextStream) -> Iterator[str]:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What the parts of a model may know of its tokenizer."""
+    """Return the spelling of a tokenizer's ids, for the parts of a model."""
     text = tokenizer.decode_bytes(range(tokenizer.vocab_size))
     ends = tokenizer.bytes_per_id.cumsum().tolist()
     return Vocabulary(tuple(text[start:end] for start, end in zip([0, *ends], ends, strict=False)))
@@ -394,7 +395,7 @@ def save_model(
 
 
 def describe_model(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What config.json of a model directory says."""
+    """Return the contents of config.json of a model directory."""
     return {
         "format": FORMAT,
         "model": to_dict(config),
@@ -405,7 +406,7 @@ def describe_model(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """The config of the model in a model directory."""
+    """Read the config of the model in a model directory."""
     return from_dict(ModelConfig, _read_description(directory)["model"], source=str(directory / "config.json"))
 
 
@@ -437,7 +438,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoints_of(run_dir: str | os.PathLike[str]) -> list[Path]:
-    """Checkpoint folders of a run, newest first, complete or not. What has another name, as a copy has, is not one."""
+    """Return a run's checkpoint folders, newest first, complete or not. Folders of other names, as of copies, do not
+    count."""
     folder = Path(run_dir, "checkpoints")
     found = folder.iterdir() if folder.is_dir() else ()
     named = [path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir()]
@@ -445,19 +447,19 @@ def checkpoints_of(run_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint folder."""
+    """Return the step in the name of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint of the highest step that is complete, or None."""
+    """Return the complete checkpoint of the highest step, or None."""
     return next((path for path in checkpoints_of(run_dir) if (path / "COMPLETE").is_file()), None)
 
 
 def damage_of(checkpoint: Path, part: str = "") -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written.
+    """Verify a checkpoint's files; return a short description of the damage, or None if there is none.
 
-    `part`: look only at files whose names begin with it, such as "model/".
+    `part`: verify only files whose names begin with it, such as "model/".
     """
     try:
         complete = json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))
@@ -480,7 +482,10 @@ def damage_of(checkpoint: Path, part: str = "") -> str | None:
 
 
 def locate_model(path: str | os.PathLike[str]) -> Path:
-    """The model directory behind a run directory, a checkpoint, or a model directory; an artifact is its own."""
+    """Return the model directory of a run, a checkpoint or a model directory; for an artifact, its own path.
+
+    Raises CheckpointError if there is none.
+    """
     path = Path(path)
     if path.is_file() or (path / "config.json").is_file():
         return path
