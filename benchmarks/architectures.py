@@ -46,11 +46,11 @@ from stlm.training.optim.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "architectures"
-ENTROPY_MODEL = "entropy-model"  # the config of the byte model that entropy patching takes over
-STEP_BYTES = 4096  # of text in a step, where speed is measured
+ENTROPY_MODEL = "entropy-model"  # config of the byte model for entropy patching
+STEP_BYTES = 4096  # of text in a step when measuring speed
 BYTES_PER_ROW = 512  # of text, in all architectures
 TRIAL_SEED = 99  # of the runs that choose a learning rate
-TRIAL_SHARE = 0.25  # of the time, that each of them gets
+TRIAL_SHARE = 0.25  # share of the time for each of these runs
 
 
 def main() -> None:
@@ -85,18 +85,18 @@ def main() -> None:
 
 
 class Architecture(NamedTuple):
-    """A preset or config file, and what is set on top: where its data is, and its entropy model if it has one."""
+    """A preset or config file with overrides: its data, and its entropy model if it has one."""
 
     config: str | Path
     settings: tuple[str, ...]
 
     def load(self) -> RunConfig:
-        """The whole config."""
+        """Return the config with the overrides."""
         return load_run_config(self.config, self.settings)
 
 
 def architectures(options: argparse.Namespace) -> dict[str, Architecture]:
-    """All that are to be compared, by name; their data is made if it is missing."""
+    """Return the architectures to compare, by name. Missing data is prepared."""
     found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in ("common", ENTROPY_MODEL)}
     if unknown := set(options.only or ()) - set(found):
         raise SystemExit(f"error: --only: got {', '.join(sorted(unknown))}; expected any of {', '.join(found)}")
@@ -104,7 +104,7 @@ def architectures(options: argparse.Namespace) -> dict[str, Architecture]:
 
 
 def ready(options: argparse.Namespace, source: str | Path) -> Architecture:
-    """The architecture of a preset or file, when what it reads is there."""
+    """Prepare the data and the entropy model of a preset or file, and return its architecture."""
     config = load_run_config(source)
     architecture = Architecture(source, (f"data.dir={prepared(options, config.data.tokenizer)}",))
     patching = getattr(config.model.embedder, "patching", None)
@@ -117,7 +117,7 @@ def ready(options: argparse.Namespace, source: str | Path) -> Architecture:
 
 
 def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
-    """The text as ids of a tokenizer."""
+    """Prepare the text with a tokenizer, and return its folder."""
     data = options.work / "data" / tokenizer.replace(":", "-")
     command = [
         sys.executable, ROOT / "scripts" / "preprocess.py", *(["--input", *options.input] if options.input else []),
@@ -131,7 +131,7 @@ def prepared(options: argparse.Namespace, tokenizer: str) -> Path:
 
 
 def speed(options: argparse.Namespace) -> str:
-    """Bytes per second in training, in turns."""
+    """Return a table of bytes per second in training, measured alternately."""
     torch.set_num_threads(1)
     chosen = {name: with_small_steps(ready(options, name)) for name in options.presets}
     measured = measure(chosen, options.rounds, time.process_time)
@@ -145,7 +145,7 @@ def speed(options: argparse.Namespace) -> str:
 
 
 def with_small_steps(architecture: Architecture) -> Architecture:
-    """The same with as many rows in a step as make STEP_BYTES of text."""
+    """Return the architecture with a batch of about STEP_BYTES of text."""
     config = architecture.load()
     assert config.data.dir is not None
     manifest = PreparedData.open(config.data.dir).manifest
@@ -156,7 +156,7 @@ def with_small_steps(architecture: Architecture) -> Architecture:
 
 
 def measure(chosen: dict[str, Architecture], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Bytes per second of each architecture in each round, of four steps."""
+    """Return bytes per second of each architecture in each round of four steps."""
     steps = {name: stepper(architecture.load()) for name, architecture in chosen.items()}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for turn in Progress(range(rounds + 1), "measuring", unit=" rounds"):
@@ -169,12 +169,13 @@ def measure(chosen: dict[str, Architecture], rounds: int, clock: Callable[[], fl
 
 
 def stepper(config: RunConfig) -> Callable[[int], float]:
-    """A function that makes one whole step (forward, loss, backward, clipping, update) and gives its bytes of text."""
+    """Return a function that runs one training step (forward, loss, backward, clipping, update) and returns its bytes
+    of text."""
     data = open_data(config.data)
     loader, _ = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     for _ in begin_entropy_patching(model, loader, config.training.batch_size):
-        pass  # what it found is of no interest here
+        pass  # the results are not needed
     optimizer = build_optimizer(model, config.training)
     objective = build_objective(config.training.objective)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
@@ -198,12 +199,12 @@ def stepper(config: RunConfig) -> Callable[[int], float]:
 
 
 def quality(options: argparse.Namespace) -> str:
-    """Bits per byte of every architecture after the same time."""
+    """Return a table of bits per byte of every architecture after the same processor time."""
     chosen = architectures(options)
     rates = measured_rates(options, chosen)
 
     def steps_in(name: str, seconds: float) -> int:
-        """How many steps, of about 512 bytes a row, so much time is."""
+        """Return the number of steps, with about 512 bytes a row, that fit into the time."""
         return max(20, int(seconds * rates[name] / (chosen[name].load().training.batch_size * BYTES_PER_ROW)))
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -249,9 +250,9 @@ def quality(options: argparse.Namespace) -> str:
 
 
 def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture]) -> dict[str, float]:
-    """Bytes per second of one core, for each architecture; measured once, then kept.
+    """Return bytes per second on one core for each architecture, measured once and then kept in a file.
 
-    What is measured later is so beside one that was measured before, and told in relation to it.
+    Later measurements include an architecture measured before, and are scaled by it.
     """
     path = options.work / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
@@ -270,7 +271,7 @@ def measured_rates(options: argparse.Namespace, chosen: dict[str, Architecture])
 def trained(
     options: argparse.Namespace, architecture: Architecture, run: str, seed: int, peak: str, steps: int
 ) -> dict[str, float]:
-    """Train one run: the bits per byte of its validation, and the bytes that it read."""
+    """Train one run, and return its validation bits per byte and the bytes that it read."""
     run_dir = options.work / "runs" / f"{Path(architecture.config).stem}-{run}"
     settings = {
         "seed": seed, "training.max_steps": steps, "training.learning_rate": peak,
@@ -284,7 +285,7 @@ def trained(
 
 
 def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]) -> None:
-    """Train on one core, or find that it was done."""
+    """Train on one core, unless the run is complete."""
     command = [
         sys.executable, ROOT / "scripts" / "pretrain.py", "--config", architecture.config, "--run", run_dir,
         "--set", *architecture.settings, *(f"{key}={value}" for key, value in settings.items()),
@@ -296,14 +297,14 @@ def pretrain(architecture: Architecture, run_dir: Path, settings: dict[str, Any]
 
 
 def parameters_of(architecture: Architecture) -> int:
-    """Unique parameters of its model."""
+    """Return the number of unique parameters of the model."""
     config = architecture.load()
     with torch.device("meta"):
         return STLM(config.model, open_data(config.data).tokenizer).num_parameters()
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; columns after the first hold numbers."""
+    """Return a Markdown table; columns after the first hold numbers."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
 

@@ -32,7 +32,7 @@ SHAPES = {  # name: (batch, heads, queries, keys, head width)
 
 
 def seconds(limit: int, tensors: list[Tensor], mask: Tensor) -> float:
-    """Time of one forward and backward pass with plain products up to `limit` keys."""
+    """Return the time of one forward and backward pass with plain products up to `limit` keys."""
     attention.SHORT = limit
     begin = time.perf_counter()
     attention.attend(*tensors, mask).sum().backward()

@@ -31,7 +31,7 @@ from stlm.training.loaders import build_loaders
 from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.trainer import Trainer
 
-STEPS_BETWEEN = 100  # checkpoints, for the shares
+STEPS_BETWEEN = 100  # steps between checkpoints, for the shares
 
 
 def main() -> None:
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace, stage: int, folder: Path) -> list[str]:
-    """One row of the table."""
+    """Measure one ZeRO stage, and return its row of the table."""
     run = f"seed=1 training.max_steps=1000000 training.batch_size={options.batch_size} training.micro_batch_size=null"
     config = load_run_config(options.config, [*run.split(), "training.save_every_steps=1"])
     tokenizer = config.data.tokenizer
     data_dir = folder / "data"
     command = [sys.executable, ROOT / "scripts/preprocess.py", "--tokenizer", tokenizer, "--output", data_dir]
-    command += ["--input", ROOT / "docs"]  # some text: its contents have no influence on times
+    command += ["--input", ROOT / "docs"]  # any text: its contents do not affect times
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     data = open_data(load_run_config(options.config, [f"data.dir={data_dir}"]).data)
     model = STLM.from_config(config.model, data.tokenizer)

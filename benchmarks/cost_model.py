@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 class Link(NamedTuple):
     name: str
-    bytes_per_second: float  # that one rank sends, in one direction
-    delay_s: float  # of a message to the neighbour
+    bytes_per_second: float  # sent by one rank, in one direction
+    delay_s: float  # of a message to the next rank
 
 
 LINKS = (
@@ -38,19 +38,18 @@ MESSAGE = 50_000_000  # numbers in a bucket, of gradients and of weights
 
 
 def volume(stage: int, ranks: int, accumulation: int = 1) -> float:
-    """How often a rank sends the whole model in a step.
+    """Return the volume that a rank sends in a step, in units of the model's size.
 
-    Stage 0 adds up gradients, all of them for all ranks: twice (ranks - 1) / ranks. So do stages 1 and 2 in DeepSpeed
-    0.19, whose ranks then give each other the weights they have updated: once more. Stage 3 gives each rank its part of
-    the gradients alone, and fetches the weights for every forward and every backward. (In Rajbhandari et al. 2020,
-    arXiv 1910.02054, section 7, stages 1 and 2 need no more than 2.)
+    Stage 0 all-reduces gradients: 2 (ranks - 1) / ranks. So do stages 1 and 2 in DeepSpeed 0.19, which then all-gather
+    the updated weights: once more. Stage 3 reduce-scatters gradients, and gathers the weights for every forward and
+    every backward. (In Rajbhandari et al. 2020, arXiv 1910.02054, section 7, stages 1 and 2 need no more than 2.)
     """
     share = (ranks - 1) / ranks
     return share * (2, 3, 3, 1 + 2 * accumulation)[stage]
 
 
 def communication_seconds(link: Link, parameters: int, layers: int, stage: int, ranks: int) -> float:
-    """What a rank waits for others in a step of one micro-batch."""
+    """Return the seconds that a rank spends on communication in a step of one micro-batch."""
     buckets = -(-parameters // MESSAGE)
     messages = buckets * (2, 3, 3, 1)[stage] + (2 * layers if stage == 3 else 0)  # stage 3: layer by layer
     sending = 4 * parameters * volume(stage, ranks) / link.bytes_per_second

@@ -31,11 +31,11 @@ CONFIG = """
 model: {context_length: 64, width: 64, core: {num_layers: 2, attention: {num_heads: 4}}}
 training: {batch_size: 8, learning_rate: 2e-3, warmup_steps: 10, log_every_steps: 1}
 """
-ROUNDING = 1e-5  # of nats per id, where sums are made in another order
+ROUNDING = 1e-5  # nats per id, for sums in another order
 
 
 class Part(NamedTuple):
-    """How a run goes on for a while."""
+    """The ranks, ZeRO stage and settings of one part of a run."""
 
     ranks: int = 1
     stage: int = 0
@@ -49,7 +49,7 @@ class Way(NamedTuple):
     before: Part
     after: Part
     tolerance: float = ROUNDING
-    recipe: tuple[str, ...] = ()  # settings of both, and of the run that is never stopped
+    recipe: tuple[str, ...] = ()  # settings of both parts, and of the uninterrupted run
 
 
 BF16 = ("training.precision=bf16",)
@@ -116,7 +116,7 @@ def main() -> int:
 def run(
     folder: Path, name: str, part: Part, recipe: tuple[str, ...], options: argparse.Namespace, kill: bool = False
 ) -> int:  # fmt: skip
-    """Train until the end, or until the checkpoint of `kill_at` is there; the step of the newest that is left."""
+    """Train to the end, or kill the run at the checkpoint of `kill_at`; return the step of the newest checkpoint."""
     settings = [*recipe, f"training.max_steps={options.steps}", f"training.save_every_steps={options.kill_at}"]
     precision = [] if any("precision" in setting for setting in part.settings) else ["training.precision=fp32"]
     command = [
@@ -149,7 +149,7 @@ def run(
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    """The training loss of each step."""
+    """Return the training loss of each step."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {record["step"]: record["loss"] for record in records if record["split"] == "train"}
 

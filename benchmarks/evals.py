@@ -49,13 +49,13 @@ def ours(model: STLM, bf16: bool) -> Score:
 
 
 def theirs(model: STLM, folder: Path) -> Callable[[int], Score]:
-    """The harness on the same weights, by the size of its batches."""
+    """Return a function from batch size to the harness's score on the same weights."""
     from lm_eval.models.huggingface import HFLM
 
     model.save(folder / "model")
     convert_to("huggingface", folder / "model", folder / "huggingface")
     harness = HFLM(pretrained=str(folder / "huggingface"), device="cpu", dtype="float32")
-    front = [model.tokenizer.start_id, model.tokenizer.end_of_text_id]  # a sentence stands where a document begins
+    front = [model.tokenizer.start_id, model.tokenizer.end_of_text_id]  # a sentence begins a document
 
     def in_batches_of(size: int) -> Score:
         def score(pairs: Sequence[Sequence[Row]]) -> list[list[float]]:
@@ -97,7 +97,7 @@ def main() -> None:
     rows: list[list[str]] = []
 
     def measure(name: str, score: Score, pairs: Sequence[Sequence[Row]]) -> NDArray[np.float64]:
-        score(pairs[:8])  # what is done once only
+        score(pairs[:8])  # warm up
         wall, cpu = time.perf_counter(), time.process_time()
         found = np.array(score(pairs))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

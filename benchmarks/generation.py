@@ -59,7 +59,7 @@ clock = time.perf_counter
 
 
 def tokenizer_of_docstrings() -> Tokenizer:
-    """4,096 pieces, learned from what modules of the standard library say of themselves."""
+    """Train a tokenizer of 4,096 pieces on the source of the standard library's modules."""
     texts = []
     for path in sorted(Path(argparse.__file__).parent.glob("*.py")):
         texts += path.read_text(encoding="utf-8", errors="ignore").split("\n\n")
@@ -67,7 +67,7 @@ def tokenizer_of_docstrings() -> Tokenizer:
 
 
 def compare_with_others(folder: Path, number: int, rounds: int, trained: str | None) -> None:
-    """The same Llama everywhere, in 32, 16 and 8 bits; and with drafts that are copied."""
+    """Compare the same Llama in all three programs, in 32, 16 and 8 bits, and with copied drafts."""
     config = load_run_config("10m-token").model
     if trained is None:
         model = STLM.from_config(replace(config, embedder=TokenEmbedderConfig(scaled=False)), tokenizer_of_docstrings())
@@ -106,13 +106,13 @@ def compare_with_others(folder: Path, number: int, rounds: int, trained: str | N
 
 
 def print_row(name: str, speeds: list[float]) -> None:
-    """Ours first, then each of the others with how many times as fast ours is."""
+    """Print this project's speed, then each of the others with the ratio to it."""
     row = f"{name:36}{speeds[0]:9.0f}{speeds[1]:14.0f}{speeds[0] / speeds[1]:7.2f}"
     print(row + (f"{speeds[2]:11.0f}{speeds[0] / speeds[2]:7.2f}" if len(speeds) > 2 else f"{'-':>11}"), flush=True)
 
 
 def written_by_us(model: STLM, number: int) -> Callable[[int, float], None]:
-    """A function that writes texts of `number` ids."""
+    """Return a function that generates texts of `number` ids with this project."""
 
     def write(batch_size: int, temperature: float) -> None:
         batch = DecodingBatch(model, model.config.context_length)
@@ -125,7 +125,7 @@ def written_by_us(model: STLM, number: int) -> Callable[[int, float], None]:
 
 
 def written_with_copies(model: STLM, number: int) -> None:
-    """One text at temperature 0, drafts copied from further up: what `generate` does."""
+    """Generate one text at temperature 0 with drafts copied from earlier text, as `generate` does."""
     row = model.row(PROMPT, Sampling(temperature=0.0), number)
     length, end = model.config.context_length, -1  # no id ends the text
     for _ in look_up(model, row.read, row.draws, context_length=length, stop_id=end, num_drafts=8, effort=Effort()):
@@ -133,7 +133,7 @@ def written_with_copies(model: STLM, number: int) -> None:
 
 
 def written_by_transformers(folder: Path, model: STLM, number: int, dtype: torch.dtype) -> Callable[..., None]:
-    """The same by `generate`, with its own cache."""
+    """Return a function that generates texts with transformers' `generate` and its cache."""
     from transformers import AutoModelForCausalLM
 
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
@@ -149,7 +149,7 @@ def written_by_transformers(folder: Path, model: STLM, number: int, dtype: torch
 
 
 def written_by_llama_cpp(folder: Path, model: STLM, number: int) -> tuple[Callable[[float], None] | None, str]:
-    """The same by llama.cpp, or why not."""
+    """Return a function that generates a text with llama.cpp, or None and the reason."""
     from stlm.errors import StlmError
     from stlm.export.gguf.conversion import convert_to_gguf
     from stlm.export.gguf.llama_cpp import LlamaCpp, installed
@@ -172,7 +172,7 @@ def written_by_llama_cpp(folder: Path, model: STLM, number: int) -> tuple[Callab
 
 
 def compare_patches(number: int, rounds: int) -> None:
-    """The presets of byte patches and of bytes, which have as many parameters."""
+    """Compare the presets of byte patches and of bytes, which have the same number of parameters."""
     models = {
         name: STLM.from_config(load_run_config(name).model, build_tokenizer("byte")).settle()
         for name in ("10m-byte-patch", "10m-byte")
@@ -186,7 +186,7 @@ def compare_patches(number: int, rounds: int) -> None:
 
 
 def alternating(ways: list[Callable[[], object]], rounds: int) -> list[float]:
-    """The median seconds of each, all taking turns, after one turn to warm up."""
+    """Return the median seconds of each, run alternately, after one warm-up round."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds + 1):
         for way, mine in zip(ways, times, strict=True):

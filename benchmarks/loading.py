@@ -44,7 +44,7 @@ from stlm.stlm import STLM
 
 HUGE, SHARD, DOCUMENT = 10**12, 256 << 20, 4096  # ids of the sparse data set, of its shards, of its documents
 BATCH, CONTEXT, SEED = 16, 512, 1
-FASTEST = "quickstart"  # of the presets, being the smallest
+FASTEST = "quickstart"  # the smallest, and so fastest, preset
 Batches = Iterator[torch.Tensor]  # [BATCH, CONTEXT] int64
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def opening(folder: Path) -> str:
-    """The first table."""
+    """Return the first table."""
     prepared(folder / "huge", [SHARD] * (HUGE // SHARD) + [HUGE % SHARD])
     command = [sys.executable, "-c", OPEN_AND_DRAW, str(ROOT), str(folder / "huge"), str(CONTEXT), str(BATCH)]
     found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
@@ -96,7 +96,7 @@ print(json.dumps({"open": opened - started, "draw": drawn - opened, "peak": peak
 
 
 def prepared(directory: Path, shards: list[int], ids: np.ndarray | None = None) -> Path:
-    """A folder of prepared byte data: `ids`, or holes of the sizes of `shards`."""
+    """Write a folder of prepared byte data: `ids`, or sparse files of the sizes in `shards`."""
     tokenizer = build_tokenizer("byte")
     tokenizer.save(directory / "tokenizer")
     entries = []
@@ -123,7 +123,7 @@ def prepared(directory: Path, shards: list[int], ids: np.ndarray | None = None) 
 
 
 def reading(folder: Path, windows: int, rounds: int, seconds: float) -> str:
-    """The second table."""
+    """Return the second table."""
     rows_WT = np.random.default_rng(SEED).integers(0, 200, (windows, CONTEXT), dtype=np.uint8)
     readers: dict[str, Callable[[Path, np.ndarray], Batches]] = {
         "TrainLoader": by_train_loader,
@@ -211,8 +211,8 @@ def endless(data: torch.utils.data.Dataset, workers: int, ids: Callable[..., tor
 
 
 def consumption(config: RunConfig) -> float:
-    """Ids per second that a preset takes in this process: forward, backward and update in fp32 or bf16, whichever is
-    faster."""
+    """Return the ids per second that a preset consumes in this process: forward, backward and update in fp32 or bf16,
+    whichever is faster."""
     model = STLM.from_config(config.model, build_tokenizer("byte"))
     optimizer = torch.optim.AdamW(model.parameters())
     objective = build_objective("next_token")

@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "documents.jsonl")
-        # In a process of its own, so that its memory does not count.
+        # In a separate process, so that its memory does not count.
         process = multiprocessing.get_context("spawn").Process(target=_generate, args=(path, options.documents))
         process.start()
         process.join()
@@ -88,9 +88,9 @@ def main() -> None:
 
 
 def _generate(path: Path, documents: int) -> None:
-    """Documents of random words, frequent and rare ones; a tenth repeat an earlier one with one or two words changed.
+    """Write documents of frequent and rare random words; a tenth repeat an earlier one with one or two words changed.
 
-    Beside them goes, for each, the exact Jaccard similarity to the original, over runs of five words; 0 without one.
+    Also write each document's exact Jaccard similarity to its original, over runs of five words; 0 without one.
     """
     generator = np.random.default_rng(1)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))

@@ -50,14 +50,14 @@ from data_pipeline.storage.manifest import SPLITS
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
 
 SHAPES = ["file", "line"]
-POOL_BYTES = 8 << 20  # of the default corpus, from which documents are cut
+POOL_BYTES = 8 << 20  # of the default corpus, to cut documents from
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
 def pool_of_text() -> bytes:
-    """The beginning of the default corpus."""
+    """Return the beginning of the default corpus."""
     parts: list[bytes] = []
     for package, files, _ in corpus.corpus_units():
         parts += [document.encode() for document in corpus.read_unit(package, files)]
@@ -67,7 +67,7 @@ def pool_of_text() -> bytes:
 
 
 def documents(pool: bytes, size: int) -> Iterator[bytes]:
-    """English text of `size` bytes in documents of about 2 kB, cut from the pool at spaces: the same each time."""
+    """Yield `size` bytes of text in documents of about 2 kB, cut from the pool at spaces; the same each time."""
     rng = random.Random(1)
     made = 0
     while made < size:
@@ -92,7 +92,7 @@ def ours(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | None) ->
     if tokenizer_dir is not None:
         tokenizer = load_tokenizer(tokenizer_dir)
         spec = tokenizer.spec
-        prepare.make_tokenizer = lambda *_: tokenizer  # training has its own column
+        prepare.make_tokenizer = lambda *_: tokenizer  # training is a separate column
     config = PrepareConfig((str(jsonl),), spec, str(output), workers, deduplicate=False)
     manifest = prepare.prepare(config)
     return {what: sum(manifest.total(split, what) for split in SPLITS) for what in ("documents", "ids")}
@@ -158,7 +158,7 @@ def encoder(jsonl: Path, output: Path, workers: int, tokenizer_dir: Path | None)
     return {
         "documents": sum(count for count, _, _ in found),
         "ids": sum(ids for _, ids, _ in found),
-        "seconds": statistics.mean(seconds for _, _, seconds in found),  # all cores are busy for that long
+        "seconds": statistics.mean(seconds for _, _, seconds in found),  # all cores are busy for that time
     }
 
 
@@ -169,7 +169,7 @@ ROWS = {"ours": ours, "datasets": hugging_face, "megatron": megatron, "encoder":
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and its descendants."""
     found = [pid]
     for process in found:
         try:
@@ -181,7 +181,7 @@ def tree(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process and all that descend from it occupy."""
+    """Return the memory of a process and its descendants in bytes (PSS)."""
     total = 0
     for process in tree(pid):
         try:
@@ -193,11 +193,11 @@ def memory(pid: int) -> int:
 
 
 def measure(row: str, jsonl: Path, folder: Path, workers: int, tokenizer_dir: Path | None = None) -> dict[str, float]:
-    """Run a row in a process of its own: its seconds, documents, ids, and peak memory."""
+    """Run a row in a separate process, and return its seconds, documents, ids and peak memory."""
     output = folder / f"output-{row}"
     arguments = [sys.executable, __file__, "--row", row, str(jsonl), str(output), str(tokenizer_dir or "")]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(folder)}
-    quiet.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as they are wherever nothing forbids it
+    quiet.pop("PYTHONDONTWRITEBYTECODE", None)  # compile modules once, as is the default
     start = time.perf_counter()
     process = subprocess.Popen([*arguments, "--workers", str(workers)], env=quiet, stdout=subprocess.PIPE, text=True)
     peak = 0
@@ -226,7 +226,7 @@ def measure(row: str, jsonl: Path, folder: Path, workers: int, tokenizer_dir: Pa
 
 
 def compare(names: list[str], rounds: list[dict[str, dict[str, float]]], size: int) -> list[str]:
-    """A line of the table for each row: rate, memory, and how many times as fast the first row is."""
+    """Return a line of the table for each row: rate, CPU time, memory, and the first row's speed relative to it."""
     lines = []
     for name in names:
         results = [measured[name] for measured in rounds]
@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--large", type=float, metavar="GB", help="prepare that much text as one file and as one line")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=SHAPES, help="of --large (default: both)")
     parser.add_argument("--folder", help="where text and results are kept meanwhile (default: the temporary folder)")
-    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # what `measure` starts
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # used by `measure`
     options = parser.parse_args()
     if options.row:
         row, jsonl, output, tokenizer = options.row

@@ -34,7 +34,7 @@ from benchmarks.cost_model import volume
 from stlm.config import load_run_config
 from stlm.training.distributed.ranks import BatchSplit, free_port
 
-ANSWER = "@ "  # begins the lines of a worker that are for the parent
+ANSWER = "@ "  # prefix of a worker's lines for the parent
 
 
 class Variant(NamedTuple):
@@ -68,7 +68,7 @@ def main() -> None:
         variants.append(Variant(1, 0, "training.compile=true"))
     variants += [Variant(2, stage) for stage in arguments.stages]
     groups = {variant: Group(variant) for variant in variants}
-    first = {variant: group.step() for variant, group in groups.items()}  # memory is taken, programs are compiled
+    first = {variant: group.step() for variant, group in groups.items()}  # warm up: allocate memory, compile
     order, answers = list(groups), {variant: [] for variant in groups}
     for turn in range(arguments.rounds):
         for variant in order[turn % len(order) :] + order[: turn % len(order)]:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 class Group:
-    """The ranks of one variant, waiting for their turn."""
+    """The processes of one variant's ranks, which wait for commands."""
 
     def __init__(self, variant: Variant) -> None:
         environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // variant.ranks)))
@@ -93,10 +93,10 @@ class Group:
             )
             for rank in range(variant.ranks)
         ]  # fmt: skip
-        self._ask("")  # they are there
+        self._ask("")  # wait until they are ready
 
     def step(self) -> dict[str, float]:
-        """One step: seconds of the slowest rank, processor seconds of all, peak MB of the largest."""
+        """Run one step, and return seconds of the slowest rank, CPU seconds of all, peak MB of the largest."""
         told = self._ask("step")
         return {
             "seconds": max(each["seconds"] for each in told),
@@ -105,7 +105,7 @@ class Group:
         }
 
     def link_seconds(self) -> float:
-        """How long the ranks take to add up the whole gradient."""
+        """Return the seconds of an all-reduce of the whole gradient."""
         return max(each["seconds"] for each in self._ask("link"))
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class Group:
 
 
 def worker(arguments: argparse.Namespace, variant: Variant) -> None:
-    """One rank: answers every line of its input."""
+    """Run one rank, which answers every line of its input."""
     import torch
 
     from stlm.training.deepspeed.engine import connect, disconnect
@@ -154,7 +154,7 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
 
 
 def build(arguments: argparse.Namespace, variant: Variant) -> tuple[Callable[[], object], int]:
-    """A function that makes one step, and the number of parameters."""
+    """Return a function that runs one step, and the number of parameters."""
     import torch
     import torch.nn.functional as F
 

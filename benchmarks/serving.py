@@ -28,7 +28,7 @@ WORDS = ("the", "module", "returns", "a list", "of names", "which it", "finds in
 
 
 class Client(threading.Thread):
-    """Asks until the time is over; notes when each answer began and ended."""
+    """A client that sends requests until the time is over, and records when each answer began and ended."""
 
     def __init__(self, address: str, seed: int, end: float) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def quickstart(folder: Path) -> Path:
-    """A model directory with the quickstart's shape."""
+    """Write a model directory with the quickstart's shape and random weights."""
     from data_pipeline.tokenizers import build_tokenizer
     from stlm.config import load_run_config
     from stlm.stlm import STLM
