@@ -1,4 +1,4 @@
-"""What every script shares: it works without installation, and a user's mistake is one line and an exit code."""
+"""Code shared by all scripts: they run without installation, and user errors print one line and set an exit code."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from types import TracebackType
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # importing this file first makes `import stlm` find the code beside it
+sys.path.insert(0, str(ROOT))  # import this file first, so that `import stlm` finds the code next to scripts/
 
 
 for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-    if getattr(sys, _name) is None:  # closed by whoever started us: nobody is there to read, or to be read
+    if getattr(sys, _name) is None:  # the parent process closed it
         setattr(sys, _name, open(os.devnull, _mode))  # noqa: SIM115 (as long as the process)
 
 if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8; terminals that know ASCII only
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8; ASCII terminals
 
-# What people can mend. A missing file is not among them: where it may be missing, the code says so in its own words.
+# Errors that users can fix. A missing file is not among them: code that expects it raises an error of its own.
 _THEIRS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
     | {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -30,7 +30,7 @@ _THEIRS = frozenset(
 
 
 def _outside_of_run(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """What Python does with an exception that nobody catches, but for Ctrl-C while a script is still being imported."""
+    """Report an uncaught exception as Python does, except Ctrl-C during a script's imports."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
         return
@@ -44,14 +44,14 @@ sys.excepthook = _outside_of_run
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit with what it returns (None: 0).
 
-    Exit codes: 0 done, 2 the user's mistake, 3 stopped by a signal, 1 anything else, which shows its traceback.
+    Exit codes: 0 done, 2 user error, 3 stopped by a signal, 1 anything else, which prints its traceback.
     """
     try:
         code = main() or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 3
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # the reader (head, less) has exited
         code = 0
     except Exception as error:
         code = _tell(error)
@@ -60,14 +60,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush again at exit
         if code == 0 and not isinstance(error, BrokenPipeError):
             code = _tell(error)
     sys.exit(code)
 
 
 def _tell(error: Exception) -> int | None:
-    """Say what a user did wrong, and return the exit code; None where it was not the user."""
+    """Print a user error and return its exit code; return None for any other error."""
     if hasattr(error, "exit_code"):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def asked(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Score a model on the tasks, now."""
+    """Evaluate a model on the tasks, and return a sample for each."""
     from stlm.evals import NEED_DATA, Options, Subject, load_tasks
     from stlm.evals.comparison.paired import Sample
 

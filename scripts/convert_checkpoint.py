@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""A trained model in another form, proven to be the same; or a model of another form as a run.
+"""Convert a trained model to another format, checked by its logits, or a model of another format to a run.
 
 python scripts/convert_checkpoint.py runs/quickstart --to safetensors --output exported
 python scripts/convert_checkpoint.py runs/quickstart --to artifact --bits 6 --output quickstart.stlm
 python scripts/convert_checkpoint.py DIR --from huggingface --output runs/imported
 
-With --to deepspeed it is started as training is, with as many ranks as the checkpoint is to be for:
+Start --to deepspeed as training, with the number of ranks that the checkpoint is for:
 deepspeed --num_accelerators 2 scripts/convert_checkpoint.py runs/quickstart --to deepspeed --output exported
 """
 
@@ -71,7 +71,7 @@ def main() -> int:
     if "deepspeed" in (args.to, args.source) or args.to == "universal":
         return convert_deepspeed(args)
 
-    # Only now, so that --help and misspelt options answer at once.
+    # Imported late, so that --help and usage errors are fast.
     from stlm.export import convert_from, convert_to, convert_to_artifact, convert_to_gguf
 
     if args.to == "artifact":
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def convert_deepspeed(args: argparse.Namespace) -> int:
-    """To or from the checkpoints that DeepSpeed continues from, on every rank."""
+    """Convert to or from checkpoints that DeepSpeed resumes from, on every rank."""
     from stlm.config import load_deepspeed_config
     from stlm.export.conversion import vacant
     from stlm.training.deepspeed.engine import connect, disconnect
@@ -114,7 +114,7 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
 
 
 def listed(forms: dict[str, str]) -> str:
-    """One line for each form."""
+    """Return one line for each format."""
     return "\n".join(f"{name}: {what}" for name, what in forms.items())
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a model is made of and what it costs, before or after it is trained.
+"""Describe a model: its parts, parameters, work and memory, before or after training.
 
 python scripts/describe.py quickstart
 python scripts/describe.py quickstart --set model.core.num_layers=8 --ranks 4
@@ -21,8 +21,8 @@ from _command import run
 from data_pipeline.plurals import number_of
 
 PRECISIONS = ("fp32", "bf16")
-BYTES_PER_ID = 4.0  # of subwords that are not trained yet; a vocabulary of 4,096 reaches that (docs/data.md)
-SHOWN = 200  # characters of a row
+BYTES_PER_ID = 4.0  # assumed for an untrained subword vocabulary; one of 4,096 reaches it (docs/data.md)
+SHOWN = 200  # characters shown of a row
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
     if args.step is not None and (idle := [option for option, value in beside.items() if value]):
         parser.error(f"{idle[0]}: has no effect with --step, which shows text alone; leave one of them out")
 
-    from stlm.config import load_run_config  # only now: --help and misspelt options answer at once
+    from stlm.config import load_run_config  # late, so that --help and usage errors are fast
 
     config = load_run_config(args.source, args.set)
     if args.step is not None:
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that follows from the config, and from the tokenizer where there is one."""
+    """Return all facts that follow from the config, and from the tokenizer where there is one."""
     from stlm.model import account, optimizer_bytes, recompute_layers
     from stlm.stlm import STLM
     from stlm.training.distributed.ranks import BatchSplit
@@ -104,7 +104,7 @@ def costs(config: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Assumed:
-    """Stands for a tokenizer that comes with data which is not prepared yet: every id is four bytes."""
+    """A placeholder for the tokenizer of data that is not prepared yet: every id is four bytes."""
 
     start_id = 1
 
@@ -119,7 +119,7 @@ class Assumed:
 
 
 def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
-    """The tokenizer of the run or of the prepared data, or what stands for it, and mean bytes per id if known."""
+    """Return the tokenizer of the run or prepared data, or a placeholder, and mean bytes per id if known."""
     from data_pipeline.loading.prepared_data import PreparedData
     from data_pipeline.preparation.pipeline import default_data_dir
     from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
@@ -142,7 +142,7 @@ def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
 
 
 def state(source: Path) -> dict[str, Any]:
-    """How far a run has come; nothing where it is none. CheckpointError where it has not saved yet."""
+    """Return a run's progress; empty if the source is not a run. Raises CheckpointError where it has no checkpoint."""
     from stlm.config import preset_names
     from stlm.errors import CheckpointError
     from stlm.stlm import checkpoints_of, newest_checkpoint, step_of
@@ -157,7 +157,7 @@ def state(source: Path) -> dict[str, Any]:
             f"its config can be described: python scripts/describe.py {source / 'config.yaml'}"
         )
     progress = read_progress(newest)
-    text, _, _ = (source / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")  # the rest is being written
+    text, _, _ = (source / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")  # drop an incomplete line
     records = [json.loads(line) for line in text.splitlines()]
     return {
         "run": {
@@ -173,7 +173,7 @@ def state(source: Path) -> dict[str, Any]:
 
 
 def ranks_of(source: Path) -> int | None:
-    """The ranks of a run's last start; None where it is no run, or does not say."""
+    """Return the number of ranks of a run's last start; None where it is not a run or not recorded."""
     path = source / "environment.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["starts"][-1]["ranks"]) if path.is_file() else None
@@ -182,7 +182,7 @@ def ranks_of(source: Path) -> int | None:
 
 
 def progress_of(source: Path) -> dict[str, Any]:
-    """The state of a run's newest checkpoint; empty where there is none."""
+    """Return the state of a run's newest checkpoint; empty where there is none."""
     from stlm.stlm import newest_checkpoint
     from stlm.training.run.checkpoint import read_progress
 
@@ -191,8 +191,8 @@ def progress_of(source: Path) -> dict[str, Any]:
 
 
 def text_of_step(config: Any, step: int, rows: str | None, progress: dict[str, Any]) -> str:
-    """A line for each row: what it holds, shortened. The order of the data is a function of seed, step and the batch
-    sizes, of which `progress` knows the earlier ones."""
+    """Return the shortened text of each row of a step. The order of the data is a function of seed, step and batch
+    sizes; `progress` holds the earlier batch sizes."""
     from data_pipeline.loading.loaders import open_data
     from stlm.errors import StlmError
     from stlm.training.loaders import batch_sizes_of, build_loaders
@@ -240,7 +240,7 @@ def readable(source: str, facts: dict[str, Any]) -> str:
 
 
 def run_lines(facts: dict[str, Any]) -> list[str]:
-    """How far the run has come."""
+    """Return lines about the run's progress."""
     if "run" not in facts:
         return []
     state = facts["run"]
@@ -260,7 +260,7 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def phases_table(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """Where the time of a step goes, as the newest record has it."""
+    """Return a table of the time of a step by phase, from the newest record."""
     timing = record["timing"]
     whole = timing["seconds_per_step"]
     rows = [[name, f"{1e3 * taken:,.2f}", f"{taken / whole:.1%}"] for name, taken in timing["phases"].items()]
@@ -269,7 +269,7 @@ def phases_table(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
 
 
 def machine(record: dict[str, Any]) -> str:
-    """How well it is used, and what is taken of it."""
+    """Return lines about the machine's throughput, utilization and memory."""
     timing = record["timing"]
     lines = [f"{timing['bytes_per_second'] / 1e3:,.1f} kB/s"]
     if "mfu" in timing:
@@ -287,7 +287,7 @@ def machine(record: dict[str, Any]) -> str:
 
 
 def gradient_table(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """The norm of the gradient by part of the model, and the share of its square."""
+    """Return a table of gradient norms by part of the model, with their share of the squared norm."""
     whole = record["gradient_norm"] ** 2 or 1.0
     rows = [[part, f"{norm:.4f}", f"{norm**2 / whole:.1%}"] for part, norm in record["gradient_norm_of"].items()]
     rows.append(["all", f"{record['gradient_norm']:.4f}", "100.0%"])
@@ -320,7 +320,7 @@ def work(facts: dict[str, Any]) -> str:
 
 
 def memory_table(facts: dict[str, Any]) -> tuple[list[list[str]], list[str], str]:
-    """Megabytes of one rank, by ZeRO stage."""
+    """Return a table of one rank's memory in MB by ZeRO stage."""
     rows = []
     for stage, parts in facts["training_bytes"].items():
         total = sum(parts.values())
@@ -340,14 +340,14 @@ def mega(bytes: float) -> str:
 
 
 def positive(text: str) -> int:
-    """An argparse type: integers from 1 on."""
+    """Argparse type for integers of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """An argparse type: numbers above 0."""
+    """Argparse type for numbers above 0."""
     try:
         number = float(text)
     except ValueError:

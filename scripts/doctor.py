@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What this machine offers, what is wrong with it, and what to do about that; ends with a real run of two steps.
+"""Check that this machine can train, and how to fix problems; ends with a training run of two steps.
 
 python scripts/doctor.py
 """
@@ -25,7 +25,7 @@ from data_pipeline.extras import how_to_install
 from data_pipeline.plurals import number_of
 
 PACKAGES = ("torch", "deepspeed", "numpy", "datasets", "sentencepiece", "safetensors", "tensorboard", "pyyaml", "tqdm")
-STALE_AFTER_S = 120.0  # no compilation step leaves a lock alone for longer
+STALE_AFTER_S = 120.0  # compilation touches its lock more often
 TRAINING_LIMIT_S = 300.0
 
 TINY_RUN = """\
@@ -35,7 +35,7 @@ training: {max_steps: 2, batch_size: 4, warmup_steps: 0, log_every_steps: 1, eva
 
 
 class Finding(NamedTuple):
-    """One row. `status`: ok, note (nothing here needs it) or problem; `advice` says what to do unless all is well."""
+    """One row of the report. `status`: ok, note (not needed here) or problem; `advice`: how to fix it."""
 
     name: str
     found: str
@@ -67,7 +67,7 @@ def check_everything() -> Iterator[Finding]:
     packages = list(check_packages(tested_versions(ROOT / "constraints.txt")))
     yield from packages
     if any(package.status == "problem" for package in packages):
-        return  # the rest would only fail for the same reason
+        return  # the other checks would fail for the same reason
     yield from check_devices()
     yield from check_tools()
     yield from check_operator_cache(operator_cache())
@@ -94,7 +94,7 @@ def check_packages(tested: Mapping[str, set[str]]) -> Iterator[Finding]:
 
 
 def tested_versions(constraints: Path) -> dict[str, set[str]]:
-    """Package → the versions that constraints.txt pins for it, of all Pythons."""
+    """Return package → versions that constraints.txt pins, for all Python versions."""
     versions: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", constraints.read_text(encoding="utf-8"), re.MULTILINE):
         versions.setdefault(name.lower(), set()).add(version)
@@ -137,7 +137,7 @@ def check_tools() -> Iterator[Finding]:
 
 
 def operator_cache() -> Path:
-    """Where torch keeps the operators that DeepSpeed compiles, as torch itself decides it."""
+    """Return the folder in which torch keeps the operators that DeepSpeed compiles, by torch's own rules."""
     import torch
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -148,7 +148,7 @@ def operator_cache() -> Path:
 
 
 def check_operator_cache(cache: Path) -> Iterator[Finding]:
-    """A build that was killed leaves a lock behind, at which every later start of that operator waits for ever."""
+    """Report stale locks. A killed build leaves a lock behind, on which every later build of that operator hangs."""
     built = sorted(path.parent.name for path in cache.glob("*/*.so"))
     yield Finding("operators", f"{', '.join(built) or 'none built'} in {cache}")
     for lock in sorted(cache.glob("*/lock")):
@@ -168,7 +168,7 @@ def check_mpi() -> Iterator[Finding]:
 
 
 def check_training() -> Finding:
-    """Prepares a small text and trains on it for two steps, with the commands that people type."""
+    """Prepare a small text and train on it for two steps, by the user's commands."""
     print("training for two steps …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="stlm-doctor-") as directory:
         folder = Path(directory)
@@ -202,7 +202,7 @@ def check_training() -> Finding:
 
 
 def run_command(command: Iterable[str]) -> str:
-    """Empty, or why the command failed: the last lines it printed."""
+    """Run a command, and return the last lines it printed if it failed, else an empty string."""
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     try:
         result = subprocess.run(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How good a trained model is.
+"""Evaluate a trained model.
 
 python scripts/evaluate.py runs/quickstart
 python scripts/evaluate.py runs/quickstart --tasks blimp,arc_easy --tasks-dir DIR
@@ -53,7 +53,7 @@ def main() -> int:
         if name and Path(name).is_dir():
             parser.error(f"{option}: {name} is a folder, expected a file, which may be new")
 
-    # Only now, so that --help and misspelt options answer at once.
+    # Imported late, so that --help and usage errors are fast.
     from data_pipeline.storage.atomic import write_text
     from stlm.evals import (
         NEED_DATA,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Text from a trained model, or how likely it finds a text.
+"""Generate text with a trained model, or score a text.
 
 python scripts/generate.py runs/quickstart --prompt "The module"
 python scripts/generate.py runs/quickstart --score FILE
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stlm.stlm import STLM
 
 
-# What an option is where it is not given: until then it is None, so that one without effect can be told.
+# Defaults of options. argparse's default is None, so that a given option without effect is detected.
 DEFAULTS: dict[str, Any] = {
     "prompt": None, "max_ids": 256, "temperature": 0.8, "top_k": None, "top_p": None, "min_p": None, "typical_p": None,
     "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "stop": (), "seed": 0, "samples": 1,
@@ -38,7 +38,7 @@ DRAFTING = ("exit_threshold", "speculative", "drafts")
 
 
 def refuse_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error where an option changes nothing beside the others."""
+    """Exit with a usage error where an option has no effect in combination with the others."""
 
     def refuse(options: Sequence[str], beside: str, why: str) -> None:
         given = [name for name in options if getattr(args, name) is not None and getattr(args, name) is not False]
@@ -163,13 +163,13 @@ def main() -> int:
     refuse_without_effect(parser, args)
     args = argparse.Namespace(**DEFAULTS | {name: value for name, value in vars(args).items() if value is not None})
 
-    import torch  # only now: --help and misspelt options answer at once
+    import torch  # late, so that --help and usage errors are fast
 
     from stlm.generation import Effort, Sampling
     from stlm.stlm import STLM
 
     model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle(args.precision)
-    sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: what comes is valid UTF-8
+    sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: the output is valid UTF-8
     if args.score is not None:
         score(model, args.score, args.per_line)
         return 0
@@ -204,7 +204,7 @@ def main() -> int:
 def answers(
     model: STLM, prompt: str, args: argparse.Namespace, sampling: Sampling, chat_stop: Sequence[str], effort: Effort
 ) -> Iterator[Iterator[str]]:
-    """Yield each text that follows a prompt, as pieces: one text, or as many as --samples."""
+    """Yield each continuation of a prompt as an iterator of pieces: one, or as many as --samples."""
     stop = [*args.stop, *chat_stop]
     if args.beams is not None:
         (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
@@ -235,12 +235,12 @@ COMMANDS = {
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is a command rather than text: one word behind a slash. A space in front makes it text."""
+    """Return whether a line is a command: a slash and one word. A leading space makes it text."""
     return re.fullmatch(r"/\w+ *", line) is not None
 
 
 def obey(line: str, conversation: Conversation) -> None:
-    """Carry out a command of a conversation, except /exit."""
+    """Execute a command of a conversation, except /exit."""
     command = line.strip()
     if command in ("/reset", "/new"):
         conversation.forget()
@@ -252,7 +252,7 @@ def obey(line: str, conversation: Conversation) -> None:
 
 
 class Conversation:
-    """What was said, as the model reads it: one text, or with `chat` turns in the template that it has learned."""
+    """The conversation as the model reads it: one text or, with `chat`, turns in the model's chat template."""
 
     def __init__(self, model: STLM, chat: bool) -> None:
         self._text = ""
@@ -267,23 +267,23 @@ class Conversation:
         self.stop = self._template.stop if self._template else ()
 
     def prompt(self, line: str) -> str:
-        """What the model continues."""
+        """Return the text that the model continues."""
         if self._template is None:
             return self._text + line
         return self._template.prompt([*self._turns, {"role": "user", "content": line}])
 
     def add(self, line: str, said: str) -> None:
-        """Remember what was said, and the answer."""
+        """Append a line and its answer."""
         self._text += f"{line}{said}\n"
         self._turns += [{"role": "user", "content": line}, {"role": "assistant", "content": said}]
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Clear the conversation."""
         self._text, self._turns = "", []
 
 
 def score(model: STLM, name: str, per_line: bool) -> None:
-    """How likely a file is, as a document of its own, its end not included."""
+    """Print the log-likelihood of a file, read as one document without its end."""
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         text = data.decode("utf-8")
@@ -303,26 +303,26 @@ def score(model: STLM, name: str, per_line: bool) -> None:
 
 
 def bits_per_byte(model: STLM, text: str) -> tuple[float, float]:
-    """Nats of a text, and bits for each of its bytes."""
+    """Return the nats and the bits per byte of a text."""
     nats = -model.log_likelihood(text)
     return nats, nats / math.log(2) / len(text.encode())
 
 
 def warn_of_length(model: STLM, prompt: str) -> None:
-    """Say so where a prompt is too long to be read whole."""
+    """Print a warning where a prompt is longer than the context."""
     length, most = len(model.tokenizer.encode(prompt)), model.config.context_length - 1
     if length > most:
         print(f"the prompt has {number_of(length, 'id')}; the model reads the last {most}", file=sys.stderr)
 
 
 def prompts(given: str | None) -> Iterator[str]:
-    """The one given on the command line, else lines as they are typed or piped in."""
+    """Yield the prompt of the command line, or lines as they are typed or piped in."""
     if given is not None:
         yield given
     elif sys.stdin.isatty():
         import readline  # noqa: F401 (what was typed before comes back with the arrow keys)
 
-        sys.stdin.reconfigure(errors="replace")  # a byte that is no character does not end the conversation
+        sys.stdin.reconfigure(errors="replace")  # an invalid byte does not end the conversation
         print("Type a text and press Enter; /help lists the commands, Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
@@ -339,8 +339,8 @@ def prompts(given: str | None) -> Iterator[str]:
 
 
 def show(prompt: str, pieces: Iterator[str], said: list[str]) -> None:
-    """Print the prompt and what follows it, as it comes, on lines of its own; what follows is added to `said`."""
-    said.append(next(pieces, ""))  # if the model cannot read the prompt, this says so, and nothing is shown
+    """Print the prompt and its continuation as it is generated, on separate lines; append the pieces to `said`."""
+    said.append(next(pieces, ""))  # raises before anything is printed if the model cannot read the prompt
     print(prompt + said[0], end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -349,7 +349,7 @@ def show(prompt: str, pieces: Iterator[str], said: list[str]) -> None:
 
 
 def some_text(text: str) -> str:
-    """An argparse type: text that is not empty."""
+    """Argparse type for non-empty text."""
     if not text:
         raise argparse.ArgumentTypeError("got '', expected a text that is not empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -358,7 +358,7 @@ def some_text(text: str) -> str:
 
 
 def at_least(minimum: int):
-    """An argparse type: integers from `minimum` on."""
+    """Return an argparse type for integers of at least `minimum`."""
 
     def integer(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
@@ -369,7 +369,7 @@ def at_least(minimum: int):
 
 
 def number(minimum: float, maximum: float):
-    """An argparse type: numbers from `minimum` to `maximum`."""
+    """Return an argparse type for numbers from `minimum` to `maximum`."""
 
     def real(text: str) -> float:
         try:

@@ -90,7 +90,7 @@ def append_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
 
 
 def update_report(directory: Path, new: bool) -> None:
-    """Write the report of data that is new, or whose command was killed after the manifest and before the report."""
+    """Write the report of new data, or of data whose command was killed between manifest and report."""
     there, manifest = directory / REPORT_FILE, directory / MANIFEST_FILE
     if not new and there.exists() and there.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
         return
@@ -107,9 +107,10 @@ def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int
 
 
 def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool, bool]:
-    """What to prepare; the tokenizers, several if they are to be compared; the widths that the table is for; and
+    """Parse the command line.
 
-    whether the text is added to what is there, and whether it is only looked at.
+    Returns the config, the tokenizers (several for a comparison), the widths for the comparison's table, whether text
+    is added to existing data, and whether this is a dry run.
     """
     defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
 

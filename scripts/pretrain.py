@@ -30,7 +30,7 @@ def main() -> int:
     ranks = find_ranks()
     told = "told_by_rank_zero"
     try:
-        try:  # what needs no torch: a mistake is answered at once
+        try:  # checks without torch, so that user errors are reported at once
             followed = follow_data(arguments)
             config = load_run_config(arguments.config, [*followed, *arguments.set])
             deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
@@ -39,15 +39,15 @@ def main() -> int:
             if followed and ranks.rank == 0:
                 print(f"follows its data: {', '.join(followed)}", flush=True)
         except StlmError as error:
-            setattr(error, told, True)  # every rank finds the same
+            setattr(error, told, True)  # every rank finds the same error
             raise
-        # Before torch is imported: where a rank is lost, its table would print pages of C++ frames in the others.
+        # Set before torch is imported: else, when a rank is lost, the others print pages of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from stlm.training.distributed.lost import naming_lost_ranks
 
         with naming_lost_ranks():
             return train(arguments, config, deepspeed_config, profiled)
-    except (Stopped, NonFinite) as ending:  # the trainer has told it
+    except (Stopped, NonFinite) as ending:  # the trainer has logged it
         return ending.exit_code
     except (StlmError, DataError) as error:
         if ranks.rank > 0 and hasattr(error, told):
@@ -107,11 +107,11 @@ def train(
 
 
 def follow_data(arguments: argparse.Namespace) -> list[str]:
-    """Tokenizer, embedder and head that fit the data, as overrides, where the user has not chosen others."""
+    """Return overrides for tokenizer, embedder and head that fit the data, where the user has not chosen others."""
     folder = arguments.data or data_folder(arguments.config, arguments.set)
     try:
         tokenizer = Manifest.load(folder).tokenizer["spec"] if folder else None
-    except DataError:  # which is told when the data is opened
+    except DataError:  # reported when the data is opened
         return []
     if tokenizer is None:
         return []
@@ -120,13 +120,13 @@ def follow_data(arguments: argparse.Namespace) -> list[str]:
 
 
 def name_of(config: str) -> str:
-    """What a run is called: as its preset, its file, or the run whose config it has."""
+    """Return the name of a run: that of its preset, its config file, or the run whose config it has."""
     path = Path(os.path.abspath(config))
     return path.name if path.is_dir() else path.stem
 
 
 def choose(arguments: argparse.Namespace, config: RunConfig, fingerprint: str) -> tuple[Path, str]:
-    """The run directory where none is named, and what people should know of the choice."""
+    """Choose the run directory where none is named, and return it with a message about the choice."""
     from stlm.training.run.run_directory import choose_run_directory, why_not_extended
 
     return choose_run_directory(
@@ -136,7 +136,7 @@ def choose(arguments: argparse.Namespace, config: RunConfig, fingerprint: str) -
 
 
 def check_data(config: RunConfig) -> None:
-    """Open the data once to see that it is whole; the default corpus is made if it is missing."""
+    """Open the data once to check that it is complete; the default corpus is prepared if it is missing."""
     from data_pipeline.loading.loaders import open_data
 
     open_data(config.data)
@@ -191,7 +191,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def steps_to_profile(text: str | None, max_steps: int) -> tuple[int, int] | None:
-    """ "10:12" → (10, 12); "10" → (10, 10). ConfigError where these are no steps of the run."""
+    """Parse "10:12" as (10, 12), "10" as (10, 10). Raises ConfigError where these are not steps of the run."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
@@ -205,7 +205,7 @@ def steps_to_profile(text: str | None, max_steps: int) -> tuple[int, int] | None
 
 
 def begun_from(overrides: list[str]) -> str | None:
-    """The run that holds the model of training.init_from, where it is set; its settings fit that model."""
+    """Return the run that holds the model of training.init_from, whose settings fit the model; None if not set."""
     for override in reversed(overrides):
         key, _, value = override.partition("=")
         if key.strip() == "training.init_from":
@@ -215,7 +215,7 @@ def begun_from(overrides: list[str]) -> str | None:
 
 
 def leave(code: Any) -> None:
-    """End at once: threads of the communication library can abort a process that Python takes apart step by step."""
+    """Exit at once: threads of the communication library can abort the process during Python's shutdown."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)

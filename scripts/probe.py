@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What can be learned on top of a trained model.
+"""Learn tasks on top of a trained model.
 
 python scripts/probe.py runs/mine --tasks cola,sst2,rte --tasks-dir DIR
 python scripts/probe.py runs/mine --tasks cola --tasks-dir DIR --method finetune --max-train-examples 2000
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--output", metavar="FILE.json|FILE.md", help="also write the results here, with full digits")
     args = parser.parse_args()
 
-    # Only now, so that --help and misspelt options answer at once.
+    # Imported late, so that --help and usage errors are fast.
     from data_pipeline.storage.atomic import write_text
     from stlm.errors import StlmError
     from stlm.evals import METHODS, ProbeOptions, Subject, load_glue, probe, probe_markdown, probe_text
@@ -53,7 +53,7 @@ def main() -> int:
     for task in tasks:
         results[task.name] = probe(task, method, options)
         print(f"\n{probe_text({task.name: results[task.name]})}", flush=True)
-        if args.output:  # what has been found, should the rest be interrupted
+        if args.output:  # keep the results so far if the rest is interrupted
             as_json = json.dumps({**head, "results": results}, indent=2) + "\n"
             write_text(args.output, probe_markdown(head, results) if args.output.endswith(".md") else as_json)
     print(f"\n{NOTES}")

@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, grace_s: float, final: set[int]) -> int:
-    """Run the command until it is done. Returns the exit code of its last run; one ended by a signal counts as 1."""
+    """Run the command until it is done, and return the exit code of its last run; 1 if a signal ended it."""
     asked = Asked(grace_s)
     restarts = 0
     while True:
@@ -78,7 +78,7 @@ def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, gr
             say(f"ended with {describe(code)}; no restart is left")
             return code if code > 0 else FAILED
         restarts += 1
-        ranks = max(fewest, ranks // 2)  # halves: a batch that a number of ranks divides, its half divides too
+        ranks = max(fewest, ranks // 2)  # halve: a batch divisible by the ranks is divisible by half of them
         wait = min(LONGEST_WAIT_S, 2.0 ** (restarts - 1))
         say(f"ended with {describe(code)}; starting again in {wait:.0f} s")
         asked.sleep(wait)
@@ -87,7 +87,7 @@ def supervise(command: list[str], max_restarts: int, ranks: int, fewest: int, gr
 
 
 class Asked:
-    """Runs a command in a process group of its own, and passes on what the supervisor is asked by a signal."""
+    """A command run in its own process group, to which the supervisor's signals are forwarded."""
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
@@ -97,11 +97,11 @@ class Asked:
             signal.signal(number, self._pass_on)
 
     def came(self) -> bool:
-        """Whether the supervisor was asked to stop."""
+        """Return whether the supervisor has received a signal."""
         return self._signal is not None
 
     def run(self, words: list[str]) -> int:
-        """The exit code of the command; negative if a signal ended it. Nothing that it started is left."""
+        """Run the command, end the processes it leaves, and return its exit code; negative if a signal ended it."""
         try:
             self._process = subprocess.Popen(words, start_new_session=True)
         except OSError as error:
@@ -113,7 +113,7 @@ class Asked:
         return code
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not on when a signal has come."""
+        """Sleep, or return early when a signal has come."""
         until = time.monotonic() + seconds
         while self._signal is None and time.monotonic() < until:
             time.sleep(min(0.2, seconds))
@@ -125,7 +125,7 @@ class Asked:
 
 
 def end_group(group: int, grace_s: float) -> None:
-    """End what still runs of a process group: it is asked first, and killed when the time is over."""
+    """Terminate the remaining processes of a process group, and kill them after the grace period."""
     if not signal_group(group, signal.SIGTERM):
         return
     say("ending what the command left running")
@@ -138,7 +138,7 @@ def end_group(group: int, grace_s: float) -> None:
 
 
 def signal_group(group: int, number: int) -> bool:
-    """Send a signal to a process group; False if nothing of it is left."""
+    """Send a signal to a process group; return False if it has no process left."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
@@ -147,12 +147,12 @@ def signal_group(group: int, number: int) -> bool:
 
 
 def describe(code: int) -> str:
-    """An exit code as people read it."""
+    """Return an exit code as text."""
     return f"{signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def say(text: str) -> None:
-    """A line of the supervisor's own, apart from the command's output."""
+    """Print a line of the supervisor to stderr, apart from the command's output."""
     print(f"supervise: {text}", file=sys.stderr, flush=True)
 
 
