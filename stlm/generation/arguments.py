@@ -19,7 +19,7 @@ def check_integer(name: str, value: Any, least: int | None = None) -> None:
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise ConfigError unless `value` is a number from `low` to `high`."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high):  # false for NaN, too
+    if not (is_number and low <= value <= high):  # also False for NaN
         raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
 
 

@@ -183,7 +183,7 @@ def generate_ids(
 
 def last_of(ids: list[int], number: int) -> list[int]:
     """Return the last `number` ids, or all if there are fewer."""
-    return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all of them where number is 0
+    return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all ids if number is 0
 
 
 @torch.inference_mode()

@@ -194,7 +194,7 @@ def _accepted(
         rejected = draws.uniform() * q_V[id] >= p_V[id]
         if rejected:
             rest_V = (p_V - q_V).clamp(min=0)
-            (id,) = pick((rest_V if rest_V.any() else p_V)[None], [draws.uniform()])  # none: p = q, but for rounding
+            (id,) = pick((rest_V if rest_V.any() else p_V)[None], [draws.uniform()])  # no mass: p = q within rounding
         draws.take(id)
         drawn.append(id)
         if rejected:

@@ -1,4 +1,4 @@
-"""The model's parts, from ids to logits. This package imports torch and stlm.config, and no other part of stlm."""
+"""The model's parts, from ids to logits. They depend on torch and their config dataclasses, not on data or training."""
 
 from stlm.model.accounting import Account, account, count_parameters, optimizer_bytes
 from stlm.model.context import Context

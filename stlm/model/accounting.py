@@ -46,7 +46,7 @@ class Account:
     parts: tuple[Part, ...]
     parameters: int
     effective: int
-    embedding: int  # parameters of the vectors of ids
+    embedding: int  # parameters of embedding tables
     trained: int  # parameters that are not frozen
     rows: int  # sequences in the pass that was measured
     forward_flops: float  # per id
@@ -197,7 +197,7 @@ def _parts(model: nn.Module, uses: Counter[Tensor], flops: dict[str, int], ids: 
     for name, parameter in model.named_parameters(remove_duplicate=False):
         part = part_of(name)
         unique[part] += parameter.numel() if first[parameter] == name else 0
-        # A tensor with several names is used as often under each: by a tied head, by layers that share.
+        # The uses of a tensor with several names, as in tied heads and shared layers, are divided equally among them.
         effective[part] += parameter.numel() * max(uses[parameter], names[parameter]) / names[parameter]
     work: Counter[str] = Counter()
     for name, count in flops.items():

@@ -74,7 +74,7 @@ class Network(nn.Module):
         row_keys_B: Tensor | None = None,
         wanted_BT: Tensor | None = None,
     ) -> Output:
-        """ids [B, T] → logits [B, T, V]: position t is predicted from positions before t.
+        """Map ids [B, T] to logits [B, T, V]: position t is predicted from positions before t.
 
         With `document_ids_BT`, ids of other documents have no influence: at the first id of a document only the id
         before it is read, which marks the beginning (end_of_text). Positions are relative, or count from the beginning
@@ -83,7 +83,7 @@ class Network(nn.Module):
         their keys. With `wanted_BT`, only the logits where it is True are computed: [number of them, V].
         """
         states: list[Tensor] | None = [] if row_keys_B is not None and len(self.depths) > 1 else None
-        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may hold smaller integers
+        documents_BT = None if document_ids_BT is None else document_ids_BT.long()  # data may use smaller types
         return self.read(self._shifted(ids_BT), Context(documents_BT, None, row_keys_B, states, wanted=wanted_BT))
 
     def exit_logits(self, ids_BT: Tensor) -> list[Tensor]:
@@ -184,7 +184,7 @@ class Network(nn.Module):
 
     @property
     def longest_text(self) -> int:
-        """Ids of a text that `embed_ids` can read: the context, less the start symbol and what ends the last patch."""
+        """Most ids that `embed_ids` reads: the context, less the start symbol and positions to end the last patch."""
         return self.config.context_length - 1 - self._reach
 
     @property

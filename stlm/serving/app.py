@@ -105,7 +105,7 @@ def build_app(
             check_name(asked.model)
             return asked, [given_of(scheduler.model, asked, prompt) for prompt in asked.prompts]
 
-        asked, given = await run_in_threadpool(understand)  # a long text takes a while to encode
+        asked, given = await run_in_threadpool(understand)  # encoding a long text is slow
         exchange = Exchange(scheduler, asked, given, name, metrics, begun)
         watch = asyncio.create_task(exchange.watch(request))
         if asked.stream:
@@ -202,7 +202,7 @@ class Exchange:
         self.metrics, self.begun = metrics, begun
         self.id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()  # None: the client has left
+        self.pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()  # None: the client disconnected
         self.jobs = [self._job(place) for place in range(len(given) * asked.choices)]
         self.prompt_ids = sum(len(one.front) + len(one.prompt.ids) - 1 for one in given)
         self._silent = set(range(len(self.jobs)))  # indices of jobs without a piece so far
@@ -222,7 +222,7 @@ class Exchange:
         def tell(piece: Piece) -> None:
             try:
                 loop.call_soon_threadsafe(self.pieces.put_nowait, (place, piece))
-            except RuntimeError:  # the server has ended
+            except RuntimeError:  # the event loop is closed
                 job.cancelled = True
 
         sampling = replace(asked.sampling, seed=asked.sampling.seed + choice)
@@ -365,12 +365,12 @@ class EventStream(StreamingResponse):
 
 
 def event(head: dict[str, Any], choices: list[dict[str, Any]]) -> str:
-    """One server-sent event."""
+    """Format one server-sent event."""
     return f"data: {json.dumps({**head, 'choices': choices})}\n\n"
 
 
 def choice_of(place: int, said: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
-    """One choice of an answer or event."""
+    """Build one choice of an answer or event."""
     return {"index": place, **said, "logprobs": logprobs, "finish_reason": finish}
 
 

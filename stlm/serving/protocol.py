@@ -162,7 +162,7 @@ def read_request(asked: Mapping[str, Any], chat: bool, limits: ServerLimits, tem
     length = "max_completion_tokens" if asked.get("max_completion_tokens") is not None else "max_tokens"
     stream = _boolean(asked, "stream")
     echo = not chat and _boolean(asked, "echo")
-    least = 0 if echo else 1  # the prompt's log-probabilities alone
+    least = 0 if echo else 1  # 0: only the prompt's log-probabilities
     model = asked.get("model")
     if model is not None and not isinstance(model, str):
         raise Refused(f"model: got {_kind(model)}, expected a string", "model")
@@ -280,7 +280,7 @@ def _prompt_of(value: Any, template: ChatTemplate) -> str:
         if message["role"] not in ("system", "developer", "user", "assistant"):
             raise Refused(f"{param}.role: got {message['role'][:40]!r}, expected system, user or assistant", param)
         content = message.get("content")
-        if isinstance(content, list):  # parts, of which text alone can be read
+        if isinstance(content, list):  # content parts: only text is supported
             for number, part in enumerate(content):
                 if isinstance(part, dict) and part.get("type", "text") != "text":
                     got = str(part["type"])[:40]

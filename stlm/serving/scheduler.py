@@ -181,7 +181,7 @@ class Scheduler:
         batch.remove(job.row)
         with self._changed:
             self._running.pop(job.row, None)
-        with suppress(Exception):  # telling may be what failed
+        with suppress(Exception):  # `tell` itself may have failed
             job.tell(Piece("", "error"))
 
     def _say(self, batch: DecodingBatch, job: Job) -> None:
@@ -195,7 +195,7 @@ class Scheduler:
         finish = "stop" if ended or stream.stopped else "length" if job.row.draws.left == 0 else None
         if finish is not None:
             text += stream.close()
-            if stream.stopped:  # the stop string may have been completed by what was held back
+            if stream.stopped:  # the held-back text may complete the stop string
                 finish = "stop"
             batch.remove(job.row)
         piece = Piece(text, finish, job.tokens.told(text, finish is not None))

@@ -37,11 +37,11 @@ class Correction(nn.Module):
 
 
 def correct(model: nn.Module, core: nn.Module, config: LoRAConfig) -> None:
-    """Freeze a model, and add a trainable correction to each target matrix of the core. Raises ConfigError where a
-    target names no matrix."""
+    """Freeze a model, and add a trainable correction to each target matrix of the core. Raises ConfigError
+    if a configured target names no matrix; by default, only if none does."""
     model.requires_grad_(False)
     corrections: dict[Tensor, Correction] = {}
-    own = [one for one in core.modules() if isinstance(one, CorrectedLinear)]  # where layers that share a matrix differ
+    own = [one for one in core.modules() if isinstance(one, CorrectedLinear)]  # corrections of shared matrices
     left_out = {linear for one in own for linear in (one.lora_a, one.lora_b)}
     targets = dict.fromkeys(config.targets.split(","), False)  # whether a matrix was found there
     for name, linear in list(core.named_modules()):
@@ -56,7 +56,7 @@ def correct(model: nn.Module, core: nn.Module, config: LoRAConfig) -> None:
             linear.add_module(NAME, correction)
             linear.register_forward_hook(_add)
     missing = [target for target, found in targets.items() if not found]
-    if missing and (config.targets != LoRAConfig.targets or not any(targets.values())):  # by default: what there is
+    if missing and (config.targets != LoRAConfig.targets or not any(targets.values())):  # defaults need not all exist
         kinds = sorted({name.rpartition(".")[2] for name, one in core.named_modules() if type(one) is nn.Linear})
         raise ConfigError(
             f"model.lora.targets: the core has no matrix in {missing[0]!r}, expected some of attention, feed_forward, "

@@ -90,5 +90,5 @@ class MoE(FeedForward):
 
 
 def group_size(num_choices: int, num_experts: int) -> int:
-    """Return the group size: about a quarter of an expert's average load, a multiple of 16 in 16 … 256."""
+    """Return the group size, from shapes alone: about 1/4 of an expert's mean load, a multiple of 16 in 16 … 256."""
     return max(16, min(256, num_choices // (4 * num_experts) // 16 * 16))

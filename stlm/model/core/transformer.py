@@ -71,7 +71,7 @@ class TransformerCore(Core):
             layer.truncate(layer.length - positions)
 
     def advance(self, x_BPD: Tensor, context: Context, cache: list[KeyValueCache] | None, stage: int) -> Tensor:
-        if x_BPD.size(1) == 0:  # a step inside a patch brings the core nothing new
+        if x_BPD.size(1) == 0:  # a step inside a patch adds no core position
             return x_BPD
         return self.stack(x_BPD, context, cache, slice((0, *self.depths)[stage], self.depths[stage]))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROLL_BACK = 64  # positions that a windowed cache keeps beyond its window, so that it can be cut back by that many
+ROLL_BACK = 64  # positions that a windowed cache keeps beyond its window, so that they can be removed again
 
 
 class KeyValueCache:

@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
     """Quantized tensor: entry = level x step of its group."""
 
     levels: Tensor  # int8, the tensor's own shape: at most `largest_level(bits)` in size
-    ratios: Tensor  # uint8 [R, G]: the steps, as parts of the largest one
+    ratios: Tensor  # uint8 [R, G]: the steps in multiples of `unit`
     unit: float  # the largest step over RATIOS, a number of 32 bits
 
     def value(self) -> Tensor:

@@ -121,7 +121,7 @@ class Patching(nn.Module):
         begun_BT = taken_BT > earlier_BT
         counts_B = begun_BT.sum(1)
         slots = self.room(length) if before is None else int(counts_B.max())
-        slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # those that begin no patch: one too many
+        slot_BT = torch.where(begun_BT, index_BT - 1, slots)  # no patch begins: an extra slot, cut off below
         place_BT = torch.arange(length, device=wanted_BT.device).expand_as(slot_BT)
         start_BP = torch.full_like(slot_BT[:, :1], -1).repeat(1, slots + 1).scatter(1, slot_BT, place_BT)[:, :-1]
         taken = Taken(taken_BT[:, -1:], (first_B1 + length).expand_as(taken_BT[:, -1:]))
