@@ -104,7 +104,7 @@ def difference(first: Sample, second: Sample) -> Difference:
     value = float(delta_C.sum() / units_C.sum())
     if first.measure.startswith("accuracy") and first.independent:
         return Difference(value, float(low), float(high), mcnemar(delta_N), "McNemar")
-    if len(delta_C) == 1:  # drawn again and again it is always itself, which says nothing of others
+    if len(delta_C) == 1:  # every resample equals the one item: there is no information about the spread
         return Difference(value, -math.inf, math.inf, 1.0, "none of 1 item")
     tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1))

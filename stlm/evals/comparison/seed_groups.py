@@ -75,7 +75,7 @@ def run_of(model: str) -> Path | None:
             path = Path(json.loads(path.read_text(encoding="utf-8"))["model"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-    folders = (path, *path.parents[:3])  # a run, its checkpoints, one of them, its model
+    folders = (path, *path.parents[:3])  # of a run, its checkpoints, a checkpoint or its model
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 

@@ -34,7 +34,7 @@ from stlm.evals.measures import Measures, calibration_error, estimates, measures
 from stlm.stlm import STLM
 
 QUESTION = "Question: {context}\nAnswer:"
-PASSAGE = "{context}\nAnswer:"  # the question stands at the end of the context
+PASSAGE = "{context}\nAnswer:"  # the context ends with the question
 PLAIN = "{context}"
 
 

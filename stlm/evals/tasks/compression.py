@@ -12,7 +12,7 @@ from data_pipeline.progress import Progress
 from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.tokenizers import Tokenizer
 
-SEPARATOR = b"\xff"  # a byte that UTF-8 never uses: compressors pay for the ends of documents, as models do
+SEPARATOR = b"\xff"  # a byte that UTF-8 never uses: document ends count for compressors, as for models
 
 
 class _Compressor(Protocol):

@@ -57,7 +57,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> GGUFVocabulary:
         vocabulary = _of_byte_level(tokenizer, definition)
     if tokenizer.chat_template is None:  # symbols may be typed in prompts; without chat no message can spell one out
         vocabulary.pieces[:] = [piece.removeprefix(MARK) for piece in vocabulary.pieces]
-    if (turn := end_of_turn(tokenizer).single) is not None:  # as a symbol, it is not part of the answer
+    if (turn := end_of_turn(tokenizer).single) is not None:  # as a symbol, it is left out of answers
         vocabulary.pieces[turn], vocabulary.kinds[turn] = END_OF_TURN, "CONTROL"
     return vocabulary
 
