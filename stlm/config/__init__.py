@@ -1,4 +1,4 @@
-"""What decides a run: one tree of frozen dataclasses, read from strict YAML with every problem named at once."""
+"""Configuration of a run: one tree of frozen dataclasses, read from strict YAML, with all problems in one report."""
 
 from data_pipeline.config import DataConfig
 from stlm.config.deepspeed import load_deepspeed_config, stated_precision

@@ -1,4 +1,4 @@
-"""The section `evals`: the tasks that evaluate a model while it is trained."""
+"""The section `evals`: tasks that evaluate a model during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OWN_ITEMS = (*WHOLE_TEXT, "corruptions", "minimal_pairs")  # tasks that read no 
 
 @dataclass(frozen=True)
 class EvalsConfig:
-    """Tasks of scripts/evaluate.py, run on the model in training. They do not change what it learns."""
+    """Tasks of scripts/evaluate.py, run on the model during training. They do not affect training."""
 
     every_steps: int | None = setting(
         None, "steps between two evaluations by tasks, of which one follows the last step; null: none",
@@ -38,7 +38,7 @@ class EvalsConfig:
     )
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between these settings."""
+        """Yield the conflicts between these settings."""
         names = [name.strip() for name in self.tasks.split(",")]
         if not all(names):
             yield Conflict(

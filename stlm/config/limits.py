@@ -1,4 +1,4 @@
-"""How much a run may use up."""
+"""Limits of a run: ids, bytes and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stlm.config.yaml.fields import setting
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """Ends of a run beside training.max_steps: the one that is reached first is the end, and that of the schedule."""
+    """Limits in addition to training.max_steps. The first one reached ends the run, and the schedule follows it."""
 
     ids: int | None = setting(None, "ids predicted in training; null: no limit", minimum=1, may_change=True)
     bytes: int | None = setting(None, "bytes of text trained on; null: no limit", minimum=1, may_change=True)

@@ -1,4 +1,4 @@
-"""What a run does when its numbers go wrong."""
+"""Settings for recovery from losses that are not finite or spike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stlm.config.yaml.fields import Conflict, setting
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Steps that are skipped, and returns to a checkpoint. A run that nothing happens to is the same with any of it."""
+    """Skipped steps and rollbacks to a checkpoint. None of it affects a run without such losses."""
 
     max_skipped_in_a_row: int = setting(
         3,
@@ -39,7 +39,7 @@ class RecoveryConfig:
     )  # fmt: skip
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between these settings."""
+        """Yield the conflicts between these settings."""
         if self.spike_factor is not None and self.max_rollbacks == 0:
             yield Conflict(
                 "spike_factor",

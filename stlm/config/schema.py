@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run, as one tree of frozen dataclasses."""
+"""RunConfig: all settings of a run, as one tree of frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = ("embedder", "core", "head")  # of a model
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. Which vocabulary it speaks comes from its tokenizer, not from here."""
+    """Architecture of a model. The vocabulary is determined by the tokenizer, not by this config."""
 
     context_length: int = setting(512, "ids of a training window and of the longest attention", minimum=1)
     width: int = setting(256, "width of the core", minimum=2)
@@ -37,7 +37,7 @@ class ModelConfig:
     lora: LoRAConfig = field(default=LoRAConfig(), metadata={"help": "corrections that learn instead of the weights"})
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between the parts, keys as seen from here."""
+        """Yield the conflicts between the parts, with keys relative to this section."""
         for part in (self.embedder, self.core, self.head):
             yield from part.check(self)
         yield from self.lora.check(self)
@@ -54,13 +54,13 @@ class ModelConfig:
             )
 
     def at_base_width(self) -> ModelConfig:
-        """The same model at its base width; where there is none, the model itself."""
+        """Return the config at its base width, or an equal config where no base width is set."""
         return replace(self, width=self.base_width or self.width, base_width=None)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained. The number of ranks is no part of it: it may change at every resume."""
+    """Settings of training. The number of ranks is not among them, as it may change at every resume."""
 
     objective: str = setting("next_token", "what is predicted", choices=("next_token",))
     init_from: str | None = setting(
@@ -170,10 +170,10 @@ class TrainingConfig:
     recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between these settings."""
+        """Yield the conflicts between these settings."""
         for key, allowed in (("init_parts", 3), ("frozen_parts", 2)):
             parts = [part for part in getattr(self, key).split(",") if part or key == "init_parts"]
-            if key == "frozen_parts":  # names of layers are looked up in the model
+            if key == "frozen_parts":  # names of layers are checked once there is a model
                 parts = [part for part in parts if "." not in part]
             if len(set(parts)) < len(parts) or not set(parts) <= set(PARTS) or len(parts) > allowed:
                 number = "some" if allowed == 3 else "one or two"
@@ -243,7 +243,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, whole: with the same data it gives the same model again."""
+    """All settings of a run. With the same data they give the same model."""
 
     seed: int = setting(1, "all randomness of the run comes from it", minimum=0)
     data: DataConfig = field(default=DataConfig(), metadata={"help": "what is read"})
@@ -252,7 +252,7 @@ class RunConfig:
     evals: EvalsConfig = field(default=EvalsConfig(), metadata={"help": "what it is asked meanwhile"})
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between and within the sections."""
+        """Yield the conflicts between and within the sections."""
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
         yield from (conflict.under("evals") for conflict in self.evals.check())

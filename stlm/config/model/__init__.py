@@ -1,1 +1,1 @@
-"""The sections that describe a model: one file for each family of components."""
+"""Sections of a model's config, one file for each family of components."""

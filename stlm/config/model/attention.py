@@ -1,4 +1,4 @@
-"""Attention of a transformer layer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
+"""Configs of attention in a transformer layer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 @dataclass(frozen=True)
 class AttentionConfig(Component):
-    """Family of attentions, all of which have heads."""
+    """Family of attentions. All of them have heads."""
 
     num_heads: int = setting(4, "query heads", minimum=1)
 
     def head_width_of(self, width: int) -> int:
-        """Width of one head where the layer's vectors have `width`."""
+        """Return the width of one head, for vectors of `width`."""
         return width // self.num_heads
 
     def fit(self, model: ModelShape, even: bool) -> Iterator[Conflict]:
-        """Conflicts with the width, keys as seen from the ModelConfig. `even`: heads need an even width."""
+        """Yield the conflicts with the width, keys relative to the ModelConfig. `even`: heads need an even width."""
         yield from heads_fit("core.attention.num_heads", self.num_heads, "width", model.width, even)
 
     def modules(self) -> tuple[str, ...]:
-        """Names of its matrices and norms: what layers may share."""
+        """Return the names of its matrices and norms, which layers may share."""
         raise TypeError(f"{type(self).__name__} defines no modules()")
 
 
@@ -59,7 +59,7 @@ class GroupedQueryConfig(AttentionConfig):
         return self.head_width or super().head_width_of(width)
 
     def window_of(self, layer: int) -> int | None:
-        """The window of a layer, counted from 0."""
+        """Return the window of layer number `layer`, counted from 0; None: all positions."""
         full = self.full_every is not None and (layer + 1) % self.full_every == 0
         return None if full else self.window
 

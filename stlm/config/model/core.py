@@ -1,4 +1,4 @@
-"""Cores, chosen by `kind`: vectors in, vectors out. Each has a registered module of the same kind in stlm.model."""
+"""Configs of cores (vectors to vectors), chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CoreConfig(Component):
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """How what attention and feed-forward give out, the branches, comes to what went in."""
+    """How branch outputs (attention and feed-forward) are added to the residual stream."""
 
     parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
     scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)
@@ -33,7 +33,7 @@ class ResidualConfig:
 @register("transformer")
 @dataclass(frozen=True)
 class TransformerCoreConfig(CoreConfig):
-    """Pre-norm transformer; as it stands, Llama's recipe: RMSNorm, rotary positions, SwiGLU."""
+    """Pre-norm transformer. The defaults are Llama's recipe: RMSNorm, rotary positions, SwiGLU."""
 
     num_layers: int = setting(6, "layers", minimum=1)
     attention: AttentionConfig = field(default=GroupedQueryConfig(), metadata={"help": "between positions"})
@@ -53,7 +53,7 @@ class TransformerCoreConfig(CoreConfig):
     )
 
     def modules(self) -> tuple[str, ...]:
-        """Places of a block's matrices and norms, such as attention.query: what layers may share."""
+        """Return the places of a block's matrices and norms, such as attention.query, which layers may share."""
         return (
             "attention_norm",
             *(f"attention.{name}" for name in self.attention.modules()),
@@ -63,7 +63,7 @@ class TransformerCoreConfig(CoreConfig):
 
     @property
     def depth(self) -> int:
-        """Layers that are run: one that is run twice counts twice."""
+        """Number of layers that are run; a layer run twice counts twice."""
         return len(self.loops.order(self.num_layers))
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:

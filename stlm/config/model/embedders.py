@@ -1,4 +1,4 @@
-"""Embedders, chosen by `kind`: ids in, vectors out. Each has a registered module of the same kind in stlm.model."""
+"""Configs of embedders (ids to vectors), chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 @dataclass(frozen=True)
 class EmbedderConfig(Component):
-    """Family of embedders. `patched` says that one vector stands for several ids; `byte_ids` that ids are bytes."""
+    """Family of embedders. `patched`: one vector stands for several ids. `byte_ids`: ids are bytes."""
 
     patched: ClassVar[bool] = False
     byte_ids: ClassVar[bool] = False
 
     def positions_of(self, length: int) -> int:
-        """How many vectors the core gets for `length` ids, at most."""
+        """Return the largest number of vectors that the core gets for `length` ids."""
         return length
 
 
 def scaled_setting() -> Any:
-    """The field of embedders whose vectors may be read as they are."""
+    """Return the field `scaled`, which embedders share."""
     return setting(True, "vectors are read times sqrt(width); off for models that were made without it, as GPT-2 was")
 
 
@@ -93,7 +93,7 @@ class BytePatchEmbedderConfig(EmbedderConfig):
 @register("paper")
 @dataclass(frozen=True)
 class PaperEmbedderConfig(EmbedderConfig):
-    """Ids of any tokenizer, each read as its bytes: a small bidirectional transformer over them, and their mean."""
+    """Ids of any tokenizer, each read as bytes by a small bidirectional transformer, whose outputs are averaged."""
 
     slots: int = setting(16, "bytes by which an id is read, and spelt by the paper head", minimum=1)
     width: int = setting(128, "width of the layers over bytes, in the embedder and in the paper head", minimum=2)

@@ -1,4 +1,4 @@
-"""Early exits: layers of a core from which the head may read, beside the last."""
+"""Config of early exits: layers of a core that the head may read in addition to the last."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stlm.config.yaml.fields import Conflict, setting
 
 @dataclass(frozen=True)
 class ExitsConfig:
-    """Exits at even distances, all through the model's own final norm and head: they have no weights of their own.
+    """Exits at equal distances. All of them use the model's final norm and head, so exits have no weights of their own.
 
-    In training each row learns from one exit beside the last layer, drawn anew at every step (the rotating curriculum
-    of LayerSkip, arXiv 2404.16710, section 3.2): that costs one more pass through the head, however many exits there
-    are. Weights rise with depth as l (l + 1) do, as there.
+    In training each row learns from the last layer and from one exit, drawn again at every step (as in the rotating
+    curriculum of LayerSkip, arXiv 2404.16710, section 3.2). This costs one more pass through the head, whatever the
+    number of exits. Loss weights grow with depth l as l (l + 1), as in LayerSkip.
     """
 
     every: int | None = setting(None, "layers from one exit to the next; null: no exits", minimum=1)
@@ -23,13 +23,13 @@ class ExitsConfig:
     )
 
     def weights(self, depth: int) -> dict[int, float]:
-        """Layers in front of each exit → what its loss is multiplied by; the last layer is not among them."""
+        """Return the loss weight of each exit, by the number of layers before it; without the last layer."""
         places = range(self.every, depth, self.every) if self.every else ()
         total = sum(place * (place + 1) for place in places)
         return {place: self.loss_weight * place * (place + 1) / total for place in places}
 
     def check(self, depth: int) -> Iterator[Conflict]:
-        """Conflicts with the number of layers that are run."""
+        """Yield the conflicts with the number of layers that are run."""
         works = f"model.core.exits.every={max(1, depth // 2)}" if depth > 1 else "model.core.num_layers=2"
         if self.every is not None and self.every >= depth:
             yield Conflict(

@@ -1,4 +1,4 @@
-"""Feed-forward of a transformer layer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
+"""Configs of the feed-forward in a transformer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 
 def gated_width(width: int, share: int = 1) -> int:
-    """8/3 of the width / `share`, rounded up to a multiple of 32: three matrices then cost what two of 4x would."""
+    """Return 8/3 of width / `share`, rounded up to a multiple of 32. Three such matrices cost as much as two of 4x."""
     return -(-8 * width // (3 * 32 * share)) * 32
 
 
@@ -19,14 +19,14 @@ class FeedForwardConfig(Component):
     """Family of feed-forwards."""
 
     def modules(self) -> tuple[str, ...]:
-        """Names of its matrices: what layers may share."""
+        """Return the names of its matrices, which layers may share."""
         raise TypeError(f"{type(self).__name__} defines no modules()")
 
 
 @register("swiglu")
 @dataclass(frozen=True)
 class SwiGLUConfig(FeedForwardConfig):
-    """Two matrices in, one of which gates the other through silu, and one out."""
+    """Gated feed-forward: two input matrices, one of which gates the other through silu, and an output matrix."""
 
     hidden_width: int | None = setting(
         None, "width inside; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
@@ -34,7 +34,7 @@ class SwiGLUConfig(FeedForwardConfig):
     bias: bool = setting(False, "the matrices have a bias")
 
     def hidden_width_of(self, width: int) -> int:
-        """Width inside where the layer's vectors have `width`."""
+        """Return the hidden width, for vectors of `width`."""
         return self.hidden_width or gated_width(width)
 
     def modules(self) -> tuple[str, ...]:
@@ -43,13 +43,13 @@ class SwiGLUConfig(FeedForwardConfig):
 
 @dataclass(frozen=True)
 class PlainFeedForwardConfig(FeedForwardConfig):
-    """What feed-forwards of one matrix in and one out have in common."""
+    """Settings shared by feed-forwards of one input and one output matrix."""
 
     hidden_width: int | None = setting(None, "width inside; null: 4 times the width", minimum=1)
     bias: bool = setting(False, "the matrices have a bias")
 
     def hidden_width_of(self, width: int) -> int:
-        """Width inside where the layer's vectors have `width`."""
+        """Return the hidden width, for vectors of `width`."""
         return self.hidden_width or 4 * width
 
     def modules(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class PlainFeedForwardConfig(FeedForwardConfig):
 @register("gelu")
 @dataclass(frozen=True)
 class GELUConfig(PlainFeedForwardConfig):
-    """One matrix in and one out, gelu between them."""
+    """Input matrix, gelu, output matrix."""
 
     approximate: bool = setting(False, "gelu by way of tanh, as GPT-2 has it, rather than exact")
 
@@ -67,13 +67,13 @@ class GELUConfig(PlainFeedForwardConfig):
 @register("relu_squared")
 @dataclass(frozen=True)
 class ReLUSquaredConfig(PlainFeedForwardConfig):
-    """One matrix in and one out, the square of relu between them."""
+    """Input matrix, squared relu, output matrix."""
 
 
 @register("moe")
 @dataclass(frozen=True)
 class MoEConfig(FeedForwardConfig):
-    """Mixture of experts: each position goes through the few SwiGLUs that a router chooses for it."""
+    """Mixture of experts: each position passes through a few SwiGLUs, chosen by a router."""
 
     num_experts: int = setting(8, "experts of a layer", minimum=2)
     experts_per_token: int = setting(2, "experts that each position goes through", minimum=1)
@@ -90,7 +90,7 @@ class MoEConfig(FeedForwardConfig):
     )
 
     def hidden_width_of(self, width: int) -> int:
-        """Width inside an expert where the layer's vectors have `width`."""
+        """Return the hidden width of an expert, for vectors of `width`."""
         return self.hidden_width or gated_width(width, self.experts_per_token)
 
     def modules(self) -> tuple[str, ...]:

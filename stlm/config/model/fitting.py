@@ -1,4 +1,4 @@
-"""Arithmetic that several components share: which heads fit a width, and the nearest number that would."""
+"""Arithmetic that several components share: numbers of heads that fit a width, and the nearest such number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stlm.config.yaml.fields import Conflict
 
 
 def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: bool = True) -> Iterator[Conflict]:
-    """Heads share the width evenly; where rotary positions turn pairs, `even`, each head's width is even."""
+    """Yield a conflict unless heads divide the width. `even`: each head's width must be even (rotary positions)."""
     unit = 2 if even else 1
     if width % num_heads == 0 and width // num_heads % unit == 0:
         return
@@ -28,11 +28,11 @@ def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: 
 
 
 def divisors(number: int) -> list[int]:
-    """All numbers that divide `number`, in no order; some stand twice."""
+    """Return all divisors of `number`, unordered and possibly repeated."""
     small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
     return [*small, *(number // candidate for candidate in small)]
 
 
 def nearest(target: int, candidates: list[int]) -> int:
-    """The candidate next to `target`, of two as near the smaller one."""
+    """Return the candidate nearest to `target`, the smaller one of two equally near."""
     return min(candidates, key=lambda candidate: (abs(candidate - target), candidate))

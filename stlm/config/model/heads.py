@@ -1,4 +1,4 @@
-"""Heads, chosen by `kind`: vectors in, logits out. Each has a registered module of the same kind in stlm.model."""
+"""Configs of heads (vectors to logits), chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HeadConfig(Component):
 
 
 def logit_cap_setting() -> Any:
-    """The field of heads whose logits may be kept within bounds."""
+    """Return the field `logit_cap`, which heads share."""
     help = "logits stay within ± this, by cap * tanh(logit / cap) (Gemma 2, arXiv 2408.00118); null: no bounds"
     return setting(None, help, above=0.0)
 
@@ -52,7 +52,7 @@ class LinearHeadConfig(HeadConfig):
 @register("byte_patch")
 @dataclass(frozen=True)
 class BytePatchHeadConfig(HeadConfig):
-    """A small local transformer that spells out each patch byte by byte; as wide as the embedder's local layers."""
+    """A small local transformer that decodes each patch byte by byte, with the width of the embedder's local layers."""
 
     num_layers: int = setting(1, "local layers", minimum=1)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
@@ -75,7 +75,7 @@ class BytePatchHeadConfig(HeadConfig):
 @register("paper")
 @dataclass(frozen=True)
 class PaperHeadConfig(HeadConfig):
-    """Spells the next id in bytes, all at once: a small bidirectional transformer over slots, as in the embedder."""
+    """Prediction of all bytes of the next id at once, by a small bidirectional transformer as in the embedder."""
 
     num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
     num_heads: int = setting(4, "attention heads of such a layer", minimum=1, needs=("num_layers", 1))

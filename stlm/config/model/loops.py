@@ -1,4 +1,4 @@
-"""Which layers of a core are run several times."""
+"""Config of depth recurrence: layers of a core that are run several times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stlm.config.yaml.fields import Conflict, setting
 class LoopsConfig:
     """Depth recurrence: a range of layers is run `count` times in a row (Universal Transformer, arXiv 1807.03819).
 
-    Every pass has its own keys and values, and the depth that scales initial values is that of the layers run.
+    Every pass has its own keys and values. Initial values are scaled for the number of layers run.
     """
 
     count: int = setting(1, "how often the layers from first to last are run", minimum=1)
@@ -22,7 +22,7 @@ class LoopsConfig:
     embeddings: bool = setting(False, "add a learned vector at the start of each pass, zero at first")
 
     def order(self, num_layers: int) -> tuple[tuple[int, int | None], ...]:
-        """The layers in the order in which they run; beside the first layer of each pass, the number of the pass."""
+        """Return (layer, number of the pass) in the order of execution; the number is None except at a pass's start."""
         last = num_layers - 1 if self.last is None else self.last
         before, after = range(self.first), range(last + 1, num_layers)
         passes = [
@@ -33,7 +33,7 @@ class LoopsConfig:
         return (*((layer, None) for layer in before), *passes, *((layer, None) for layer in after))
 
     def check(self, num_layers: int) -> Iterator[Conflict]:
-        """Conflicts with the depth, and settings without effect."""
+        """Yield the conflicts with the depth, and the settings without effect."""
         last = num_layers - 1 if self.last is None else self.last
         if last >= num_layers:
             yield Conflict(

@@ -1,4 +1,4 @@
-"""Low-rank corrections of a whole model that is frozen: what fine-tuning learns instead of all weights."""
+"""Config of low-rank corrections, which fine-tuning learns instead of all weights of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stlm.config.yaml.fields import Conflict, setting
 @dataclass(frozen=True)
 class LoRAConfig:
     """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (alpha / rank) B A x for each matrix W of the core's attentions
-    and feed-forwards; A and B are all that learns."""
+    and feed-forwards. Only A and B learn."""
 
     rank: int | None = setting(None, "rows of A and columns of B; null: none, all weights learn", minimum=1)
     alpha: float | None = setting(None, "what corrections are multiplied by, times rank; null: the rank", above=0.0)
@@ -25,12 +25,12 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """The factor alpha / rank; 1 where alpha is null."""
         assert self.rank is not None
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:
-        """Conflicts within, and with the width."""
+        """Yield the conflicts between these settings, and with the width."""
         if self.rank is None and self.alpha is not None:
             yield Conflict(
                 "lora.alpha",

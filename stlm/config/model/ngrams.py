@@ -1,4 +1,4 @@
-"""Hash n-gram embeddings: a section of the embedders that read ids one by one."""
+"""Config of hash n-gram embeddings, a section of several embedders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stlm.config.yaml.fields import Conflict, setting
 
 @dataclass(frozen=True)
 class NgramsConfig:
-    """Vectors for the n ids up to and including each one, for every n from `shortest` to `longest`."""
+    """Hash embeddings of the n ids that end at each position, for every n from `shortest` to `longest`."""
 
     table_size: int = setting(0, "vectors for each n, shared by the n-grams whose hashes agree; 0: none", minimum=0)
     shortest: int = setting(2, "smallest n", minimum=2, needs=("table_size", 4096))
     longest: int = setting(2, "largest n", minimum=2, needs=("table_size", 4096))
 
     def check(self, model: ModelShape, key: str) -> Iterator[Conflict]:
-        """Conflicts within and with the context; `key` is this section's."""
+        """Yield the conflicts between these settings and with the context. `key`: that of this section."""
         if self.shortest > self.longest:
             yield Conflict(
                 f"{key}.shortest",
@@ -37,7 +37,7 @@ class NgramsConfig:
 
 @dataclass(frozen=True)
 class ByteNgramsConfig(NgramsConfig):
-    """The same over bytes, where longer ones are worth a vector."""
+    """Hash n-grams of bytes, with longer defaults."""
 
     shortest: int = setting(3, "smallest n", minimum=2, needs=("table_size", 4096))
     longest: int = setting(8, "largest n", minimum=2, needs=("table_size", 4096))

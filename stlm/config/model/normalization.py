@@ -1,4 +1,4 @@
-"""Norms of a transformer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
+"""Configs of norms in a transformer, chosen by `kind`. Each has a module of the same kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NormConfig(Component):
 @register("rms_norm")
 @dataclass(frozen=True)
 class RMSNormConfig(NormConfig):
-    """Divides by the root of the mean square."""
+    """Division by the root mean square."""
 
     eps: float = setting(1e-6, "added to the mean square", minimum=0.0)
 
@@ -23,7 +23,7 @@ class RMSNormConfig(NormConfig):
 @register("layer_norm")
 @dataclass(frozen=True)
 class LayerNormConfig(NormConfig):
-    """Takes the mean away and divides by the standard deviation."""
+    """Subtraction of the mean and division by the standard deviation."""
 
     eps: float = setting(1e-5, "added to the variance", minimum=0.0)
     bias: bool = setting(True, "add a learned vector")

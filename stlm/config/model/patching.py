@@ -1,4 +1,4 @@
-"""Rules that say where patches begin, chosen by `kind`. Each has a registered module of the same kind in stlm.model."""
+"""Configs of patching rules, which decide where patches begin, chosen by `kind`, as are their modules in stlm.model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stlm.config.model.core import CoreConfig, TransformerCoreConfig
 from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
 
-HEADROOM = 1.25  # slots for each patch of the stated mean length
+HEADROOM = 1.25  # slots per patch of the stated mean length
 
 
 @dataclass(frozen=True)
 class PatchingConfig(Component):
-    """Family of rules. A window has the same number of slots for patches whatever it holds: shapes stay fixed."""
+    """Family of patching rules. The number of patch slots in a window does not depend on its text: shapes are fixed."""
 
     @property
     def span(self) -> int:
-        """How many byte states, up to the position where a patch begins, its vector is made of."""
+        """Number of byte states, up to the position where a patch begins, that its vector is computed from."""
         raise TypeError(f"{type(self).__name__} defines no span")
 
     def num_slots(self, context_length: int) -> int:
-        """The most patches that a window of `context_length` bytes is cut into."""
+        """Return the largest number of patches in a window of `context_length` bytes."""
         raise TypeError(f"{type(self).__name__} defines no num_slots()")
 
 
@@ -58,7 +58,7 @@ class FixedPatchingConfig(PatchingConfig):
 
 @dataclass(frozen=True)
 class VariablePatchingConfig(PatchingConfig):
-    """What rules share whose patches differ in length."""
+    """Settings shared by rules whose patches vary in length."""
 
     patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", above=1.0)
     span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
@@ -72,7 +72,7 @@ class VariablePatchingConfig(PatchingConfig):
 
 
 def one_patch(key: str, length: float, context_length: int) -> Conflict:
-    """Patches so long that a window is one."""
+    """Return the conflict of patches so long that a window holds only one."""
     works = f"{min(4, context_length // 2)}" if context_length >= 4 else f"model.context_length={math.ceil(2 * length)}"
     return Conflict(
         f"embedder.patching.{key}",
@@ -85,13 +85,13 @@ def one_patch(key: str, length: float, context_length: int) -> Conflict:
 @register("space")
 @dataclass(frozen=True)
 class SpacePatchingConfig(VariablePatchingConfig):
-    """A patch begins behind each run of spaces and punctuation, so that it is about a word (SpaceByte)."""
+    """A patch begins after each run of spaces and punctuation, so that it is roughly a word (SpaceByte)."""
 
 
 @register("learned")
 @dataclass(frozen=True)
 class LearnedPatchingConfig(VariablePatchingConfig):
-    """A patch begins where the model finds that something new does (H-Net's dynamic chunking)."""
+    """A patch begins where a learned router decides (H-Net's dynamic chunking)."""
 
     ratio_weight: float = setting(
         0.03, "weight of the term that leads to patches of patch_length bytes on average", minimum=0.0
@@ -104,9 +104,9 @@ Shape = TypeVar("Shape", bound=ModelShape)
 @register("entropy")
 @dataclass(frozen=True)
 class EntropyPatchingConfig(VariablePatchingConfig):
-    """A patch begins where a small byte model finds the next byte hard to guess (BLT).
+    """A patch begins where a small byte model's entropy of the next byte is high (BLT).
 
-    The threshold is found when the run begins, so that patches have the mean length `patch_length` on its text.
+    The threshold is set when the run begins, so that patches of its text have the mean length `patch_length`.
     """
 
     entropy_model: str | None = setting(
@@ -116,7 +116,7 @@ class EntropyPatchingConfig(VariablePatchingConfig):
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
 
     def byte_model(self, model: Shape) -> Shape:
-        """The whole config of the byte model: embedder and head are those of any ModelConfig that names no others."""
+        """Return the whole config of the byte model, with ModelConfig's default embedder and head."""
         kind: Any = type(model)  # a protocol has no arguments of its own
         return kind(context_length=model.context_length, width=self.width, core=self.core)
 

@@ -1,4 +1,4 @@
-"""How a transformer knows where a vector stands, chosen by `kind`. Each has a module of the same kind in stlm.model."""
+"""Configs of position information in a transformer, chosen by `kind`. Each has a module of that kind in stlm.model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 @dataclass(frozen=True)
 class PositionsConfig(Component):
-    """Family of positions. `turning`: they turn pairs of numbers, so that heads need an even width."""
+    """Family of positions. `turning`: they rotate pairs of numbers, so heads need an even width."""
 
     turning: ClassVar[bool] = False
 
     def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
-        """Conflicts with the attention that they serve, keys as seen from the ModelConfig."""
+        """Yield the conflicts with the attention, keys relative to the ModelConfig."""
         yield from ()
 
 
 @register("rope")
 @dataclass(frozen=True)
 class RoPEConfig(PositionsConfig):
-    """Rotary: queries and keys are turned by angles that grow with the position."""
+    """Rotary positions: queries and keys are rotated by angles proportional to the position."""
 
     turning: ClassVar[bool] = True
 
@@ -33,7 +33,7 @@ class RoPEConfig(PositionsConfig):
     fraction: float = setting(1.0, "share of each head, from its front, that is turned", above=0.0, maximum=1.0)
 
     def rotary_width_of(self, head_width: int) -> int:
-        """How many numbers of a head are turned: an even number, as they are turned in pairs."""
+        """Return how many numbers of a head are rotated; must be even, as they are rotated in pairs."""
         return round(head_width * self.fraction)
 
     def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
@@ -57,10 +57,10 @@ class LearnedPositionsConfig(PositionsConfig):
 @register("none")
 @dataclass(frozen=True)
 class NoPositionsConfig(PositionsConfig):
-    """None: order is known from the causal mask alone."""
+    """No positions: order is known from the causal mask alone."""
 
 
 @register("alibi")
 @dataclass(frozen=True)
 class ALiBiConfig(PositionsConfig):
-    """Scores sink with the distance, in each head at its own rate."""
+    """Attention scores decrease linearly with distance, at a rate of each head's own."""

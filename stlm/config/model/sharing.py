@@ -1,14 +1,14 @@
-"""Which layers of a core have weights in common. Layers are counted from 0.
+"""Config of weight sharing between layers of a core. Layers are counted from 0.
 
     sharing:
       modules: {feed_forward: all}                          # one feed-forward for every layer
       modules: {feed_forward: interior:1}                   # the first and the last layer keep their own
       modules: {attention.output: [[0, 1], [2, 3]]}         # any module, any groups of layers
-      modules: {block: [[0, 1]], attention_norm: all}       # a whole block, but for its norms; norms by their own name
-      lora_rank: 64                                         # and a correction of rank 64 for each layer
+      modules: {block: [[0, 1]], attention_norm: all}       # a whole block except its norms; norms by their own name
+      lora_rank: 64                                         # a correction of rank 64 for each layer
 
-A module's name is its place in a block, up to single matrices (`feed_forward`, `attention.query`), or `block`. Norms
-stay a layer's own unless they are named: they cost nothing, and let a layer read the common weights in its own way.
+A module's name is its place in a block, down to single matrices (`feed_forward`, `attention.query`), or `block`. Norms
+are shared only where they are named: they cost almost nothing, and let each layer use the shared weights differently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMS = "all, interior:K (all but K layers at either end), or groups of layers s
 class SharingConfig:
     """Weight tying between layers (Universal Transformer, arXiv 1807.03819; ALBERT, 1909.11942; MobiLlama, 2402.16840).
 
-    A group's layers hold one tensor for each of the named module's weights, and its gradient is the sum over its uses.
+    The layers of a group hold one tensor for each weight of the named module; its gradient is the sum over its uses.
     """
 
     modules: FreeSection = field(
@@ -45,11 +45,11 @@ class SharingConfig:
     )
 
     def groups(self, num_layers: int) -> dict[str, Groups]:
-        """For each named module, the groups of layers that share it; of settings that `check` accepts."""
+        """Return the groups of layers that share each named module. The settings must pass `check`."""
         return {name: groups_of(written, num_layers) for name, written in self.modules.entries}
 
     def check(self, num_layers: int, names: Collection[str]) -> Iterator[Conflict]:
-        """Conflicts with the depth and with `names`: every matrix and norm of a block, such as attention.query."""
+        """Yield the conflicts with the depth and with `names`, all matrices and norms of a block."""
         taken: dict[tuple[str, int], str] = {}  # (matrix or norm, layer) → the entry that shares it
         problems = 0
         for name, written in self.modules.entries:
@@ -74,7 +74,7 @@ class SharingConfig:
 
 
 def groups_of(written: Any, num_layers: int) -> Groups:
-    """The groups of layers that a value of `modules` stands for. ValueError says what is wrong with it."""
+    """Return the groups of layers that a value of `modules` stands for. Raises ValueError where it is wrong."""
     if written == "all":
         if num_layers < 2:
             raise ValueError(
@@ -112,21 +112,21 @@ def groups_of(written: Any, num_layers: int) -> Groups:
 
 
 def members(name: str, names: Collection[str]) -> list[str]:
-    """The matrices and norms of a block that an entry's name stands for: a norm only where it is named itself."""
+    """Return the matrices and norms of a block that an entry's name stands for; norms only by their own names."""
     if name in names:
         return [name]
     return [each for each in names if not is_norm(each) and (name == "block" or each.startswith(name + "."))]
 
 
 def is_norm(name: str) -> bool:
-    """Whether this is a norm's place in a block, such as attention_norm or attention.query_norm."""
+    """Return True for a norm's place in a block, such as attention_norm or attention.query_norm."""
     return name.endswith("norm")
 
 
 def _faults(
     name: str, written: Any, num_layers: int, names: Collection[str], taken: dict[tuple[str, int], str]
 ) -> Iterator[str]:
-    """What is wrong with one entry; what it shares is added to `taken`."""
+    """Yield the faults of one entry, and add what it shares to `taken`."""
     covered = members(name, names)
     if not covered:
         parts = {each.partition(".")[0] for each in names}
