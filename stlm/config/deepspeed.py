@@ -1,8 +1,8 @@
 """The DeepSpeed side of a run: `ds_configs/*.json`, checked before DeepSpeed sees it.
 
-DeepSpeed accepts a misspelt key silently, reads keys that have no effect under a training loop of one's own, and fails
-at others with a traceback. So every key that DeepSpeed 0.19 reads either works here, on any number of ranks, or is
-refused by name with what to use instead. What the run config owns may only be "auto": the engine fills it.
+DeepSpeed silently accepts misspelt keys, reads keys that have no effect with another training loop, and fails at others
+with a traceback. So every key that DeepSpeed 0.19 reads either works here, on any number of ranks, or is refused by
+name with an alternative. Keys that the run config owns may only be "auto": the engine fills them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stlm.errors import ConfigError
 
 AUTO = "auto"
 
-# What the run config owns: dotted DeepSpeed key -> the key that decides instead.
+# Keys that the run config owns: dotted DeepSpeed key -> the key that decides instead.
 OWNED = {
     "train_batch_size": "training.batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -31,7 +31,7 @@ OWNED = {
 }
 OWNED_SECTIONS = {"bf16": "training.precision", "fp16": "training.precision"}  # every key in them, but those of STATED
 
-# What may say a precision, which then has to be the run config's, or is the one that its `auto` stands for.
+# Keys that may state a precision. It must agree with the run config's, or takes the place of its `auto`.
 STATED: dict[str, dict[Any, str | None]] = {
     "bf16.enabled": {True: "bf16"},
     "fp16.enabled": {True: "fp16"},
@@ -41,7 +41,7 @@ STATED: dict[str, dict[Any, str | None]] = {
 
 
 def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
-    """The DeepSpeed config of a JSON file, checked, its "auto" values left for the engine to fill.
+    """Load and check the DeepSpeed config of a JSON file. Its "auto" values are left for the engine to fill.
 
     Raises ConfigError with all problems at once: unknown or repeated keys, keys that the run config owns, "auto" where
     nobody would fill it, two precisions.
@@ -79,12 +79,12 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
 
 
 def stated_precision(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The precision that a DeepSpeed config says, and the key that says it; None if it leaves that to the run."""
+    """Return the precision that a DeepSpeed config states, and the key that does; None if it states none."""
     return next(((name, key) for key, name in _stated(config).items()), None)
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> precision."""
+    """Return the precisions that a config states: dotted key -> precision."""
     found = {}
     for key, meanings in STATED.items():
         section, name = key.split(".")
@@ -96,7 +96,7 @@ def _stated(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(node: Node, path: str, stage: Any, problems: list[Problem]) -> None:
-    """Problems of a section and of those within it."""
+    """Add the problems of a section and of its subsections."""
     for key, child in node.value.items():
         problem = _problem(f"{path}.{key}" if path else key, key, path, child, stage, problems)
         if problem is not None:
@@ -104,7 +104,7 @@ def _check(node: Node, path: str, stage: Any, problems: list[Problem]) -> None:
 
 
 def _problem(dotted: str, key: str, path: str, child: Node, stage: Any, problems: list[Problem]) -> str | None:
-    """What is wrong with a key itself; problems of keys within it are added to `problems`."""
+    """Return the problem of a key itself, and add those of keys within it to `problems`."""
     known = SECTIONS[path] if path else TOP_LEVEL
     got = f"{dotted}: got {_shown(child.value)}"
     if (refusal := REFUSED.get(dotted)) is not None:
@@ -145,7 +145,7 @@ def _problem(dotted: str, key: str, path: str, child: Node, stage: Any, problems
 
 
 def _plain(node: Node) -> Any:
-    """A value without its places."""
+    """Return a value without its places."""
     if isinstance(node.value, dict):
         return {key: _plain(child) for key, child in node.value.items()}
     return [_plain(child) for child in node.value] if isinstance(node.value, list) else node.value

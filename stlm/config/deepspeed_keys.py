@@ -1,9 +1,9 @@
-"""Which of DeepSpeed's keys work here, and what to use instead of each of the others.
+"""Table of DeepSpeed's keys: those that work here, and an alternative for each of the others.
 
-Checked against the whole of what DeepSpeed 0.19.7 and 0.19.8 read. A key works where training with it, on one rank and
-on several, gives what it gives without, but for what the key is for. Everything else is refused by name: what belongs
-to the run config, what only DeepSpeed's own data loader, optimizers, checkpoints or parallel layers look at, what would
-change the gradient, and what ends in a traceback.
+The table covers all keys that DeepSpeed 0.19.7 and 0.19.8 read. A key works if training with it, on one rank and on
+several, gives the same result as without it, apart from the key's purpose. All others are refused by name: keys that
+the run config owns, that only DeepSpeed's own data loader, optimizers, checkpoints or parallel layers read, that would
+change the gradient, or that end in a traceback.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SECTIONS = {
     "csv_monitor": _names("enabled output_path job_name"),
 }
 
-# The stages at which a key has an effect; those that are not named have it at all stages.
+# Stages at which a key has an effect; keys that are not listed have one at all stages.
 EFFECTIVE_AT = {
     "torch_autocast.lower_precision_safe_modules": (1, 2, 3),
     **{
@@ -96,7 +96,7 @@ def _is_file(value: Any) -> bool:
     return value is None or (path is not None and not path.is_dir() and _can_hold(path.parent))
 
 
-# What DeepSpeed itself would accept and do wrong, or fail at in the middle of a run: key → (does it fit?, expected).
+# Values that DeepSpeed would accept and misuse, or fail at in the middle of a run: key → (check, expected value).
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("wall_clock_breakdown", "flops_profiler.enabled", "flops_profiler.detailed"),
@@ -140,7 +140,7 @@ class Refusal(NamedTuple):
     """A key that DeepSpeed reads and this project refuses."""
 
     instead: str  # why, and what to use
-    harmless: tuple[Any, ...] = ()  # values that change nothing, and are let pass
+    harmless: tuple[Any, ...] = ()  # values that change nothing, and are accepted
 
 
 _OWN_CHECKPOINTS = "checkpoints are this project's own (training.save_every_steps) and fit any stage; leave it out"

@@ -1,4 +1,4 @@
-"""Where a RunConfig comes from and goes to: presets, files, run directories, `--set` overrides."""
+"""Reader and writer of a RunConfig: presets, files, run directories, `--set` overrides."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CONFIG_NAME = "config.yaml"
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, by name."""
+    """Return the names of the presets that come with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """The RunConfig of a preset, a YAML file or a run directory, with `key=value` overrides on top.
+    """Load the RunConfig of a preset, a YAML file or a run directory, with `key=value` overrides on top.
 
-    A file may begin with `base: NAME`, a preset or a file beside it, and then holds only what differs from that. What
-    is set nowhere has its default. A value is read as YAML, so `model.head={kind: linear}` replaces a whole component.
+    A file may have `base: NAME`, a preset or a file in the same folder, and then holds only the differences. Keys that
+    are not set have their defaults. Values are read as YAML, so `model.head={kind: linear}` replaces a whole component.
     Raises ConfigError with all problems at once, each with its file and line or its `--set`.
     """
     path = _locate(source)
@@ -45,7 +45,7 @@ def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunCon
 
 
 def data_folder(source: str | Path, overrides: Iterable[str] = ()) -> str | None:
-    """The first folder of prepared data that a config names; None if it names none, or has mistakes."""
+    """Return the first folder of prepared data that a config names; None if it names none, or has errors."""
     root = _tree(source, overrides)
     mixture = _node(root, "data", "mixture")
     parts = mixture.value if mixture is not None and isinstance(mixture.value, list) else []
@@ -56,11 +56,11 @@ def data_folder(source: str | Path, overrides: Iterable[str] = ()) -> str | None
 def following(
     tokenizer: str, source: str | Path, overrides: Iterable[str] = (), preset_is_chosen: bool = True
 ) -> dict[str, str]:
-    """What a config has to be for data of this tokenizer, as overrides, of what the user has not chosen otherwise.
+    """Return the overrides that adapt a config to data of this tokenizer, without changing what the user has chosen.
 
-    The tokenizer follows unless a file or an override sets it; embedder and head follow unless these set them, or
-    `preset_is_chosen` and the preset does. Empty if the config fits, or has mistakes. ConfigError where an embedder was
-    chosen that reads bytes only.
+    The tokenizer is adapted unless a file or an override sets it; embedder and head unless these set them, or, with
+    `preset_is_chosen`, the preset does. Empty if the config fits, or has errors. Raises ConfigError where the chosen
+    embedder reads bytes only.
     """
     root = _tree(source, overrides)
     if root is None:
@@ -87,7 +87,7 @@ def following(
 
 
 def _tree(source: str | Path, overrides: Iterable[str]) -> Node | None:
-    """The tree of a config with its overrides; None if it has mistakes, which `load_run_config` tells."""
+    """Read the tree of a config with its overrides; None if it has errors, which `load_run_config` reports."""
     problems: list[Problem] = []
     try:
         root = _read_with_bases(_locate(source), problems)
@@ -109,7 +109,7 @@ def _value(node: Node | None, default: str) -> Any:
 
 
 def _is_chosen(node: Node | None, preset_is_chosen: bool) -> bool:
-    """Whether a user has set this, in a file or by an override, or the preset has."""
+    """Return True if a file or an override sets this node, or, with `preset_is_chosen`, a preset does."""
     if node is None:
         return False
     if preset_is_chosen or not node.place.startswith(tuple(_display(path) for path in PRESETS.glob("*.yaml"))):
@@ -118,13 +118,13 @@ def _is_chosen(node: Node | None, preset_is_chosen: bool) -> bool:
 
 
 def dump_run_config(config: RunConfig) -> str:
-    """The config as YAML with every field written out; `load_run_config` reads it back equal."""
+    """Write the config as YAML with all fields; `load_run_config` reads it back equal."""
     return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=2**31)
 
 
 def changed_keys(old: Any, new: Any, but: tuple[bool | str, ...] = (True,)) -> list[str]:
-    """Dotted keys in which two configs differ and a resumed run may not. `but`: the values of a setting's `may_change`
-    that are left out."""
+    """Return the dotted keys in which two configs differ, except settings whose `may_change` is in `but`. By default
+    these are the keys in which a resumed run must not differ."""
     keys = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
@@ -140,7 +140,7 @@ def changed_keys(old: Any, new: Any, but: tuple[bool | str, ...] = (True,)) -> l
 
 
 def _locate(source: str | Path) -> Path:
-    """The YAML file that a preset name, a file or a run directory stands for; a preset's name wins over a path."""
+    """Return the YAML file of a preset name, a file or a run directory; a preset's name wins over a path."""
     presets = preset_names()
     if str(source) in presets:
         return PRESETS / f"{source}.yaml"
@@ -160,7 +160,7 @@ def _locate(source: str | Path) -> Path:
 
 
 def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...] = ()) -> Node:
-    """The tree of a file laid over that of its base; `above` are the files that are based on it."""
+    """Read the tree of a file, merged over that of its base; `above` are the files that are based on it."""
     name = _display(path)
     root = read_tree(_read_text(path), name, problems) or Node({}, name)
     base = root.value.pop("base", None) if isinstance(root.value, dict) else None
@@ -181,7 +181,7 @@ def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...
 
 
 def _laid_over(above: Node, below: Node) -> Node:
-    """What `above` sets, and the rest as `below` has it; a component of another kind replaces the whole component."""
+    """Merge `above` over `below`; a component of another kind replaces the whole component."""
     if not isinstance(below.value, dict) or not isinstance(above.value, dict | type(None)):
         return above
     if above.value is None:
@@ -205,13 +205,13 @@ def _read_text(path: Path) -> str:
 
 
 def _display(path: Path) -> str:
-    """The path as messages show it: relative where that is shorter to read."""
+    """Format a path for messages: relative, unless it is outside the working directory."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def _apply(override: str, root: Node, problems: list[Problem]) -> None:
-    """Sets one `a.b=value` in the tree; the place of what it sets is the override itself."""
+    """Set one `a.b=value` in the tree, with the override itself as the place."""
     place = f"--set {override}"
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")

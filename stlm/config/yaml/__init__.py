@@ -1,1 +1,1 @@
-"""Strict YAML to dataclasses: every value knows its line, all problems at once."""
+"""Strict YAML to dataclasses: every value keeps its line, and all problems are in one report."""

@@ -1,4 +1,4 @@
-"""A tree becomes a frozen dataclass, and back: every key known, every value of its type and within its limits."""
+"""Conversion between trees and frozen dataclasses, which checks keys, types and limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts and scalars, every field written out, `kind` first; `from_dict` reads it back equal."""
+    """Convert a config to plain dicts and scalars, every field, `kind` first; `from_dict` reads it back equal."""
     mapping: dict[str, Any] = {"kind": config.kind} if isinstance(config, Component) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -31,7 +31,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def value_at(config: Any, key: str) -> Any:
-    """What a config holds under a dotted key, in plain values; None where it has no such key."""
+    """Return the plain value under a dotted key of a config; None where it has no such key."""
     value: Any = to_dict(config)
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
@@ -39,7 +39,7 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, Any], source: str = "config") -> Config:
-    """The config of class `cls` that `to_dict` wrote as `mapping`; `source` is the file that messages name.
+    """Build the config of class `cls` from `mapping`, as `to_dict` wrote it; `source` is the file that messages name.
 
     Raises ConfigError with all problems at once.
     """
@@ -50,7 +50,7 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], source: str = "conf
 
 
 def raise_problems(problems: list[Problem]) -> None:
-    """One ConfigError for all of them, in the order of the places; nothing where there are none."""
+    """Raise one ConfigError with all problems, in their order; nothing where there are none."""
     if len(problems) == 1:
         raise ConfigError(str(problems[0]))
     if problems:
@@ -58,9 +58,9 @@ def raise_problems(problems: list[Problem]) -> None:
 
 
 def build(cls: type[Config], root: Node, problems: list[Problem], saved: bool = False) -> Config:
-    """The config that the tree describes, defaults elsewhere; to be used only where no problem was added.
+    """Build the config that the tree describes, with defaults elsewhere. Use it only if no problem was added.
 
-    `saved`: the tree is that of a run or model, where settings without effect stay as they are; overrides do not.
+    `saved`: the tree is that of a run or model, in which settings without effect are accepted, except in overrides.
     """
     builder = _Builder(cls, problems, saved)
     config = builder.section(cls, root, "")
@@ -70,22 +70,22 @@ def build(cls: type[Config], root: Node, problems: list[Problem], saved: bool = 
 
 
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
-    """The valid names that a misspelt one may have meant, best first."""
+    """Return the valid names most similar to a misspelt one, best first."""
     return difflib.get_close_matches(name.lower(), list(valid), n=3, cutoff=0.6)
 
 
 class _Builder:
-    """Walks a tree and a class together; collects problems, and where each key was set."""
+    """Traversal of a tree together with a class, which collects problems and the place of each key."""
 
     def __init__(self, root: Any, problems: list[Problem], saved: bool):
         self.root = root
         self.saved = saved
         self.problems = problems
         self.places: dict[str, Node] = {}
-        self.doubtful: set[str] = set()  # keys whose value is not what was meant: conflicts with them prove nothing
+        self.doubtful: set[str] = set()  # keys whose value is wrong: conflicts with them are not reported
 
     def section(self, cls: Any, node: Node, path: str) -> Any:
-        """One dataclass from one mapping; `path` is its dotted key, empty at the root."""
+        """Build a dataclass from a mapping; `path` is its dotted key, empty at the root."""
         if node.value is None:
             return cls()  # an empty file or section sets nothing
         if not isinstance(node.value, dict):
@@ -126,8 +126,8 @@ class _Builder:
         return config
 
     def _refuse_idle(self, config: Any, node: Node, path: str) -> None:
-        """Refuse what is set but needs another setting of its section, which is off. A default value beside a setting
-        that is written as off is accepted: complete configs have it, and overrides that put one back."""
+        """Refuse settings that need another setting of their section, which is off. A default value is accepted where
+        the other is explicitly off, as complete configs have it, and overrides that restore one."""
         prefix = f"{path}." if path else ""
         for field in dataclasses.fields(config):
             needs, works = field.metadata.get("needs", (None, None))
@@ -147,7 +147,7 @@ class _Builder:
             )
 
     def _list(self, cls: Any, node: Node, path: str) -> tuple[Any, ...]:
-        """A list of sections; `path` of its third item is `path[2]`."""
+        """Build a list of sections; the `path` of its third item is `path[2]`."""
         required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
         if not isinstance(node.value, list):
             example = ", ".join(f"{field.name}: …" for field in dataclasses.fields(cls))
@@ -165,7 +165,7 @@ class _Builder:
         return tuple(items)
 
     def _free_section(self, node: Node, path: str) -> FreeSection:
-        """A section with free keys. An override of a key wins, however the two were written."""
+        """Build a section with free keys. An override of a key wins, in whichever form the two are written."""
         if node.value is None:
             return FreeSection()
         if not isinstance(node.value, dict):
@@ -182,7 +182,7 @@ class _Builder:
         return FreeSection.of({dotted: plain(child) for dotted, child in found.items()})
 
     def report(self, conflict: Conflict, root: Node) -> None:
-        """Adds a conflict at the place that brought it about: an override rather than the file."""
+        """Add a conflict at the place that caused it; an override takes precedence over the file."""
         keys = (conflict.key, *conflict.related)
         if any(key == doubt or key.startswith(doubt + ".") for key in keys for doubt in self.doubtful):
             return
@@ -193,7 +193,7 @@ class _Builder:
         self.problems.append(Problem(chosen[0].place, f"{conflict.key}: {conflict.message}"))
 
     def _member(self, family: type[Component], default: Any, node: Node, path: str) -> Any:
-        """The class that `kind` chooses, the default's where it is absent; None after a problem."""
+        """Return the class that `kind` chooses, or the default's class where `kind` is absent; None after a problem."""
         if not isinstance(node.value, dict):
             example = f"{{kind: {default.kind}}}"
             self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a section such as {example}")
@@ -212,7 +212,8 @@ class _Builder:
         self.doubtful.add(key)
 
     def _refuse_unknown(self, node: Node, key: str, dotted: str, cls: Any) -> None:
-        """Names the kinds that have the key, else the same name below, the nearest one here, the same elsewhere."""
+        """Refuse an unknown key, and name the kinds that have it, else the same name below, similar names here, or the
+        same name elsewhere."""
         names = [field.name for field in dataclasses.fields(cls)]
         section = dotted.removesuffix(key)
         if issubclass(cls, Component):
@@ -232,7 +233,7 @@ class _Builder:
 
 
 def _leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
-    """What stands in sections within sections, by dotted key."""
+    """Yield the values of nested sections, by dotted key."""
     for key, child in node.value.items():
         if isinstance(child.value, dict):
             yield from _leaves(child, f"{path}{key}.")
@@ -241,7 +242,7 @@ def _leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def _all_keys(cls: Any, path: str = "") -> Iterator[str]:
-    """Every dotted key that some config of this class may have."""
+    """Yield every dotted key that a config of this class may have."""
     for field in dataclasses.fields(cls):
         hint = typing.get_type_hints(cls)[field.name]
         dotted = path + field.name
@@ -254,7 +255,7 @@ def _all_keys(cls: Any, path: str = "") -> Iterator[str]:
 
 
 def _scalar(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str | None, Any]:
-    """(None, the value) where it fits its type and limits, else (what was expected, None)."""
+    """Return (None, value) where it fits its type and limits, else (what was expected, None)."""
     options = typing.get_args(hint) or (hint,)
     optional = type(None) in options
     if value is None and optional:

@@ -1,4 +1,4 @@
-"""What a config dataclass is made of: settings with limits, and components chosen by `kind`."""
+"""Building blocks of config dataclasses: settings with limits, and components chosen by `kind`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def setting(
     may_change: bool | str = False,
     needs: tuple[str, Any] | None = None,
 ) -> Any:
-    """A dataclass field with its help line and limits.
+    """Return a dataclass field with a help line and limits.
 
-    `minimum` and `maximum` are allowed themselves, `above` and `below` are not. `may_change` marks what may differ
-    when a run is resumed, always or ON_REQUEST; everything else must stay as it was. `needs` names a setting of the
-    same section without which (null, false or 0) this one has no effect, and a value of it that would work: what is set
-    in vain is refused.
+    `minimum` and `maximum` are inclusive, `above` and `below` exclusive. `may_change`: True if the setting may differ
+    when a run is resumed, ON_REQUEST if only with --allow-change; otherwise it must stay. `needs` names a setting of
+    the same section without which (null, false or 0) this one has no effect, and a value of it that works; a setting
+    without effect is refused.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices,
               "needs": needs}  # fmt: skip
@@ -35,11 +35,11 @@ def setting(
 
 
 class Conflict(NamedTuple):
-    """Two settings that do not go together.
+    """Settings that contradict each other.
 
-    `key` is the dotted key to change, `message` says got and expected with a value that would work, and `related` are
-    the other keys that took part; all keys are relative to the config that is checked. `idle`: nothing but a setting
-    without effect, which is no reason to refuse what an earlier version accepted and saved.
+    `key` is the dotted key to change, `message` says got and expected with a value that works, and `related` are the
+    other keys involved; all keys are relative to the config that is checked. `idle`: the setting merely has no effect,
+    so configs that an earlier version accepted and saved are not refused for it.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Conflict(NamedTuple):
     idle: bool = False
 
     def under(self, section: str) -> Conflict:
-        """The same conflict with its keys seen from one level up."""
+        """Return this conflict with its keys relative to the config one level up."""
         related = tuple(f"{section}.{key}" for key in self.related)
         return self._replace(key=f"{section}.{self.key}", related=related)
 
@@ -64,11 +64,11 @@ class FreeSection:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> FreeSection:
-        """From dotted keys and what YAML makes of their values."""
+        """Build a section from dotted keys and values as YAML gives them."""
         return cls(tuple((key, _frozen(value)) for key, value in section.items()))
 
     def plain(self) -> dict[str, Any]:
-        """What `of` makes the same section from."""
+        """Return the mapping from which `of` builds an equal section."""
         return {key: _thawed(value) for key, value in self.entries}
 
 
@@ -95,7 +95,7 @@ class Component:
             cls.kinds = {}
 
     def check(self, model: Any) -> Iterator[Conflict]:
-        """Conflicts with the rest of the ModelConfig, keys as seen from there; none unless a member says otherwise."""
+        """Yield the conflicts with the rest of the ModelConfig, keys relative to it; none by default."""
         yield from ()
 
 
@@ -103,7 +103,7 @@ Member = TypeVar("Member", bound=type[Component])
 
 
 def register(kind: str) -> Callable[[Member], Member]:
-    """Class decorator: the dataclass below is what `kind: …` chooses in its family."""
+    """Register the decorated dataclass under `kind` in its family."""
 
     def add(member: Member) -> Member:
         assert kind not in member.kinds, f"two components of the same family are called {kind!r}"

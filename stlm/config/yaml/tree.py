@@ -1,4 +1,4 @@
-"""Strict YAML: text to a tree in which every value knows its place.
+"""Strict YAML: text to a tree in which every value keeps its place.
 
 Plain PyYAML reads `3e-4` as text, `no` as false, `12:30` as 750, `010` as 8, and lets a repeated key win silently.
 Here a number is what Python would call a number (`3e-4`, `1_000`), only `true` and `false` are booleans, repeated keys
@@ -45,7 +45,7 @@ for _kind, _pattern, _first in (
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what Loader reads back equal; text that any YAML reader could take for something else is quoted."""
+    """Dumper whose output Loader reads back equal. Text that any YAML reader could misread is quoted."""
 
 
 Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INT, _DIGITS)
@@ -73,7 +73,7 @@ class Problem:
 
 
 def read_tree(text: str, name: str, problems: list[Problem], *, override: bool = False) -> Node | None:
-    """The tree of one YAML document; None (after adding a problem) where it cannot be read at all.
+    """Read the tree of one YAML document; None (after adding a problem) where it cannot be read at all.
 
     `name` is the file's name, or the whole place for an override, which has no lines.
     """
@@ -95,7 +95,7 @@ def read_tree(text: str, name: str, problems: list[Problem], *, override: bool =
 
 
 def tree_of(value: Any, place: str) -> Node:
-    """The tree of plain Python values (a JSON file's, say), all of them at one place."""
+    """Build the tree of plain Python values (as from a JSON file), all with the same place."""
     if isinstance(value, Mapping):
         return Node({str(key): tree_of(child, place) for key, child in value.items()}, place)
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def tree_of(value: Any, place: str) -> Node:
 
 
 def plain(node: Node) -> Any:
-    """The plain Python values of a tree: `tree_of` turned round."""
+    """Return the plain Python values of a tree: the inverse of `tree_of`."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
@@ -113,12 +113,12 @@ def plain(node: Node) -> Any:
 
 
 def written(value: Any) -> str:
-    """A plain value as one writes it in YAML: null, true, 'text'."""
+    """Format a plain value as in YAML: null, true, 'text'."""
     return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def describe(value: Any) -> str:
-    """A value as messages show it, with its type."""
+    """Describe a value for messages, with its type."""
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list):
