@@ -27,7 +27,7 @@ from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import Gathered
 from data_pipeline.sources.encodings import check_text
 from data_pipeline.sources.formats import compression_of, open_input
-from data_pipeline.storage.atomic import atomic_file, sha256_file, write_text
+from data_pipeline.storage.atomic import atomic_file, save_array, sha256_file, write_text
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 LONGEST_RUN, SHORTEST_RUN = 13 * WORD, 8 * WORD
@@ -131,7 +131,7 @@ def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
         )
     first = np.append(True, (runs["hash"][1:] != runs["hash"][:-1]) | (runs["weight"][1:] != runs["weight"][:-1]))
     with atomic_file(path) as file:
-        np.save(file, runs[first])
+        save_array(file, runs[first])
     return counts
 
 

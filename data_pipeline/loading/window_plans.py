@@ -13,6 +13,7 @@ for writing and reading: no step holds more than a block of documents.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -351,7 +352,10 @@ def _rank(scores: NDArray[np.float64], directory: Path) -> list[int]:
 
 
 def _new(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+    with path.open("r+b") as file:  # or a full disk would end the process, by a signal, where the map is written to
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _mapped(path: Path) -> Any:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_pipeline.preparation.gathering import TEST, TRAIN, VALIDATION, Gathered
 from data_pipeline.sources.conversations import encode_conversations
 from data_pipeline.sources.indexed import ids_of_kept
-from data_pipeline.storage.atomic import atomic_file, write_text
+from data_pipeline.storage.atomic import atomic_file, save_array, write_text
 from data_pipeline.storage.manifest import ShardEntry
 from data_pipeline.storage.shards import write_shard
 from data_pipeline.tokenizers import (
@@ -118,10 +118,10 @@ def encode_piece(piece: ShardPlan, tokenizer_dir: Path, path: Path, conversation
         for parts, part in zip((ids, counts, given), encoded, strict=False):
             parts.append(part)
     with atomic_file(path) as file:
-        np.save(file, np.concatenate(counts))
-        np.save(file, np.concatenate(ids))
+        save_array(file, np.concatenate(counts))
+        save_array(file, np.concatenate(ids))
         if conversations:
-            np.save(file, np.concatenate(given))
+            save_array(file, np.concatenate(given))
 
 
 def write_planned(

@@ -29,7 +29,7 @@ from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import LONGEST_DOCUMENT
 from data_pipeline.sources.source import Unit
 from data_pipeline.sources.text_files import Problems, is_blank
-from data_pipeline.storage.atomic import atomic_file, write_text, writing
+from data_pipeline.storage.atomic import atomic_file, save_array, write_text, writing
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
@@ -72,8 +72,8 @@ class Gathered:
 
     def choose(self, choice: NDArray[np.uint8]) -> None:
         # Written again when a preparation resumes, so it need not be complete after a crash.
-        with writing(self.file("choice.npy")):
-            np.save(self.file("choice.npy"), choice)
+        with writing(self.file("choice.npy")), open(self.file("choice.npy"), "wb") as file:
+            save_array(file, choice)
 
     def documents(self, first: int, last: int, chosen: NDArray[np.bool_]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
         """Yield the chosen documents of [first, last), as stored, with their lengths, in blocks of bounded size."""
@@ -152,9 +152,9 @@ def gather(
     index["length"] = lengths
     index["high"], index["low"] = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2).T
     with atomic_file(gathered.file("index.npy")) as file:
-        np.save(file, index)
+        save_array(file, index)
     with atomic_file(gathered.file("scores.npy")) as file:
-        np.save(file, np.array(scores))
+        save_array(file, np.array(scores))
     counts = {"documents": len(lengths), "bytes": sum(lengths) - len(lengths) - marks}
     write_text(
         gathered.file("json"),

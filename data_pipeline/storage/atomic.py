@@ -15,7 +15,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 
@@ -70,6 +73,22 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 os.unlink(temporary)
             raise
         fsync_dir(path.parent)
+
+
+def save_array(file: IO[bytes], array: NDArray[Any]) -> None:
+    """Write an array as np.save does, through the file's own `write`.
+
+    np.save writes to the descriptor itself, and reports a full disk as an error without a number, which nobody can
+    tell from a fault of the program.
+    """
+    np.save(_OnlyWrites(file), np.ascontiguousarray(array))  # type: ignore[arg-type]  # all that np.save asks for
+
+
+class _OnlyWrites:
+    """A file that offers nothing but `write`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
 
 
 @contextmanager

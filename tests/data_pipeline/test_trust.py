@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.loading.prepared_data import PreparedData
+from data_pipeline.loading.window_plans import _new
 from data_pipeline.preparation.workers import process_pool, result_of, submit
-from data_pipeline.storage.atomic import sha256_file
+from data_pipeline.storage.atomic import atomic_file, save_array, sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,12 +159,29 @@ def disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_an_array_that_does_not_fit_names_the_limit(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(DataError, match="would exceed the size allowed here"):
+            with atomic_file(tmp_path / "array.npy") as file:
+                save_array(file, np.zeros(1 << 21, np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(tmp_path / "array.npy") as file:
+        save_array(file, np.arange(10)[::2])
+        save_array(file, np.zeros(0))
+    with open(tmp_path / "array.npy", "rb") as file:
+        assert np.load(file).tolist() == [0, 2, 4, 6, 8] and np.load(file).tolist() == []
+
+
 def test_a_full_disk_is_one_message_and_the_work_goes_on_when_there_is_space(command, tmp_path, disk):
     assert run(command, "whole", tmp_path)[0] == 0
     for size in ("24k", "120k", "300k"):
         folder = disk(f"size={size}")
         code, out, err = run(command, folder / "out", tmp_path)
-        assert (code, out) == (2, "")
+        assert (code, out) == (2, ""), err
         errors = [line for line in err.splitlines() if line.startswith(("error", "Traceback"))]
         assert len(errors) == 1 and "no space is left on the device" in errors[0], err
         assert not (folder / "out" / "manifest.json").exists()
@@ -168,6 +189,11 @@ def test_a_full_disk_is_one_message_and_the_work_goes_on_when_there_is_space(com
     disk("size=10m")
     assert run(command, folder / "out", tmp_path)[0] == 0
     assert hashes(folder / "out") == hashes(tmp_path / "whole")
+
+
+def test_a_plan_that_does_not_fit_is_an_error_and_no_signal(disk):
+    with pytest.raises(OSError, match="No space left"):
+        _new(disk("size=24k") / "plan.npy", np.dtype("<i8"), 100_000)
 
 
 def test_a_read_only_target_is_one_message(command, tmp_path, disk):
