@@ -163,9 +163,8 @@ def test_an_array_that_does_not_fit_names_the_limit(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with pytest.raises(DataError, match="would exceed the size allowed here"):
-            with atomic_file(tmp_path / "array.npy") as file:
-                save_array(file, np.zeros(1 << 21, np.uint8))
+        with pytest.raises(DataError, match="would exceed the size allowed here"), atomic_file(tmp_path / "a") as file:
+            save_array(file, np.zeros(1 << 21, np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

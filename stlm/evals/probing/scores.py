@@ -30,7 +30,7 @@ def accuracy(truth_N: Labels, predicted_N: Labels) -> float:
 
 
 def f1(truth_N: Labels, predicted_N: Labels) -> float:
-    """Return F1 of label 1, the harmonic mean of precision and recall; 0 where the label is neither predicted nor true."""
+    """Return F1 of label 1, the harmonic mean of precision and recall; 0 where it is neither predicted nor true."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth_N, predicted_N, pos_label=1, zero_division=0.0))

@@ -87,7 +87,7 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
 
 @torch.no_grad()
 def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
-    """Return the largest difference of log-probabilities. Raises ConversionError where it is too large, or ids differ."""
+    """Return the largest difference of log-probabilities. Raises ConversionError if it is too large or ids differ."""
     tokenizer = model.tokenizer
     text = _readable(tokenizer, sample_text())
     expected, got = [tokenizer.start_id, *tokenizer.encode(text).tolist()], other.encode(text)

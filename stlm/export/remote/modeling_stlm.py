@@ -210,7 +210,7 @@ class StlmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Set values that the files do not hold: tables computed from the config and, in a new model, initial values."""
+        """Set what the files do not hold: tables computed from the config and, in a new model, initial values."""
         named = [*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers()]
         missing = {name: tensor for name, tensor in named if not getattr(tensor, "_is_hf_initialized", False)}
         if all(tensor.is_meta for tensor in missing.values()):
