@@ -81,7 +81,7 @@ def save_array(file: IO[bytes], array: NDArray[Any]) -> None:
     np.save writes to the descriptor itself, and reports a full disk as an error without a number, which nobody can
     tell from a fault of the program.
     """
-    np.save(_OnlyWrites(file), np.ascontiguousarray(array))  # type: ignore[arg-type]  # all that np.save asks for
+    np.save(_OnlyWrites(file), np.ascontiguousarray(array))
 
 
 class _OnlyWrites:
