@@ -72,17 +72,17 @@ EFFECTIVE_AT = {
     },
 }
 
-# Numbers of elements; DeepSpeed's own files write them as 5e8, too. More than this is no size of a buffer.
+# In elements; DeepSpeed's own files may write them as 5e8. No buffer is larger than this.
 LARGEST_BUCKET = 2**40
 
 
 def _is_bucket(value: Any, multiple_of: int) -> bool:
-    """Whether it is a whole number that a buffer may have as its size."""
+    """Return True for a whole number that may be the size of a buffer."""
     return type(value) in (int, float) and 1 <= value <= LARGEST_BUCKET and value % multiple_of == 0
 
 
 def _can_hold(folder: Path) -> bool:
-    """Whether files can be written into a folder, which is made where it is missing."""
+    """Return True if files can be written to a folder, or if a missing folder can be made."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 

@@ -23,7 +23,7 @@ class CoreConfig(Component):
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """How branch outputs (attention and feed-forward) are added to the residual stream."""
+    """Addition of branch outputs (attention and feed-forward) to the residual stream."""
 
     parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
     scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)

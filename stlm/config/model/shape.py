@@ -1,4 +1,4 @@
-"""The part of a model's config that the configs of its components may look at when they are checked."""
+"""Protocol of the part of a model's config that the checks of its components may read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stlm.config.yaml.fields import Conflict
 
 
 class ModelShape(Protocol):
-    """A ModelConfig, as its components see it."""
+    """View of a ModelConfig for its components."""
 
     @property
     def context_length(self) -> int:
@@ -37,5 +37,5 @@ class ModelShape(Protocol):
         ...
 
     def check(self) -> Iterator[Conflict]:
-        """Conflicts between the parts."""
+        """Yield the conflicts between the parts."""
         ...
