@@ -8,6 +8,7 @@ import pytest
 
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError, EngineError
+from stlm.training.distributed.agreement import code_files
 from stlm.training.distributed.ranks import BatchSplit, Ranks, find_ranks, first_host
 
 ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
@@ -102,3 +103,9 @@ def test_numbers_that_do_not_divide_name_those_that_would():
         BatchSplit.of(TrainingConfig(batch_size=24), 5)
     with pytest.raises(ConfigError, match=r"8 rows of a rank .* 2 or 4 would work"):
         BatchSplit.of(TrainingConfig(batch_size=24, micro_batch_size=3), 3)
+
+
+def test_the_code_of_both_packages_is_compared_between_nodes():
+    names = {name for name, _ in code_files()}
+    assert {"stlm/model/network.py", "stlm/training/trainer.py", "stlm/presets/quickstart.yaml"} <= names
+    assert {"data_pipeline/loading/order.py", "stlm/__init__.py"} <= names

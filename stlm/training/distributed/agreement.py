@@ -10,7 +10,7 @@ import hashlib
 import json
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,19 @@ def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
 def _of_code() -> str:
     """Return a hash of the .py and .yaml files of both packages, and of the script that was started."""
     digest = hashlib.sha256()
-    for root in (Path(__file__).parents[1], Path(str(data_pipeline.__file__)).parent):
-        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
-            digest.update(f"{path.relative_to(root.parent)}\0".encode() + path.read_bytes() + b"\0")
+    for name, path in code_files():
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is not None:
         digest.update(Path(script).read_bytes())
     return digest.hexdigest()
+
+
+def code_files() -> Iterator[tuple[str, Path]]:
+    """Yield the .py and .yaml files of both packages, in order, each with its name as seen from above its package."""
+    for root in (Path(__file__).parents[2], Path(str(data_pipeline.__file__)).parent):
+        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
+            yield str(path.relative_to(root.parent)), path
 
 
 def _of(text: bytes) -> str:
