@@ -1,4 +1,4 @@
-"""The layout on disk is what docs/data.md says: its reader is run."""
+"""The layout on disk is what docs/data_reference.md says: its reader is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.storage.manifest import MANIFEST_FILE
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data_reference.md").read_text()
 
 
 def reader():
