@@ -56,6 +56,7 @@ EXTRAS = {
         "xllamacpp>=2025.1",
         "accelerate>=1.1",
         "peft>=0.14",
+        "trl>=1.0",
         "fastapi>=0.115",
         "uvicorn>=0.34",
         "prometheus-client>=0.22",

@@ -34,6 +34,7 @@ def test_local_completions_scores_a_served_model_as_evaluate_does(tmp_path, monk
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import lm_eval
+    import lm_eval.models  # the harness finds its own models by name only once they are imported
     from lm_eval.tasks import TaskManager
 
     text = " ".join(f"The zebra {n} that you saw ran far, jumped é {n * 7}." for n in range(200))

@@ -228,10 +228,11 @@ def test_a_flipped_bit_in_the_data(pretrain, data_dir, tmp_path):
 @pytest.mark.slow
 def test_data_alone_decides_on_tokenizer_embedder_and_head(tmp_path):
     """With nothing else said: what was chosen is told in the first line, and the run goes on as it began."""
-    (tmp_path / "a.txt").write_text("\n\n".join(f"A line, the {number}th, of some text." for number in range(3000)))
+    lines = (f"A line, the {number}th, of some text with {number * 7919 % 10007:x} in it." for number in range(3000))
+    (tmp_path / "a.txt").write_text("\n\n".join(lines))
     prepare(
         PrepareConfig(
-            (str(tmp_path / "a.txt"),), "sentencepiece:300", str(tmp_path / "data"), documents="paragraphs", workers=1
+            (str(tmp_path / "a.txt"),), "sentencepiece:310", str(tmp_path / "data"), documents="paragraphs", workers=1
         )
     )
     command = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--data", str(tmp_path / "data")]
@@ -241,7 +242,7 @@ def test_data_alone_decides_on_tokenizer_embedder_and_head(tmp_path):
             [*command, f"training.max_steps={steps}"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert result.stdout.splitlines()[0] == (
-            'follows its data: data.tokenizer="sentencepiece:300", model.embedder={kind: token}, '
+            'follows its data: data.tokenizer="sentencepiece:310", model.embedder={kind: token}, '
             "model.head={kind: linear}"
         )
     assert "continu" in result.stdout

@@ -112,7 +112,7 @@ def test_a_run_does_not_go_on_with_other_ties(data_dir, shared_config, finished,
     run_dir = stopped(finished, tmp_path / "run")
     other = "model.core.sharing.modules.attention_norm=[[0, 1]]"
     expected = (
-        r"model\.core\.sharing\.modules: was \{.*'attention_norm': 'all'\}, now \{.*'attention_norm': \[\[0, 1\]\]\}"
+        r'model\.core\.sharing\.modules: was \{.*"attention_norm": "all"\}, now \{.*"attention_norm": \[\[0, 1\]\]\}'
     )
     with pytest.raises(ConfigError, match=expected):
         build_trainer(shared_config, data_dir, run_dir, other)
