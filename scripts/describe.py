@@ -123,7 +123,7 @@ def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
     from data_pipeline.loading.prepared_data import PreparedData
     from data_pipeline.preparation.pipeline import default_data_dir
     from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
-    from stlm.stlm import newest_checkpoint
+    from stlm.checkpoints import newest_checkpoint
 
     kind, vocab_size = parse_spec(config.data.tokenizer)
     if kind == "byte":
@@ -143,9 +143,9 @@ def tokenizer_of(config: Any, source: Path) -> tuple[Any, float | None]:
 
 def state(source: Path) -> dict[str, Any]:
     """Return a run's progress; empty if the source is not a run. Raises CheckpointError where it has no checkpoint."""
+    from stlm.checkpoints import checkpoints_of, newest_checkpoint, step_of
     from stlm.config import preset_names
     from stlm.errors import CheckpointError
-    from stlm.stlm import checkpoints_of, newest_checkpoint, step_of
     from stlm.training.run.checkpoint import read_progress
 
     if str(source) in preset_names() or not source.is_dir():
@@ -183,7 +183,7 @@ def ranks_of(source: Path) -> int | None:
 
 def progress_of(source: Path) -> dict[str, Any]:
     """Return the state of a run's newest checkpoint; empty where there is none."""
-    from stlm.stlm import newest_checkpoint
+    from stlm.checkpoints import newest_checkpoint
     from stlm.training.run.checkpoint import read_progress
 
     newest = newest_checkpoint(source)

@@ -80,7 +80,8 @@ def main() -> int:
 
     import torch
 
-    from stlm.stlm import STLM, locate_model
+    from stlm.checkpoints import locate_model
+    from stlm.stlm import STLM
 
     located = locate_model(args.model)
     model = STLM.load(located, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Each room and the rooms that it may import besides itself. A room is a package, or one file where a file is a room of
 # its own. docs/architecture.md draws this table.
 OPEN = {"stlm.config", "stlm.errors", "data_pipeline.plurals"}
-BELOW_STLM = OPEN | {"stlm.model", "stlm.generation", "stlm.artifact"}
+BELOW_STLM = OPEN | {"stlm.model", "stlm.generation", "stlm.artifact", "stlm.checkpoints"}
 BELOW_TRAINING = BELOW_STLM | {"stlm.stlm", "stlm.objectives"}
 DATA = {"data_pipeline", "data_pipeline.config"}
 ROOMS: dict[str, set[str]] = {
@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "stlm.model": OPEN,
     "stlm.generation": OPEN,
     "stlm.artifact": OPEN | DATA | {"stlm.model"},
+    "stlm.checkpoints": OPEN | DATA | {"stlm.artifact"},
     "stlm.stlm": BELOW_STLM | DATA,
     "stlm.objectives": BELOW_STLM | {"stlm.stlm"},
     "stlm.training": BELOW_TRAINING | DATA,

@@ -14,9 +14,10 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.loaders import Data, open_data
 from data_pipeline.preparation.options import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
+from stlm.checkpoints import checkpoints_of, locate_model
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
-from stlm.stlm import STLM, checkpoints_of, locate_model
+from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)

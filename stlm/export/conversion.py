@@ -10,13 +10,14 @@ from pathlib import Path
 
 from data_pipeline.storage.atomic import atomic_directory
 from data_pipeline.tokenizers import HuggingFaceTokenizer
+from stlm.checkpoints import locate_model
 from stlm.config import DataConfig, RunConfig
 from stlm.errors import ConversionError
 from stlm.export.comparison import compare
 from stlm.export.origin import Origin
 from stlm.export.sources import SOURCES
 from stlm.export.targets import TARGETS, forms_that_fit
-from stlm.stlm import STLM, locate_model
+from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)

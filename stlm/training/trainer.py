@@ -23,11 +23,12 @@ from typing import Any, NoReturn
 import torch
 
 from data_pipeline.plurals import number_of
+from stlm.checkpoints import checkpoints_of, newest_checkpoint, step_of
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, written
 from stlm.config.yaml.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
-from stlm.stlm import STLM, checkpoints_of, newest_checkpoint, step_of
+from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine, State, checked_deepspeed_config, connect
 from stlm.training.deepspeed.loss_scale import LossScale
 from stlm.training.deepspeed.precision import Precision, choose_precision

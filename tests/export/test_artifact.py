@@ -11,6 +11,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.artifact import MAGIC, decode_artifact, encode_artifact, pack, unpack
+from stlm.checkpoints import describe_model
 from stlm.config import (
     ByteEmbedderConfig,
     BytePatchEmbedderConfig,
@@ -32,7 +33,7 @@ from stlm.export import convert_to_artifact
 from stlm.export.artifact.calibration import quantize, round_for_inputs
 from stlm.export.comparison import sample_text
 from stlm.model.decoding.quantization import round_to_nearest
-from stlm.stlm import STLM, describe_model
+from stlm.stlm import STLM
 
 CORE = TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=2))
 SHARED = TransformerCoreConfig(

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_pairs import make
 
+from stlm.checkpoints import locate_model, newest_checkpoint
 from stlm.config import ByteEmbedderConfig, LinearHeadConfig
 from stlm.errors import CheckpointError
-from stlm.stlm import STLM, locate_model, newest_checkpoint
+from stlm.stlm import STLM
 
 
 @pytest.fixture

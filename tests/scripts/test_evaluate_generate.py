@@ -285,7 +285,7 @@ def test_evaluate_refuses_a_state_that_is_none(folder, call, tmp_path, state):
 def test_evaluate_refuses_data_of_another_tokenizer(folder, call, tmp_path, monkeypatch):
     tokenizer = build_tokenizer("byte")
     tokenizer.fingerprint = "f" * 64
-    monkeypatch.setattr("stlm.stlm.load_tokenizer", lambda directory: tokenizer)
+    monkeypatch.setattr("stlm.checkpoints.load_tokenizer", lambda directory: tokenizer)
     STLM.from_config(MODEL, tokenizer).save(tmp_path / "model")
     code, _, err = call("evaluate.py", tmp_path / "model", "--data", folder / "data")
     assert code == 2

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from tiny_run import build_trainer, read_metrics, train
 
 from data_pipeline.tokenizers import build_tokenizer
+from stlm.checkpoints import checkpoints_of, newest_checkpoint
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError, ConfigError
-from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
+from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import State
 from stlm.training.run.checkpoint import read_state, write_checkpoint
 from stlm.training.run.run_directory import choose_run_directory, is_finished

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import build_trainer, read_metrics, train
 
+from stlm.checkpoints import newest_checkpoint
 from stlm.errors import ConfigError
-from stlm.stlm import STLM, newest_checkpoint
+from stlm.stlm import STLM
 
 CORE = "model.core={num_layers: 1, attention: {num_heads: 2}}"
 BYTE_MODEL = ["model.width=16", CORE, "training.max_steps=8"]

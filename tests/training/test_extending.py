@@ -13,9 +13,9 @@ import torch
 from tiny_run import build_trainer, read_metrics, train
 
 from data_pipeline.loading.prepared_data import PreparedData
+from stlm.checkpoints import checkpoints_of
 from stlm.config import load_run_config
 from stlm.errors import ConfigError, Stopped
-from stlm.stlm import checkpoints_of
 from stlm.training.loaders import batch_sizes_of, build_loaders
 from stlm.training.run.checkpoint import read_progress, read_state
 from stlm.training.run.run_directory import choose_run_directory, why_not_extended

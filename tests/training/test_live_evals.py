@@ -7,11 +7,11 @@ import json
 import pytest
 from tiny_run import read_metrics, train
 
+from stlm.checkpoints import checkpoints_of
 from stlm.errors import StlmError
 from stlm.evals import Loaded, Options, Subject, load_tasks
 from stlm.evals.items.reading import sample
 from stlm.evals.live import figures
-from stlm.stlm import checkpoints_of
 
 TASKS = "bits_per_byte,hellaswag,blimp"
 

@@ -11,10 +11,10 @@ import torch
 from test_training import Explosive
 from tiny_run import read_metrics, train
 
+from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config import RunConfig, from_dict
 from stlm.config.recovery import RecoveryConfig
 from stlm.errors import Stopped
-from stlm.stlm import checkpoints_of, step_of
 from stlm.training.distributed.stop_request import NonFinite
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 

@@ -11,8 +11,8 @@ import time
 import pytest
 from tiny_run import ROOT, build_trainer, read_metrics, spawn, train
 
+from stlm.checkpoints import checkpoints_of
 from stlm.errors import Stopped
-from stlm.stlm import checkpoints_of
 from stlm.training.run.run_directory import is_finished
 
 EVALS = ("evals.every_steps=4", "training.eval_every_steps=4", "training.save_every_steps=6")

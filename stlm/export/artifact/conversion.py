@@ -11,11 +11,12 @@ import torch
 
 from data_pipeline.storage.atomic import write_bytes
 from stlm.artifact import decode_artifact, encode_artifact
+from stlm.checkpoints import describe_model, locate_model
 from stlm.errors import ConversionError
 from stlm.export.artifact.calibration import quantize
 from stlm.export.artifact.texts import Texts, batches, bits_per_byte
 from stlm.model.decoding.quantization import BITS, Quantized, is_quantized
-from stlm.stlm import STLM, describe_model, locate_model
+from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)

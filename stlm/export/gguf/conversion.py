@@ -12,6 +12,7 @@ import torch
 from data_pipeline.storage.atomic import atomic_directory
 from data_pipeline.tokenizers import Tokenizer
 from data_pipeline.tokenizers.base import SPACE
+from stlm.checkpoints import locate_model
 from stlm.errors import ConversionError
 from stlm.export.comparison import TOLERANCE, sample_ids, sample_text
 from stlm.export.conversion import vacant
@@ -21,7 +22,7 @@ from stlm.export.gguf.writer import read_tensors, write_gguf
 from stlm.export.huggingface.families import obstacles
 from stlm.export.origin import Origin
 from stlm.export.targets import forms_that_fit
-from stlm.stlm import STLM, locate_model
+from stlm.stlm import STLM
 
 FILE = "model.gguf"
 PLACES = 8  # positions of the text at which all log-probabilities are compared

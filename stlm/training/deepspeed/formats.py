@@ -25,9 +25,10 @@ import torch
 from data_pipeline.loading.loaders import open_data
 from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, follow_umask, fsync_tree, write_text
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from stlm.checkpoints import locate_model
 from stlm.config import RunConfig, dump_run_config, load_run_config
 from stlm.errors import CheckpointError, ConversionError
-from stlm.stlm import STLM, locate_model
+from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine, State, connect
 from stlm.training.deepspeed.internals import count_steps
 from stlm.training.deepspeed.precision import Precision

@@ -28,9 +28,9 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer
+from stlm.checkpoints import checkpoints_of, damage_of, read_model_config, save_model, step_of
 from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
-from stlm.stlm import checkpoints_of, damage_of, read_model_config, save_model, step_of
 from stlm.training.deepspeed.engine import State
 from stlm.training.optim.averaging import AVERAGE
 

@@ -31,6 +31,7 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import write_text
+from stlm.checkpoints import checkpoints_of, newest_checkpoint
 from stlm.config import (
     ON_REQUEST,
     RunConfig,
@@ -43,7 +44,7 @@ from stlm.config import (
 )
 from stlm.config.limits import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
-from stlm.stlm import STLM, checkpoints_of, newest_checkpoint
+from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import State
 from stlm.training.optim.limits import used_up
 from stlm.training.run.checkpoint import (
