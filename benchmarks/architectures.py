@@ -6,7 +6,7 @@
 `speed` makes whole steps of presets in turn, on one thread, each of about 4 kB of text, and compares bytes of text per
 second of processor time.
 
-`quality` gives every architecture of architectures/*.yaml the same number of unique parameters and the same processor
+`quality` gives every architecture of studies/architectures/*.yaml the same number of unique parameters and the same processor
 time of one core. How many steps fit into it is measured first, on one thread, all architectures taking turns; processor
 time and that the number of steps then stands make other work on the machine matter little. The peak learning rate is
 chosen for each architecture from --learning-rates, with a quarter of the time and a seed that the table does not use.
@@ -45,7 +45,7 @@ from stlm.training.loaders import build_loaders
 from stlm.training.optim.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "benchmarks" / "architectures"
+CONFIGS = ROOT / "benchmarks" / "studies" / "architectures"
 ENTROPY_MODEL = "entropy-model"  # config of the byte model for entropy patching
 STEP_BYTES = 4096  # of text in a step when measuring speed
 BYTES_PER_ROW = 512  # of text, in all architectures

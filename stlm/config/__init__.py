@@ -39,6 +39,7 @@ from stlm.config.reader import (
     data_folder,
     dump_run_config,
     following,
+    list_presets,
     load_run_config,
     preset_names,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "data_folder",
     "following",
     "dump_run_config",
+    "list_presets",
     "preset_names",
     "changed_keys",
     "stated_precision",

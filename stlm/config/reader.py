@@ -23,8 +23,23 @@ CONFIG_NAME = "config.yaml"
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    """Return the names of the presets that come with the package, `quickstart` first, then by size."""
+
+    def order(name: str) -> tuple[bool, float, str]:
+        size = name.partition("m-")[0]
+        return name != "quickstart", int(size) if size.isdigit() else float("inf"), name
+
+    return sorted((path.stem for path in PRESETS.glob("*.yaml")), key=order)
+
+
+def list_presets() -> str:
+    """Return a line for each preset: its name and its description, which is the first line of its file."""
+    names = preset_names()
+    width = max(map(len, names))
+    firsts = ((PRESETS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0] for name in names)
+    return "\n".join(
+        f"  {name:<{width}}  {first.removeprefix('# ')}" for name, first in zip(names, firsts, strict=True)
+    )
 
 
 def load_run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -155,8 +170,8 @@ def _locate(source: str | Path) -> Path:
         expected = f"a YAML file, a run directory, or a preset: {', '.join(presets)}"
         raise ConfigError(f"{path}: no such file; expected {expected}")
     found = nearest(str(source), presets)
-    hint = f"; nearest: {', '.join(found)}" if found else ""
-    raise ConfigError(f"unknown preset {str(source)!r}; expected one of {', '.join(presets)}, or a path{hint}")
+    hint = f"nearest: {', '.join(found)}; " if found else ""
+    raise ConfigError(f"unknown preset {str(source)!r}; {hint}expected a path, or one of\n{list_presets()}")
 
 
 def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...] = ()) -> Node:

@@ -1,13 +1,11 @@
 """The presets have the sizes that they are named after, and modules around bytes that cost little."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 
 from data_pipeline.tokenizers import parse_spec
-from stlm.config import load_run_config, preset_names
+from stlm.config import load_run_config
 from stlm.stlm import STLM
 
 SIZES = {f"{size}-{kind}": float(size[:-1]) * 1e6 for size in ("10m", "50m", "100m") for kind in
@@ -32,10 +30,6 @@ def build(name):
     config = load_run_config(name)
     with torch.device("meta"):
         return STLM(config.model, Vocabulary(config.data.tokenizer))
-
-
-def test_every_size_has_its_three_presets():
-    assert {name for name in preset_names() if re.match(r"\d+m-", name)} | {"paper-50m"} == set(SIZES)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -21,6 +21,7 @@ from stlm.config import (
     changed_keys,
     dump_run_config,
     from_dict,
+    list_presets,
     load_run_config,
     preset_names,
     to_dict,
@@ -84,9 +85,9 @@ def test_bases_that_are_none(problems, tmp_path):
     assert problems("seed: 1\nbase: 3") == [
         "run.yaml:2: base: got 3, expected the name of a preset, or a file beside this one"
     ]
-    (line,) = problems("base: quickstrat")
-    assert line.startswith("run.yaml:1: base: unknown preset 'quickstrat'; expected one of ")
-    assert line.endswith("; nearest: quickstart")
+    assert problems("base: quickstrat")[0] == (
+        "run.yaml:1: base: unknown preset 'quickstrat'; nearest: quickstart; expected a path, or one of"
+    )
     assert problems("base: other.yaml") == [
         "other.yaml:1: base: got 'run.yaml', which is based on this file itself, expected another",
         "other.yaml:2: seed: got the text 'x', expected an integer at least 0",
@@ -125,8 +126,15 @@ def test_preset_loads_and_survives_dumping(name, tmp_path):
     assert load_run_config(tmp_path / "config.yaml") == config
 
 
-def test_quickstart_is_a_preset():
-    assert "quickstart" in preset_names()
+def test_presets_are_few_and_described():
+    sizes = [f"{size}m-{kind}" for size in (10, 50, 100) for kind in ("byte", "byte-patch", "token")]
+    assert preset_names() == ["quickstart", *sizes, "paper-50m"]
+    lines = list_presets().splitlines()
+    assert [line.split()[0] for line in lines] == preset_names()
+    assert lines[0] == (
+        "  quickstart       Patches of four bytes, 2 million parameters: two laptop cores train it in about four minutes."
+    )
+    assert all(len(line) <= 120 and line.endswith(".") and "#" not in line for line in lines)
     assert isinstance(load_run_config("quickstart").model.embedder, BytePatchEmbedderConfig)
 
 
@@ -434,7 +442,10 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "quickstart").mkdir()
     load_run_config("quickstart")  # a preset's name wins over a folder
     for source, message in [
-        ("quickstrat", "unknown preset 'quickstrat'; expected one of 100m-byte, "),
+        (
+            "quickstrat",
+            f"unknown preset 'quickstrat'; nearest: quickstart; expected a path, or one of\n{list_presets()}",
+        ),
         ("runs/none", "runs/none: no such file; expected a YAML file, a run directory, or a preset: "),
         ("none.yaml", "none.yaml: no such file; "),
         (tmp_path, "a directory without config.yaml"),
@@ -443,8 +454,6 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
         with pytest.raises(ConfigError) as error:
             load_run_config(source)
         assert message in str(error.value)
-    with pytest.raises(ConfigError, match="nearest: quickstart"):
-        load_run_config("quickstrat")
 
 
 def test_byte_embedder_is_the_default():

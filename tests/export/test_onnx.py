@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from stlm.export import convert_to
 from stlm.export.onnx import Reader, onnx_obstacles
 from stlm.stlm import STLM
 
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 CORE = TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2))
 PLAIN = ModelConfig(context_length=300, width=32, core=CORE)
 
@@ -58,9 +60,9 @@ def test_a_setting_in_the_way_is_named(obstacle, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["10m-token", "tying-lora-all-deep-small"])
-def test_small_versions_of_presets_are_expressed(preset, tmp_path):
+@pytest.mark.parametrize("config", ["10m-token", STUDIES / "tying-lora-all-deep-small.yaml"])
+def test_small_versions_of_configs_are_expressed(config, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: the extra `export`")
     small = ["model.width=32", "model.context_length=64", "model.core.num_layers=3", "model.core.attention.num_heads=4"]
-    STLM.from_config(load_run_config(preset, small).model, build_tokenizer("byte"), seed=1).save(tmp_path / "model")
+    STLM.from_config(load_run_config(config, small).model, build_tokenizer("byte"), seed=1).save(tmp_path / "model")
     assert convert_to("onnx", tmp_path / "model", tmp_path / "out").difference <= 1e-5

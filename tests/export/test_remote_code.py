@@ -5,12 +5,13 @@ import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
-from stlm.config import load_run_config, preset_names
+from stlm.config import load_run_config
 from stlm.export import convert_from, convert_to
 from stlm.export.comparison import sample_text
 from stlm.export.huggingface.families import obstacles
@@ -20,6 +21,8 @@ from stlm.training.run.run_directory import begin_run
 
 pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
 
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+SHARED = STUDIES / "tying-lora-all-deep-small.yaml"
 PROMPTS = ["The file is", "A"]
 SMALL = ["model.width=32", "model.context_length=128", "model.core.attention.num_heads=4"]
 FRESH = """
@@ -72,9 +75,9 @@ def tokenizers():
     return {"byte": build_tokenizer("byte"), **learned}
 
 
-def make(tokenizers, preset, *overrides):
-    """A small model of a preset's kind, with values that make its texts varied."""
-    config = load_run_config(preset, [*SMALL, *overrides])
+def make(tokenizers, config, *overrides):
+    """A small model of a config's kind, with values that make its texts varied."""
+    config = load_run_config(config, [*SMALL, *overrides])
     model = STLM.from_config(config.model, tokenizers[config.data.tokenizer.partition(":")[0]], seed=3)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -122,7 +125,7 @@ def check(model, found):
 def test_patches_and_shared_layers_go_with_their_code(tokenizers, tmp_path):
     models = {
         "patches": make(tokenizers, "10m-byte-patch", "model.core.num_layers=2", "model.embedder.width=16"),
-        "shared": make(tokenizers, "tying-lora-all-deep-small", "model.core.num_layers=3"),
+        "shared": make(tokenizers, SHARED, "model.core.num_layers=3"),
     }
     assert all(obstacles(model.config) for model in models.values())
     folders = export(models, tmp_path)
@@ -140,7 +143,7 @@ def test_patches_and_shared_layers_go_with_their_code(tokenizers, tmp_path):
 
 def test_back_again(tokenizers, tmp_path):
     """The weights to the last bit; tied and shared ones are one again."""
-    model = make(tokenizers, "tying-lora-all-deep-small", "model.core.num_layers=3")
+    model = make(tokenizers, SHARED, "model.core.num_layers=3")
     (folder,) = export({"shared": model}, tmp_path)
     convert_from("huggingface", folder, tmp_path / "run", begin_run)
     back = STLM.load(tmp_path / "run")
@@ -181,12 +184,12 @@ OTHERS = {
 
 @pytest.mark.slow
 def test_every_family_is_the_same_in_a_fresh_process(tokenizers, tmp_path):
-    small = [name for name in preset_names() if name.startswith("tying-") and name.endswith("-small")]
-    chosen = {name: (name,) for name in ("10m-token", "10m-byte", "10m-byte-patch", "paper-50m", "quickstart", *small)}
+    chosen = {name: (name,) for name in ("10m-token", "10m-byte", "10m-byte-patch", "paper-50m", "quickstart")}
+    chosen |= {path.stem: (path,) for path in STUDIES.glob("tying-*-small.yaml")}
     models = {}
-    for name, (preset, *overrides) in (chosen | OTHERS).items():
+    for name, (config, *overrides) in (chosen | OTHERS).items():
         layers = "model.core.num_layers=6"
-        models[name] = make(tokenizers, preset, layers, *overrides)
+        models[name] = make(tokenizers, config, layers, *overrides)
     folders = export(models, tmp_path)
     for name, found in zip(models, in_a_fresh_process(tmp_path, folders), strict=True):
         print(name, found["class"])

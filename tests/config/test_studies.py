@@ -1,12 +1,15 @@
-"""The presets of the study of weight tying have the parameters that they are meant to have."""
+"""The configs of studies load by path, and those of weight tying have the sizes of the study."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from stlm.config import load_run_config, preset_names
+from stlm.config import load_run_config
 from stlm.model import CORES, EMBEDDERS, HEADS, Vocabulary, count_parameters, tie
 
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 # In millions: what the preregistration states, and what sharing between all of the layers that it names comes to.
 SIZES = {
     "tying-baseline": (49, 49.37),
@@ -36,16 +39,25 @@ def model_of(config):
     return nn.ModuleList([embedder, core, head])
 
 
-def test_every_row_has_a_twin():
-    names = {name for name in preset_names() if name.startswith("tying-")}
+def load(name):
+    return load_run_config(STUDIES / f"{name}.yaml")
+
+
+def test_every_config_has_a_twin_and_its_line_on_the_page():
+    names = {path.stem for path in STUDIES.glob("*.yaml")}
     assert names == set(SIZES) | {f"{name}-small" for name in SIZES}
+    page = (STUDIES / "README.md").read_text(encoding="utf-8")
+    others = {path.stem for path in (STUDIES / "architectures").glob("*.yaml")}
+    assert set(SIZES) | others == {name for name in set(SIZES) | others if f"| `{name}` |" in page}
+    for path in STUDIES.rglob("*.yaml"):
+        load_run_config(path)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_of_the_study(name):
     """Where feed-forwards are shared, the preregistration counts one more, and the corrections of one layer less."""
     stated, size = SIZES[name]
-    config = load_run_config(name)
+    config = load(name)
     parameters = count_parameters(model_of(config))
     assert parameters / 1e6 == pytest.approx(size, abs=0.005)
     sharing, width = config.model.core.sharing, config.model.width
@@ -57,11 +69,11 @@ def test_sizes_of_the_study(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_twins_are_alike_in_all_but_size(name):
-    large, small = load_run_config(name), load_run_config(f"{name}-small")
+    large, small = load(name), load(f"{name}-small")
     assert small.model.core.sharing.modules == large.model.core.sharing.modules
     assert small.model.core.num_layers == large.model.core.num_layers
     assert small.model.head == large.model.head
     parameters = count_parameters(model_of(small))
-    baseline = load_run_config("tying-baseline-small")
+    baseline = load("tying-baseline-small")
     expected = count_parameters(model_of(baseline)) + (8192 * baseline.model.width if name == "tying-untied" else 0)
     assert parameters == pytest.approx(expected, rel=0.01)
