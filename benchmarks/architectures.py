@@ -6,11 +6,11 @@
 `speed` makes whole steps of presets in turn, on one thread, each of about 4 kB of text, and compares bytes of text per
 second of processor time.
 
-`quality` gives every architecture of studies/architectures/*.yaml the same number of unique parameters and the same processor
-time of one core. How many steps fit into it is measured first, on one thread, all architectures taking turns; processor
-time and that the number of steps then stands make other work on the machine matter little. The peak learning rate is
-chosen for each architecture from --learning-rates, with a quarter of the time and a seed that the table does not use.
---jobs runs go at once. What was cut off goes on where it was.
+`quality` trains every architecture of studies/architectures/*.yaml, all with the same number of unique parameters, for
+the same processor time of one core. It first measures, on one thread and alternating, how many steps fit into that
+time; the number of steps is then fixed, so that other work on the machine matters little. The peak learning rate of
+each architecture is chosen from --learning-rates, with a quarter of the time and a seed that the table does not use.
+--jobs runs go at once. Rerun the command to resume after an interruption.
 
 Prints one Markdown table; --output writes it.
 """
