@@ -28,7 +28,7 @@ import torch
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, train_sentencepiece
 from stlm.config import TokenEmbedderConfig, load_run_config
 from stlm.export.conversion import convert_to
-from stlm.generation import DecodingBatch, Effort, Sampling, look_up
+from stlm.generation import DecodingBatch, DecodingStats, Sampling, speculate_with_ngrams
 from stlm.model import PRECISIONS
 from stlm.stlm import STLM
 
@@ -80,7 +80,7 @@ def compare_with_others(folder: Path, number: int, rounds: int, trained: str | N
     heads = ("ours", "transformers", "ratio", "llama.cpp", "ratio")
     print(f"{'ids per second':36}{heads[0]:>9}{heads[1]:>14}{heads[2]:>7}{heads[3]:>11}{heads[4]:>7}")
     for precision in PRECISIONS:
-        model = STLM.load(folder / "model").settle(precision)
+        model = STLM.load(folder / "model").optimize_for_decoding(precision)
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         ours, there = written_by_us(model, number), written_by_transformers(folder / "hf", model, number, dtype)
         for batch_size in (1, 16):
@@ -95,11 +95,11 @@ def compare_with_others(folder: Path, number: int, rounds: int, trained: str | N
         print_row(f"{precision}, batch 1, greedy, copies", [number / each for each in seconds])
     print(f"int8: transformers in bf16\nllama.cpp: {why_not or 'in fp32; the bindings write one text at a time'}\n")
 
-    model = STLM.load(folder / "model").settle()
+    model = STLM.load(folder / "model").optimize_for_decoding()
     ids_BT = torch.randint(300, 4000, (1, config.context_length - 1))
     with torch.inference_mode():
         prefill, forward = alternating([lambda: model.begin(1, ids_BT), lambda: model(ids_BT)], max(5, rounds))
-        model.settle("bf16")
+        model.optimize_for_decoding("bf16")
         (short,) = alternating([lambda: model.begin(1, ids_BT)], max(5, rounds))
     print(f"{'prompt of 511 ids':36}{'read':>9}{'forward':>14}{'ratio':>7}{'bf16':>11}")
     print(f"{'milliseconds':36}{1e3 * prefill:9.1f}{1e3 * forward:14.1f}{forward / prefill:7.2f}{1e3 * short:11.1f}\n")
@@ -128,7 +128,8 @@ def written_with_copies(model: STLM, number: int) -> None:
     """Generate one text at temperature 0 with drafts copied from earlier text, as `generate` does."""
     row = model.row(PROMPT, Sampling(temperature=0.0), number)
     length, end = model.config.context_length, -1  # no id ends the text
-    for _ in look_up(model, row.read, row.draws, context_length=length, stop_id=end, num_drafts=8, effort=Effort()):
+    options = {"context_length": length, "stop_id": end, "num_drafts": 8, "stats": DecodingStats()}
+    for _ in speculate_with_ngrams(model, row.window, row.sampler, **options):
         pass
 
 
@@ -174,7 +175,7 @@ def written_by_llama_cpp(folder: Path, model: STLM, number: int) -> tuple[Callab
 def compare_patches(number: int, rounds: int) -> None:
     """Compare the presets of byte patches and of bytes, which have the same number of parameters."""
     models = {
-        name: STLM.from_config(load_run_config(name).model, build_tokenizer("byte")).settle()
+        name: STLM.from_config(load_run_config(name).model, build_tokenizer("byte")).optimize_for_decoding()
         for name in ("10m-byte-patch", "10m-byte")
     }
     print(f"{'bytes per second':36}{'patches':>9}{'bytes':>14}{'ratio':>7}")

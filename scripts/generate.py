@@ -22,7 +22,7 @@ from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
 
 if TYPE_CHECKING:
-    from stlm.generation import Effort, Sampling
+    from stlm.generation import DecodingStats, Sampling
     from stlm.stlm import STLM
 
 
@@ -165,10 +165,11 @@ def main() -> int:
 
     import torch  # late, so that --help and usage errors are fast
 
-    from stlm.generation import Effort, Sampling
+    from stlm.generation import DecodingStats, Sampling
     from stlm.stlm import STLM
 
-    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu").settle(args.precision)
+    model = STLM.load(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    model.optimize_for_decoding(args.precision)
     sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: the output is valid UTF-8
     if args.score is not None:
         score(model, args.score, args.per_line)
@@ -184,10 +185,10 @@ def main() -> int:
             continue
         prompt = conversation.prompt(line)
         warn_of_length(model, prompt)
-        effort, said = Effort(), []
+        stats, said = DecodingStats(), []
         seed = args.seed + number_of_prompt * args.samples
         try:
-            for pieces in answers(model, prompt, args, replace(rules, seed=seed), conversation.stop, effort):
+            for pieces in answers(model, prompt, args, replace(rules, seed=seed), conversation.stop, stats):
                 said = []
                 show("" if args.chat else line, pieces, said)
         except KeyboardInterrupt:
@@ -196,18 +197,23 @@ def main() -> int:
             print("\nstopped", file=sys.stderr)
         if talking:
             conversation.add(line, "".join(said))
-        if effort.ids and (args.speculative != "auto" or args.exit_threshold is not None):
-            print(effort, file=sys.stderr)
+        if stats.ids and (args.speculative != "auto" or args.exit_threshold is not None):
+            print(stats, file=sys.stderr)
     return 0
 
 
 def answers(
-    model: STLM, prompt: str, args: argparse.Namespace, sampling: Sampling, chat_stop: Sequence[str], effort: Effort
+    model: STLM,
+    prompt: str,
+    args: argparse.Namespace,
+    sampling: Sampling,
+    chat_stop: Sequence[str],
+    stats: DecodingStats,
 ) -> Iterator[Iterator[str]]:
     """Yield each continuation of a prompt as an iterator of pieces: one, or as many as --samples."""
     stop = [*args.stop, *chat_stop]
     if args.beams is not None:
-        (text, log_probability), *_ = model.likeliest(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
+        (text, log_probability), *_ = model.beam_search(prompt, num_beams=args.beams, max_new_ids=args.max_ids)
         yield iter([text])
         print(f"log-probability {log_probability:.4f}", file=sys.stderr)
     elif args.samples > 1:
@@ -223,7 +229,7 @@ def answers(
             exit_threshold=args.exit_threshold,
             speculative=None if args.speculative == "off" else args.speculative,
             num_drafts=args.drafts,
-            effort=effort,
+            stats=stats,
         )
 
 

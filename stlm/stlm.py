@@ -27,19 +27,19 @@ from stlm.errors import CheckpointError, ConfigError
 from stlm.generation import (
     DecodingBatch,
     DecodingRow,
-    Draws,
+    DecodingStats,
     EarlyExit,
-    Effort,
+    Sampler,
     Sampling,
     TextStream,
-    ValidText,
+    UTF8Automaton,
     beam_search,
     generate_ids,
-    look_up,
     nats_per_id,
-    speculate,
+    speculate_with_layers,
+    speculate_with_ngrams,
 )
-from stlm.generation.arguments import check_integer, check_number, one_text, several_texts, stop_strings
+from stlm.generation.arguments import check_integer, check_number, check_text, check_texts, stop_strings
 from stlm.model import PRECISIONS, Network, Vocabulary, initialize, other_ties, pack, unpack
 from stlm.model.core.lora import merged_parameters
 from stlm.model.decoding.cache import ROLL_BACK
@@ -78,7 +78,7 @@ class STLM(Network):
         exit_threshold: float | None = None,
         speculative: str | None = "auto",
         num_drafts: int | None = None,
-        effort: Effort | None = None,
+        stats: DecodingStats | None = None,
         **rules: Any,
     ) -> Iterator[str]:
         """Yield pieces of valid text as they are drawn, up to `max_new_ids` ids, the end of the document, or a string
@@ -91,7 +91,7 @@ class STLM(Network):
         the ids that followed the same ids earlier (8 at a time); "self", for models with exits, drafts with the layers
         before the first exit (4 at a time); "auto" is "ngram" at temperature 0; None reads one id at a time.
         `exit_threshold`, for models with exits, draws an id from the first exit at which some id has this probability:
-        an approximation. `effort` collects statistics of either. Raises ConfigError immediately if an option is out of
+        an approximation. `stats` collects statistics of either. Raises ConfigError immediately if an option is out of
         range.
         """
         sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
@@ -101,20 +101,20 @@ class STLM(Network):
         if num_drafts is None:
             num_drafts = 8 if speculative == "ngram" else 4
         self._check_depth(exit_threshold, speculative, num_drafts)
-        effort = effort or Effort()
-        row = self.row(one_text("prompt", prompt), sampling, max_new_ids)
+        stats = stats or DecodingStats()
+        row = self.row(check_text("prompt", prompt), sampling, max_new_ids)
         options: dict[str, Any] = {
             "context_length": self.config.context_length,
             "stop_id": self.tokenizer.end_of_text_id,
         }
         self.eval()
         if speculative is not None:
-            drafted = look_up if speculative == "ngram" else speculate
-            ids = drafted(self, row.read, row.draws, num_drafts=num_drafts, effort=effort, **options)
+            drafted = speculate_with_ngrams if speculative == "ngram" else speculate_with_layers
+            ids = drafted(self, row.window, row.sampler, num_drafts=num_drafts, stats=stats, **options)
         elif exit_threshold is not None:
-            ids = generate_ids(EarlyExit(self, exit_threshold, effort), row.read, row.draws, **options)
+            ids = generate_ids(EarlyExit(self, exit_threshold, stats), row.window, row.sampler, **options)
         else:
-            ids = generate_ids(self, row.read, row.draws, **options)
+            ids = generate_ids(self, row.window, row.sampler, **options)
         return pieces_of_text(ids, TextStream(self.tokenizer, stop))
 
     def generate_batch(
@@ -133,7 +133,7 @@ class STLM(Network):
         """
         sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
         check_integer("max_new_ids", max_new_ids, 0)
-        prompts = several_texts("prompts", prompts, "generate continues one prompt")
+        prompts = check_texts("prompts", prompts, "generate continues one prompt")
         self.eval()
         batch = DecodingBatch(self, self.config.context_length)
         rows = [
@@ -142,28 +142,28 @@ class STLM(Network):
         ]
         streams = {row: TextStream(self.tokenizer, stop) for row in rows}
         pieces: dict[DecodingRow, list[str]] = {row: [] for row in rows}
-        batch.add([row for row in rows if row.draws.left > 0])
+        batch.add([row for row in rows if row.sampler.remaining > 0])
         while len(batch):
             for row in batch.step():
                 if row.error is not None:
                     raise row.error
-                ended = row.newest == self.tokenizer.end_of_text_id
+                ended = row.last_id == self.tokenizer.end_of_text_id
                 if not ended:
-                    assert row.newest is not None
-                    pieces[row].append(streams[row].push(row.newest))
-                if ended or row.draws.left == 0 or streams[row].stopped:
+                    assert row.last_id is not None
+                    pieces[row].append(streams[row].push(row.last_id))
+                if ended or row.sampler.remaining == 0 or streams[row].stopped:
                     pieces[row].append(streams[row].close())
                     batch.remove(row)
         return ["".join(pieces[row]) for row in rows]
 
-    def likeliest(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
+    def beam_search(self, prompt: str = "", *, num_beams: int = 4, max_new_ids: int = 256) -> list[tuple[str, float]]:
         """Return continuations found by beam search, the most probable first, each with its natural log-probability.
 
         Raises ConfigError if an option is out of range.
         """
         check_integer("num_beams", num_beams, 1)
         check_integer("max_new_ids", max_new_ids, 0)
-        one_text("prompt", prompt)
+        check_text("prompt", prompt)
         self.eval()
         found = beam_search(
             self,
@@ -181,11 +181,11 @@ class STLM(Network):
         return [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt).tolist()]
 
     def row(
-        self, prompt: str | Sequence[int], sampling: Sampling, max_new_ids: int, num_likeliest: int | None = None
+        self, prompt: str | Sequence[int], sampling: Sampling, max_new_ids: int, num_top: int | None = None
     ) -> DecodingRow:
         """Return a row to be continued in a `DecodingBatch`, as `generate_batch` and the server do.
 
-        `prompt` is a text, or end_of_text and the ids of a document's beginning. `num_likeliest` as in `DecodingRow`.
+        `prompt` is a text, or end_of_text and the ids of a document's beginning. `num_top` as in `DecodingRow`.
         Raises DataError if a text holds a lone surrogate, ConfigError if `logit_bias` names an id that the vocabulary
         lacks.
         """
@@ -193,16 +193,16 @@ class STLM(Network):
         for id, _ in sampling.logit_bias:
             if not 0 <= id < self.tokenizer.vocab_size:
                 raise ConfigError(f"logit_bias: got id {id}, expected 0 to {self.tokenizer.vocab_size - 1}")
-        banned_V, valid_text = self._drawable
+        banned_V, automaton = self._drawable
         stop_id = self.tokenizer.end_of_text_id
-        return DecodingRow(ids, Draws(sampling, ids, banned_V, max_new_ids, stop_id, valid_text), num_likeliest)
+        return DecodingRow(ids, Sampler(sampling, ids, banned_V, max_new_ids, stop_id, automaton), num_top)
 
     @cached_property
-    def _drawable(self) -> tuple[Tensor, ValidText]:
+    def _drawable(self) -> tuple[Tensor, UTF8Automaton]:
         """The mask of ids that are never drawn, and the automaton that keeps text valid UTF-8."""
         banned_V = torch.from_numpy(self.tokenizer.bytes_per_id == 0)
         banned_V[self.tokenizer.end_of_text_id] = False
-        return banned_V, ValidText(vocabulary_of(self.tokenizer).spellings)
+        return banned_V, UTF8Automaton(vocabulary_of(self.tokenizer).spellings)
 
     def _check_depth(self, exit_threshold: float | None, speculative: str | None, num_drafts: int) -> None:
         """Raise ConfigError if the model cannot do the early exit or speculation requested."""
@@ -232,7 +232,7 @@ class STLM(Network):
                 f"{self.config.head.kind}; expected model.head.kind=linear, or speculative='self', which is exact"
             )
 
-    def settle(self, precision: str = "fp32") -> STLM:
+    def optimize_for_decoding(self, precision: str = "fp32") -> STLM:
         """Optimize for decoding, and return the model. Layers run in packed form, which needs a second copy of their
         matrices, until the model is trained, moved or given other weights.
 
@@ -253,7 +253,7 @@ class STLM(Network):
 
         Text longer than the context is read in windows that overlap by half.
         """
-        one_text("text", text)
+        check_text("text", text)
         self.eval()
         ids = torch.tensor([self.tokenizer.end_of_text_id, *self.tokenizer.encode(text).tolist()])
         context = self.config.context_length
@@ -269,7 +269,7 @@ class STLM(Network):
 
         A vector does not depend on the other texts. If a text has more than `longest_text` ids, its beginning is read.
         """
-        texts = several_texts("texts", texts, "for one text, write embed([text])[0]")
+        texts = check_texts("texts", texts, "for one text, write embed([text])[0]")
         self.eval()
         ids_of = [self.tokenizer.encode(text)[: self.longest_text].astype(np.int64) for text in texts]
         vectors_ND = np.empty((len(ids_of), self.config.width), np.float32)

@@ -2,33 +2,33 @@
 
 from stlm.generation.beam import Hypothesis, beam_search
 from stlm.generation.decoding import DecodingBatch, DecodingRow, generate_ids
-from stlm.generation.drawing import Draws
 from stlm.generation.early_exit import EarlyExit
-from stlm.generation.effort import Effort
+from stlm.generation.interfaces import DecodableModel
+from stlm.generation.sampler import Sampler
 from stlm.generation.sampling import Sampling, probabilities
 from stlm.generation.scoring import ScoredId, nats_per_id, score_ids
-from stlm.generation.speculative import look_up, speculate
-from stlm.generation.steppable import Steppable
+from stlm.generation.speculative import speculate_with_layers, speculate_with_ngrams
+from stlm.generation.stats import DecodingStats
 from stlm.generation.text import TextStream
-from stlm.generation.utf8 import ValidText
+from stlm.generation.utf8 import UTF8Automaton
 
 __all__ = [
     "DecodingBatch",
-    "Draws",
+    "Sampler",
     "EarlyExit",
-    "Effort",
+    "DecodingStats",
     "Hypothesis",
     "DecodingRow",
     "Sampling",
     "ScoredId",
-    "Steppable",
+    "DecodableModel",
     "TextStream",
-    "ValidText",
+    "UTF8Automaton",
     "beam_search",
     "generate_ids",
-    "look_up",
+    "speculate_with_ngrams",
     "nats_per_id",
     "probabilities",
     "score_ids",
-    "speculate",
+    "speculate_with_layers",
 ]

@@ -23,7 +23,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
 
 
-def check_switch(name: str, value: Any) -> None:
+def check_boolean(name: str, value: Any) -> None:
     """Raise ConfigError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name}: got {value!r}, expected True or False")
@@ -39,23 +39,23 @@ def check_biases(name: str, value: Any) -> None:
         check_number(f"{name} of id {id}", bias, -100, 100)
 
 
-def one_text(name: str, value: Any) -> str:
+def check_text(name: str, value: Any) -> str:
     """Return `value` if it is a string; raise ConfigError otherwise."""
     if not isinstance(value, str):
         raise ConfigError(f"{name}: got {type(value).__name__}, expected one text (str)")
     return value
 
 
-def several_texts(name: str, value: Any, instead: str) -> list[str]:
+def check_texts(name: str, value: Any, instead: str) -> list[str]:
     """Return a list of strings; raise ConfigError if `value` is one string, or if an entry is not a string."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ConfigError(f"{name}: got one {type(value).__name__}, expected a list of texts; {instead}")
-    return [one_text(f"{name}[{number}]", text) for number, text in enumerate(value)]
+    return [check_text(f"{name}[{number}]", text) for number, text in enumerate(value)]
 
 
 def stop_strings(stop: Any) -> list[str]:
     """Return the stop strings as a list; `stop` may be one string. Raises ConfigError for empty or invalid strings."""
-    stops = several_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
+    stops = check_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
     if "" in stops:
         raise ConfigError("stop: got '', expected a text that is not empty; leave it out to stop nowhere")
     for text in stops:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stlm.generation.decoding import last_of
-from stlm.generation.steppable import Steppable
+from stlm.generation.decoding import last_ids
+from stlm.generation.interfaces import DecodableModel
 
 
 class Hypothesis(NamedTuple):
@@ -21,7 +21,7 @@ class Hypothesis(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    model: Steppable,
+    model: DecodableModel,
     prompt: Sequence[int],
     *,
     num_beams: int,
@@ -37,7 +37,7 @@ def beam_search(
     them. Texts are compared by probability alone, without a length penalty, so short ones often win. With as many beams
     as there are texts, the result is exact. Windows are those of `DecodingBatch`.
     """
-    read = last_of(list(prompt), context_length - 1)
+    read = last_ids(list(prompt), context_length - 1)
     beams, ended = [Hypothesis([], 0.0)], []
     logits_BV, state = model.begin(1, torch.tensor([read], dtype=torch.long).view(1, len(read)))
     windows = [read]
@@ -64,7 +64,7 @@ def beam_search(
             state = model.join([(state, torch.tensor([row for row, _ in kept]))])
             logits_BV = model.step(torch.tensor([window[-1:] for window in windows]), state)[:, -1]
         else:
-            windows = [last_of(window, context_length // 2) for window in windows]
+            windows = [last_ids(window, context_length // 2) for window in windows]
             ids_BN = torch.tensor(windows, dtype=torch.long).view(len(windows), len(windows[0]))
             logits_BV, state = model.begin(len(windows), ids_BN)
     return sorted([*ended, *beams], key=lambda text: -text.log_probability)[:num_beams]

@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stlm.generation.drawing import Draws, draw
-from stlm.generation.scoring import ScoredId, scored_ids
-from stlm.generation.steppable import Steppable
+from stlm.generation.interfaces import DecodableModel
+from stlm.generation.sampler import Sampler, sample_ids
+from stlm.generation.scoring import ScoredId, score_drawn
 
 
 class DecodingRow:
     """A text being continued: its sampling state, and the window of ids that the model reads for it."""
 
-    def __init__(self, prompt: Sequence[int], draws: Draws, num_likeliest: int | None = None) -> None:
-        """`num_likeliest`: also score each id drawn and this many of the most probable ids; None: no scores."""
-        self.draws = draws
-        self.read = list(prompt)
-        self.newest: int | None = None  # the id drawn last
-        self.num_likeliest = num_likeliest
+    def __init__(self, prompt: Sequence[int], sampler: Sampler, num_top: int | None = None) -> None:
+        """`num_top`: also score each id drawn and this many of the most probable ids; None: no scores."""
+        self.sampler = sampler
+        self.window = list(prompt)
+        self.last_id: int | None = None  # the id drawn last
+        self.num_top = num_top
         self.score: ScoredId | None = None  # of the id drawn last
         self.error: Exception | None = None  # why no more ids can be drawn for it
 
-    def take(self, id: int) -> None:
+    def append(self, id: int) -> None:
         """Append an id to the text."""
-        self.draws.take(id)
-        self.newest = id
-        self.read.append(id)
+        self.sampler.accept(id)
+        self.last_id = id
+        self.window.append(id)
 
 
 class DecodingBatch:
@@ -39,7 +39,7 @@ class DecodingBatch:
     context length it was trained with. If a prompt is longer than the context, its end is read.
     """
 
-    def __init__(self, model: Steppable, context_length: int) -> None:
+    def __init__(self, model: DecodableModel, context_length: int) -> None:
         self.model = model
         self.context_length = context_length
         self.rows: list[DecodingRow] = []
@@ -51,9 +51,9 @@ class DecodingBatch:
     def add(self, rows: Sequence[DecodingRow]) -> None:
         """Add rows; they take part from the next step on."""
         for row in rows:
-            if len(row.read) >= self.context_length:
-                started = row.newest is not None
-                row.read = last_of(row.read, self.context_length // 2 if started else self.context_length - 1)
+            if len(row.window) >= self.context_length:
+                started = row.last_id is not None
+                row.window = last_ids(row.window, self.context_length // 2 if started else self.context_length - 1)
             self._waiting.append(row)
 
     def remove(self, row: DecodingRow) -> None:
@@ -69,7 +69,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
-        """Draw one more id for every row; return the rows, each with its `newest` id.
+        """Draw one more id for every row; return the rows, each with its `last_id` id.
 
         A row that fails is removed from the batch and returned with its `error`.
         """
@@ -92,12 +92,12 @@ class DecodingBatch:
         if not self.rows:
             return []
         logits_BV = torch.cat(logits)
-        ids = draw(logits_BV, [row.draws for row in self.rows])
+        ids = sample_ids(logits_BV, [row.sampler for row in self.rows])
         for place, (row, id) in enumerate(zip(self.rows, ids, strict=True)):
             try:
-                row.take(id)
-                if row.num_likeliest is not None:
-                    (row.score,) = scored_ids(logits_BV[place : place + 1], [id], row.num_likeliest)
+                row.append(id)
+                if row.num_top is not None:
+                    (row.score,) = score_drawn(logits_BV[place : place + 1], [id], row.num_top)
             except Exception as error:
                 row.error = error
         return list(self.rows)
@@ -118,31 +118,31 @@ class DecodingBatch:
         return rows
 
     def _restart_full_ones(self) -> None:
-        for row in [row for row in self.rows if len(row.read) >= self.context_length]:
+        for row in [row for row in self.rows if len(row.window) >= self.context_length]:
             self.remove(row)
-            row.read = last_of(row.read, self.context_length // 2)
+            row.window = last_ids(row.window, self.context_length // 2)
             self._waiting.append(row)
 
     def _advance(self) -> Tensor:
-        """Read the newest ids of the rows that have a state; return logits [B, V]."""
+        """Read the last_id ids of the rows that have a state; return logits [B, V]."""
         if len(self._places) < self._size:
             self._state = self.model.join([(self._state, torch.tensor(self._places))])
             self._size, self._places = len(self._places), list(range(len(self._places)))
-        return self.model.step(torch.tensor([row.read[-1:] for row in self.rows]), self._state)[:, -1]
+        return self.model.step(torch.tensor([row.window[-1:] for row in self.rows]), self._state)[:, -1]
 
     def _read_prompts(self) -> Tensor:
         """Read the prompts of waiting rows, those of one length in one pass, and join them; return logits [B, V].
 
         A prompt that several rows share is read once.
         """
-        self._waiting.sort(key=lambda row: len(row.read))  # stable: rows of one length stay in their order
+        self._waiting.sort(key=lambda row: len(row.window))  # stable: rows of one length stay in their order
         parts = [(self._state, torch.tensor(self._places))] if self.rows else []
         logits = []
         while self._waiting:
-            length = len(self._waiting[0].read)
-            group = [row for row in self._waiting if len(row.read) == length][:READ_AT_ONCE]
+            length = len(self._waiting[0].window)
+            group = [row for row in self._waiting if len(row.window) == length][:PROMPTS_PER_PASS]
             places: dict[tuple[int, ...], int] = {}  # index of each distinct prompt
-            place_of_R = torch.tensor([places.setdefault(tuple(row.read), len(places)) for row in group])
+            place_of_R = torch.tensor([places.setdefault(tuple(row.window), len(places)) for row in group])
             ids_BN = torch.tensor(list(places), dtype=torch.long).view(len(places), length)
             logits_BV, state = self.model.begin(len(places), ids_BN)
             self._waiting = self._waiting[len(group) :]
@@ -157,36 +157,36 @@ class DecodingBatch:
         return torch.cat(logits)
 
 
-READ_AT_ONCE = 16  # prompts
+PROMPTS_PER_PASS = 16  # prompts
 
 
 def generate_ids(
-    model: Steppable,
+    model: DecodableModel,
     prompt: Sequence[int],
-    draws: Draws,
+    sampler: Sampler,
     *,
     context_length: int,
     stop_id: int,
 ) -> Iterator[int]:
-    """Yield ids that continue `prompt`, up to `draws.left` ids; stop before `stop_id`."""
-    batch, row = DecodingBatch(model, context_length), DecodingRow(prompt, draws)
+    """Yield ids that continue `prompt`, up to `sampler.remaining` ids; stop before `stop_id`."""
+    batch, row = DecodingBatch(model, context_length), DecodingRow(prompt, sampler)
     batch.add([row])
-    while draws.left > 0:
+    while sampler.remaining > 0:
         batch.step()
         if row.error is not None:
             raise row.error
-        assert row.newest is not None
-        if row.newest == stop_id:
+        assert row.last_id is not None
+        if row.last_id == stop_id:
             return
-        yield row.newest
+        yield row.last_id
 
 
-def last_of(ids: list[int], number: int) -> list[int]:
+def last_ids(ids: list[int], number: int) -> list[int]:
     """Return the last `number` ids, or all if there are fewer."""
     return ids[max(0, len(ids) - number) :]  # ids[-number:] would be all ids if number is 0
 
 
 @torch.inference_mode()
-def read_anew(model: Steppable, ids: list[int]) -> tuple[Tensor, Any]:
+def start_decoding(model: DecodableModel, ids: list[int]) -> tuple[Tensor, Any]:
     """Return the logits [1, V] of the id after `ids`, and a new decoding state that has read them."""
     return model.begin(1, torch.tensor([ids], dtype=torch.long).view(1, len(ids)))

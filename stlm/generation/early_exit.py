@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from stlm.generation.effort import Effort
-from stlm.generation.steppable import Steppable
-
-
-class Deepening(Steppable, Protocol):
-    """Interface of a model with early exits."""
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Numbers of layers at the exits; the last is the whole core."""
-        ...
-
-    def draft(self, ids_B1: Tensor, state: Any) -> Tensor:
-        """Read one more id through the layers before the first exit; return that exit's logits [B, 1, V]."""
-        ...
-
-    def deepen(self, state: Any, stage: int) -> Tensor:
-        """Run that id, and those that wait with it, to the next exit, `stage`; return that exit's logits [B, 1, V]."""
-        ...
+from stlm.generation.interfaces import EarlyExitModel
+from stlm.generation.stats import DecodingStats
 
 
 class EarlyExit:
@@ -36,11 +19,11 @@ class EarlyExit:
     one goes deeper, both are run, so the caches of deeper layers are exact. A prompt passes all layers at once.
     """
 
-    def __init__(self, model: Deepening, threshold: float, effort: Effort) -> None:
+    def __init__(self, model: EarlyExitModel, threshold: float, stats: DecodingStats) -> None:
         self.model = model
         self.threshold = threshold
-        self.effort = effort
-        effort.depth = model.depths[-1]
+        self.stats = stats
+        stats.depth = model.depths[-1]
 
     def begin(self, batch_size: int, ids_BN: Tensor | None = None) -> tuple[Tensor, Any]:
         return self.model.begin(batch_size, ids_BN)
@@ -52,13 +35,13 @@ class EarlyExit:
         if ids_BN.size(1) > 1:
             return self.model.step(ids_BN, state)
         stage, logits_B1V = 0, self.model.draft(ids_BN, state)
-        while stage + 1 < len(self.model.depths) and not self._sure(logits_B1V):
+        while stage + 1 < len(self.model.depths) and not self._is_confident(logits_B1V):
             stage += 1
             logits_B1V = self.model.deepen(state, stage)
-        self.effort.ids += 1
-        self.effort.layers += self.model.depths[stage]
+        self.stats.ids += 1
+        self.stats.layers += self.model.depths[stage]
         return logits_B1V
 
-    def _sure(self, logits_B1V: Tensor) -> bool:
+    def _is_confident(self, logits_B1V: Tensor) -> bool:
         """Return True if the exit is confident for every row."""
         return bool((logits_B1V.float().softmax(-1).amax(-1) >= self.threshold).all())

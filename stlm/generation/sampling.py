@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stlm.errors import ConfigError
-from stlm.generation.arguments import check_biases, check_integer, check_number, check_switch
+from stlm.generation.arguments import check_biases, check_boolean, check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sampling:
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
         check_integer("seed", self.seed)
-        check_switch("valid_utf8", self.valid_utf8)
+        check_boolean("valid_utf8", self.valid_utf8)
         check_biases("logit_bias", self.logit_bias)
 
     @property
@@ -63,7 +63,7 @@ _RANGES = (
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Return the probability of each id to be drawn, [B, V], penalties aside (see `penalised`). At least one is kept.
+    """Return the probability of each id to be drawn, [B, V], without penalties. At least one is kept.
 
     top_p is nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751, section 3.1); typical_p keeps ids whose surprise
     is near the entropy (Meister et al. 2022, arXiv 2202.00666, section 4); min_p is relative to the most probable id
@@ -80,17 +80,17 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.typical_p is not None and sampling.typical_p < 1:
         log_BV = logits_BV.log_softmax(-1)
         entropy_B1 = torch.special.entr(log_BV.exp()).sum(-1, keepdim=True)
-        strange_BV = (-log_BV - entropy_B1).abs()
-        logits_BV = _fewest(logits_BV, strange_BV.sort(dim=-1).indices, sampling.typical_p)
+        deviation_BV = (-log_BV - entropy_B1).abs()
+        logits_BV = _keep_mass(logits_BV, deviation_BV.sort(dim=-1).indices, sampling.typical_p)
     if sampling.top_p is not None and sampling.top_p < 1:
-        logits_BV = _fewest(logits_BV, logits_BV.sort(dim=-1, descending=True).indices, sampling.top_p)
+        logits_BV = _keep_mass(logits_BV, logits_BV.sort(dim=-1, descending=True).indices, sampling.top_p)
     if sampling.min_p:
         lowest_B1 = logits_BV.amax(-1, keepdim=True) + math.log(sampling.min_p)
         logits_BV = logits_BV.masked_fill(logits_BV < lowest_B1, -torch.inf)
     return logits_BV.softmax(-1)
 
 
-def _fewest(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
+def _keep_mass(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
     """Keep the fewest first ids of an order that hold a share of the probability, and at least one."""
     probability = logits_BV.softmax(-1).gather(-1, order_BV)
     before = probability.cumsum(-1) - probability  # mass of the ids before this one: exactly 0 for the first
@@ -99,7 +99,7 @@ def _fewest(logits_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
     return logits_BV.masked_fill(dropped, -torch.inf)
 
 
-def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, counts_BV: Tensor | None) -> Tensor:
+def apply_penalties(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, counts_BV: Tensor | None) -> Tensor:
     """Apply the penalties for earlier ids and `logit_bias` to logits.
 
     `seen_BV`: True for ids in prompt or text (the repetition penalty of CTRL: Keskar et al. 2019, arXiv 1909.05858,
@@ -108,8 +108,8 @@ def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None, cou
     logits_BV = logits_BV.float()
     if seen_BV is not None and sampling.repetition_penalty != 1:
         penalty = sampling.repetition_penalty
-        less_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        logits_BV = torch.where(seen_BV, less_BV, logits_BV)
+        penalized_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = torch.where(seen_BV, penalized_BV, logits_BV)
     if counts_BV is not None and sampling.counts:
         logits_BV = logits_BV - sampling.frequency_penalty * counts_BV
         logits_BV = logits_BV - sampling.presence_penalty * (counts_BV > 0)

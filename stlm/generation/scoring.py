@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stlm.generation.steppable import Steppable
+from stlm.generation.interfaces import DecodableModel
 
-LOGITS_AT_ONCE = 1 << 24  # logits held at a time
+MAX_LOGITS = 1 << 24  # logits held at a time
 
 
 class ScoredId(NamedTuple):
@@ -18,30 +18,30 @@ class ScoredId(NamedTuple):
 
     id: int
     log_probability: float  # nats, of the raw logits, without temperature, penalties and limits
-    likeliest: tuple[tuple[int, float], ...]  # (id, log-probability), the most probable one first
+    top: tuple[tuple[int, float], ...]  # (id, log-probability), the most probable one first
 
 
-def scored_ids(logits_MV: Tensor, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
-    """Return the log-probability of one id for each row of logits, with the row's `num_likeliest` most probable ids."""
+def score_drawn(logits_MV: Tensor, ids: Sequence[int], num_top: int) -> list[ScoredId]:
+    """Return the log-probability of one id for each row of logits, with the row's `num_top` most probable ids."""
     log_MV = logits_MV.float().log_softmax(-1)
     own_M = log_MV.gather(-1, torch.tensor(ids, device=log_MV.device)[:, None])[:, 0].tolist()
-    values_MK, ids_MK = log_MV.topk(min(num_likeliest, log_MV.size(-1)), dim=-1)
-    likeliest = [tuple(zip(*row, strict=True)) for row in zip(ids_MK.tolist(), values_MK.tolist(), strict=True)]
-    return [ScoredId(*found) for found in zip(ids, own_M, likeliest, strict=True)]
+    values_MK, ids_MK = log_MV.topk(min(num_top, log_MV.size(-1)), dim=-1)
+    top = [tuple(zip(*row, strict=True)) for row in zip(ids_MK.tolist(), values_MK.tolist(), strict=True)]
+    return [ScoredId(*scored) for scored in zip(ids, own_M, top, strict=True)]
 
 
 @torch.inference_mode()
-def score_ids(model: Steppable, ids: Sequence[int], num_likeliest: int) -> list[ScoredId]:
+def score_ids(model: DecodableModel, ids: Sequence[int], num_top: int) -> list[ScoredId]:
     """Return the log-probability of every id of a text that fits into the context, the first included."""
     logits_1V, state = model.begin(1)
-    found: list[ScoredId] = []
-    at_once = max(1, LOGITS_AT_ONCE // logits_1V.size(-1))
+    scored: list[ScoredId] = []
+    at_once = max(1, MAX_LOGITS // logits_1V.size(-1))
     for start in range(0, len(ids), at_once):
         piece = ids[start : start + at_once]
         logits_NV = model.step(torch.tensor([piece]), state)[0]
-        found += scored_ids(torch.cat((logits_1V, logits_NV[:-1])), piece, num_likeliest)
+        scored += score_drawn(torch.cat((logits_1V, logits_NV[:-1])), piece, num_top)
         logits_1V = logits_NV[-1:]
-    return found
+    return scored
 
 
 @torch.no_grad()

@@ -37,26 +37,26 @@ def transitions() -> Tensor:
     return table
 
 
-class ValidText:
-    """The automaton over the ids of a vocabulary: `follow` [9, V] is the state after each id."""
+class UTF8Automaton:
+    """The automaton over the ids of a vocabulary: `next_states` [9, V] is the state after each id."""
 
     def __init__(self, spellings: Sequence[bytes]) -> None:
         """`spellings`: the bytes of each id; ids without text have none, and do not change the state."""
         table = transitions()
         lengths_V = torch.tensor([len(spelling) for spelling in spellings])
-        follow = torch.arange(9)[:, None].repeat(1, len(spellings))
+        next_states = torch.arange(9)[:, None].repeat(1, len(spellings))
         padded = b"".join(spelling.ljust(int(lengths_V.max()), b"\0") for spelling in spellings)
         bytes_VL = torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(len(spellings), -1).long()
         for place in range(bytes_VL.size(1)):
-            moved = table[follow, bytes_VL[:, place]]
-            follow = torch.where(place < lengths_V, moved, follow)
-        self.follow = follow
-        self._missing = torch.tensor([*MISSING, 1 << 30])[follow]  # bytes still missing after each id
+            moved = table[next_states, bytes_VL[:, place]]
+            next_states = torch.where(place < lengths_V, moved, next_states)
+        self.next_states = next_states
+        self._missing = torch.tensor([*MISSING, 1 << 30])[next_states]  # bytes still missing after each id
 
-    def refused(self, state: int, left: int) -> Tensor:
-        """Mask [V] of ids not allowed after `state` with `left` ids left, as each missing byte may need an id."""
-        return self._missing[state] > left - 1
+    def banned(self, state: int, remaining: int) -> Tensor:
+        """Mask [V] of ids not allowed after `state` with `remaining` ids left, as each missing byte may need an id."""
+        return self._missing[state] > remaining - 1
 
-    def after(self, state: int, id: int) -> int:
+    def next_state(self, state: int, id: int) -> int:
         """Return the state after an id."""
-        return int(self.follow[state, id])
+        return int(self.next_states[state, id])

@@ -339,7 +339,7 @@ class Exchange:
 
     @property
     def _drawn(self) -> int:
-        return sum(self.asked.max_tokens - job.row.draws.left for job in self.jobs)
+        return sum(self.asked.max_tokens - job.row.sampler.remaining for job in self.jobs)
 
     def _usage(self) -> dict[str, int]:
         return {

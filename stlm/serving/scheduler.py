@@ -36,16 +36,16 @@ class Piece(NamedTuple):
 class Prompt:
     """A prompt of a request, shared by all its choices."""
 
-    def __init__(self, ids: Sequence[int], num_likeliest: int | None = None) -> None:
-        """`num_likeliest`: also score the prompt and this many of the most probable ids; None: no scores."""
+    def __init__(self, ids: Sequence[int], num_top: int | None = None) -> None:
+        """`num_top`: also score the prompt and this many of the most probable ids; None: no scores."""
         self.ids = ids  # end_of_text first
-        self.num_likeliest = num_likeliest
+        self.num_top = num_top
         self.scores: list[ScoredId] | None = None  # of each id, set before the first piece of a job
 
     def score(self, model: STLM) -> None:
         """Score the ids, once."""
-        if self.num_likeliest is not None and self.scores is None:
-            self.scores = score_ids(model, self.ids, self.num_likeliest)
+        if self.num_top is not None and self.scores is None:
+            self.scores = score_ids(model, self.ids, self.num_top)
 
 
 class Job:
@@ -66,11 +66,11 @@ class Scheduler:
     """Owner of a model and of the thread in which it runs.
 
     `max_rows` texts are decoded together; `max_waiting` more may wait. A job's text equals that of `STLM.generate`,
-    whatever else is in the batch. `precision` as in `STLM.settle`.
+    whatever else is in the batch. `precision` as in `STLM.optimize_for_decoding`.
     """
 
     def __init__(self, model: STLM, *, max_rows: int, max_waiting: int, precision: str = "fp32") -> None:
-        self.model = model.settle(precision)
+        self.model = model.optimize_for_decoding(precision)
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -86,10 +86,10 @@ class Scheduler:
         max_new_ids: int,
         stop: Sequence[str],
         tell: Callable[[Piece], None],
-        num_likeliest: int | None = None,
+        num_top: int | None = None,
     ) -> Job:
-        """Create a job without starting it. `num_likeliest` as in `DecodingRow`."""
-        row = self.model.row(prompt.ids, sampling, max_new_ids, num_likeliest)
+        """Create a job without starting it. `num_top` as in `DecodingRow`."""
+        row = self.model.row(prompt.ids, sampling, max_new_ids, num_top)
         return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), tell)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -171,7 +171,7 @@ class Scheduler:
             logging.getLogger("uvicorn.error").exception("a prompt cannot be scored")
             self._fail(batch, job)
             return
-        if job.row.draws.left:
+        if job.row.sampler.remaining:
             batch.add([job.row])
         else:
             self._end(job, Piece("", "length"))
@@ -186,13 +186,13 @@ class Scheduler:
 
     def _say(self, batch: DecodingBatch, job: Job) -> None:
         """Pass a job the text drawn for it."""
-        newest, stream = job.row.newest, job.stream
+        newest, stream = job.row.last_id, job.stream
         assert newest is not None
         ended = newest == self.model.tokenizer.end_of_text_id
         if job.row.score is not None:
             job.tokens.add(job.row.score)
         text = "" if ended else stream.push(newest)
-        finish = "stop" if ended or stream.stopped else "length" if job.row.draws.left == 0 else None
+        finish = "stop" if ended or stream.stopped else "length" if job.row.sampler.remaining == 0 else None
         if finish is not None:
             text += stream.close()
             if stream.stopped:  # the held-back text may complete the stop string

@@ -82,7 +82,7 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], first: in
 
 def _likeliest(tokenizer: Tokenizer, scored: ScoredId) -> dict[str, float]:
     found: dict[str, float] = {}
-    for id, log_probability in (*scored.likeliest, (scored.id, scored.log_probability)):
+    for id, log_probability in (*scored.top, (scored.id, scored.log_probability)):
         found.setdefault(spelling(tokenizer, id), log_probability)  # of ids spelled alike, the most probable
     return found
 
@@ -99,7 +99,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, An
 
     content = [
         {**entry(token.scored.id, token.scored.log_probability),
-         "top_logprobs": [entry(*likely) for likely in token.scored.likeliest]}
+         "top_logprobs": [entry(*one) for one in token.scored.top]}
         for token in tokens
     ]  # fmt: skip
     return {"content": content, "refusal": None}

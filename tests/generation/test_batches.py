@@ -6,7 +6,7 @@ import torch
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.errors import ConfigError
-from stlm.generation import DecodingBatch, Effort, Sampling
+from stlm.generation import DecodingBatch, DecodingStats, Sampling
 from stlm.stlm import STLM
 
 LOCAL = {"kind": "byte_patch", "width": 16, "window": 5}
@@ -88,8 +88,8 @@ def test_rows_join_and_leave_at_any_step(model):
         if n == 7:
             batch.remove(rows[2])
         for row in batch.step():
-            drawn.setdefault(row, []).append(row.newest)
-            if row.draws.left == 0:
+            drawn.setdefault(row, []).append(row.last_id)
+            if row.sampler.remaining == 0:
                 batch.remove(row)
     assert len(batch) == 0 and len(drawn[rows[2]]) == 3
     for row, text in zip(rows, expected, strict=True):
@@ -113,16 +113,16 @@ def test_constrained_text_holds_no_replacement_character(model):
 
 
 @torch.no_grad()
-def test_a_settled_model_is_the_same_but_for_rounding(model, tmp_path):
+def test_a_model_optimized_for_decoding_is_the_same_but_for_rounding(model, tmp_path):
     ids = torch.randint(32, 127, (2, 31), generator=torch.Generator().manual_seed(1))
     before, text = model(ids).logits, model.generate("ab", max_new_ids=20, seed=2)
     model.save(tmp_path / "before")
-    settled = STLM.load(tmp_path / "before").settle()
-    assert settled.core.stack.packed and settled.head.packed
-    assert settled.num_parameters() == model.num_parameters()
-    torch.testing.assert_close(settled(ids).logits, before, atol=1e-5, rtol=0)
-    assert settled.generate("ab", max_new_ids=20, seed=2) == text
-    settled.save(tmp_path / "after")
+    optimized = STLM.load(tmp_path / "before").optimize_for_decoding()
+    assert optimized.core.stack.packed and optimized.head.packed
+    assert optimized.num_parameters() == model.num_parameters()
+    torch.testing.assert_close(optimized(ids).logits, before, atol=1e-5, rtol=0)
+    assert optimized.generate("ab", max_new_ids=20, seed=2) == text
+    optimized.save(tmp_path / "after")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after")]
     assert files[0] == files[1]
 
@@ -131,10 +131,10 @@ def test_copied_drafts_change_no_text(model):
     text = "one two three, one two three, one"
     plain = model.generate(text, max_new_ids=40, temperature=0, speculative=None)
     assert model.generate(text, max_new_ids=40, temperature=0, speculative="ngram") == plain
-    copied, drawn = Effort(), Effort()
-    assert model.generate(text, max_new_ids=40, temperature=0, effort=copied) == plain
+    copied, drawn = DecodingStats(), DecodingStats()
+    assert model.generate(text, max_new_ids=40, temperature=0, stats=copied) == plain
     assert copied.ids  # that it may copy shows in its being told
-    drawn_text = model.generate(text, max_new_ids=40, seed=1, effort=drawn)
+    drawn_text = model.generate(text, max_new_ids=40, seed=1, stats=drawn)
     assert drawn_text == model.generate(text, max_new_ids=40, seed=1, speculative=None) and not drawn.ids
 
 
@@ -146,9 +146,12 @@ def test_copied_drafts_change_no_text(model):
         (lambda model: model.embed("abc"), "texts: got one str, expected a list of texts"),
         (lambda model: model.generate(["a"]), "prompt: got list, expected one text"),
         (lambda model: model.log_likelihood(["a"]), "text: got list, expected one text"),
-        (lambda model: model.likeliest(["a"]), "prompt: got list, expected one text"),
-        (lambda model: model.likeliest("a", num_beams=0), "num_beams: got 0, expected an integer of at least 1"),
-        (lambda model: model.likeliest("a", max_new_ids=-1), "max_new_ids: got -1, expected an integer of at least 0"),
+        (lambda model: model.beam_search(["a"]), "prompt: got list, expected one text"),
+        (lambda model: model.beam_search("a", num_beams=0), "num_beams: got 0, expected an integer of at least 1"),
+        (
+            lambda model: model.beam_search("a", max_new_ids=-1),
+            "max_new_ids: got -1, expected an integer of at least 0",
+        ),
         (lambda model: model.generate_stream("a", max_new_ids=-1), "max_new_ids: got -1"),  # before anything is drawn
         (lambda model: model.generate("a", max_new_ids=2.5), "max_new_ids: got 2.5"),
         (lambda model: model.generate_batch(["a"], max_new_ids=-1), "max_new_ids: got -1"),
@@ -191,31 +194,31 @@ def test_rows_that_go_on_together_when_others_have_stopped(model):
     assert together == [alone[0].split(stop)[0], *alone[1:]]
 
 
-@pytest.mark.parametrize("place", ["begin", "step", "take"])
+@pytest.mark.parametrize("place", ["begin", "step", "accept"])
 def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, place):
     """Whether the model fails on what a row has read, in its first step or later, or the row itself does."""
     rules = [Sampling(temperature=n % 2, seed=n) for n in range(len(PROMPTS))]
     expected = [model.generate(prompt, max_new_ids=40, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
     rows = [model.row(prompt, rules[n], 40) for n, prompt in enumerate(PROMPTS)]
     poisoned = rows[3]
-    original = getattr(poisoned.draws if place == "take" else model, place)
+    original = getattr(poisoned.sampler if place == "accept" else model, place)
 
     def fail(*given):
-        whole = place == "begin" and any(row == poisoned.read for row in given[1].tolist())
-        later = place == "step" and len(given[0]) == len(PROMPTS) and poisoned.draws.left == 35
-        if whole or later or (place == "take" and poisoned.draws.left == 35):
-            poisoned.read[-1] = -1  # no id: whatever reads this row from now on fails
+        whole = place == "begin" and any(row == poisoned.window for row in given[1].tolist())
+        later = place == "step" and len(given[0]) == len(PROMPTS) and poisoned.sampler.remaining == 35
+        if whole or later or (place == "accept" and poisoned.sampler.remaining == 35):
+            poisoned.window[-1] = -1  # no id: whatever reads this row from now on fails
             raise RuntimeError("poison")
         return original(*given)
 
-    monkeypatch.setattr(poisoned.draws if place == "take" else model, place, fail)
+    monkeypatch.setattr(poisoned.sampler if place == "accept" else model, place, fail)
     batch, drawn = DecodingBatch(model, 32), {row: [] for row in rows}
     batch.add(rows)
     while len(batch):
         for row in batch.step():
             if row.error is None:
-                drawn[row].append(row.newest)
-            if row.draws.left == 0:
+                drawn[row].append(row.last_id)
+            if row.sampler.remaining == 0:
                 batch.remove(row)
     assert [row.error is not None for row in rows] == [row is poisoned for row in rows]
     for row, text in zip(rows, expected, strict=True):
@@ -243,8 +246,8 @@ def test_a_text_is_scored_alike_in_one_piece_and_in_many(model, monkeypatch):
     ids = list(b"\xffsome text of thirty bytes here")
     log_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     for logits_at_once in (1 << 24, 7 * 256, 1):
-        monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", logits_at_once)
+        monkeypatch.setattr(scoring, "MAX_LOGITS", logits_at_once)
         for place, found in enumerate(scoring.score_ids(model, ids, 2)):
             expected = [log_TV[place, ids[place]].item(), *log_TV[place].topk(2).values.tolist()]
-            told = [found.log_probability, *(value for _, value in found.likeliest)]
+            told = [found.log_probability, *(value for _, value in found.top)]
             assert told == pytest.approx(expected, abs=1e-4) and found.id == ids[place]

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from stlm.errors import ConfigError
-from stlm.generation import Draws, Sampling, TextStream, ValidText, generate_ids, nats_per_id
-from stlm.generation.drawing import distribution, draw
+from stlm.generation import Sampler, Sampling, TextStream, UTF8Automaton, generate_ids, nats_per_id
+from stlm.generation.sampler import distribution, sample_ids
 
 NOTHING_BANNED = torch.zeros(4, dtype=torch.bool)
 
 
 def shares(logits, times=4000, prompt=(), **rules):
     """Share of each id over many draws, each of a row of its own."""
-    rows = [Draws(Sampling(**rules, seed=seed), prompt, NOTHING_BANNED, 1, 99) for seed in range(times)]
-    drawn = draw(torch.tensor([logits]).expand(times, -1), rows)
+    rows = [Sampler(Sampling(**rules, seed=seed), prompt, NOTHING_BANNED, 1, 99) for seed in range(times)]
+    drawn = sample_ids(torch.tensor([logits]).expand(times, -1), rows)
     return torch.bincount(torch.tensor(drawn), minlength=len(logits)) / times
 
 
@@ -54,11 +54,11 @@ def test_penalties_follow_their_formulas():
         ({"frequency_penalty": 0.5}, [2.0, 1.0, -2.0, 2.5]),
         ({"presence_penalty": 0.5}, [2.0, 1.0, -1.5, 2.5]),
     ]:
-        row = Draws(Sampling(**rules, temperature=1.0), [1], NOTHING_BANNED, 9, 99)
+        row = Sampler(Sampling(**rules, temperature=1.0), [1], NOTHING_BANNED, 9, 99)
         for id in (2, 2, 3):
-            row.take(id)
-        ahead = row.fork()
-        ahead.take(0)  # what is only supposed leaves no trace
+            row.accept(id)
+        ahead = row.copy()
+        ahead.accept(0)  # what is only supposed leaves no trace
         torch.testing.assert_close(distribution(logits, [row]), torch.tensor([expected]).softmax(-1))
 
 
@@ -67,12 +67,12 @@ def test_rows_with_different_rules_are_drawn_as_if_alone():
     rules = [{}, {"temperature": 0}, {"top_k": 2, "temperature": 3.0}] * 2
 
     def rows():
-        return [Draws(Sampling(**given, seed=n), [], NOTHING_BANNED, 9, 99) for n, given in enumerate(rules)]
+        return [Sampler(Sampling(**given, seed=n), [], NOTHING_BANNED, 9, 99) for n, given in enumerate(rules)]
 
     together, alone = rows(), rows()
     for _ in range(5):
-        expected = [draw(logits[n : n + 1], [row])[0] for n, row in enumerate(alone)]
-        assert draw(logits, together) == expected
+        expected = [sample_ids(logits[n : n + 1], [row])[0] for n, row in enumerate(alone)]
+        assert sample_ids(logits, together) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_rules_out_of_range_are_refused(rules, message):
         Sampling(**rules)
 
 
-ALL_BYTES = ValidText([bytes([byte]) for byte in range(256)])
+ALL_BYTES = UTF8Automaton([bytes([byte]) for byte in range(256)])
 
 
 def test_the_automaton_agrees_with_pythons_decoder():
@@ -108,12 +108,12 @@ def test_the_automaton_agrees_with_pythons_decoder():
     for left in (4, 3, 2, 1):
         longer = []
         for text, state in reached:
-            refused = ALL_BYTES.refused(state, left)
+            refused = ALL_BYTES.banned(state, left)
             for byte in edges:
                 said = text + bytes([byte])
                 assert bool(refused[byte]) == (not can_be_valid(said, left - 1)), (said, left)
                 if not refused[byte]:
-                    longer.append((said, ALL_BYTES.after(state, byte)))
+                    longer.append((said, ALL_BYTES.next_state(state, byte)))
         reached = longer
     assert len(reached) > 100 and all(text.decode() for text, _ in reached)
 
@@ -134,11 +134,11 @@ def can_be_valid(text, left):
 def test_constrained_text_is_valid_and_whole_whatever_the_model_says():
     banned = torch.tensor([byte in (0xC0, 0xC1) or 0xF5 <= byte < 0xFF for byte in range(256)])
     for seed in range(30):
-        row = Draws(Sampling(valid_utf8=True, seed=seed), [], banned, 7, 0xFF, ALL_BYTES)
+        row = Sampler(Sampling(valid_utf8=True, seed=seed), [], banned, 7, 0xFF, ALL_BYTES)
         logits, drawn = 5 * torch.randn(7, 1, 256, generator=torch.Generator().manual_seed(seed)), []
-        while row.left and 0xFF not in drawn:
-            drawn += draw(logits[row.left - 1], [row])
-            row.take(drawn[-1])
+        while row.remaining and 0xFF not in drawn:
+            drawn += sample_ids(logits[row.remaining - 1], [row])
+            row.accept(drawn[-1])
         bytes(id for id in drawn if id != 0xFF).decode()
 
 
@@ -164,8 +164,8 @@ class Counter:
 
 def run(prompt, max_new_ids=6, context_length=100, stop_id=99, banned=NOTHING_BANNED, seed=0):
     model = Counter()
-    draws = Draws(Sampling(seed=seed), prompt, banned, max_new_ids, stop_id)
-    return list(generate_ids(model, prompt, draws, context_length=context_length, stop_id=stop_id)), model.reads
+    sampler = Sampler(Sampling(seed=seed), prompt, banned, max_new_ids, stop_id)
+    return list(generate_ids(model, prompt, sampler, context_length=context_length, stop_id=stop_id)), model.reads
 
 
 def test_generation_follows_the_model():

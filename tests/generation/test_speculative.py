@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from stlm.generation import Draws, EarlyExit, Effort, Sampling, generate_ids, look_up, probabilities, speculate
-from stlm.generation.speculative import follow_up
+from stlm.generation import (
+    DecodingStats,
+    EarlyExit,
+    Sampler,
+    Sampling,
+    generate_ids,
+    probabilities,
+    speculate_with_layers,
+    speculate_with_ngrams,
+)
+from stlm.generation.speculative import ngram_draft
 
 GENERATOR = torch.Generator().manual_seed(7)
 SHALLOW, DEEP = (
@@ -60,19 +69,22 @@ class Table:
         return DEEP[torch.tensor([[newest]])]
 
 
-def draws_of(prompt=(), max_new_ids=3, banned=None, **rules):
-    return Draws(Sampling(**rules), prompt, torch.zeros(5, dtype=torch.bool) if banned is None else banned,
+def sampler_of(prompt=(), max_new_ids=3, banned=None, **rules):
+    return Sampler(Sampling(**rules), prompt, torch.zeros(5, dtype=torch.bool) if banned is None else banned,
                  max_new_ids, STOP)  # fmt: skip
 
 
-def by_layers(model, prompt, draws, num_drafts, context_length=100, effort=None):
-    return speculate(model, prompt, draws, context_length=context_length, stop_id=STOP, num_drafts=num_drafts,
-                     effort=effort or Effort())  # fmt: skip
+def by_layers(*args, **options):
+    return drafting_by(speculate_with_layers, *args, **options)
 
 
-def by_copying(model, prompt, draws, num_drafts, context_length=100, effort=None):
-    return look_up(model, prompt, draws, context_length=context_length, stop_id=STOP, num_drafts=num_drafts,
-                   effort=effort or Effort())  # fmt: skip
+def by_ngrams(*args, **options):
+    return drafting_by(speculate_with_ngrams, *args, **options)
+
+
+def drafting_by(function, model, prompt, sampler, num_drafts, context_length=100, stats=None):
+    options = {"context_length": context_length, "stop_id": STOP, "num_drafts": num_drafts}
+    return function(model, prompt, sampler, **options, stats=stats or DecodingStats())
 
 
 def shares(draw, times):
@@ -87,15 +99,15 @@ def shares(draw, times):
 PROMPT = [0, 1, 2, 3, 0, 1, 0, 2, 2, 3, 3, 1, 0, 0, 3, 2, 1, 1, 3]  # all pairs: whatever is drawn, something follows it
 
 
-@pytest.mark.parametrize("drafting", [by_layers, by_copying])
+@pytest.mark.parametrize("drafting", [by_layers, by_ngrams])
 @pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
 def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
     """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
-    times, effort = 1500, Effort()
+    times, stats = 1500, DecodingStats()
     found = shares(
-        lambda seed: drafting(Table(), PROMPT, draws_of(PROMPT, seed=seed, **rules), num_drafts=2, effort=effort), times
+        lambda seed: drafting(Table(), PROMPT, sampler_of(PROMPT, seed=seed, **rules), num_drafts=2, stats=stats), times
     )
-    assert effort.accepted > 100 and effort.drafted - effort.accepted > 100
+    assert stats.accepted > 100 and stats.drafted - stats.accepted > 100
     follow = probabilities(DEEP, Sampling(**rules))
     expected = torch.zeros(5, 5, 5)
     for a in range(5):
@@ -117,34 +129,34 @@ def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
     assert (shallow - follow).abs().max() > 0.2, "the drafts would show"
 
 
-@pytest.mark.parametrize("drafting", [by_layers, by_copying])
+@pytest.mark.parametrize("drafting", [by_layers, by_ngrams])
 @pytest.mark.parametrize("num_drafts", [1, 2, 5, 50])
 @pytest.mark.parametrize("context_length", [1, 2, 7, 100])
 def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_length, drafting):
-    banned, effort = torch.tensor([False, True, False, False, True]), Effort()
+    banned, stats = torch.tensor([False, True, False, False, True]), DecodingStats()
     rules = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.05}  # or it would soon go round
 
-    def draws():
-        return draws_of([0, 1, 2], max_new_ids=40, banned=banned, **rules)
+    def sampler():
+        return sampler_of([0, 1, 2], max_new_ids=40, banned=banned, **rules)
 
-    expected = list(generate_ids(Table(), [0, 1, 2], draws(), context_length=context_length, stop_id=STOP))
-    assert list(drafting(Table(), [0, 1, 2], draws(), num_drafts, context_length, effort)) == expected
-    assert len(expected) == 40 and effort.accepted <= effort.drafted
+    expected = list(generate_ids(Table(), [0, 1, 2], sampler(), context_length=context_length, stop_id=STOP))
+    assert list(drafting(Table(), [0, 1, 2], sampler(), num_drafts, context_length, stats)) == expected
+    assert len(expected) == 40 and stats.accepted <= stats.drafted
 
 
 def test_what_is_copied_followed_the_longest_repetition():
-    assert follow_up([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [9, 2, 3, 8]
-    assert follow_up([1, 2, 3, 9, 2, 3], 1) == [9]
-    assert follow_up([1, 2, 3, 4], 4) == [] == follow_up([1, 1, 1], 0)
+    assert ngram_draft([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [9, 2, 3, 8]
+    assert ngram_draft([1, 2, 3, 9, 2, 3], 1) == [9]
+    assert ngram_draft([1, 2, 3, 4], 4) == [] == ngram_draft([1, 1, 1], 0)
 
 
 def test_copying_saves_passes():
     """Of a text that goes round, all drafts are right but those across its end."""
-    model, effort = Table(), Effort()
-    drawn = list(by_copying(model, [0], draws_of([0], max_new_ids=60, temperature=0), 4, effort=effort))
+    model, stats = Table(), DecodingStats()
+    drawn = list(by_ngrams(model, [0], sampler_of([0], max_new_ids=60, temperature=0), 4, stats=stats))
     passes = sum(name == "step" for name, _ in model.said)
     assert len(drawn) == 60 or len(set(drawn)) < 5
-    assert passes < 30 and effort.accepted > 30
+    assert passes < 30 and stats.accepted > 30
 
 
 def test_copies_that_are_always_wrong_are_made_ever_more_rarely():
@@ -154,34 +166,34 @@ def test_copies_that_are_always_wrong_are_made_ever_more_rarely():
         def step(self, ids, state):
             logits = super().step(ids, state).clone()
             for place in range(ids.size(1)):
-                copied = follow_up(state.read[: len(state.read) - ids.size(1) + place + 1], 1)
+                copied = ngram_draft(state.read[: len(state.read) - ids.size(1) + place + 1], 1)
                 logits[0, place] = torch.tensor([0.0, 1.0, 2.0, 3.0, -9.0])
                 logits[0, place, copied] = -5.0
             return logits
 
-    model, effort = Never(), Effort()
-    drawn = list(by_copying(model, PROMPT, draws_of(PROMPT, max_new_ids=60, temperature=0), 1, effort=effort))
-    assert len(drawn) == 60 and effort.accepted == 0
-    assert 3 <= effort.drafted <= 6  # after 1, 3, 7, 15 and 31 passes without
+    model, stats = Never(), DecodingStats()
+    drawn = list(by_ngrams(model, PROMPT, sampler_of(PROMPT, max_new_ids=60, temperature=0), 1, stats=stats))
+    assert len(drawn) == 60 and stats.accepted == 0
+    assert 3 <= stats.drafted <= 6  # after 1, 3, 7, 15 and 31 passes without
 
 
-def test_the_effort_is_counted():
-    model, effort = Table(), Effort()
-    drawn = list(by_layers(model, [0], draws_of([0], max_new_ids=30, temperature=0), 4, effort=effort))
+def test_statistics_are_counted():
+    model, stats = Table(), DecodingStats()
+    drawn = list(by_layers(model, [0], sampler_of([0], max_new_ids=30, temperature=0), 4, stats=stats))
     rounds = [number for name, number in model.said if name == "verify"]
-    assert effort.ids == len(drawn) - 1  # the first comes with the prompt
-    assert effort.drafted == sum(rounds) and max(rounds) == 4
-    assert effort.layers == 2 * sum(rounds) + 6 * len(rounds)
-    assert str(effort).endswith(f"; {effort.accepted} of {effort.drafted} drafts accepted")
+    assert stats.ids == len(drawn) - 1  # the first comes with the prompt
+    assert stats.drafted == sum(rounds) and max(rounds) == 4
+    assert stats.layers == 2 * sum(rounds) + 6 * len(rounds)
+    assert str(stats).endswith(f"; {stats.accepted} of {stats.drafted} drafts accepted")
 
 
 def test_an_exit_that_is_sure_is_believed():
     """Ids after which the first exit is sure wait; the next that is not takes them along."""
     sure = SHALLOW.softmax(-1).amax(-1)
     threshold = sure[:4].median().item() + 1e-6  # two of four are
-    model, effort = Table(), Effort()
+    model, stats = Table(), DecodingStats()
     state = model.begin(1)[1]
-    subject = EarlyExit(model, threshold, effort)
+    subject = EarlyExit(model, threshold, stats)
     ids, waited = [0, 1, 2, 3, 3, 2, 1, 0, 0], 0
     for id in ids:
         logits = subject.step(torch.tensor([[id]]), state)[0, 0]
@@ -194,4 +206,4 @@ def test_an_exit_that_is_sure_is_believed():
             waited = 0
     quick = sum(sure[id].item() >= threshold for id in ids)
     assert 0 < quick < len(ids)
-    assert (effort.ids, effort.layers) == (len(ids), 2 * quick + 8 * (len(ids) - quick))
+    assert (stats.ids, stats.layers) == (len(ids), 2 * quick + 8 * (len(ids) - quick))

@@ -16,7 +16,7 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.errors import ConfigError
-from stlm.generation import Effort
+from stlm.generation import DecodingStats
 from stlm.model import Context, row_keys
 from stlm.model.row_random import uniform
 from stlm.stlm import STLM
@@ -123,11 +123,11 @@ def test_self_speculation_gives_the_same_text(model):
     options = {"max_new_ids": 2 * CONTEXT, "temperature": 0}
     expected = model.generate("ab", **options)
     for num_drafts in (3, 64):
-        effort = Effort()
-        assert model.generate("ab", speculative="self", num_drafts=num_drafts, effort=effort, **options) == expected
-        assert CONTEXT < effort.ids < 2 * CONTEXT
+        stats = DecodingStats()
+        assert model.generate("ab", speculative="self", num_drafts=num_drafts, stats=stats, **options) == expected
+        assert CONTEXT < stats.ids < 2 * CONTEXT
         if model.config.embedder.kind == "token":
-            assert 0 < effort.accepted < effort.drafted
+            assert 0 < stats.accepted < stats.drafted
 
 
 @torch.no_grad()
@@ -152,11 +152,11 @@ def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
     for layer, block in enumerate(bytes_model.core.stack.blocks):
         block.register_forward_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
     bytes_model.config = replace(bytes_model.config, context_length=1000)
-    effort = Effort()
+    stats = DecodingStats()
     options = {"max_new_ids": 21, "temperature": 0}
-    text = bytes_model.generate("ab", exit_threshold=threshold, effort=effort, **options)
-    assert effort.ids == 20 and calls == [1 + 20, 1 + 20, *([1 + deep] * 3)]  # the first id comes with the prompt
-    assert effort.mean_depth == (2 if deep == 0 else 5)
+    text = bytes_model.generate("ab", exit_threshold=threshold, stats=stats, **options)
+    assert stats.ids == 20 and calls == [1 + 20, 1 + 20, *([1 + deep] * 3)]  # the first id comes with the prompt
+    assert stats.mean_depth == (2 if deep == 0 else 5)
     assert (text == bytes_model.generate("ab", **options)) == (deep > 0)
 
 

@@ -63,11 +63,11 @@ def random_ids(length=20):
 
 
 @torch.no_grad()
-def test_a_settled_model_says_the_same_at_once_and_in_steps(model):
+def test_an_optimized_model_says_the_same_at_once_and_in_steps(model):
     ids = random_ids()
     expected = model(ids).logits
     parameters = copy.deepcopy(dict(model.named_parameters()))
-    model.settle()
+    model.optimize_for_decoding()
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=0)
     logits, state = model.begin(2, ids[:, :7])
     torch.testing.assert_close(logits, expected[:, 7], atol=1e-5, rtol=0)
@@ -80,29 +80,31 @@ def test_a_settled_model_says_the_same_at_once_and_in_steps(model):
 
 @torch.no_grad()
 def test_corrections_are_packed_too():
-    model = make({}, lora={"rank": 2}).settle()
+    model = make({}, lora={"rank": 2}).optimize_for_decoding()
     packed = model(random_ids()).logits
     torch.testing.assert_close(packed, model.train().eval()(random_ids()).logits, atol=1e-5, rtol=0)
     assert model.core.stack.packed is None
-    assert (packed - make({}, lora={"rank": 2}).settle().merged()(random_ids()).logits).abs().max() < 1e-5
+    assert (
+        packed - make({}, lora={"rank": 2}).optimize_for_decoding().merged()(random_ids()).logits
+    ).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_other_weights_and_places_are_never_answered_with_the_old_ones():
     other = STLM.from_config(make({}).config, build_tokenizer("byte"), seed=9).eval()
     expected = other(random_ids()).logits
-    model = make({}).settle()
+    model = make({}).optimize_for_decoding()
     model.load_tensors(dict(other.named_parameters()), source="another")
     assert torch.equal(model(random_ids()).logits, expected)
-    model = make({}).settle().double()
+    model = make({}).optimize_for_decoding().double()
     assert model(random_ids()).logits.dtype == torch.float64
 
 
 def test_layers_that_share_matrices_share_products():
-    stack = make({"sharing": {"modules": {"block": "all"}}}).settle().core.stack
+    stack = make({"sharing": {"modules": {"block": "all"}}}).optimize_for_decoding().core.stack
     first, *others = stack.packed
     assert all(other.heads is first.heads and other.up is first.up for other in others)
-    stack = make({}).settle().core.stack
+    stack = make({}).optimize_for_decoding().core.stack
     assert stack.packed[0].heads is not stack.packed[1].heads
 
 
@@ -157,7 +159,7 @@ def test_the_short_norm_is_the_norm(size):
 @torch.no_grad()
 def test_a_model_of_fewer_bits_reads_on_as_it_reads_at_once():
     for precision in ("bf16", "int8"):
-        model = make({}).settle(precision)
+        model = make({}).optimize_for_decoding(precision)
         ids = random_ids()
         expected = model(ids).logits
         logits, state = model.begin(2, ids[:, :9])
@@ -168,4 +170,4 @@ def test_a_model_of_fewer_bits_reads_on_as_it_reads_at_once():
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ConfigError, match="precision: got 'fp4', expected one of fp32, bf16, int8"):
-        make({}).settle("fp4")
+        make({}).optimize_for_decoding("fp4")

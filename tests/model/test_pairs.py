@@ -234,7 +234,7 @@ def test_steps_equal_forward(model, pieces):
 def test_rows_that_join_and_leave_equal_each_alone(model, form):
     """`form`: the layers as they are, or as they are packed for decoding."""
     if form != "plain":
-        model.settle(form)
+        model.optimize_for_decoding(form)
     ids = some_ids(CONTEXT, seed=1)
     alone = model(ids).logits
     for row, read, logits in joins_and_leaves(model, ids, seed=1):
@@ -249,7 +249,7 @@ def test_rows_that_join_and_leave_are_rounded_as_each_alone(model, form):
     """Within what 16 bits round off. Where an expert, or a patch, is chosen by a hair, rounding may choose another."""
     if isinstance(model.config.core.feed_forward, MoEConfig) or getattr(model.embedder, "ragged", False):
         pytest.skip("chooses by numbers that are rounded")
-    model.settle(form)
+    model.optimize_for_decoding(form)
     ids = some_ids(CONTEXT, seed=1)
     for row, read, logits in joins_and_leaves(model, ids, seed=1):
         _, alone = model.begin(1, ids[[row], :read])

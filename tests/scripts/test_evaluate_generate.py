@@ -351,7 +351,7 @@ def test_generate_reads_fewer_bits_where_it_is_told(folder, call, tmp_path):
         code, out, _ = call("generate.py", folder / "run", "--score", tmp_path / "text", "--precision", precision)
         assert code == 0
         said[precision] = out
-        nats = STLM.load(folder / "run").settle(precision).log_likelihood("Line 1 and line 2")
+        nats = STLM.load(folder / "run").optimize_for_decoding(precision).log_likelihood("Line 1 and line 2")
         assert f"log-likelihood {nats:.4f} nats" in out
     assert len(set(said.values())) == 3
 
@@ -361,7 +361,7 @@ def test_generate_several_texts_the_likeliest_one_and_up_to_a_stop(folder, call)
     code, out, _ = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--samples", "3")
     texts = [continuation(folder, "Li", max_new_ids=9, seed=seed) for seed in range(3)]
     assert code == 0 and out == "".join(f"Li{text}\n" for text in texts)
-    text, log_probability = model.likeliest("Li", num_beams=3, max_new_ids=9)[0]
+    text, log_probability = model.beam_search("Li", num_beams=3, max_new_ids=9)[0]
     code, out, err = call("generate.py", folder / "run", "--prompt", "Li", "--max-ids", "9", "--beams", "3")
     assert (code, out, err) == (0, f"Li{text}\n", f"log-probability {log_probability:.4f}\n")
     stop = texts[0][3:5]

@@ -42,12 +42,12 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
             raise RuntimeError("poison")
 
         def fail_later(piece):
-            fail() if poisoned.row.draws.left == 30 else untouched(piece)
+            fail() if poisoned.row.sampler.remaining == 30 else untouched(piece)
 
         if place == "reading":
-            monkeypatch.setattr(poisoned.row, "read", [*poisoned.row.read, -1])  # no id
+            monkeypatch.setattr(poisoned.row, "window", [*poisoned.row.window, -1])  # no id
         elif place == "drawing":
-            monkeypatch.setattr(poisoned.row.draws, "take", fail)
+            monkeypatch.setattr(poisoned.row.sampler, "accept", fail)
         elif place == "decoding":
             monkeypatch.setattr(poisoned.stream, "push", fail)
         else:

@@ -8,7 +8,7 @@ from data_pipeline.plurals import number_of
 
 
 @dataclass
-class Effort:
+class DecodingStats:
     """Counts of ids drawn and layers run, without reading prompts. A layer counts once each time it is run, whatever
     the number of positions: in decoding, a layer takes nearly as long for one position as for several."""
 
