@@ -12,7 +12,7 @@ class ConfigError(StlmError):
 
 
 class CheckpointError(StlmError):
-    """A checkpoint or model directory is missing, incomplete, damaged, or does not fit."""
+    """A checkpoint, model or run directory is missing, incomplete, damaged, does not fit, or cannot be written."""
 
 
 class ConversionError(StlmError):

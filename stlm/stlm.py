@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from data_pipeline.storage.atomic import write_errors_as
 from data_pipeline.tokenizers import Tokenizer
 from stlm.checkpoints import locate_model, read_model, save_model
 from stlm.config import LoRAConfig, ModelConfig
@@ -288,9 +290,16 @@ class STLM(Network):
     # ------------------------------------------------------------------ disk
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors (fp32, tied tensors once) and tokenizer/ as one atomic folder."""
+        """Write config.json, model.safetensors (fp32, tied tensors once) and tokenizer/ as one atomic folder.
+
+        Raises CheckpointError where it cannot be written.
+        """
         tensors = {name: parameter.detach().float().cpu() for name, parameter in self.named_parameters()}
-        save_model(directory, self.config, self.tokenizer, tensors)
+        try:
+            with write_errors_as(CheckpointError):
+                save_model(directory, self.config, self.tokenizer, tensors)
+        except SafetensorError as error:
+            raise CheckpointError(f"cannot write {directory}: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> STLM:

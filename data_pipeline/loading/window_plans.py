@@ -28,7 +28,7 @@ from data_pipeline.loading.best_fit import RunningNumbers, Slots, best_fit_decre
 from data_pipeline.loading.prepared_data import PreparedData, is_small
 from data_pipeline.preparation.scores import open_scores
 from data_pipeline.progress import Progress
-from data_pipeline.storage.atomic import atomic_directory, sha256_file
+from data_pipeline.storage.atomic import atomic_directory, sha256_file, write_errors_as
 from data_pipeline.storage.manifest import WrittenFile
 
 PIECE = np.dtype([("start", "<i8"), ("length", "<i4"), ("continues", "<i4")])
@@ -129,6 +129,7 @@ def plan_files(data_dir: Path) -> list[WrittenFile]:
     return files
 
 
+@write_errors_as(DataError)
 def write_plan(data: PreparedData, packing: str, context_length: int, curriculum: str | None = None) -> PlanSummary:
     """Plan the training windows of `data`, and write the plan where runs look for it, replacing an earlier one.
 

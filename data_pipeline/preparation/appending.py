@@ -25,7 +25,7 @@ from data_pipeline.preparation.pipeline import find_source_settings, prepare
 from data_pipeline.preparation.recognition import differences, recognised
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.preparation.workers import Team, Workers
-from data_pipeline.storage.atomic import fsync_dir, write_text, writing
+from data_pipeline.storage.atomic import fsync_dir, write_errors_as, write_text, writing
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.storage.shards import bin_path, given_path, idx_path
 
@@ -73,6 +73,7 @@ def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
     return PrepareConfig(**(options | there | reading | {"tokenizer_from": directory, "output": output}))
 
 
+@write_errors_as(DataError)
 def append(config: PrepareConfig, team: Team | None = None) -> tuple[Manifest, bool]:
     """Add the inputs of an `append_config`. Return the manifest of the whole, and whether anything was added."""
     work = config.directory

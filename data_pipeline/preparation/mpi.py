@@ -31,6 +31,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.messages import from_plain, to_plain
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.workers import Result, process_pool, result_of, submit
+from data_pipeline.storage.atomic import WriteError
 
 _PAUSE_S = 0.01
 _MOST_CORES = 1 << 13  # per machine
@@ -202,7 +203,7 @@ class MPIRanks:
         """Return the result of a job, and its error if any: class and message."""
         try:
             return result_of(future), None
-        except DataError as error:
+        except (DataError, WriteError) as error:
             return None, (DataError.__name__, str(error))
         except BaseException as error:
             text = "".join(traceback.format_exception(error))

@@ -37,6 +37,7 @@ from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import check_found, describe
 from data_pipeline.sources.source import Source, SourceOptions, Unit, open_sources
 from data_pipeline.sources.text_files import Problems
+from data_pipeline.storage.atomic import write_errors_as
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.storage.source_spans import shares_of_sources
 from data_pipeline.tokenizers import ByteTokenizer, find_tokenizer, load_tokenizer
@@ -60,6 +61,7 @@ def find_prepared(config: PrepareConfig) -> Manifest | None:
     return _find_prepared(config.directory, settings_of(config, sources), sources, Workers(1))
 
 
+@write_errors_as(DataError)
 def prepare(
     config: PrepareConfig, wait: bool = False, team: Team | None = None, after: Existing | None = None
 ) -> Manifest:

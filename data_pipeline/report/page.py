@@ -18,7 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.report.plots import byte_plot, length_plot
 from data_pipeline.report.summary import PROBLEMS, splits_of, warnings_of
-from data_pipeline.storage.atomic import write_text
+from data_pipeline.storage.atomic import write_errors_as, write_text
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 
 REPORT_FILE = "report.html"
@@ -27,6 +27,7 @@ REPORT_FILE = "report.html"
 _PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 
 
+@write_errors_as(DataError)
 def write_report(directory: str | os.PathLike[str]) -> Path:
     """Write DIR/report.html from DIR/manifest.json and return its path.
 

@@ -22,7 +22,7 @@ from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import gather_all, open_inputs, within_limit
 from data_pipeline.preparation.workers import Team, Workers
-from data_pipeline.storage.atomic import writing
+from data_pipeline.storage.atomic import write_errors_as, writing
 from data_pipeline.storage.manifest import WORK_DIR
 from data_pipeline.tokenizers import parse_spec
 
@@ -58,6 +58,7 @@ def expand_specs(text: str) -> list[str]:
     return specs
 
 
+@write_errors_as(DataError)
 def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None) -> list[Measured | DataError]:
     """Measure tokenizers on the input of `config`; for one that cannot be made, return the error.
 

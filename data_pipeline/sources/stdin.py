@@ -20,7 +20,7 @@ from typing import IO, Any
 from data_pipeline.errors import DataError
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.formats import READABLE, format_of
-from data_pipeline.storage.atomic import atomic_file
+from data_pipeline.storage.atomic import atomic_file, write_errors_as
 
 STDIN = "-"
 _BLOCK = 1 << 20
@@ -54,6 +54,7 @@ def is_pipe(path: Path) -> bool:
 
 
 @functools.cache
+@write_errors_as(DataError)
 def _kept(name: str, suffix: str, spool: Path) -> tuple[Path, str]:
     """Store a pipe's text; return the file, which is removed when this process ends, and the sha256 of its contents."""
     digest = hashlib.sha256()

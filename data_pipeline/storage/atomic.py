@@ -20,8 +20,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
-
 TEMPORARY_PREFIX = ".tmp-"
 _FLUSHED_EVERY_S = 0.1
 
@@ -38,23 +36,43 @@ _REASONS = {
 }
 
 
+class WriteError(OSError):
+    """A file or folder that cannot be written, for a reason that a user can remove; the message says what to do."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Convert errors of the operating system that a user can cause or fix into a DataError naming `path`."""
+    """Convert errors of the operating system that a user can cause or fix into a WriteError naming `path`."""
     try:
         yield
+    except WriteError:
+        raise  # it names a file inside
     except OSError as error:
         reason = _REASONS.get(error.errno or 0)
         if reason is None:
             raise
-        raise DataError(f"cannot write {path}: {reason}") from error
+        raise WriteError(error.errno, reason, os.fspath(path)) from error
+
+
+@contextmanager
+def write_errors_as(kind: type[Exception]) -> Iterator[None]:
+    """Convert a WriteError into a user error of class `kind` with the same message. Also a decorator."""
+    try:
+        yield
+    except WriteError as error:
+        raise kind(str(error)) from error
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield an open binary file that becomes `path` when the block ends, and is deleted if the block raises.
 
-    Missing parent folders are made. Raises DataError if the disk is full or read-only, or access is denied.
+    Missing parent folders are made. Raises WriteError if the disk is full or read-only, or access is denied.
     """
     path = Path(path)
     with writing(path):
@@ -119,7 +137,7 @@ def _flushing(descriptor: int) -> Iterator[None]:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new folder that becomes `path` when the block ends, with all files flushed, replacing an existing folder.
 
-    If the block raises, the new folder is deleted and the old one stays. Raises DataError as `atomic_file` does.
+    If the block raises, the new folder is deleted and the old one stays. Raises WriteError as `atomic_file` does.
     """
     path = Path(path)
     with writing(path):

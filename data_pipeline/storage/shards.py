@@ -90,8 +90,8 @@ def write_shard(
     """Write PREFIX.bin and PREFIX.idx, the latter last, each atomically; `with_given` PREFIX.given before PREFIX.idx.
 
     blocks: ids of any number of consecutive whole documents, the number of ids of each document, and `with_given` a
-    mask of the given ids. Blocks are written as they arrive; only the counts stay in memory. Raises DataError if the
-    disk is full or may not be written.
+    mask of the given ids. Blocks are written as they arrive; only the counts stay in memory. Raises WriteError if
+    the disk is full or may not be written.
     """
     counts_so_far: list[NDArray[np.int32]] = []
     with ExitStack() as files:

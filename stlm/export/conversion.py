@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.storage.atomic import atomic_directory
+from data_pipeline.storage.atomic import atomic_directory, write_errors_as
 from data_pipeline.tokenizers import HuggingFaceTokenizer
 from stlm.checkpoints import locate_model
 from stlm.config import DataConfig, RunConfig
@@ -37,6 +37,7 @@ class Converted:
         )
 
 
+@write_errors_as(ConversionError)
 def convert_to(target: str, source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Converted:
     """Write the model of a run, checkpoint or model directory as `target`, a name in TARGETS, into a new folder.
 
@@ -60,6 +61,7 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
     return Converted(output, whole.num_parameters(), size_of(output), difference, num_ids)
 
 
+@write_errors_as(ConversionError)
 def convert_from(
     source: str, directory: str | os.PathLike[str], output: str | os.PathLike[str],
     begin_run: Callable[[RunConfig, STLM, Path], None],

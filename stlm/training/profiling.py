@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data_pipeline.plurals import number_of
-from data_pipeline.storage.atomic import writing
-from stlm.errors import ConfigError
+from data_pipeline.storage.atomic import write_errors_as, writing
+from stlm.errors import CheckpointError, ConfigError
 from stlm.training.distributed.collectives import on_rank_zero
 from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.trainer import Trainer
@@ -76,7 +76,7 @@ class Profiler:
         folder = self._trainer.run_dir / "profile"
         name = f"steps_{self._steps[0]}-{self._newest}.rank_{self._trainer.ranks.rank}"
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        with writing(folder):
+        with write_errors_as(CheckpointError), writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             table = recorded.key_averages().table(sort_by=order, row_limit=OPERATORS, max_name_column_width=60)
             (folder / f"{name}.txt").write_text(table + "\n", encoding="utf-8")

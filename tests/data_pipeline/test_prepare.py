@@ -316,7 +316,7 @@ def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs,
 
 def test_errors_of_the_disk_are_told_apart(tmp_path):
     with (
-        pytest.raises(DataError, match=r"cannot write .*x\.bin: no space is left"),
+        pytest.raises(atomic.WriteError, match=r"cannot write .*x\.bin: no space is left"),
         atomic.atomic_file(tmp_path / "x.bin"),
     ):
         raise OSError(28, "No space left on device")
@@ -337,7 +337,7 @@ def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(atomic, "_FLUSHED_EVERY_S", 0)
     with (
-        pytest.raises(DataError, match=r"cannot write .*x\.bin: the device reports an input/output error"),
+        pytest.raises(atomic.WriteError, match=r"cannot write .*x\.bin: the device reports an input/output error"),
         atomic.atomic_file(tmp_path / "x.bin") as file,
     ):
         file.write(b"x")

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.errors import DataError
 from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.loading.window_plans import _new
 from data_pipeline.preparation.workers import process_pool, result_of, submit
-from data_pipeline.storage.atomic import atomic_file, save_array, sha256_file
+from data_pipeline.storage.atomic import WriteError, atomic_file, save_array, sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -163,7 +162,7 @@ def test_an_array_that_does_not_fit_names_the_limit(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with pytest.raises(DataError, match="would exceed the size allowed here"), atomic_file(tmp_path / "a") as file:
+        with pytest.raises(WriteError, match="would exceed the size allowed here"), atomic_file(tmp_path / "a") as file:
             save_array(file, np.zeros(1 << 21, np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

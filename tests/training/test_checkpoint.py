@@ -13,6 +13,7 @@ import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_run import build_trainer, read_metrics, train
 
@@ -22,6 +23,7 @@ from stlm.config import load_run_config
 from stlm.errors import CheckpointError, ConfigError
 from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import State
+from stlm.training.run import checkpoint
 from stlm.training.run.checkpoint import read_state, write_checkpoint
 from stlm.training.run.run_directory import choose_run_directory, is_finished
 
@@ -243,7 +245,7 @@ def test_one_job_at_a_time(make_trainer, tmp_path):
     make_trainer(tmp_path / "run")
 
 
-@pytest.mark.parametrize("where", ["before writing", "within a file"])
+@pytest.mark.parametrize("where", ["before writing", "while writing", "within a file"])
 def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypatch, finished, where):
     """The run ends with the reason at the next step, and continues when there is space."""
     save = "training.save_every_steps=4"
@@ -252,9 +254,17 @@ def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypat
 
     trainer = make_trainer(tmp_path / "run", save)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if where == "before writing":
-        usage = shutil.disk_usage
+    usage = shutil.disk_usage
+
+    def fill(*_):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=500_000))
+
+    def fail(*_):
+        fill()
+        raise SafetensorError("I/O error")
+
+    if where != "within a file":
+        fill() if where == "before writing" else monkeypatch.setattr(checkpoint, "save_file", fail)
         reason = r"needs [\d.]+ MB, and 0.5 MB are free"
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from data_pipeline.errors import DataError
+from stlm.errors import CheckpointError
 from stlm.training.metrics.monitor import Monitor
 
 
@@ -24,7 +24,7 @@ def test_a_full_disk_is_told_once(monitor):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl: the file would exceed the size"):
+        with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: the file would exceed the size"):
             monitor.record({"step": 1, "split": "train"})
         monitor.close()
     finally:

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from data_pipeline.errors import DataError
-from stlm.errors import ConfigError
+from stlm.errors import CheckpointError, ConfigError
 from stlm.training.metrics.monitor import scalars
 
 FAKE = """
@@ -79,7 +78,7 @@ def test_its_errors_are_told(make_trainer, tmp_path, wandb, monkeypatch):
 
     trainer = make_trainer(tmp_path / "run", "training.wandb=true")
     monkeypatch.setattr(wandb.Run, "log", fail)
-    with pytest.raises(DataError, match=r"cannot write .*wandb: no room; training\.wandb=false"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*wandb: no room; training\.wandb=false"):
         trainer.monitor.record({"step": 1, "split": "train", "loss": 1.0})
 
 

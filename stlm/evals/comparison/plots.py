@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.extras import how_to_install
-from data_pipeline.storage.atomic import atomic_file, write_text
+from data_pipeline.storage.atomic import atomic_file, write_errors_as, write_text
 from stlm.errors import StlmError
 from stlm.evals.comparison.paired import Comparison, comparison_text
 
@@ -72,6 +72,7 @@ def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
     return curve if curve.bits_per_byte else None
 
 
+@write_errors_as(StlmError)
 def write_page(path: Path, comparison: Comparison, runs: Mapping[str, Path]) -> None:
     """Write a self-contained HTML page: tables, figures, and the settings of the runs.
 
@@ -95,6 +96,7 @@ def write_page(path: Path, comparison: Comparison, runs: Mapping[str, Path]) -> 
     write_text(path, head + "\n".join(parts) + "\n")
 
 
+@write_errors_as(StlmError)
 def write_figures(folder: Path, comparison: Comparison, runs: Mapping[str, Path]) -> list[Path]:
     """Write each figure as NAME.svg and NAME.pdf, and return the files."""
     files = []

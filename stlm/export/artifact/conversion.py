@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.storage.atomic import write_bytes
+from data_pipeline.storage.atomic import write_bytes, write_errors_as
 from stlm.artifact import decode_artifact, encode_artifact
 from stlm.checkpoints import describe_model, locate_model
 from stlm.errors import ConversionError
@@ -42,6 +42,7 @@ class Packed:
         )
 
 
+@write_errors_as(ConversionError)
 def convert_to_artifact(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],

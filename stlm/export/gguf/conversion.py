@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.storage.atomic import atomic_directory
+from data_pipeline.storage.atomic import atomic_directory, write_errors_as
 from data_pipeline.tokenizers import Tokenizer
 from data_pipeline.tokenizers.base import SPACE
 from stlm.checkpoints import locate_model
@@ -49,6 +49,7 @@ class WrittenGGUF:
         return "\n".join(line for line in lines if line)
 
 
+@write_errors_as(ConversionError)
 def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[str], type: str = "f32") -> WrittenGGUF:
     """Write the model of a run, checkpoint or model directory into a new folder, as model.gguf.
 

@@ -23,7 +23,14 @@ from typing import Any
 import torch
 
 from data_pipeline.loading.loaders import open_data
-from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, follow_umask, fsync_tree, write_text
+from data_pipeline.storage.atomic import (
+    TEMPORARY_PREFIX,
+    atomic_directory,
+    follow_umask,
+    fsync_tree,
+    write_errors_as,
+    write_text,
+)
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from stlm.checkpoints import locate_model
 from stlm.config import RunConfig, dump_run_config, load_run_config
@@ -84,6 +91,7 @@ def write_deepspeed(
         output.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=output.parent))
 
+    @write_errors_as(ConversionError)
     def finish() -> None:
         if form == "universal":
             _make_universal(folder, tag, inject=engine.stage < 3)
@@ -146,6 +154,7 @@ def _equal(one: State, other: State) -> bool:
     )
 
 
+@write_errors_as(ConversionError)
 def import_deepspeed(folder: Path, output: Path, config: str | None = None) -> str:
     """Make a run from DeepSpeed's checkpoint, native or universal: weights, moments and steps.
 

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_pipeline.storage.atomic import write_text, writing
+from data_pipeline.storage.atomic import write_errors_as, write_text, writing
+from stlm.errors import CheckpointError
 from stlm.training.metrics.wandb_mirror import WandbMirror
 
 
@@ -21,7 +22,7 @@ class Monitor:
     """Writer of records and log lines to the run directory. Rank 0 opens it; unopened, it writes nothing.
 
     metrics.jsonl has one line per record, floats with all digits. Values that depend on the clock or the machine are
-    under "timing"; all others are independent of interruptions. Methods raise DataError where the disk is full.
+    under "timing"; all others are independent of interruptions. Methods raise CheckpointError where the disk is full.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -32,6 +33,7 @@ class Monitor:
         self._mirror: WandbMirror | None = None
         self._printing = True
 
+    @write_errors_as(CheckpointError)
     def open(
         self, first_step: int, wandb_config: Mapping[str, Any] | None = None, again: Collection[str] = ()
     ) -> None:  # fmt: skip
@@ -50,6 +52,7 @@ class Monitor:
         if wandb_config is not None:
             self._mirror = WandbMirror(self._run_dir, wandb_config)
 
+    @write_errors_as(CheckpointError)
     def say(self, text: str) -> None:
         """Print a line, and append it to train.log with the time."""
         if self._log is None:
@@ -64,6 +67,7 @@ class Monitor:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
 
+    @write_errors_as(CheckpointError)
     def record(self, record: dict[str, Any]) -> None:
         """Write a record, which has at least "step" and "split"."""
         if self._metrics is None:

@@ -10,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
-from data_pipeline.storage.atomic import writing
-from stlm.errors import ConfigError
+from data_pipeline.storage.atomic import write_errors_as, writing
+from stlm.errors import CheckpointError, ConfigError
 
 
 def check_wandb() -> None:
@@ -25,7 +24,7 @@ def check_wandb() -> None:
 
 
 class WandbMirror:
-    """One run of Weights & Biases in RUN/wandb. All methods except close raise DataError where writing fails."""
+    """One run of Weights & Biases in RUN/wandb. All methods except close raise CheckpointError where writing fails."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb
@@ -57,7 +56,7 @@ class WandbMirror:
     @contextmanager
     def _telling(self) -> Iterator[None]:
         try:
-            with writing(self._folder):
+            with write_errors_as(CheckpointError), writing(self._folder):
                 yield
         except self._error as error:
-            raise DataError(f"cannot write {self._folder}: {error}; training.wandb=false does without") from error
+            raise CheckpointError(f"cannot write {self._folder}: {error}; training.wandb=false does without") from error

@@ -13,6 +13,7 @@ A checkpoint is written to a temporary folder, flushed to disk and renamed, so i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import TEMPORARY_PREFIX, atomic_directory, sha256_file
 from data_pipeline.tokenizers import Tokenizer
 from stlm.checkpoints import checkpoints_of, damage_of, read_model_config, save_model, step_of
@@ -81,8 +81,8 @@ def write_checkpoint(
                 for file in files
             }
             _write_json(folder / "COMPLETE", {"format": FORMAT, "files": sums})
-    except (OSError, SafetensorError, DataError) as error:
-        if "No space left" in str(error) or "no space is left" in str(error):
+    except (OSError, SafetensorError) as error:
+        if _is_full(error, path, need):
             raise CheckpointError(_no_space(path, need)) from error
         raise CheckpointError(f"cannot save {path}: {error}") from error
 
@@ -189,6 +189,15 @@ def _parts(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str,
 
 def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_full(error: OSError | SafetensorError, path: Path, need: int) -> bool:
+    """Return whether a checkpoint was not written for want of space. safetensors does not pass on the error's number,
+    but what it wrote is deleted by now, so that the free space tells.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return need > shutil.disk_usage(path.parent).free
 
 
 def _no_space(path: Path, need: int) -> str:

@@ -29,8 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from data_pipeline.errors import DataError
-from data_pipeline.storage.atomic import write_text
+from data_pipeline.storage.atomic import WriteError, write_errors_as, write_text
 from stlm.checkpoints import checkpoints_of, newest_checkpoint
 from stlm.config import (
     ON_REQUEST,
@@ -191,9 +190,9 @@ class RunDirectory:
                 self._refuse_what_is_over(start.checkpoint, config)
             write_text(self.path / "config.yaml", dump_run_config(config))
             prune_checkpoints(self.path, config.training)
-        except (DataError, OSError) as error:
+        except OSError as error:
             self.close()
-            reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error
+            reason = error if isinstance(error, WriteError) else f"{error.strerror} ({error.filename})"
             raise CheckpointError(
                 f"cannot use {self.path} as a run directory: {reason}; choose another folder with --run"
             ) from error
@@ -209,6 +208,7 @@ class RunDirectory:
                 f"{self.path} is not there, though rank 0 has made it; choose a folder that all nodes share with --run"
             )
 
+    @write_errors_as(CheckpointError)
     def record_start(self, step: int, details: dict[str, Any]) -> None:
         """Add this start to environment.json."""
         path = self.path / "environment.json"
