@@ -1,4 +1,4 @@
-"""docs/components: a page for every component, and its tables as the code has them."""
+"""docs/components: a page for every component, its tables and docs/settings.md as the code has them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def test_a_page_says_what_one_wants_to_know(name):
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         assert len(section.split()) > 10, f"nothing under {section.splitlines()[0]!r}"
     assert refresh.settings_table(PAGES[name]) in text, "python docs/components/refresh.py writes it anew"
+
+
+def test_the_reference_of_settings_is_current():
+    text = refresh.PAGE.read_text(encoding="utf-8")
+    assert text == refresh.settings_page(), "python docs/components/refresh.py writes it anew"
+    assert (
+        "| `training.learning_rate` | number, above 0 | `0.001` |  | `--allow-change` | peak learning rate |\n" in text
+    )
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Fill in what the pages of this folder say about settings and costs, from the code itself.
+"""Fill in what the pages of this folder and docs/settings.md say about settings and costs, from the code itself.
 
     python docs/components/refresh.py                    # writes the pages
-    python docs/components/refresh.py core-exits         # one of them
+    python docs/components/refresh.py core-exits         # one of them, and docs/settings.md
     python docs/components/refresh.py --check            # ends with 1 if a page is not up to date
 
-A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
+settings.py writes docs/settings.md whole. A page here holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
 and the table of costs, measured on one and the same small model with the component in it.
 """
 
@@ -21,8 +21,6 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
-
-import yaml
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict, to_dict
@@ -41,6 +39,10 @@ from stlm.config.model.sharing import SharingConfig
 from stlm.config.yaml.fields import Component
 from stlm.model import Account, account
 from stlm.stlm import STLM
+
+sys.path.insert(0, str(FOLDER))
+
+from settings import PAGE, default_of, limits_of, settings_page
 
 # Families, by the key under `model` that chooses among their kinds.
 FAMILIES: dict[str, type[Component]] = {
@@ -117,30 +119,9 @@ def settings_table(page: Page) -> str:
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for field in dataclasses.fields(page.config):
         name = f"`model.{page.key}.{field.name}`"
-        lines.append(f"| {name} | {default_of(field)} | {field.metadata['help']}{limits_of(field)} |")
+        limits = f" ({', '.join(limits_of(field))})" if limits_of(field) else ""
+        lines.append(f"| {name} | {default_of(field)} | {field.metadata['help']}{limits} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "It has no settings.\n"
-
-
-def default_of(field: dataclasses.Field[Any]) -> str:
-    """The default as one would write it in YAML."""
-    value = field.default
-    if isinstance(value, Component):
-        return f"`{{kind: {value.kind}}}`"
-    if dataclasses.is_dataclass(value):
-        return "off"
-    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
-    plain = list(plain) if isinstance(plain, tuple) else plain
-    text = yaml.safe_dump(plain, default_flow_style=True).replace("\n...", "").strip()
-    return f"`{text}`"
-
-
-def limits_of(field: dataclasses.Field[Any]) -> str:
-    """Its limits, in words."""
-    words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
-    limits = [f"{word} {field.metadata[name]:g}" for name, word in words.items() if name in field.metadata]
-    if "choices" in field.metadata:
-        limits.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
-    return f" ({', '.join(limits)})" if limits else ""
 
 
 def cost_table(page: Page) -> str:
@@ -183,16 +164,14 @@ def main() -> int:
     known = {page.path.stem: page for page in pages()}
     if unknown := sorted(set(options.names) - set(known)):
         parser.error(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
-    stale = []
-    for page in (known[name] for name in options.names or known):
-        text = page.path.read_text(encoding="utf-8")
-        fresh = refreshed(page, text)
-        if fresh != text:
-            stale.append(page.path.name)
-            if not options.check:
-                page.path.write_text(fresh, encoding="utf-8")
+    chosen = [known[name] for name in options.names or known]
+    fresh = {page.path: refreshed(page, page.path.read_text(encoding="utf-8")) for page in chosen}
+    fresh[PAGE] = settings_page()
+    stale = [path for path, text in fresh.items() if path.read_text(encoding="utf-8") != text]
+    for path in () if options.check else stale:
+        path.write_text(fresh[path], encoding="utf-8")
     if stale:
-        print(("not up to date: " if options.check else "written: ") + ", ".join(stale))
+        print(("not up to date: " if options.check else "written: ") + ", ".join(path.name for path in stale))
     return 1 if stale and options.check else 0
 
 
