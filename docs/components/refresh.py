@@ -4,8 +4,9 @@
     python docs/components/refresh.py core-exits         # one of them, and docs/settings.md
     python docs/components/refresh.py --check            # ends with 1 if a page is not up to date
 
-settings.py writes docs/settings.md whole. A page here holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
-and the table of costs, measured on one and the same small model with the component in it.
+A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
+and the table of costs, measured on one and the same small model with the component in it. docs/settings.md is written
+whole, by settings.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from data_pipeline.tokenizers import build_tokenizer
-from stlm.config import ModelConfig, from_dict, to_dict
+from stlm.config import ModelConfig, from_dict
 from stlm.config.model.attention import AttentionConfig
 from stlm.config.model.core import CoreConfig, ResidualConfig
 from stlm.config.model.embedders import EmbedderConfig

@@ -89,7 +89,7 @@ def _sections(config: type, key: str, seen: dict[type, str], kind: str | None = 
 def _inner(hint: Any) -> type | None:
     """Return the family or dataclass within a type; None for plain values."""
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-    return hint if dataclasses.is_dataclass(hint) and hint is not FreeSection or _is_family(hint) else None
+    return hint if (dataclasses.is_dataclass(hint) and hint is not FreeSection) or _is_family(hint) else None
 
 
 def _is_family(hint: Any) -> bool:
