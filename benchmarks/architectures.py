@@ -177,20 +177,21 @@ def stepper(config: RunConfig) -> Callable[[int], float]:
     for _ in begin_entropy_patching(model, loader, config.training.batch_size):
         pass  # the results are not needed
     optimizer = build_optimizer(model, config.training)
-    objective = build_objective(config.training.objective)
+    objective = build_objective(config.training)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
     bf16 = choose_precision(config.training.precision).name == "bf16"
 
     def step(number: int) -> float:
-        prepared = objective.prepare(loader.rows(number, 0, config.training.batch_size), config.seed, number, 0)
+        batch = objective.prepare(loader.rows(number, 0, config.training.batch_size))
+        ids, bytes = batch.counts(bytes_per_id)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            output = model(prepared.inputs)
-        sums = objective.sums(output, prepared, bytes_per_id)
-        (sum(output.auxiliary.values(), sums.nats) / sums.ids).backward()
+            output = model(batch.ids)
+        nats, terms = objective.loss(output, batch)
+        (sum([*output.auxiliary.values(), *terms.values()], nats) / ids).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-        return float(sums.bytes)
+        return float(bytes)
 
     return step
 

@@ -39,6 +39,7 @@ from data_pipeline.storage.shards import bin_path, idx_path, idx_size, write_sha
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import RunConfig, load_run_config
 from stlm.evals import table
+from stlm.model import row_keys
 from stlm.objectives import Batch, build_objective
 from stlm.stlm import STLM
 
@@ -215,18 +216,18 @@ def consumption(config: RunConfig) -> float:
     whichever is faster."""
     model = STLM.from_config(config.model, build_tokenizer("byte"))
     optimizer = torch.optim.AdamW(model.parameters())
-    objective = build_objective("next_token")
+    objective = build_objective(config.training)
     shape = (config.training.batch_size, config.model.context_length)
     ids = torch.randint(0, 200, shape)
-    prepared = objective.prepare(Batch(ids, torch.ones(shape, dtype=torch.bool)), 0, 1, 0)
-    bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id)
+    mask = torch.ones(shape, dtype=torch.bool)
+    batch = objective.prepare(Batch(ids, ids, mask, row_keys(SEED, 1, range(len(ids)))))
     best = 0.0
     for bf16 in (False, True):
         times = []
         for _ in range(4):
             started = time.perf_counter()
             with torch.autocast("cpu", enabled=bf16):
-                objective.sums(model(ids), prepared, bytes_per_id).nats.backward()
+                objective.loss(model(ids), batch).nats.backward()
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.perf_counter() - started)

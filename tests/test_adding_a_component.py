@@ -98,7 +98,7 @@ def test_the_guide_adds_a_component_that_trains(copy: Path) -> None:
         ("append stlm/model/core/feed_forward.py", "test_every_entry_has_a_config_and_an_example"),
         ("diff tests/model/test_components.py", "test_every_entry_has_a_config_and_an_example"),
         ("diff tests/model/test_pairs.py", "test_every_registered_part_is_in_the_pairs"),
-        ("create docs/components/core-feed_forward-geglu.md", "test_every_component_has_a_page"),
+        ("create docs/components/core-feed_forward-geglu.md", "test_every_part_has_a_page"),
     ],
     ids=["module", "example", "core", "page"],
 )

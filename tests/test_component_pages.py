@@ -1,4 +1,4 @@
-"""docs/components: a page for every component, its tables and docs/settings.md as the code has them."""
+"""docs/components, docs/objectives: a page for every part; its tables and docs/settings.md as the code has them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "docs" / "components"
 SECTIONS = ["The idea", "Shapes", "Settings", "Cost", "When to use it"]
+OBJECTIVE_SECTIONS = ["The idea", "Loss", "Settings", "When to use it"]
 
 spec = importlib.util.spec_from_file_location("refresh", FOLDER / "refresh.py")
 refresh = sys.modules["refresh"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(refresh)
 PAGES = {page.path.name: page for page in refresh.pages()}
+OBJECTIVES = {page.path.name: page for page in refresh.objective_pages()}
 
 
-def test_every_component_has_a_page_and_every_page_a_component():
-    assert sorted(path.name for path in FOLDER.glob("*.md")) == sorted([*PAGES, "README.md"])
-    index = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert sorted(set(re.findall(r"\(([\w-]+\.md)\)", index))) == sorted(PAGES)
+@pytest.mark.parametrize("folder, pages", [("components", PAGES), ("objectives", OBJECTIVES)])
+def test_every_part_has_a_page_and_every_page_a_part(folder, pages):
+    place = FOLDER.parent / folder
+    assert sorted(path.name for path in place.glob("*.md")) == sorted([*pages, "README.md"])
+    index = (place / "README.md").read_text(encoding="utf-8")
+    assert sorted(set(re.findall(r"\(([\w-]+\.md)\)", index))) == sorted(pages)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_says_what_one_wants_to_know(name):
-    text = (FOLDER / name).read_text(encoding="utf-8")
-    assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS
+@pytest.mark.parametrize("page", [*PAGES.values(), *OBJECTIVES.values()], ids=lambda page: page.path.stem)
+def test_a_page_says_what_one_wants_to_know(page):
+    text = page.path.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.M) == (SECTIONS if page in PAGES.values() else OBJECTIVE_SECTIONS)
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         assert len(section.split()) > 10, f"nothing under {section.splitlines()[0]!r}"
-    assert refresh.settings_table(PAGES[name]) in text, "python docs/components/refresh.py writes it anew"
+    assert refresh.settings_table(page) in text, "python docs/components/refresh.py writes it anew"
 
 
 def test_the_reference_of_settings_is_current():

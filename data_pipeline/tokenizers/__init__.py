@@ -97,7 +97,7 @@ def nearest_spec(spec: str) -> str | None:
     return form.replace("4096", size) if fits else form
 
 
-def build_tokenizer(spec: str) -> Tokenizer:
+def build_tokenizer(spec: str = "byte") -> Tokenizer:
     """Build a tokenizer that needs no training ("byte", "hf:DIR"). Raises DataError for others, which prepared data
     contains.
     """

@@ -1,12 +1,12 @@
-"""Fill in what the pages of this folder and docs/settings.md say about settings and costs, from the code itself.
+"""Fill in settings and costs on the pages of this folder, of docs/objectives and in docs/settings.md, from the code.
 
     python docs/components/refresh.py                    # writes the pages
     python docs/components/refresh.py core-exits         # one of them, and docs/settings.md
     python docs/components/refresh.py --check            # ends with 1 if a page is not up to date
 
 A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
-and the table of costs, measured on one and the same small model with the component in it. docs/settings.md is written
-whole, by settings.py.
+and the table of costs, measured on one and the same small model with the component in it. Pages of objectives have the
+first alone. docs/settings.md is written whole, by settings.py.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stlm.config.model.normalization import NormConfig
 from stlm.config.model.patching import PatchingConfig
 from stlm.config.model.positions import PositionsConfig
 from stlm.config.model.sharing import SharingConfig
+from stlm.config.objectives import ObjectiveConfig
 from stlm.config.yaml.fields import Component
 from stlm.model import Account, account
 from stlm.stlm import STLM
@@ -106,6 +107,25 @@ class Page:
         return from_dict(ModelConfig, settings, source=self.path.name)
 
 
+@dataclasses.dataclass(frozen=True)
+class ObjectivePage:
+    """One training objective."""
+
+    kind: str
+    config: type
+
+    @property
+    def path(self) -> Path:
+        """Its file: docs/objectives/next_token.md."""
+        return FOLDER.parent / "objectives" / f"{self.kind}.md"
+
+
+def objective_pages() -> Iterator[ObjectivePage]:
+    """Every training objective that the code knows."""
+    for kind, config in ObjectiveConfig.kinds.items():
+        yield ObjectivePage(kind, config)
+
+
 def pages() -> Iterator[Page]:
     """Every component that the code knows."""
     for key, family in FAMILIES.items():
@@ -115,11 +135,12 @@ def pages() -> Iterator[Page]:
         yield Page(key, None, section, example)
 
 
-def settings_table(page: Page) -> str:
+def settings_table(page: Page | ObjectivePage) -> str:
     """Its settings, with their defaults and limits."""
+    section = f"model.{page.key}" if isinstance(page, Page) else "training.objective"
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for field in dataclasses.fields(page.config):
-        name = f"`model.{page.key}.{field.name}`"
+        name = f"`{section}.{field.name}`"
         limits = f" ({', '.join(limits_of(field))})" if limits_of(field) else ""
         lines.append(f"| {name} | {default_of(field)} | {field.metadata['help']}{limits} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "It has no settings.\n"
@@ -146,9 +167,12 @@ def account_of(model: ModelConfig) -> Account:
     return account(lambda: STLM.from_config(model, tokenizer), tokenizer.vocab_size, model.context_length, 1)
 
 
-def refreshed(page: Page, text: str) -> str:
-    """The page's text with both tables as they are now. ValueError where a marked place is missing."""
-    for name, table in (("settings", settings_table(page)), ("cost", cost_table(page))):
+def refreshed(page: Page | ObjectivePage, text: str) -> str:
+    """The page's text with its tables as they are now. ValueError where a marked place is missing."""
+    tables = {"settings": settings_table(page)}
+    if isinstance(page, Page):
+        tables["cost"] = cost_table(page)
+    for name, table in tables.items():
         text, found = re.subn(
             MARK.format(name), lambda match, table=table: match[1] + table + match[2], text, flags=re.S
         )
@@ -162,7 +186,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="PAGE", help="names of pages, such as core-exits (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; say which pages are not up to date")
     options = parser.parse_args()
-    known = {page.path.stem: page for page in pages()}
+    known = {page.path.stem: page for page in (*pages(), *objective_pages())}
     if unknown := sorted(set(options.names) - set(known)):
         parser.error(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
     chosen = [known[name] for name in options.names or known]

@@ -34,6 +34,7 @@ from stlm.config.model.positions import (
     RoPEConfig,
 )
 from stlm.config.model.sharing import SharingConfig
+from stlm.config.objectives import NextTokenConfig, ObjectiveConfig
 from stlm.config.reader import (
     changed_keys,
     data_folder,
@@ -93,6 +94,8 @@ __all__ = [
     "LinearHeadConfig",
     "BytePatchHeadConfig",
     "PaperHeadConfig",
+    "ObjectiveConfig",
+    "NextTokenConfig",
     "load_run_config",
     "data_folder",
     "following",

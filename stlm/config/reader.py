@@ -13,7 +13,7 @@ import yaml
 
 from stlm.config.model.embedders import EmbedderConfig
 from stlm.config.schema import RunConfig
-from stlm.config.yaml.build import build, nearest, raise_problems, to_dict
+from stlm.config.yaml.build import build, nearest, raise_problems, spell_out, to_dict
 from stlm.config.yaml.fields import FreeSection
 from stlm.config.yaml.tree import Dumper, Node, Problem, describe, read_tree
 from stlm.errors import ConfigError
@@ -178,6 +178,7 @@ def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...
     """Read the tree of a file, merged over that of its base; `above` are the files that are based on it."""
     name = _display(path)
     root = read_tree(_read_text(path), name, problems) or Node({}, name)
+    spell_out(RunConfig, root)
     base = root.value.pop("base", None) if isinstance(root.value, dict) else None
     if base is None:
         return root
@@ -251,3 +252,4 @@ def _apply(override: str, root: Node, problems: list[Problem]) -> None:
             node.value[key] = value
         else:
             node = node.value.setdefault(key, Node({}, place, override=True))
+    spell_out(RunConfig, root)

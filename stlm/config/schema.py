@@ -13,6 +13,7 @@ from stlm.config.model.core import CoreConfig, TransformerCoreConfig
 from stlm.config.model.embedders import ByteEmbedderConfig, EmbedderConfig
 from stlm.config.model.heads import HeadConfig, LinearHeadConfig
 from stlm.config.model.lora import LoRAConfig
+from stlm.config.objectives import NextTokenConfig, ObjectiveConfig
 from stlm.config.recovery import RecoveryConfig
 from stlm.config.yaml.fields import ON_REQUEST, Conflict, setting
 
@@ -62,7 +63,7 @@ class ModelConfig:
 class TrainingConfig:
     """Settings of training. The number of ranks is not among them, as it may change at every resume."""
 
-    objective: str = setting("next_token", "what is predicted", choices=("next_token",))
+    objective: ObjectiveConfig = field(default=NextTokenConfig(), metadata={"help": "what is predicted"})
     init_from: str | None = setting(
         None, "run, checkpoint or model whose weights the run begins with; null: initial values", may_change=True
     )
@@ -256,6 +257,7 @@ class RunConfig:
         yield from (conflict.under("model") for conflict in self.model.check())
         yield from (conflict.under("training") for conflict in self.training.check())
         yield from (conflict.under("evals") for conflict in self.evals.check())
+        yield from self.training.objective.check(self)
         if self.training.optimizer == "muon" and self.model.base_width is not None:
             yield Conflict(
                 "training.optimizer",

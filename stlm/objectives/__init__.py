@@ -1,14 +1,15 @@
 """Training objectives, one a file. Each returns sums, and the trainer divides once."""
 
-from stlm.objectives.base import Batch, Objective, Prepared, Sums
-from stlm.objectives.next_token import NextToken
+import importlib
 
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
-
-
-def build_objective(name: str, z_loss_weight: float = 0.0) -> Objective:
-    """Return the objective that `training.objective` names."""
-    return OBJECTIVES[name](z_loss_weight)
+from stlm.config import TrainingConfig
+from stlm.objectives.base import OBJECTIVES, Batch, Loss, Objective
 
 
-__all__ = ["OBJECTIVES", "Batch", "NextToken", "Objective", "Prepared", "Sums", "build_objective"]
+def build_objective(training: TrainingConfig) -> Objective:
+    """Return the objective that `training.objective` selects, with its settings."""
+    importlib.import_module(f"{__name__}.{training.objective.kind}")  # registers it
+    return OBJECTIVES[training.objective.kind](training.objective, training.z_loss_weight)
+
+
+__all__ = ["Batch", "Loss", "Objective", "build_objective"]

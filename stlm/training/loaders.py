@@ -14,6 +14,7 @@ from data_pipeline.loading.windows import Windows
 from data_pipeline.plurals import number_of
 from stlm.config import RunConfig
 from stlm.errors import ConfigError
+from stlm.model import row_keys
 from stlm.objectives import Batch
 
 
@@ -25,8 +26,9 @@ class TrainingBatches:
     64 after it.
     """
 
-    def __init__(self, loader: TrainLoader, fingerprint: str, description: str = "") -> None:
+    def __init__(self, loader: TrainLoader, seed: int, fingerprint: str, description: str = "") -> None:
         self._loader = loader
+        self._seed = seed
         self.fingerprint = fingerprint  # of the data
         self.description = description  # of the data, for people
         self.batch_sizes = [[0, loader.batch_size]]
@@ -36,7 +38,7 @@ class TrainingBatches:
         if not 0 <= first <= last <= self.batch_size(step):
             raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size(step)}")
         start = self.sequences(step - 1)
-        return _tensors(self._loader.span(start + first, start + last))
+        return _batch(self._loader.span(start + first, start + last), row_keys(self._seed, step, range(first, last)))
 
     def batch_size(self, step: int) -> int:
         """Return the number of rows of a step."""
@@ -57,14 +59,15 @@ class TrainingBatches:
 class ValidationWindows:
     """All windows of the validation split, in the order of the text."""
 
-    def __init__(self, loader: ValidationLoader) -> None:
+    def __init__(self, loader: ValidationLoader, seed: int) -> None:
         self._loader = loader
+        self._seed = seed
         self.num_windows = loader.num_windows
         self.source_names = loader.source_names
 
     def windows(self, first: int, last: int) -> Batch:
-        """Return windows [first, last)."""
-        return _tensors(self._loader.windows(first, last))
+        """Return windows [first, last), as rows of a step 0: the same at every validation."""
+        return _batch(self._loader.windows(first, last), row_keys(self._seed, 0, range(first, last)))
 
     def source_ids(self, first: int, last: int) -> torch.Tensor:
         """Return the source of each id in windows [first, last): [n, T], indices of `source_names`."""
@@ -92,7 +95,8 @@ def build_loaders(config: RunConfig, data: Data) -> Loaders:
         )
     train = train_loader(data, config.data, context, config.training.batch_size, config.seed)
     validation = validation_loader(data, config.data, context)
-    return Loaders(TrainingBatches(train, data.fingerprint, describe_data(data)), ValidationWindows(validation))
+    batches = TrainingBatches(train, config.seed, data.fingerprint, describe_data(data))
+    return Loaders(batches, ValidationWindows(validation, config.seed))
 
 
 def batch_sizes_of(progress: Mapping[str, Any], batch_size: int) -> list[list[int]]:
@@ -116,6 +120,7 @@ def describe_data(data: Data) -> str:
     )
 
 
-def _tensors(windows: Windows) -> Batch:
-    documents = None if windows.document_ids is None else torch.from_numpy(windows.document_ids)
-    return Batch(torch.from_numpy(windows.ids), torch.from_numpy(windows.loss_mask), documents)
+def _batch(windows: Windows, row_keys_B: torch.Tensor) -> Batch:
+    ids_BT = torch.from_numpy(windows.ids)
+    documents_BT = None if windows.document_ids is None else torch.from_numpy(windows.document_ids)
+    return Batch(ids_BT, ids_BT, torch.from_numpy(windows.loss_mask), row_keys_B, documents_BT)

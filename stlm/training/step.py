@@ -9,8 +9,7 @@ import torch
 
 from data_pipeline.progress import Progress
 from stlm.config import RunConfig
-from stlm.model import row_keys
-from stlm.objectives import Batch, Objective, Prepared
+from stlm.objectives import Batch, Objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine
 from stlm.training.distributed.collectives import sum_over_ranks
@@ -37,40 +36,40 @@ class Passes:
         self._gauges = gauges
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
 
-    def read(self, loader: TrainingBatches, step: int, ranks: Ranks) -> list[Prepared]:
+    def read(self, loader: TrainingBatches, step: int, ranks: Ranks) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
         split = self._engine.split
         first = ranks.rank * split.rows
         batch = loader.rows(step, first, first + split.rows)
-        micro_batches = []
-        for offset in range(0, split.rows, split.micro_batch_size):
-            rows = slice(offset, offset + split.micro_batch_size)
-            micro_batch = self._on_device(batch, rows)
-            prepared = self._objective.prepare(micro_batch, self._config.seed, step, first + offset)
-            numbers = range(first + offset, first + offset + split.micro_batch_size)
-            keys = row_keys(self._config.seed, step, numbers).to(self._engine.device)
-            micro_batches.append(prepared._replace(row_keys=keys))
-        return micro_batches
+        offsets = range(0, split.rows, split.micro_batch_size)
+        return [self._prepared(batch, slice(offset, offset + split.micro_batch_size)) for offset in offsets]
+
+    def count(self, batches: list[Batch]) -> tuple[float, float]:
+        """Return the ids that these batches of all ranks predict, and the bytes of text that those stand for."""
+        counts = torch.stack([batch.counts(self._bytes_per_id) for batch in batches]).sum(0)
+        ids, bytes = sum_over_ranks(counts.tolist())
+        return ids, bytes
 
     def gradient(
-        self, micro_batches: list[Prepared], ids: float, used_up: float
+        self, micro_batches: list[Batch], ids: float, used_up: float
     ) -> tuple[list[str], list[str], list[list[float]]]:
         """Compute the gradient of a step in which all ranks together predict `ids` ids.
 
-        `used_up`: fraction of the run that ends with this step. Returns the names of the model's auxiliary loss terms
-        and of its measures, and for each micro-batch: nats, bytes, the terms, and a sum and a count of each measure.
+        `used_up`: fraction of the run that ends with this step. Returns the names of the further terms of the loss and
+        of the model's measures, and for each micro-batch: nats, the terms, and a sum and a count of each measure.
         """
         self._engine.train()
         sums = []
         with rounded(self._model, self._config.training, used_up), self._engine.accumulate():
-            for prepared in micro_batches:
+            for batch in micro_batches:
                 with STOPWATCH.phase("forward"):
-                    output = self._counted_forward(prepared)
-                    part = self._objective.sums(output, prepared, self._bytes_per_id)
-                    loss = spoilt_unless_finite(sum(output.auxiliary.values(), part.nats) / ids)
-                self._engine.backward(loss, last=prepared is micro_batches[-1])
-                terms, measures = sorted(output.auxiliary), sorted(output.measures)  # the same in every forward
-                parts = [part.nats, part.bytes, *(output.auxiliary[name] for name in terms)]
+                    output = self._counted_forward(batch)
+                    nats, own_terms = self._objective.loss(output, batch)
+                    added = {**output.auxiliary, **own_terms}
+                    loss = spoilt_unless_finite(sum(added.values(), nats) / ids)
+                self._engine.backward(loss, last=batch is micro_batches[-1])
+                terms, measures = sorted(added), sorted(output.measures)  # the same in every forward
+                parts = [nats, *(added[name] for name in terms)]
                 parts += [half for name in measures for half in output.measures[name]]
                 sums.append(torch.stack([value.detach().double() for value in parts]))
         return terms, measures, torch.stack(sums).tolist()
@@ -100,35 +99,34 @@ class Passes:
                 group = turn + ranks.rank
                 first = min(group, groups - 1) * size
                 last = min(first + size, windows)
-                batch = self._on_device(loader.windows(first, last))
-                prepared = self._objective.prepare(batch, self._config.seed, 0, first)
-                output = self._forward(prepared)
+                batch = self._prepared(loader.windows(first, last))
+                output = self._forward(batch)
                 if group >= groups:
                     continue
                 sources = loader.source_ids(first, last).to(self._engine.device)
                 for source in sources.unique().tolist():  # one source, except where two meet
-                    mine = prepared._replace(loss_mask=prepared.loss_mask & (sources == source))
-                    sums = self._objective.sums(output, mine, self._bytes_per_id)
-                    totals[source] += torch.stack([value.double() for value in sums])
+                    mine = batch._replace(loss_mask=batch.loss_mask & (sources == source))
+                    nats = self._objective.loss(output, mine).nats
+                    totals[source] += torch.cat((nats[None], mine.counts(self._bytes_per_id)))
         flat = sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
-    def _on_device(self, batch: Batch, rows: slice = slice(None)) -> Batch:
-        return batch.map(lambda tensor: tensor[rows].to(self._engine.device))
+    def _prepared(self, batch: Batch, rows: slice = slice(None)) -> Batch:
+        return self._objective.prepare(batch.map(lambda tensor: tensor[rows].to(self._engine.device)))
 
-    def _counted_forward(self, prepared: Prepared) -> Any:
+    def _counted_forward(self, batch: Batch) -> Any:
         if self._config.training.compile and not self._gauges.has_counted:
             with torch.no_grad(), self._gauges.counting():  # a compiled program hides its matrix products
-                self._model.forward(prepared.inputs, **_given(prepared))
-            return self._forward(prepared)
+                self._model.forward(batch.ids, **_given(batch, training=True))
+            return self._forward(batch, training=True)
         with self._gauges.counting():
-            return self._forward(prepared)
+            return self._forward(batch, training=True)
 
-    def _forward(self, prepared: Prepared) -> Any:
-        return self._engine.forward(prepared.inputs, **_given(prepared))
+    def _forward(self, batch: Batch, training: bool = False) -> Any:
+        return self._engine.forward(batch.ids, **_given(batch, training))
 
 
-def _given(prepared: Prepared) -> dict[str, torch.Tensor]:
-    """Return the optional arguments of the model's forward that are present."""
-    given = {"document_ids_BT": prepared.document_ids, "row_keys_B": prepared.row_keys}
+def _given(batch: Batch, training: bool) -> dict[str, torch.Tensor]:
+    """Return the optional arguments of the model's forward. Only training makes random choices in the model."""
+    given = {"document_ids_BT": batch.document_ids, "row_keys_B": batch.row_keys if training else None}
     return {name: value for name, value in given.items() if value is not None}

@@ -104,7 +104,7 @@ class Trainer:
         self.train_loader = train_loader
         self.validation_loader = validation_loader
         self._evaluate = evaluate
-        self.objective = build_objective(config.training.objective, config.training.z_loss_weight)
+        self.objective = build_objective(config.training)
         self.step = 0  # updates made
         self.seen = {"ids": 0, "bytes": 0}
         self.seconds = 0.0  # of training before the newest step, the same on all ranks
@@ -226,10 +226,9 @@ class Trainer:
         """Make the step. Returns its loss, and whether the run has to roll back to a checkpoint."""
         with STOPWATCH.phase("data"):
             micro_batches = self._passes.read(self.train_loader, step, self.ranks)
-            predicted = float(sum(prepared.loss_mask.sum() for prepared in micro_batches))
-        (ids,) = sum_over_ranks([predicted])
+        ids, bytes = self._passes.count(micro_batches)
         terms, measures, local = self._passes.gradient(micro_batches, ids, self._used_up())
-        nats, bytes, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        nats, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
         learning_rate = learning_rate_at(step, self.config.training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
@@ -260,8 +259,7 @@ class Trainer:
                 f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
             )
         else:
-            counted = 2 + len(terms)
-            self._tell_skipped(whole_loss, [math.fsum((row[0], *row[2:counted])) for row in local])
+            self._tell_skipped(whole_loss, [math.fsum(row[: 1 + len(terms)]) for row in local])
         self._gauges.add(bytes)
         return loss_value, go_back
 

@@ -141,7 +141,7 @@ def test_the_phases_of_a_run(make_trainer, tmp_path, monkeypatch, stage, micro_b
         function = clock.takes(1, getattr(owner, name))
         monkeypatch.setattr(owner, name, lambda *a, f=function, **o: sent.append(trainer.step) or f(*a, **o))
     trainer.train_loader.rows = clock.takes(1e3, trainer.train_loader.rows)
-    trainer.objective.sums = clock.takes(1e5, trainer.objective.sums)
+    trainer.objective.loss = clock.takes(1e5, trainer.objective.loss)
     deepspeed = trainer.engine.native
     deepspeed.coalesce_grad_reduction = slow_to_end(clock, 1e8, deepspeed.coalesce_grad_reduction)
     monkeypatch.setattr(torch.autograd, "backward", clock.takes(1e7, torch.autograd.backward))

@@ -25,9 +25,26 @@ def to_dict(config: Any) -> dict[str, Any]:
             mapping[field.name] = [to_dict(item) for item in value]
         elif isinstance(value, FreeSection):
             mapping[field.name] = value.plain()
+        elif dataclasses.is_dataclass(value):
+            section = to_dict(value)
+            mapping[field.name] = section["kind"] if getattr(value, "by_name", False) and len(section) == 1 else section
         else:
-            mapping[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+            mapping[field.name] = value
     return mapping
+
+
+def spell_out(cls: Any, node: Node) -> None:
+    """Replace names of components that stand alone by sections with that `kind`, in the tree of a config."""
+    if not isinstance(node.value, dict):
+        return
+    hints = typing.get_type_hints(cls)
+    for key, child in node.value.items():
+        hint = hints.get(key)
+        if isinstance(hint, type) and issubclass(hint, Component):
+            if hint.by_name and isinstance(child.value, str):
+                child.value = {"kind": Node(child.value, child.place, child.override)}
+        elif dataclasses.is_dataclass(hint):
+            spell_out(hint, child)
 
 
 def value_at(config: Any, key: str) -> Any:
@@ -62,6 +79,7 @@ def build(cls: type[Config], root: Node, problems: list[Problem], saved: bool = 
 
     `saved`: the tree is that of a run or model, in which settings without effect are accepted, except in overrides.
     """
+    spell_out(cls, root)
     builder = _Builder(cls, problems, saved)
     config = builder.section(cls, root, "")
     for conflict in config.check() if hasattr(config, "check") else ():
@@ -195,8 +213,8 @@ class _Builder:
     def _member(self, family: type[Component], default: Any, node: Node, path: str) -> Any:
         """Return the class that `kind` chooses, or the default's class where `kind` is absent; None after a problem."""
         if not isinstance(node.value, dict):
-            example = f"{{kind: {default.kind}}}"
-            self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a section such as {example}")
+            example = f"name such as {default.kind}" if family.by_name else f"section such as {{kind: {default.kind}}}"
+            self._refuse(node, path, f"{path}: got {describe(node.value)}, expected a {example}")
             return None
         kind = node.value.get("kind")
         if kind is None:

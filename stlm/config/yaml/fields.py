@@ -89,6 +89,7 @@ class Component:
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Component]]]
+    by_name: ClassVar[bool] = False  # a family whose kind may be written alone: `key: KIND` for `key: {kind: KIND}`
 
     def __init_subclass__(cls) -> None:
         if Component in cls.__bases__:
