@@ -22,7 +22,7 @@ BEGIN, END = "<!-- made by tests/faults/matrix.py -->", "<!-- end of what is mad
 STAGES = (0, 2, 3)
 KILLED = -9
 LOST = "lost"  # an exit code that cannot be seen, for the launcher is gone
-SAME = "the run that nothing happened to, digit for digit"
+SAME = "an uninterrupted run, digit for digit"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fault:
     name: str
     what: str  # is done, for people
     codes: tuple[tuple[object, ...], ...]  # what the two ranks end with: one of these
-    inject: str | None = None  # in injections.py; None: it happens to a run that stands still
+    inject: str | None = None  # in injections.py; None: applied to a stopped run
     damage: Callable[[Path, Path], None] | None = None  # to run directory and data
     says: str = ""  # a pattern of what is printed
     restore_data: bool = False  # before the same command is given again
@@ -103,13 +103,13 @@ FAULTS = (
           says=GONE_0),
     Fault("kill_rank_1_in_validation", "rank 1 is killed in a validation", LOSS_OF_1, "kill_rank_1_in_validation",
           says=GONE_1),
-    Fault("lost_for_good", "rank 1 is killed, and one rank alone goes on", LOSS_OF_1, "kill_rank_1", says=GONE_1,
-          ranks_after=1, ends_as="that run within 1e-5"),
-    Fault("stop_rank_0", "rank 0 stands still (SIGSTOP) in a step", ((STOPPED, 1),), "stop_rank_0",
+    Fault("lost_for_good", "rank 1 is killed, and one rank alone continues", LOSS_OF_1, "kill_rank_1", says=GONE_1,
+          ranks_after=1, ends_as="an uninterrupted run, within 1e-5"),
+    Fault("stop_rank_0", "rank 0 hangs (SIGSTOP) in a step", ((STOPPED, 1),), "stop_rank_0",
           says=r"has not gone on for 3 s.*stacks in .*rank_1\.txt", settings=HANG),
-    Fault("stop_rank_1", "rank 1 stands still in a step", ((1, STOPPED),), "stop_rank_1",
+    Fault("stop_rank_1", "rank 1 hangs in a step", ((1, STOPPED),), "stop_rank_1",
           says=r"has not gone on for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
-    Fault("stop_rank_1_in_validation", "rank 1 stands still in a validation", ((1, STOPPED),),
+    Fault("stop_rank_1_in_validation", "rank 1 hangs in a validation", ((1, STOPPED),),
           "stop_rank_1_in_validation", says=r"has not gone on for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
     Fault("pause_rank_1", "rank 1 is slow for a while", ((0, 0),), "pause_rank_1", settings=HANG),
     Fault("clock_skew", "the clock of rank 1 is a day ahead", ((0, 0),), "clock_skew", settings=HANG),
@@ -136,13 +136,13 @@ FAULTS = (
           says="the gradient of step 7 is not finite .* its update is left out", ends_as="a run without that update"),
     Fault("nan_losses", "the loss is NaN for four steps in a row", ((0, 0),), "nan_losses",
           says="going back to the weights of step 4 and on with the data behind step 9",
-          ends_as="a run from the checkpoint on, past these data"),
-    Fault("nan_for_good", "the loss is NaN from now on", ((1, 1),), "nan_for_good",
+          ends_as="a run from that checkpoint, past these data"),
+    Fault("nan_for_good", "the loss stays NaN", ((1, 1),), "nan_for_good",
           says=r"error: the loss of step \d+ is not finite .* nothing is left to try",
-          settings=("--set", "training.recovery.max_skipped_in_a_row=1"), ends_as="a run from its last checkpoint on"),
+          settings=("--set", "training.recovery.max_skipped_in_a_row=1"), ends_as="a run from its last checkpoint"),
     Fault("spike", "the loss is high for several steps", ((0, 0),), "spike",
           says="going back to the weights of step 4 and on with the data behind step 8", settings=CUT_OFF,
-          ends_as="a run from the checkpoint on, past these data"),
+          ends_as="a run from that checkpoint, past these data"),
     # errors
     Fault("out_of_memory_on_rank_1", "rank 1 runs out of memory", ((1, 1),), "out_of_memory_on_rank_1",
           says="OutOfMemoryError: tried to allocate"),
@@ -156,8 +156,8 @@ FAULTS = (
     Fault("read_only_in_save", "the run directory has become read-only", BOTH, "read_only_in_save",
           says="error: cannot save .*step_00000008.*Read-only file system"),
     Fault("slow_disk", "a checkpoint takes longer than ranks may hang", ((0, 0),), "slow_disk", settings=HANG),
-    Fault("data_deleted_while_running", "the data are deleted in mid-run", ((0, 0),), "data_deleted_while_running"),
-    # what is found when a run goes on
+    Fault("data_deleted_while_running", "the data are deleted during a run", ((0, 0),), "data_deleted_while_running"),
+    # found when a run resumes
     Fault("truncated_checkpoint", "the newest checkpoint is cut short", ((0, 0),),
           damage=lambda run, data: cut(newest(run) / "optimizer.safetensors"), says="is damaged: .*going back"),
     Fault("bit_flip_in_model", "a bit of its weights has changed", ((0, 0),),
@@ -169,9 +169,9 @@ FAULTS = (
     Fault("corrupt_state", "its state.json is no JSON", ((0, 0),),
           damage=lambda run, data: (newest(run) / "state.json").write_text("{"), says="is damaged: .*going back"),
     Fault("all_damaged", "all checkpoints are damaged", ((0, 0),), damage=two_damaged, says="is damaged"),
-    Fault("half_written", "a folder is left of a checkpoint that was being written", ((0, 0),), damage=half_written),
+    Fault("half_written", "a half-written checkpoint is left over", ((0, 0),), damage=half_written),
     Fault("torn_line", "the last line of metrics.jsonl is torn", ((0, 0),), damage=torn_line),
-    Fault("stale_lock", "a lock file of a process that is gone, with rubbish in it", ((0, 0),), damage=stale_lock),
+    Fault("stale_lock", "a lock file is left of a process that has ended", ((0, 0),), damage=stale_lock),
     Fault("deleted_shard", "a shard of the data is gone", BOTH, damage=lambda run, data: shard(data).unlink(),
           says=r"error: .*shard_00000\.bin", restore_data=True),
     Fault("truncated_shard", "a shard of the data is cut short", BOTH, damage=lambda run, data: cut(shard(data)),
@@ -182,15 +182,13 @@ FAULTS = (
 
 
 def table() -> str:
-    """Markdown: what is done, what the ranks end with, what is promised of the end."""
+    """Return the table as Markdown: the fault, the exit codes of the ranks, how the run ends."""
     lines = ["| what happens | exit codes of ranks 0, 1 | then | the run ends as |", "|---|---|---|---|"]
     for fault in FAULTS:
         codes = " or ".join(", ".join(str(code) for code in each) for each in fault.codes)
         shown = codes.replace("-9", "SIGKILL").replace(LOST, "not seen")
-        goes_on = fault.codes == ((0, 0),)
-        then = (
-            "goes on by itself" if goes_on else "the same command" if fault.ranks_after == 2 else "the same, one rank"
-        )
+        continues = fault.codes == ((0, 0),)
+        then = "it continues" if continues else "the same command" if fault.ranks_after == 2 else "the same, one rank"
         if fault.restore_data:
             then += ", with the data back"
         lines.append(f"| {fault.what} | {shown} | {then} | {fault.ends_as} |")
@@ -198,7 +196,7 @@ def table() -> str:
 
 
 def in_docs() -> str:
-    """What stands in the docs between the two marks."""
+    """Return the table in the docs, between the two marks."""
     found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None, f"{DOCS} has lost its marks"
     return found[1]
