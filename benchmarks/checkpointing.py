@@ -26,7 +26,8 @@ from data_pipeline.loading.loaders import open_data
 from stlm.config import load_run_config
 from stlm.evals.table import table
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import disconnect
+from stlm.training.deepspeed.state_transfer import full_state
+from stlm.training.distributed.connection import disconnect
 from stlm.training.loaders import build_loaders
 from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.trainer import Trainer
@@ -83,7 +84,7 @@ def measured(options: argparse.Namespace, stage: int, folder: Path) -> list[str]
     usual, copy, write = (statistics.median(values) for values in (alone, copies, writes))
     extra = sum(beside) / options.rounds - len(beside) / options.rounds * usual
     started = time.perf_counter()
-    torch.save(trainer.engine.full_state()._asdict(), folder / "peer.pt")
+    torch.save(full_state(trainer.engine)._asdict(), folder / "peer.pt")
     peer = time.perf_counter() - started
     trainer.close()
 

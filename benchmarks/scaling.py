@@ -131,7 +131,7 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
     """Run one rank, which answers every line of its input."""
     import torch
 
-    from stlm.training.deepspeed.engine import connect, disconnect
+    from stlm.training.distributed.connection import connect, disconnect
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     connect()

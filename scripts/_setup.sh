@@ -6,7 +6,7 @@
 #
 # The environment is .venv in the project root, or the one that STLM_VENV names. STLM_PYTHON names the Python to make it
 # with. pip's own settings and environment variables (a mirror, another index for torch) are respected. No compiler is
-# needed: stlm.training.deepspeed.engine starts DeepSpeed without the operators that it would build.
+# needed: stlm.training.deepspeed.startup starts DeepSpeed without the operators that it would build.
 #
 # What has been done is noted in the environment, in the file stlm-setup. A second call compares that note with what it
 # wants, and does nothing else. A call that finds the unfinished work of a killed one begins again from nothing; two calls

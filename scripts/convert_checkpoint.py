@@ -93,9 +93,9 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
     """Convert to or from checkpoints that DeepSpeed resumes from, on every rank."""
     from stlm.config import load_deepspeed_config
     from stlm.export.conversion import vacant
-    from stlm.training.deepspeed.engine import connect, disconnect
     from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
     from stlm.training.distributed.collectives import on_rank_zero
+    from stlm.training.distributed.connection import connect, disconnect
     from stlm.training.distributed.lost import naming_lost_ranks
 
     if args.source:

@@ -62,8 +62,8 @@ def train(
     from data_pipeline.loading.loaders import open_data
     from stlm.evals import LiveTasks, Share
     from stlm.stlm import STLM
-    from stlm.training.deepspeed.engine import connect, disconnect
     from stlm.training.distributed.collectives import on_every_rank, on_rank_zero
+    from stlm.training.distributed.connection import connect, disconnect
     from stlm.training.distributed.stopping import Interruptible
     from stlm.training.loaders import build_loaders
     from stlm.training.optim.optimizers import build_optimizer

@@ -12,6 +12,7 @@ from stlm.config import RunConfig
 from stlm.objectives import Batch, Objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine
+from stlm.training.deepspeed.state_transfer import averaged_weights
 from stlm.training.distributed.collectives import sum_over_ranks
 from stlm.training.distributed.ranks import Ranks
 from stlm.training.distributed.stopping import Interrupted, never
@@ -92,7 +93,7 @@ class Passes:
         totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self._engine.device)
         turns = range(0, groups, ranks.world_size)
         self._engine.eval()
-        with self._engine.averaged():
+        with averaged_weights(self._engine):
             for turn in Progress(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
                 if stop():
                     raise Interrupted

@@ -29,11 +29,14 @@ from stlm.config.yaml.build import to_dict
 from stlm.errors import ConfigError, StlmError, Stopped
 from stlm.objectives import build_objective
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import Engine, State, checked_deepspeed_config, connect
+from stlm.training.deepspeed.configuration import checked_deepspeed_config
+from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.loss_scale import LossScale
 from stlm.training.deepspeed.precision import Precision, choose_precision
+from stlm.training.deepspeed.state_transfer import full_state, load_state, whole_weights
 from stlm.training.distributed.agreement import fingerprints, refuse_differences
 from stlm.training.distributed.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
+from stlm.training.distributed.connection import connect
 from stlm.training.distributed.stop_request import NonFinite, StopRequest
 from stlm.training.distributed.stopping import AgreedStop, Interrupted, Interruptible
 from stlm.training.distributed.stopwatch import STOPWATCH
@@ -59,6 +62,7 @@ from stlm.training.run.checkpoint import (
     write_checkpoint,
 )
 from stlm.training.run.run_directory import RunDirectory, Start
+from stlm.training.run.state import State
 from stlm.training.step import Passes
 
 RESUME = ("auto", "never", "must")
@@ -404,7 +408,7 @@ class Trainer:
         if self._evaluate is None or every is None or not self._due(every):
             return
         started = time.perf_counter()
-        evaluate, weights = self._evaluate, self._interruptible.first(self.engine.weights())
+        evaluate, weights = self._evaluate, self._interruptible.first(whole_weights(self.engine))
         answer = self._interruptible.run(lambda: evaluate(self.step, weights))
         if answer is None:
             self._end_on_request("tasks", "validation", "checkpoint")
@@ -430,7 +434,7 @@ class Trainer:
         refuse_other_model(path, self.config.model, self.model.tokenizer)
         context = self.config.model.context_length
         example = torch.zeros(1, context, dtype=torch.long, device=self.engine.device)
-        self.engine.load_state(read_state(path), [example])
+        load_state(self.engine, read_state(path), [example])
         progress = read_progress(path)
         self.step = progress["step"]
         self.engine.count_steps(self.step)
@@ -483,7 +487,7 @@ class Trainer:
         if self._saved_step == self.step and (self._saved_on_schedule or not scheduled) and not pending:
             return path
         on_rank_zero(self._writer.wait)  # before another copy of the state is made
-        state = self._copied = self.engine.full_state(reused=self._copied)
+        state = self._copied = full_state(self.engine, reused=self._copied)
         progress = {
             "step": self.step,
             "ids_seen": self.seen["ids"],

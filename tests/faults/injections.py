@@ -105,10 +105,10 @@ def kill_rank_0_in_save(rank):
 
 @fault
 def kill_rank_1_in_save(rank):
-    from stlm.training.deepspeed.engine import Engine
+    from stlm.training import trainer
 
     if rank == 1:
-        before(Engine, "full_state", me(signal.SIGKILL), lambda _: saved_once())
+        before(trainer, "full_state", me(signal.SIGKILL), lambda _: saved_once())
 
 
 _saved: list[int] = []

@@ -20,9 +20,12 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import load_run_config
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
-from stlm.training.deepspeed.engine import Engine, State, connect
+from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.precision import Precision
+from stlm.training.deepspeed.state_transfer import full_state, load_state
 from stlm.training.distributed.collectives import on_rank_zero
+from stlm.training.distributed.connection import connect
+from stlm.training.run.state import State
 
 ROWS = torch.arange(8 * 32).view(8, 32) * 7919 % 251
 
@@ -89,12 +92,12 @@ def figures(config, deepspeed_config, precision, optimizer="adamw"):
 
     try:
         found = steps(3)
-        state = engine.full_state()
+        state = full_state(engine)
         kept = [copy.deepcopy(state)] if engine.ranks.rank == 0 else [State({}, {}, 0)]
         torch.distributed.broadcast_object_list(kept)
         steps(1)
-        engine.load_state(kept[0], [torch.zeros(1, 32, dtype=torch.long)])
-        loaded = engine.full_state()
+        load_state(engine, kept[0], [torch.zeros(1, 32, dtype=torch.long)])
+        loaded = full_state(engine)
         assert all(torch.equal(loaded.parameters[name], kept[0].parameters[name]) for name in loaded.parameters)
         return found + steps(2)
     finally:

@@ -22,10 +22,10 @@ from stlm.checkpoints import checkpoints_of, newest_checkpoint
 from stlm.config import load_run_config
 from stlm.errors import CheckpointError, ConfigError
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import State
 from stlm.training.run import checkpoint
 from stlm.training.run.checkpoint import read_state, write_checkpoint
 from stlm.training.run.run_directory import choose_run_directory, is_finished
+from stlm.training.run.state import State
 
 
 @pytest.fixture(scope="module")

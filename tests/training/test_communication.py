@@ -18,7 +18,7 @@ def test_gradients_travel_once_a_step(make_trainer, tmp_path, monkeypatch, stage
     for micro_batch_size in ("null", "2"):
         settings = f"training.micro_batch_size={micro_batch_size}"
         trainer = make_trainer(tmp_path / micro_batch_size, settings, stage=stage)
-        trainer.engine._engine.enable_backward_allreduce = True  # off at stage 0, where a rank is alone
+        trainer.engine.native.enable_backward_allreduce = True  # off at stage 0, where a rank is alone
         backward, before_the_last = trainer.engine.backward, []
 
         def noting(loss, last, backward=backward, before_the_last=before_the_last):

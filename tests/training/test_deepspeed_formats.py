@@ -16,8 +16,9 @@ from stlm.config import load_run_config
 from stlm.errors import ConversionError
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
-from stlm.training.deepspeed.engine import connect, rank_environment
 from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
+from stlm.training.distributed.connection import connect
+from stlm.training.distributed.ranks import rank_environment
 from stlm.training.run.checkpoint import read_state
 
 IDS = torch.arange(8 * 32).view(8, 32) * 7919 % 251

@@ -16,6 +16,7 @@ from data_pipeline.loading.prepared_data import PreparedData
 from stlm.checkpoints import checkpoints_of
 from stlm.config import load_run_config
 from stlm.errors import ConfigError, Stopped
+from stlm.training.deepspeed.state_transfer import full_state
 from stlm.training.loaders import batch_sizes_of, build_loaders
 from stlm.training.run.checkpoint import read_progress, read_state
 from stlm.training.run.run_directory import choose_run_directory, why_not_extended
@@ -144,7 +145,7 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
     """No row is repeated or skipped, the change is recorded, and an interrupted run does the same."""
     before = read_state(checkpoints_of(started)[0])
     trainer = make_trainer(started, *ASKED, allow_change=True)
-    held = trainer.engine.full_state()
+    held = full_state(trainer.engine)
     assert held.updates == before.updates == 6
     for key in ("exp_avg", "exp_avg_sq"):
         assert all(torch.equal(tensor, held.moments[key][name]) for name, tensor in before.moments[key].items())

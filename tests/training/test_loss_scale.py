@@ -12,6 +12,7 @@ from stlm.config import load_deepspeed_config
 from stlm.errors import ConfigError
 from stlm.training.deepspeed import precision
 from stlm.training.deepspeed.loss_scale import LossScale
+from stlm.training.deepspeed.state_transfer import full_state
 
 FP16 = "training.precision=fp16"
 
@@ -46,17 +47,17 @@ def test_a_step_that_overflows_is_skipped(make_trainer, tmp_path, with_fp16, sta
     reference = make_trainer(tmp_path / "fp32", "training.max_steps=6")
     too_large = LossScale(value=2.0**40)  # beyond what fp16 holds, 65,504
     trainer.engine.loss_scale = too_large
-    before = trainer.engine.full_state()
+    before = full_state(trainer.engine)
     assert before.updates == 0 and not before.moments
     assert trainer.train_step(1) == pytest.approx(reference.train_step(1), abs=0.01)
     assert trainer.engine.loss_scale == LossScale(2.0**39, 0, 1)
-    after = trainer.engine.full_state().parameters
+    after = full_state(trainer.engine).parameters
     assert all(torch.equal(after[name], tensor) for name, tensor in before.parameters.items())
 
     trainer.engine.loss_scale = trainer.engine.loss_scale._replace(value=2.0**10)
     losses = [trainer.train_step(step) for step in range(2, 7)]
     assert trainer.engine.loss_scale == LossScale(2.0**10, 5, 1)
-    assert trainer.engine.full_state().updates == 5
+    assert full_state(trainer.engine).updates == 5
     assert math.isfinite(trainer._last["gradient_norm"]) and trainer._last["overflowed_steps"] == 1
     expected = [reference.train_step(step) for step in range(2, 7)]
     assert losses == pytest.approx(expected, abs=0.5)
@@ -71,7 +72,7 @@ def test_unscaled_gradients_are_those_of_fp32(make_trainer, tmp_path, with_fp16)
             trainer.engine.loss_scale = LossScale(2.0**8)
         train(trainer, until=1)
         (record,) = read_metrics(tmp_path / str(stage))
-        state = trainer.engine.full_state()
+        state = full_state(trainer.engine)
         moments = torch.cat([tensor.flatten() for tensor in state.moments["exp_avg"].values()])
         norms[stage] = (record["gradient_norm"], float(moments.norm()))  # a tenth of the clipped gradient
     for stage in (0, 2, 3):

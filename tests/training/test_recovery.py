@@ -15,6 +15,7 @@ from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config import RunConfig, from_dict
 from stlm.config.recovery import RecoveryConfig
 from stlm.errors import Stopped
+from stlm.training.deepspeed.state_transfer import full_state
 from stlm.training.distributed.stop_request import NonFinite
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 
@@ -57,7 +58,7 @@ def train_until_asked(trainer, step=None):
 
 
 def state_of(trainer):
-    return trainer.engine.full_state().parameters
+    return full_state(trainer.engine).parameters
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,11 @@ def test_too_many_in_a_row_lead_back_to_a_checkpoint(make_trainer, tmp_path, sta
     overrides = (*EVERY_TWO, "training.recovery.max_skipped_in_a_row=2")
     trainer = spoil(make_trainer(tmp_path / "run", *overrides, stage=stage), {6, 7, 8}, "loss")
     train(trainer, until=4)
-    at_four, seen = trainer.engine.full_state(), dict(trainer.seen)
+    at_four, seen = full_state(trainer.engine), dict(trainer.seen)
     trainer = spoil(make_trainer(tmp_path / "run", *overrides, stage=stage), {6, 7, 8}, "loss")
     losses = train(trainer, until=8)
     assert (trainer.step, trainer.seen, trainer.recovery.rollbacks, len(losses)) == (8, seen, 1, 4)
-    found = trainer.engine.full_state()
+    found = full_state(trainer.engine)
     assert found.updates == at_four.updates == 4
     for name, tensor in at_four.parameters.items():
         assert torch.equal(tensor, found.parameters[name])

@@ -15,6 +15,7 @@ from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import TrainingConfig, load_deepspeed_config, load_run_config
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
+from stlm.training.deepspeed.state_transfer import full_state
 from stlm.training.distributed.stop_request import NonFinite
 
 NO_SKIPPING = ["training.recovery.max_skipped_in_a_row=0", "training.recovery.max_rollbacks=0"]
@@ -64,7 +65,7 @@ def test_bf16_at_every_stage(make_trainer, tmp_path):
     for stage in (0, 2, 3):
         trainer = make_trainer(tmp_path / f"{stage}", "training.precision=bf16", stage=stage)
         trainer.train_step(1)
-        moments[stage] = trainer.engine.full_state().moments["exp_avg"]
+        moments[stage] = full_state(trainer.engine).moments["exp_avg"]
         losses[stage] = [trainer.train_step(step) for step in range(2, 13)]
     # The hooks of stage 3 change the order in which the gradients of activations are added up, in bf16.
     for stage, tolerance in ((2, 1e-5), (3, 2e-2)):
@@ -133,7 +134,7 @@ def test_validation_is_exact(make_trainer, tmp_path, data_dir):
     assert (ids, bytes) == (len(stream), stream.num_bytes)
 
     model = STLM.from_config(trainer.config.model, data.tokenizer)
-    state = trainer.engine.full_state()
+    state = full_state(trainer.engine)
     model.load_tensors(state.parameters, source="the engine")
     expected = 0.0
     with torch.no_grad():
@@ -161,11 +162,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
     rare = next(byte for byte, found in rows_with.items() if 0 < len(found) < 8)
     with torch.no_grad():
         trainer.model.embedder.table.weight[rare] = torch.nan
-    before = trainer.engine.full_state()
+    before = full_state(trainer.engine)
     rows = ", ".join(str(row) for row in rows_with[rare])
     with pytest.raises(NonFinite, match=rf"loss of step 3 is not finite \(rows {rows} of its batch\).*step 2"):
         trainer.train_step(3)
-    after = trainer.engine.full_state()
+    after = full_state(trainer.engine)
     for name, tensor in before.parameters.items():
         assert torch.equal(tensor, after.parameters[name])
     assert NonFinite.exit_code == 1
@@ -175,11 +176,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
 def test_a_gradient_that_is_not_finite_stops_the_run(make_trainer, tmp_path, stage):
     trainer = make_trainer(tmp_path / "run", "training.gradient_clipping=0", *NO_SKIPPING, stage=stage)
     trainer.train_step(1)
-    before = trainer.engine.full_state()
+    before = full_state(trainer.engine)
     blow_up(trainer.engine)
     with pytest.raises(NonFinite, match=r"gradient of step 2 is not finite \(rows 0-7"):
         trainer.train_step(2)
-    after = trainer.engine.full_state()
+    after = full_state(trainer.engine)
     for name, tensor in before.parameters.items():
         assert torch.equal(tensor, after.parameters[name])
 

@@ -36,16 +36,19 @@ from stlm.checkpoints import locate_model
 from stlm.config import RunConfig, dump_run_config, load_run_config
 from stlm.errors import CheckpointError, ConversionError
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import Engine, State, connect
+from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.internals import count_steps
 from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.reader import read_deepspeed
+from stlm.training.deepspeed.state_transfer import load_state
 from stlm.training.distributed.collectives import on_rank_zero
+from stlm.training.distributed.connection import connect
 from stlm.training.optim.averaging import AVERAGE
 from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.run.checkpoint import check_checkpoint, read_progress, read_state
 from stlm.training.run.run_directory import begin_run
+from stlm.training.run.state import State
 
 
 def write_deepspeed(
@@ -81,7 +84,7 @@ def write_deepspeed(
             f"--bf16: got ZeRO stage {engine.stage} and --to {form}, expected stage 1, 2 or 3 and --to deepspeed; at "
             "stage 0 a bf16 block keeps its weights in another way, and universal is the same for both"
         )
-    engine.load_state(state, [torch.zeros(1, config.model.context_length, dtype=torch.long, device=engine.device)])
+    load_state(engine, state, [torch.zeros(1, config.model.context_length, dtype=torch.long, device=engine.device)])
     steps = progress["step"]
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate_at(max(steps, 1), training) * group.get("learning_rate_scale", 1.0)

@@ -20,9 +20,9 @@ from data_pipeline.plurals import number_of
 from stlm.config import TrainingConfig
 from stlm.errors import ConversionError
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import State
 from stlm.training.deepspeed.internals import classes_in_checkpoints
 from stlm.training.optim.optimizers import build_optimizer
+from stlm.training.run.state import State
 
 Values = dict[str, dict[str, Tensor]]  # "weights" or a moment → parameter name → tensor
 

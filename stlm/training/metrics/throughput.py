@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from data_pipeline.plurals import number_of
-from stlm.training.deepspeed.engine import connect
 from stlm.training.distributed.collectives import of_every_rank
+from stlm.training.distributed.connection import connect
 from stlm.training.distributed.stopwatch import PHASES, STOPWATCH
 from stlm.training.metrics.energy import Energy
 from stlm.training.metrics.mfu import PASSES, count_flops, measure_peak, readable_flops

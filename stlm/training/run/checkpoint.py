@@ -31,8 +31,8 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.checkpoints import checkpoints_of, damage_of, read_model_config, save_model, step_of
 from stlm.config import ModelConfig, TrainingConfig, changed_keys, value_at
 from stlm.errors import CheckpointError
-from stlm.training.deepspeed.engine import State
 from stlm.training.optim.averaging import AVERAGE
+from stlm.training.run.state import State
 
 FORMAT = "stlm-checkpoint-1"
 PART_BYTES = 2 << 30  # largest size of an optimizer file

@@ -44,7 +44,6 @@ from stlm.config import (
 from stlm.config.limits import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM
-from stlm.training.deepspeed.engine import State
 from stlm.training.optim.limits import used_up
 from stlm.training.run.checkpoint import (
     check_checkpoint,
@@ -54,6 +53,7 @@ from stlm.training.run.checkpoint import (
     refuse_other_model,
     write_checkpoint,
 )
+from stlm.training.run.state import State
 
 PACKAGES = ("stlm", "torch", "deepspeed", "numpy", "safetensors")
 
