@@ -24,7 +24,7 @@ import torch
 
 from data_pipeline.loading.loaders import open_data
 from stlm.config import load_run_config
-from stlm.evals.table import table
+from stlm.evals.report import table
 from stlm.stlm import STLM
 from stlm.training.deepspeed.state_transfer import full_state
 from stlm.training.distributed.connection import disconnect

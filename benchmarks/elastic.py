@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stlm.evals.table import table
+from stlm.evals.report import table
 from stlm.training.distributed.ranks import free_port
 
 CONFIG = """

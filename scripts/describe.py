@@ -221,7 +221,7 @@ def text_of_step(config: Any, step: int, rows: str | None, progress: dict[str, A
 
 
 def readable(source: str, facts: dict[str, Any]) -> str:
-    from stlm.evals.table import table
+    from stlm.evals.report import table
 
     assumed = " (assumed)" if facts["bytes_per_id_assumed"] else ""
     bytes_each = f"{facts['bytes_per_id']:.4g}"

@@ -60,7 +60,7 @@ def train(
     profiled: tuple[int, int] | None,
 ) -> int:  # fmt: skip
     from data_pipeline.loading.loaders import open_data
-    from stlm.evals import LiveTasks, Share
+    from stlm.evals import EvalShard, LiveTasks
     from stlm.stlm import STLM
     from stlm.training.distributed.collectives import on_every_rank, on_rank_zero
     from stlm.training.distributed.connection import connect, disconnect
@@ -81,8 +81,8 @@ def train(
         run_dir, note = on_rank_zero(lambda: choose(arguments, config, data.fingerprint))
     if note and ranks.rank == 0:
         print(note, flush=True)
-    share = Share(ranks.rank, ranks.world_size, Interruptible.sum)
-    tasks = on_every_rank(lambda: LiveTasks(config, data, share)) if config.evals.every_steps else None
+    shard = EvalShard(ranks.rank, ranks.world_size, Interruptible.sum)
+    tasks = on_every_rank(lambda: LiveTasks(config, data, shard)) if config.evals.every_steps else None
     model = on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
     optimizer = on_every_rank(lambda: build_optimizer(model, config.training))
     trainer = Trainer(

@@ -3,15 +3,14 @@ probability; probes and fine-tuning on top of a model."""
 
 from stlm.evals.likelihood import Likelihood, Likelihoods, Row, log_likelihoods
 from stlm.evals.live import LiveTasks
+from stlm.evals.probing import METHODS
 from stlm.evals.probing.glue import GLUE_TASKS, GlueData, load_glue
-from stlm.evals.probing.methods import METHODS
 from stlm.evals.probing.protocol import Method, ProbeOptions, probe
 from stlm.evals.probing.report import probe_markdown, probe_text
 from stlm.evals.registry import NEED_DATA, TASKS, Options, TaskResult, load_tasks
-from stlm.evals.report import curve_text, markdown, overview_text
-from stlm.evals.shares import Share, shared
+from stlm.evals.report import curve_text, markdown, overview_text, table
+from stlm.evals.sharding import EvalShard
 from stlm.evals.subject import Subject, complete_checkpoints
-from stlm.evals.table import table
 from stlm.evals.tasks.bits_per_byte import SplitScore, score_split
 from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.tasks.compression import COMPRESSORS, compressed_bits_per_byte
@@ -25,8 +24,7 @@ __all__ = [
     "TaskResult",
     "load_tasks",
     "LiveTasks",
-    "Share",
-    "shared",
+    "EvalShard",
     "CHOICE_TASKS",
     "ChoiceTask",
     "Loaded",

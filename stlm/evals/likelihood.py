@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.progress import Progress
 from data_pipeline.tokenizers import Tokenizer
-from stlm.evals.shares import current_share
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -70,12 +70,14 @@ class _Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str = "") -> Likelihoods:
+def log_likelihoods(
+    model: STLM, questions: Sequence[Sequence[Row]], label: str = "", shard: EvalShard = WHOLE
+) -> Likelihoods:
     """Score every row of every question, each as the beginning of a document.
 
     Where a row of a question is longer than the model's context, continuations stay whole and contexts are cut at the
     beginning: all contexts of the question keep the same number of ids. A continuation that does not fit by itself
-    keeps no context and is read in windows that overlap by half. `label`: description of the progress bar.
+    keeps no context and is read in windows that overlap by half. `label`: description of the progress bar. `shard`: the batches that this rank scores.
     """
     model.eval()
     context_length = model.config.context_length
@@ -86,18 +88,17 @@ def log_likelihoods(model: STLM, questions: Sequence[Sequence[Row]], label: str 
             question = _cut(question, context_length)
             num_cut += 1
         encoded.append(question)
-    share = current_share()
     found = [[Likelihood(0.0, 0.0)] * len(rows) for rows in questions]
     short = [question for question in encoded if question.longest <= context_length]
     pieces = [[question] for question in encoded if question.longest > context_length]
     pieces += _batches(short, _IDS_PER_BATCH if model.device.type == "cpu" else _IDS_PER_BATCH_ON_GPU)
-    with Progress(total=len(encoded), desc=label, unit="item", delay=2, disable=share.rank > 0) as progress:
+    with Progress(total=len(encoded), desc=label, unit="item", delay=2, disable=shard.rank > 0) as progress:
         for number, piece in enumerate(pieces):
-            if share.has(number):
+            if shard.owns(number):
                 for question, likelihoods in zip(piece, _score(model, piece), strict=True):
                     found[question.place] = likelihoods
             progress.update(len(piece))
-    numbers = iter(share.add([number for rows in found for likelihood in rows for number in likelihood]))
+    numbers = iter(shard.sum([number for rows in found for likelihood in rows for number in likelihood]))
     found = [[Likelihood(next(numbers), next(numbers)) for _ in rows] for rows in found]
     return Likelihoods(found, num_cut)
 

@@ -13,13 +13,13 @@ from data_pipeline.loading.loaders import Data
 from stlm.config import RunConfig
 from stlm.evals.registry import Options, load_tasks
 from stlm.evals.report import headline
-from stlm.evals.shares import Share, shared
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.evals.subject import Subject
 from stlm.stlm import STLM
 
 
 class LiveTasks:
-    """The tasks of a run's section `evals`, each rank scoring its share of the items.
+    """The tasks of a run's section `evals`, each rank scoring its shard of the items.
 
     A call takes a step and the weights by name, whole and in fp32, and returns the figures and a line to print. The
     figures equal those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a separate
@@ -28,20 +28,19 @@ class LiveTasks:
     The constructor raises StlmError or DataError where a name is unknown or items are missing or break their schema.
     """
 
-    def __init__(self, config: RunConfig, data: Data, share: Share) -> None:
+    def __init__(self, config: RunConfig, data: Data, shard: EvalShard = WHOLE) -> None:
         options = Options(config.evals.tasks_dir, items=config.evals.items)
         self._tasks = load_tasks(config.evals.tasks, options, "evals.tasks")
         self._config = config
         self._data = data
-        self._share = share
+        self._shard = shard
         self._model: STLM | None = None
 
     def __call__(self, step: int, weights: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Any], str]:
         model = self._copy(weights)
         apart = self._config.data.packing != "stream"
-        subject = Subject(Path(), model, self._data, apart, {"step": step})
-        with shared(self._share):
-            results = {name: task(subject).values for name, task in self._tasks.items()}
+        subject = Subject(Path(), model, self._data, apart, {"step": step}, shard=self._shard)
+        results = {name: task(subject).values for name, task in self._tasks.items()}
         line = "  ".join(f"{name} {headline(values)}{_sample(values)}" for name, values in results.items())
         return {name: figures(values) for name, values in results.items()}, line
 

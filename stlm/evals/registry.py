@@ -17,9 +17,8 @@ from stlm.errors import StlmError
 from stlm.evals.items.reading import Item, minimal_pair, sample
 from stlm.evals.measures import Estimate
 from stlm.evals.probing.glue import GLUE_TASKS, PREFIX
-from stlm.evals.report import groups_text
+from stlm.evals.report import groups_text, table
 from stlm.evals.subject import Subject
-from stlm.evals.table import table
 from stlm.evals.tasks.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
 from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
 from stlm.evals.tasks.compression import compressed_bits_per_byte
@@ -140,7 +139,7 @@ def _load(name: str, options: Options) -> Task:
     loaded = loaded.sampled(options.items)
 
     def score(subject: Subject) -> TaskResult:
-        items, values = loaded.score(subject.model)
+        items, values = loaded.score(subject.model, subject.shard)
         return TaskResult(groups_text(name, values), values, items)
 
     return score
@@ -184,7 +183,9 @@ def robustness(subject: Subject, pairs: Sequence[Item], items: int | None = None
     """Measure the cost of typos and other perturbations, on passages of the validation text and on evenly spaced
     `pairs`; at most `items` of each."""
     some = sample(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
-    return TaskResult(*measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES))
+    return TaskResult(
+        *measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES, subject.shard)
+    )
 
 
 def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
@@ -194,7 +195,7 @@ def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
     """
     found = corruption_items(_documents(subject))
     chosen = sample(found, items)
-    pairs, values = score_corruptions(subject.model, chosen)
+    pairs, values = score_corruptions(subject.model, chosen, subject.shard)
     if len(chosen) < len(found):
         values["sampled_from"] = len(found)
     return TaskResult(groups_text("corruptions", values), values, pairs)
@@ -209,8 +210,9 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
         raise StlmError(f"the stride: got {stride}, expected 1 to {context} (the model's context length) ids")
     stream = data.split(subject.split)
     score = score_split(
-        model, stream, stride=stride, sources=data.sources(subject.split), documents_apart=documents_apart
-    )
+        model, stream, stride=stride, sources=data.sources(subject.split), documents_apart=documents_apart,
+        shard=subject.shard,
+    )  # fmt: skip
     compressors = compressed_bits_per_byte(stream, data.tokenizer)
     interval = score.interval()
 

@@ -1,11 +1,9 @@
-"""Results as text and Markdown: one table over all tasks, and one for each task with groups."""
+"""Results as tables in text and Markdown: one over all tasks, and one for each task with groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from stlm.evals.table import table
 
 _HEADER = ["task", "items", "accuracy", "95 %", "per byte", "95 %", "truth", "95 %", "chance", "published 50M"]
 _LONGEST_TABLE = 20  # groups; larger tables are in the JSON file only
@@ -14,6 +12,25 @@ NOTES = """\
 accuracy: the truth is the most probable choice, a tie counting half; per byte: by log-probability per byte;
 truth: its probability among the choices; 95 %: bootstrap over items. Published: a 50M model (arXiv 2405.14159),
 by another protocol (docs/evals.md)"""
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
+    """Format rows as a table with columns as wide as their widest cell. `align`: l or r for each column, l by default.
+
+    Example: `table([["xz", "2.1"], ["gzip", "12.3"]], ["name", "bits"], "lr")`
+    """
+    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    sides = align.ljust(len(widths), "l")
+    if header:
+        lines.insert(1, ["─" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def overview_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from data_pipeline.tokenizers import Tokenizer
 from stlm.checkpoints import checkpoints_of, locate_model
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.stlm import STLM
 
 
@@ -30,6 +31,7 @@ class Subject:
     documents_apart: bool  # whether its run kept documents apart: see data.packing
     progress: dict[str, Any]  # state.json of its checkpoint; empty for a model without a checkpoint
     split: str = "validation"  # of the data that tasks read
+    shard: EvalShard = WHOLE  # what this rank scores
 
     @classmethod
     def open(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import load_run_config
-from stlm.evals import LiveTasks, Share
+from stlm.evals import LiveTasks
 from stlm.stlm import STLM
 from stlm.training import Trainer, build_loaders, build_optimizer
 from stlm.training.distributed.ranks import free_port
@@ -48,7 +48,7 @@ def build_trainer(
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
     if evaluate is None and config.evals.every_steps:
-        evaluate = LiveTasks(config, data, Share())
+        evaluate = LiveTasks(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     return Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),

@@ -26,7 +26,7 @@ from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.comparison.seed_groups import Groups
 from stlm.evals.measures import Estimate, estimates
-from stlm.evals.table import table
+from stlm.evals.report import table
 
 SIGNIFICANT = 0.05
 _RESAMPLES = 10_000

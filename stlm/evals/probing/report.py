@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stlm.evals.report import markdown_list, markdown_table
-from stlm.evals.table import table
+from stlm.evals.report import markdown_list, markdown_table, table
 
 _HEADER = ["task", "train", "dev", "measure", "x 100", "±", "95 %", "majority"]
 

@@ -20,7 +20,7 @@ from data_pipeline.storage.id_stream import IdStream
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import StlmError
 from stlm.evals.measures import Estimate, estimates
-from stlm.evals.shares import current_share
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.generation import nats_per_id
 from stlm.stlm import STLM
 
@@ -114,6 +114,7 @@ def score_split(
     stride: int | None = None,
     sources: Sequence[SourceRange] = (),
     documents_apart: bool = False,
+    shard: EvalShard = WHOLE,
 ) -> SplitScore:
     """Score every id of the stream exactly once, in fp32; in conversations, only the ids that count in the loss.
 
@@ -121,7 +122,7 @@ def score_split(
     first few is predicted after at least context_length - stride others. Validation during training uses a stride of
     the context length, which is cheapest and gives the least context. `sources`: ranges of the stream to score
     separately, too. `documents_apart`: predict each id from its own document alone, as in training with windows that
-    keep documents apart. Raises StlmError where the split holds no text.
+    keep documents apart. `shard`: the segments that this rank scores. Raises StlmError where the split holds no text.
     """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
@@ -133,11 +134,10 @@ def score_split(
     of_source = {source.name: SourceScore(0.0, 0, 0, 0) for source in sources}
     given, num_given = stream.given, 0
     documents, nats_D, bytes_D = 0, np.zeros(stream.num_documents), np.zeros(stream.num_documents)
-    share = current_share()
     with Progress(
-        total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2, disable=share.rank > 0
+        total=len(stream), desc="bits per byte", unit="id", unit_scale=True, delay=2, disable=shard.rank > 0
     ) as progress:
-        for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart):
+        for ids, nats_of_ids in _segments(model, stream, context, stride, documents_apart, shard):
             bytes_of_ids, counted = bytes_per_id[ids], torch.ones(len(ids), dtype=torch.bool)
             if given is not None:
                 counted = torch.from_numpy(given.read(place, place + len(ids))) == 0
@@ -161,14 +161,14 @@ def score_split(
                 )
             place += len(ids)
             progress.update(len(ids))
-    nats, *rest = share.add([nats, *nats_D, *(source.nats for source in of_source.values())])
+    nats, *rest = shard.sum([nats, *nats_D, *(source.nats for source in of_source.values())])
     nats_D, sums = np.array(rest[: len(nats_D)]), rest[len(nats_D) :]
     of_source = {name: one._replace(nats=sum) for (name, one), sum in zip(of_source.items(), sums, strict=True)}
     return SplitScore(nats, len(stream) - num_given, num_bytes, context, stride, of_source, nats_D, bytes_D)
 
 
 def _segments(
-    model: STLM, stream: IdStream, context: int, stride: int, documents_apart: bool
+    model: STLM, stream: IdStream, context: int, stride: int, documents_apart: bool, shard: EvalShard
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (ids, their nats) segment by segment, with zeros for segments that other ranks score.
 
@@ -182,13 +182,13 @@ def _segments(
 
     batch_size = max(1, min(16, _LOGITS_PER_BATCH // (context * model.tokenizer.vocab_size)))
     overlap = context - stride
-    scored, share, pieces = 0, current_share(), itertools.count()
+    scored, pieces = 0, itertools.count()
     while scored < len(stream):
         start = max(0, scored - overlap)
         stop = min(start + (_WINDOWS_PER_SEGMENT - 1) * stride + context, len(stream))
         ids = torch.from_numpy(stream.read(start, stop)).long()
         new = slice(scored - start, None)
-        if share.has(next(pieces)):
+        if shard.owns(next(pieces)):
             nats = nats_per_id(logits_of, ids, context_length=context, stride=stride, batch_size=batch_size)
             yield ids[new], torch.cat(list(nats))[new]
         else:

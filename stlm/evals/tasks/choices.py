@@ -31,6 +31,7 @@ from stlm.evals.items.reading import (
 )
 from stlm.evals.likelihood import Likelihood, Row, log_likelihoods, longest_continuation
 from stlm.evals.measures import Measures, calibration_error, estimates, measures_of
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.stlm import STLM
 
 QUESTION = "Question: {context}\nAnswer:"
@@ -134,12 +135,12 @@ class Loaded:
         shots = "".join(f"{_shot(self.task, shot)}\n\n" for shot in self.shots)
         return [rows_of(self.task, item, shots) for item in self.items]
 
-    def score(self, model: STLM) -> tuple[list[ScoredItem], dict[str, Any]]:
+    def score(self, model: STLM, shard: EvalShard = WHOLE) -> tuple[list[ScoredItem], dict[str, Any]]:
         """Return the scored items and their `summary`, with what was scored and how."""
         questions = self.questions()
         if self.task.parse is target_item:
             self._check_targets(model, questions)
-        found = log_likelihoods(model, questions, self.name)
+        found = log_likelihoods(model, questions, self.name, shard)
         scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.of, strict=True)]
         values = summary(scored)
         values["published_50m"] = self.task.published

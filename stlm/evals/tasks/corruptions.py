@@ -17,6 +17,7 @@ from stlm.errors import StlmError
 from stlm.evals.items.reading import Item
 from stlm.evals.likelihood import Likelihood, log_likelihoods
 from stlm.evals.measures import Measures, estimates
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.evals.tasks.choices import ChoiceTask, ScoredItem, fingerprint, rows_of, scored_item, summary
 from stlm.stlm import STLM
 
@@ -150,14 +151,16 @@ def _differing(corrupt: Corrupt, passage: Passage, rng: random.Random, words: Se
     return next((text for text in tries if text != passage.continuation), None)
 
 
-def score_corruptions(model: STLM, items: Sequence[Item]) -> tuple[list[ScoredItem], dict[str, Any]]:
+def score_corruptions(
+    model: STLM, items: Sequence[Item], shard: EvalShard = WHOLE
+) -> tuple[list[ScoredItem], dict[str, Any]]:
     """Return scored pairs of the truth and each corruption, and their summary by corruption.
 
     The interval over all pairs resamples passages: the pairs of one passage are not independent.
     """
     task = ChoiceTask()
     questions = [rows_of(task, item) for item in items]
-    found = log_likelihoods(model, questions, "corruptions")
+    found = log_likelihoods(model, questions, "corruptions", shard)
     pairs = [
         pair for item, likelihoods in zip(items, found.of, strict=True) for pair in _pairs(task, item, likelihoods)
     ]

@@ -19,7 +19,7 @@ from data_pipeline.storage.atomic import sha256_file
 from stlm.evals.items.reading import number_of, read_items, sample, task_file, text_of
 from stlm.evals.measures import Estimate, estimates, statistic_estimate
 from stlm.evals.probing.scores import require_sklearn, spearman
-from stlm.evals.table import table
+from stlm.evals.report import table
 from stlm.stlm import STLM
 
 

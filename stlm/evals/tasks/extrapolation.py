@@ -16,7 +16,7 @@ from data_pipeline.plurals import number_of
 from data_pipeline.storage.id_stream import IdStream
 from stlm.errors import ConfigError, StlmError
 from stlm.evals.measures import calibration_error
-from stlm.evals.table import table
+from stlm.evals.report import table
 from stlm.stlm import STLM
 
 _LONGEST = 4  # times the context

@@ -10,7 +10,8 @@ from typing import Any
 from stlm.errors import StlmError
 from stlm.evals.items.reading import Item, minimal_pair
 from stlm.evals.likelihood import Row, log_likelihoods
-from stlm.evals.table import table
+from stlm.evals.report import table
+from stlm.evals.sharding import WHOLE, EvalShard
 from stlm.evals.tasks.choices import ChoiceTask, rows_of, scored_item
 from stlm.evals.tasks.corruptions import passages_of
 from stlm.stlm import STLM
@@ -54,7 +55,11 @@ def perturbed(name: str, text: str, seed: int = 0) -> str:
 
 
 def measure_robustness(
-    model: STLM, documents: Iterable[str], pairs: Sequence[Item], num_passages: int = NUM_PASSAGES
+    model: STLM,
+    documents: Iterable[str],
+    pairs: Sequence[Item],
+    num_passages: int = NUM_PASSAGES,
+    shard: EvalShard = WHOLE,
 ) -> tuple[str, dict[str, Any]]:
     """Return a table and its values: bits per byte and per character, and accuracy on `pairs`, for each perturbation.
 
@@ -69,7 +74,7 @@ def measure_robustness(
         raise StlmError(
             "robustness: the validation text has no passages to perturb; name other prepared data by --data"
         )
-    values = {name: _of_one(model, name, texts, pairs) for name in PERTURBATIONS}
+    values = {name: _of_one(model, name, texts, pairs, shard) for name in PERTURBATIONS}
     rows = [[name, f"{found['bits_per_byte']:.3f}", f"{found['bits_per_character']:.3f}",
              f"{found['bits_per_character'] / values['clean']['bits_per_character']:.2f}",
              f"{100 * found['pairs']:.1f}", f"{100 * (found['pairs'] - values['clean']['pairs']):+.1f}"]
@@ -81,15 +86,15 @@ def measure_robustness(
     }  # fmt: skip
 
 
-def _of_one(model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item]) -> dict[str, float]:
+def _of_one(model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item], shard: EvalShard) -> dict[str, float]:
     changed = [perturbed(name, text, number) for number, text in enumerate(texts)]
-    found = log_likelihoods(model, [[Row("", text)] for text in changed], name)
+    found = log_likelihoods(model, [[Row("", text)] for text in changed], name, shard)
     bits = -sum(rows[0].log_probability for rows in found.of) / math.log(2)
 
     task = ChoiceTask(minimal_pair)
     items = [Item(pair.id, "", tuple(perturbed(name, text, number) for text in pair.choices), pair.answer)
              for number, pair in enumerate(pairs)]  # fmt: skip
-    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name).of
+    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name, shard).of
     right = sum(scored_item(task, item, rows).measures.accuracy for item, rows in zip(items, judged, strict=True))
     return {
         "bits_per_byte": bits / sum(len(text.encode()) for text in changed),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stlm.errors import StlmError
-from stlm.evals.table import table
+from stlm.evals.report import table
 from stlm.stlm import STLM
 
 NUM_TEXTS = 20

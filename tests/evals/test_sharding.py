@@ -1,4 +1,6 @@
-"""What ranks share adds up, digit for digit, to what one of them would find alone."""
+"""Sums over sharded items equal, digit for digit, those of a single rank."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import GroupedQueryConfig, ModelConfig, TransformerCoreConfig
-from stlm.evals import Row, Share, log_likelihoods, score_split, shared
+from stlm.evals import EvalShard, Row, log_likelihoods, score_split
 from stlm.stlm import STLM
 
 CONFIG = ModelConfig(
@@ -27,14 +29,9 @@ def of_all_ranks(score, world_size):
     """What each rank puts into the sum, and what it finds once it gets the sum of all."""
     given = []
     for rank in range(world_size):
-        with shared(Share(rank, world_size, lambda values: given.append(list(values)) or given[-1])):
-            score()
+        score(shard=EvalShard(rank, world_size, lambda values: given.append(list(values)) or given[-1]))
     total = [sum(values) for values in zip(*given, strict=True)]
-    found = []
-    for rank in range(world_size):
-        with shared(Share(rank, world_size, lambda values: total)):
-            found.append(score())
-    return given, found
+    return given, [score(shard=EvalShard(rank, world_size, lambda values: total)) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
@@ -43,7 +40,7 @@ def test_likelihoods(model, monkeypatch, world_size):
     texts = ["a cat", "two cats sat", "none " * 12, "and so it goes on"]  # the third one is longer than the model
     questions = [[Row("Say: ", f"{text}{end}") for end in (".", "!!")] for text in texts]
     alone = log_likelihoods(model, questions)
-    given, found = of_all_ranks(lambda: log_likelihoods(model, questions), world_size)
+    given, found = of_all_ranks(partial(log_likelihoods, model, questions), world_size)
     assert str(found) == str([alone] * world_size)  # as text: a number that is none equals nothing
     assert sum(any(value != 0 for value in values) for values in given) == min(world_size, 3)
 
@@ -57,7 +54,7 @@ def test_bits_per_byte(model, monkeypatch, tmp_path, world_size):
     data = PreparedData.open(output)
     stream, sources = data.split("validation"), data.sources("validation")
     alone = score_split(model, stream, sources=sources)
-    given, found = of_all_ranks(lambda: score_split(model, stream, sources=sources), world_size)
+    given, found = of_all_ranks(partial(score_split, model, stream, sources=sources), world_size)
     for score in found:
         assert score.nats == pytest.approx(alone.nats, rel=1e-12)
         assert torch.equal(torch.from_numpy(score.bytes_D), torch.from_numpy(alone.bytes_D))
