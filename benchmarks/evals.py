@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from data_pipeline.sources.default_corpus.corpus import corpus_units, read_unit
 from data_pipeline.tokenizers import train_sentencepiece
 from stlm.config import load_run_config
-from stlm.evals import Loaded, Row, log_likelihoods, table
+from stlm.evals import LoadedTask, Row, log_likelihoods, table
 from stlm.export import convert_to
 from stlm.stlm import STLM
 
@@ -43,7 +43,7 @@ def ours(model: STLM, bf16: bool) -> Score:
     def score(pairs: Sequence[Sequence[Row]]) -> list[list[float]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = log_likelihoods(model, pairs)
-        return [[one.log_probability for one in pair] for pair in found.of]
+        return [[one.log_probability for one in pair] for pair in found.by_question]
 
     return score
 
@@ -90,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = STLM.load(arguments.model) if arguments.model else new_model()
-    questions = Loaded.read("blimp", arguments.tasks_dir, 0).questions()
+    questions = LoadedTask.read("blimp", arguments.tasks_dir, 0).questions()
     some = questions[:: max(1, len(questions) // arguments.pairs)][: arguments.pairs]
     print(f"{model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {len(questions):,} pairs")
 

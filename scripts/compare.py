@@ -74,11 +74,11 @@ def main() -> int:
 
 def asked(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a model on the tasks, and return a sample for each."""
-    from stlm.evals import NEED_DATA, Options, Subject, load_tasks
+    from stlm.evals import DATA_TASKS, Options, Subject, load_tasks
     from stlm.evals.comparison.paired import Sample
 
     tasks = load_tasks(args.tasks, Options(args.tasks_dir))
-    subject = Subject.open(name, args.data, with_data=not NEED_DATA.isdisjoint(tasks))
+    subject = Subject.open(name, args.data, with_data=not tasks.keys().isdisjoint(DATA_TASKS))
     found = {}
     for task, score in tasks.items():
         result = score(subject)

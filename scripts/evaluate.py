@@ -56,7 +56,7 @@ def main() -> int:
     # Imported late, so that --help and usage errors are fast.
     from data_pipeline.storage.atomic import write_text
     from stlm.evals import (
-        NEED_DATA,
+        DATA_TASKS,
         Options,
         Subject,
         complete_checkpoints,
@@ -69,7 +69,7 @@ def main() -> int:
     tasks = load_tasks(
         args.tasks, Options(args.tasks_dir, args.shots, args.stride, args.precision, args.hub, args.reference)
     )
-    with_data = not NEED_DATA.isdisjoint(tasks)
+    with_data = not tasks.keys().isdisjoint(DATA_TASKS)
     for option in ("split", "data"):
         if getattr(args, option) and not with_data:
             parser.error(f"--{option}: {', '.join(tasks)} read no prepared data; leave it out")

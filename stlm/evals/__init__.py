@@ -7,19 +7,19 @@ from stlm.evals.probing import METHODS
 from stlm.evals.probing.glue import GLUE_TASKS, GlueData, load_glue
 from stlm.evals.probing.protocol import Method, ProbeOptions, probe
 from stlm.evals.probing.report import probe_markdown, probe_text
-from stlm.evals.registry import NEED_DATA, TASKS, Options, TaskResult, load_tasks
+from stlm.evals.registry import DATA_TASKS, TASKS, Options, TaskResult, load_tasks
 from stlm.evals.report import curve_text, markdown, overview_text, table
 from stlm.evals.sharding import EvalShard
 from stlm.evals.subject import Subject, complete_checkpoints
 from stlm.evals.tasks.bits_per_byte import SplitScore, score_split
-from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
+from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, LoadedTask, ScoredItem
 from stlm.evals.tasks.compression import COMPRESSORS, compressed_bits_per_byte
 
 __all__ = [
     "Subject",
     "complete_checkpoints",
     "TASKS",
-    "NEED_DATA",
+    "DATA_TASKS",
     "Options",
     "TaskResult",
     "load_tasks",
@@ -27,7 +27,7 @@ __all__ = [
     "EvalShard",
     "CHOICE_TASKS",
     "ChoiceTask",
-    "Loaded",
+    "LoadedTask",
     "ScoredItem",
     "Row",
     "Likelihood",

@@ -47,17 +47,17 @@ class Likelihood(NamedTuple):
 class Likelihoods:
     """The likelihoods of the rows of each question, in order."""
 
-    of: list[list[Likelihood]]
+    by_question: list[list[Likelihood]]
     num_cut: int  # questions whose contexts were cut at the beginning to fit
 
 
-class _Encoded(NamedTuple):
+class _Question(NamedTuple):
     """The rows of one question."""
 
     place: int  # of the question
     ids: list[NDArray[np.int64]]
     starts: list[int]  # where each row's continuation begins
-    shared: int  # ids that all rows begin with; each row has at least one more
+    prefix: int  # ids that all rows begin with; each row has at least one more
 
     @property
     def longest(self) -> int:
@@ -66,7 +66,7 @@ class _Encoded(NamedTuple):
     @property
     def num_needed(self) -> int:
         """The number of ids to read if the shared beginning is read once."""
-        return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.shared
+        return sum(map(len, self.ids)) - (len(self.ids) - 1) * self.prefix
 
 
 @torch.no_grad()
@@ -77,7 +77,8 @@ def log_likelihoods(
 
     Where a row of a question is longer than the model's context, continuations stay whole and contexts are cut at the
     beginning: all contexts of the question keep the same number of ids. A continuation that does not fit by itself
-    keeps no context and is read in windows that overlap by half. `label`: description of the progress bar. `shard`: the batches that this rank scores.
+    keeps no context and is read in windows that overlap by half. `label`: description of the progress bar.
+    `shard`: the batches that this rank scores.
     """
     model.eval()
     context_length = model.config.context_length
@@ -109,23 +110,23 @@ def longest_continuation(tokenizer: Tokenizer, rows: Sequence[Row]) -> int:
     return max(len(ids) - start for ids, start in zip(question.ids, question.starts, strict=True))
 
 
-def _encode(tokenizer: Tokenizer, place: int, rows: Sequence[Row]) -> _Encoded:
+def _encode(tokenizer: Tokenizer, place: int, rows: Sequence[Row]) -> _Question:
     all_ids, starts = [], []
     for context, continuation in rows:
         ids = tokenizer.encode(context + continuation)
         ends = tokenizer.bytes_per_id[ids].cumsum()
         starts.append(1 + int(np.searchsorted(ends, len(context.encode()), side="right")))
         all_ids.append(np.concatenate(([tokenizer.end_of_text_id], ids), dtype=np.int64))
-    return _Encoded(place, all_ids, starts, _common(all_ids))
+    return _Question(place, all_ids, starts, _common(all_ids))
 
 
-def _cut(question: _Encoded, context_length: int) -> _Encoded:
+def _cut(question: _Question, context_length: int) -> _Question:
     longest = max(len(ids) - start for ids, start in zip(question.ids, question.starts, strict=True))
     kept = max(0, context_length - longest)
     cuts = [max(0, start - kept) for start in question.starts]
     ids = [ids[cut:] for ids, cut in zip(question.ids, cuts, strict=True)]
     starts = [start - cut for start, cut in zip(question.starts, cuts, strict=True)]
-    return _Encoded(question.place, ids, starts, _common(ids))
+    return _Question(question.place, ids, starts, _common(ids))
 
 
 def _common(rows: Sequence[NDArray[np.int64]]) -> int:
@@ -137,33 +138,33 @@ def _common(rows: Sequence[NDArray[np.int64]]) -> int:
     return shortest
 
 
-def _batches(questions: Sequence[_Encoded], limit: int) -> Iterator[list[_Encoded]]:
+def _batches(questions: Sequence[_Question], limit: int) -> Iterator[list[_Question]]:
     """Yield batches of questions of similar length with shared beginnings of similar length, the longest first.
 
     A batch reads about `limit` ids: the shared beginning of each question once, and the rest of each row.
     """
     for group in _groups(questions, limit):
-        batch: list[_Encoded] = []
+        batch: list[_Question] = []
         rows = longest = shared = needed = 0
-        for question in sorted(group, key=lambda q: q.longest - q.shared, reverse=True):
+        for question in sorted(group, key=lambda q: q.longest - q.prefix, reverse=True):
             rows, longest = rows + len(question.ids), max(longest, question.longest)
-            shared = min(shared, question.shared) if batch else question.shared
+            shared = min(shared, question.prefix) if batch else question.prefix
             needed += question.num_needed
             read = (len(batch) + 1) * shared + rows * (longest - shared)
             if batch and (read > limit or read - needed > _IDS_OF_A_BATCH or rows * longest > _HELD_PER_READ * limit):
                 yield batch
-                batch, rows, longest, shared = [], len(question.ids), question.longest, question.shared
+                batch, rows, longest, shared = [], len(question.ids), question.longest, question.prefix
                 needed = question.num_needed
             batch.append(question)
         yield batch
 
 
-def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encoded]]:
+def _groups(questions: Sequence[_Question], enough: int) -> Iterator[list[_Question]]:
     """Yield questions grouped by the length of their shared beginnings; lengths with few ids are put together."""
-    group: list[_Encoded] = []
+    group: list[_Question] = []
     num_ids = 0
-    for question in sorted(questions, key=lambda q: q.shared, reverse=True):
-        if num_ids >= enough and question.shared != group[-1].shared:
+    for question in sorted(questions, key=lambda q: q.prefix, reverse=True):
+        if num_ids >= enough and question.prefix != group[-1].prefix:
             yield group
             group, num_ids = [], 0
         group.append(question)
@@ -172,10 +173,10 @@ def _groups(questions: Sequence[_Encoded], enough: int) -> Iterator[list[_Encode
         yield group
 
 
-def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
+def _score(model: STLM, batch: Sequence[_Question]) -> list[list[Likelihood]]:
     context_length = model.config.context_length
     if batch[0].longest > context_length:  # such a question is a batch of its own
-        return [[_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
+        return [[_score_in_windows(model, torch.from_numpy(ids), context_length) for ids in batch[0].ids]]
     rows = [ids for question in batch for ids in question.ids]
     starts_R = np.array([start for question in batch for start in question.starts])
     lengths_R = np.array([len(ids) for ids in rows])
@@ -185,14 +186,14 @@ def _score(model: STLM, batch: Sequence[_Encoded]) -> list[list[Likelihood]]:
     places_T = np.arange(ids_RT.shape[1])
     scored_RT = (places_T >= starts_R[:, None]) & (places_T < lengths_R[:, None])
 
-    saved = (len(rows) - len(batch)) * min(question.shared for question in batch) + (len(batch) - 1) * _common(rows)
+    saved = (len(rows) - len(batch)) * min(question.prefix for question in batch) + (len(batch) - 1) * _common(rows)
     if model.embedder.ragged or scored_RT[:, 0].any() or saved < _WORTH_SHARING * ids_RT.size:
         row_M, place_M = np.nonzero(scored_RT)
-        logits_MV = model(_there(ids_RT, model), wanted_BT=_there(scored_RT, model)).logits
-        parts = [(row_M, *_measured(logits_MV, np.arange(len(row_M)), ids_RT[row_M, place_M]))]
+        logits_MV = model(_to_device(ids_RT, model), wanted_BT=_to_device(scored_RT, model)).logits
+        parts = [(row_M, *_nats_and_greedy(logits_MV, np.arange(len(row_M)), ids_RT[row_M, place_M]))]
     else:
         question_of_R = np.repeat(np.arange(len(batch)), [len(question.ids) for question in batch])
-        ends = _common(rows), min(question.shared for question in batch)
+        ends = _common(rows), min(question.prefix for question in batch)
         parts = list(_read_in_parts(model, ids_RT, scored_RT, question_of_R, *ends))
 
     row_M, nats_M, greedy_M = map(np.concatenate, zip(*parts, strict=True))
@@ -227,19 +228,19 @@ def _read_in_parts(
         scored_RN = scored_RT[:, following]
         wanted_BN = np.zeros((len(first_B), end - begin), bool)
         np.logical_or.at(wanted_BN, reader_of_R, scored_RN)
-        logits_WV = model.step(_there(ids_RT[first_B, begin:end], model), state, _there(wanted_BN, model))
+        logits_WV = model.step(_to_device(ids_RT[first_B, begin:end], model), state, _to_device(wanted_BN, model))
         number_BN = wanted_BN.cumsum().reshape(wanted_BN.shape) - 1
         row_M, place_M = np.nonzero(scored_RN)
         number_M = number_BN[reader_of_R[row_M], place_M]
-        yield row_M, *_measured(logits_WV, number_M, ids_RT[:, following][row_M, place_M])
+        yield row_M, *_nats_and_greedy(logits_WV, number_M, ids_RT[:, following][row_M, place_M])
         begin, holder_of_R = end, reader_of_R
 
 
-def _there(array: NDArray[Any], model: STLM) -> Tensor:
+def _to_device(array: NDArray[Any], model: STLM) -> Tensor:
     return torch.from_numpy(array).to(model.device)
 
 
-def _measured(
+def _nats_and_greedy(
     logits_WV: Tensor, number_M: NDArray[np.int64], ids_M: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the nats of each id, and 1 if it is the most probable one (1/k in a tie of k), else 0.
@@ -256,7 +257,7 @@ def _measured(
     return nats.double().cpu().numpy(), greedy.cpu().numpy()
 
 
-def _in_windows(model: STLM, ids: Tensor, context_length: int) -> Likelihood:
+def _score_in_windows(model: STLM, ids: Tensor, context_length: int) -> Likelihood:
     """Score a continuation that is longer than the context. Windows give only its nats: `greedy` is NaN."""
     stride = max(1, context_length // 2)
     pieces = nats_per_id(

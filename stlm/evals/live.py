@@ -1,4 +1,4 @@
-"""Tasks that evaluate a model during training, and the figures of their results that are logged."""
+"""Tasks that evaluate a model during training, and the scalars of their results that are logged."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from stlm.stlm import STLM
 class LiveTasks:
     """The tasks of a run's section `evals`, each rank scoring its shard of the items.
 
-    A call takes a step and the weights by name, whole and in fp32, and returns the figures and a line to print. The
-    figures equal those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a separate
+    A call takes a step and the weights by name, whole and in fp32, and returns the scalars and a line to print. The
+    scalars equal those of `scripts/evaluate.py` on the checkpoint of that step: the weights are copied into a separate
     model, evaluated in fp32, so that the model in training is not touched. The copy is kept between calls.
 
     The constructor raises StlmError or DataError where a name is unknown or items are missing or break their schema.
@@ -41,8 +41,8 @@ class LiveTasks:
         apart = self._config.data.packing != "stream"
         subject = Subject(Path(), model, self._data, apart, {"step": step}, shard=self._shard)
         results = {name: task(subject).values for name, task in self._tasks.items()}
-        line = "  ".join(f"{name} {headline(values)}{_sample(values)}" for name, values in results.items())
-        return {name: figures(values) for name, values in results.items()}, line
+        line = "  ".join(f"{name} {headline(values)}{_sample_note(values)}" for name, values in results.items())
+        return {name: scalars(values) for name, values in results.items()}, line
 
     @torch.no_grad()
     def _copy(self, weights: Iterable[tuple[str, Tensor]]) -> STLM:
@@ -54,12 +54,12 @@ class LiveTasks:
         return self._model
 
 
-def _sample(values: Mapping[str, Any]) -> str:
+def _sample_note(values: Mapping[str, Any]) -> str:
     """Return the number of scored items as text; empty if the task was scored whole."""
     return f" ({values['items']:,} of {values['sampled_from']:,} items)" if "sampled_from" in values else ""
 
 
-def figures(values: Mapping[str, Any]) -> dict[str, Any]:
+def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of a task's result: estimates with their bounds (accuracy, accuracy_low, accuracy_high), the
     accuracy of each group by kind and name, and the bits per byte of each source."""
     found: dict[str, Any] = {}

@@ -70,7 +70,7 @@ class HarnessModel(LM):
 
     def _scored(self, questions: list[list[Row]]) -> list[Any]:
         with self._precision():
-            return log_likelihoods(self.model, questions, "requests").of
+            return log_likelihoods(self.model, questions, "requests").by_question
 
     def _generated(self, prompt: str, settings: dict[str, Any]) -> str:
         settings = dict(settings)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RESAMPLES = 1000
-_CONFIDENCE = 0.95
+TAILS = (0.025, 0.975)  # of a 95 % interval
 _ROUNDING = 1e-6  # relative: scores closer than this are tied
 
 
@@ -60,8 +60,7 @@ def estimates(totals_NM: NDArray[np.float64], units_N: NDArray[np.float64] | Non
         return [Estimate(float(value), None, None) for value in value_M]
     resampled_RM = _resampled(np.column_stack((totals_NM, units_N)))
     resampled_RM = resampled_RM[resampled_RM[:, -1] > 0]  # drop resamples that hold only documents without text
-    tail = (1 - _CONFIDENCE) / 2
-    low_M, high_M = np.quantile(resampled_RM[:, :-1] / resampled_RM[:, -1:], [tail, 1 - tail], axis=0)
+    low_M, high_M = np.quantile(resampled_RM[:, :-1] / resampled_RM[:, -1:], TAILS, axis=0)
     return [Estimate(*map(float, row)) for row in zip(value_M, low_M, high_M, strict=True)]
 
 
@@ -75,8 +74,7 @@ def statistic_estimate(statistic: Callable[[NDArray[np.int64]], float], number: 
         return Estimate(value, None, None)
     generator = np.random.default_rng(0)
     drawn_R = [statistic(generator.integers(number, size=number)) for _ in range(_RESAMPLES)]
-    tail = (1 - _CONFIDENCE) / 2
-    return Estimate(value, *map(float, np.quantile(drawn_R, [tail, 1 - tail])))
+    return Estimate(value, *map(float, np.quantile(drawn_R, TAILS)))
 
 
 def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 15) -> float:

@@ -14,13 +14,13 @@ from data_pipeline.plurals import number_of
 from data_pipeline.storage.id_stream import IdStream
 from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.items.reading import Item, minimal_pair, sample
+from stlm.evals.items.reading import Item, minimal_pair, sample_items
 from stlm.evals.measures import Estimate
 from stlm.evals.probing.glue import GLUE_TASKS, PREFIX
 from stlm.evals.report import groups_text, table
 from stlm.evals.subject import Subject
 from stlm.evals.tasks.bits_per_byte import ScoredDocument, SplitScore, score_split, scored_documents, text_fingerprint
-from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, Loaded, ScoredItem
+from stlm.evals.tasks.choices import CHOICE_TASKS, ChoiceTask, LoadedTask, ScoredItem, no_prompts
 from stlm.evals.tasks.compression import compressed_bits_per_byte
 from stlm.evals.tasks.corruptions import NUM_PASSAGES, corruption_items, score_corruptions
 from stlm.evals.tasks.embeddings import Measure, load_retrieval, load_similarity
@@ -55,14 +55,14 @@ class TaskResult:
 Task = Callable[[Subject], TaskResult]
 
 _ROBUST_PAIRS = 340
-OF_DATA = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
-NEED_DATA = frozenset(OF_DATA)  # tasks that read prepared data rather than items of their own
-OF_VECTORS = {"similarity": load_similarity, "retrieval": load_retrieval}
-TASKS = (*OF_DATA, "minimal_pairs", *OF_VECTORS, *CHOICE_TASKS)
-_OF_ITEMS = frozenset({*OF_VECTORS, *CHOICE_TASKS})
+# Tasks that read prepared data rather than items of their own.
+DATA_TASKS = ("bits_per_byte", "corruptions", "robustness", "extrapolation", "calibration", "text_quality")
+VECTOR_TASKS = {"similarity": load_similarity, "retrieval": load_retrieval}
+TASKS = (*DATA_TASKS, "minimal_pairs", *VECTOR_TASKS, *CHOICE_TASKS)
+_ITEM_TASKS = frozenset({*VECTOR_TASKS, *CHOICE_TASKS})
 _USED_BY = {  # options that change nothing without one of these tasks
-    "tasks_dir": _OF_ITEMS | {"robustness"},
-    "hub": _OF_ITEMS,
+    "tasks_dir": _ITEM_TASKS | {"robustness"},
+    "hub": _ITEM_TASKS,
     "stride": frozenset({"bits_per_byte"}),
     "reference": frozenset({"text_quality"}),
 }
@@ -76,16 +76,16 @@ def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, 
     """
     chosen = dict.fromkeys(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in TASKS]:
-        hints = [f"{name!r}{_meant(name)}" for name in unknown]
+        hints = [f"{name!r}{_hint(name)}" for name in unknown]
         raise StlmError(f"{key}: got {', '.join(hints)}, expected one or more of {', '.join(TASKS)}")
     if options.shots < 0:
         raise StlmError(f"--shots: got {options.shots}, expected 0 or more")
     for option, users in _USED_BY.items():
         if getattr(options, option) not in (None, False) and users.isdisjoint(chosen):
-            told = f"without effect on {', '.join(chosen)}; expected one of {', '.join(sorted(users))}, or leave it out"
+            expected = f"expected one of {', '.join(sorted(users))}, or leave it out"
             setting = f"evals.{option}" if key.startswith("evals.") else f"--{option.replace('_', '-')}"
-            raise StlmError(f"{setting}: {told}")
-    return {name: _at_precision(_load(name, options), options.precision) for name in chosen}
+            raise StlmError(f"{setting}: without effect on {', '.join(chosen)}; {expected}")
+    return {name: _at_precision(_load_task(name, options), options.precision) for name in chosen}
 
 
 def _at_precision(task: Task, precision: str) -> Task:
@@ -100,42 +100,42 @@ def _at_precision(task: Task, precision: str) -> Task:
     return score
 
 
-def _meant(name: str) -> str:
+def _hint(name: str) -> str:
     if name.removeprefix(PREFIX) in GLUE_TASKS:
-        return " (which is learned, by scripts/probe.py)"
+        return " (evaluated by scripts/probe.py)"
     found = nearest(name, TASKS)
     return f" (nearest: {', '.join(found)})" if found else ""
 
 
-def _load(name: str, options: Options) -> Task:
+def _load_task(name: str, options: Options) -> Task:
     if options.shots and name not in CHOICE_TASKS:
-        raise StlmError(f"--shots: got {options.shots} for {name}, which has no prompts; leave it out, or ask it alone")
+        raise no_prompts(name, options.shots)
     if name == "bits_per_byte":
         return lambda subject: bits_per_byte(subject, options.stride)
     if name == "corruptions":
         return lambda subject: corruptions(subject, options.items)
     if name == "robustness":
-        pairs = Loaded.read("blimp", options.tasks_dir, 0).items if options.tasks_dir else minimal_pairs()
+        pairs = LoadedTask.read("blimp", options.tasks_dir, 0).items if options.tasks_dir else minimal_pairs()
         return lambda subject: robustness(subject, pairs, options.items)
     if name == "text_quality":
         return _text_quality(options.reference)
     if name == "extrapolation":
-        return lambda subject: TaskResult(*bits_by_position(subject.model, _held_back(subject)))
+        return lambda subject: TaskResult(*bits_by_position(subject.model, _heldout_stream(subject)))
     if name == "calibration":
-        return lambda subject: TaskResult(*next_id_calibration(subject.model, _held_back(subject)))
-    if name in OF_VECTORS:
+        return lambda subject: TaskResult(*next_id_calibration(subject.model, _heldout_stream(subject)))
+    if name in VECTOR_TASKS:
         if options.hub:
             raise StlmError(f"{name}: not fetched from the hub; expected --tasks-dir DIR with DIR/{name}.jsonl")
-        return _of_vectors(OF_VECTORS[name](options.tasks_dir, options.items))
+        return _vector_task(VECTOR_TASKS[name](options.tasks_dir, options.items))
     if name == "minimal_pairs":
-        loaded = Loaded(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
+        loaded = LoadedTask(name, ChoiceTask(minimal_pair), minimal_pairs(), [], None)
     elif options.hub:
         if options.shots:
-            raise StlmError(f"--shots: got {options.shots} with --hub; put {name}.shots.jsonl into a folder, and the "
-                            "items beside it, and name it by --tasks-dir")  # fmt: skip
-        loaded = Loaded.fetch(name)
+            raise StlmError(f"--shots: got {options.shots} with --hub, which fetches no shots; put {name}.jsonl and "
+                            f"{name}.shots.jsonl into one folder, and pass it as --tasks-dir")  # fmt: skip
+        loaded = LoadedTask.fetch(name)
     else:
-        loaded = Loaded.read(name, options.tasks_dir, options.shots)
+        loaded = LoadedTask.read(name, options.tasks_dir, options.shots)
     loaded = loaded.sampled(options.items)
 
     def score(subject: Subject) -> TaskResult:
@@ -145,7 +145,7 @@ def _load(name: str, options: Options) -> Task:
     return score
 
 
-def _of_vectors(measure: Measure) -> Task:
+def _vector_task(measure: Measure) -> Task:
     return lambda subject: TaskResult(*measure(subject.model))
 
 
@@ -169,20 +169,20 @@ def _text_quality(reference: str | None) -> Task:
     return measure
 
 
-def _held_back(subject: Subject) -> IdStream:
+def _heldout_stream(subject: Subject) -> IdStream:
     """Return the split of the subject: validation or test."""
     assert subject.data is not None
     return subject.data.split(subject.split)
 
 
 def _documents(subject: Subject) -> Iterator[str]:
-    return (subject.model.tokenizer.decode(ids) for ids in _held_back(subject).documents())
+    return (subject.model.tokenizer.decode(ids) for ids in _heldout_stream(subject).documents())
 
 
 def robustness(subject: Subject, pairs: Sequence[Item], items: int | None = None) -> TaskResult:
     """Measure the cost of typos and other perturbations, on passages of the validation text and on evenly spaced
     `pairs`; at most `items` of each."""
-    some = sample(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
+    some = sample_items(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
     return TaskResult(
         *measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES, subject.shard)
     )
@@ -194,7 +194,7 @@ def corruptions(subject: Subject, items: int | None = None) -> TaskResult:
     `items`: the largest number of passages; None: all.
     """
     found = corruption_items(_documents(subject))
-    chosen = sample(found, items)
+    chosen = sample_items(found, items)
     pairs, values = score_corruptions(subject.model, chosen, subject.shard)
     if len(chosen) < len(found):
         values["sampled_from"] = len(found)
@@ -221,10 +221,10 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
     text = table(rows, [f"{subject.split} text", "bits per byte"], "lr")
     text += (
         f"\n\n{number_of(score.bytes, 'byte')} in {number_of(stream.num_documents, 'document')}; "
-        f"every one of {number_of(score.ids, 'id')} is scored "
-        f"once\nin windows of {number_of(score.context_length, 'id')}, one every {score.stride}"
-        + (", each predicted from its own document alone, as in training" if documents_apart else "")
-        + f"\n95 % of resamplings of the documents: {_range(interval)} bits per byte"
+        f"each of {number_of(score.ids, 'id')} is scored "
+        f"once,\nin windows of {number_of(score.context_length, 'id')} that start every {number_of(score.stride, 'id')}"
+        + ("; each id is predicted from its own document alone, as in training" if documents_apart else "")
+        + f"\n95 % bootstrap interval over documents: {_range(interval)} bits per byte"
     )
     values: dict[str, Any] = {
         "bits_per_byte": score.bits_per_byte,
@@ -241,12 +241,12 @@ def bits_per_byte(subject: Subject, stride: int | None) -> TaskResult:
         "sha256": text_fingerprint(stream, data.tokenizer),
     }
     if len(score.sources) > 1:
-        part_text, values["sources"] = _by_source(score)
+        part_text, values["sources"] = _source_table(score)
         text += f"\n\n{part_text}"
     return TaskResult(text, values, scored_documents(score))
 
 
-def _by_source(score: SplitScore) -> tuple[str, dict[str, Any]]:
+def _source_table(score: SplitScore) -> tuple[str, dict[str, Any]]:
     rows, values, intervals = [], {}, score.source_intervals()
     for name, part in score.sources.items():
         interval = intervals.get(name, Estimate(part.bits_per_byte, None, None))
@@ -258,5 +258,5 @@ def _by_source(score: SplitScore) -> tuple[str, dict[str, Any]]:
 
 def _range(interval: Estimate) -> str:
     if interval.low is None or interval.high is None:
-        return "unknown: one document"
+        return "unknown (one document)"
     return f"{interval.low:.4f} to {interval.high:.4f}"

@@ -9,9 +9,9 @@ _HEADER = ["task", "items", "accuracy", "95 %", "per byte", "95 %", "truth", "95
 _LONGEST_TABLE = 20  # groups; larger tables are in the JSON file only
 
 NOTES = """\
-accuracy: the truth is the most probable choice, a tie counting half; per byte: by log-probability per byte;
-truth: its probability among the choices; 95 %: bootstrap over items. Published: a 50M model (arXiv 2405.14159),
-by another protocol (docs/evals.md)"""
+accuracy: the true choice is the most probable one (1/k in a tie of k); per byte: by log-probability per byte;
+truth: probability of the true choice among the choices; 95 %: bootstrap interval over items;
+published: a 50M model (arXiv 2405.14159), scored by another protocol (docs/evals.md)"""
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
@@ -35,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str 
 
 def overview_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Return the rows of the table over all tasks with choices, the header first; only the header if there are none."""
-    rows = [[name, *_measures(values), _percent(values["published_50m"])]
+    rows = [[name, *_measures(values), percent(values["published_50m"])]
             for name, values in results.items() if "accuracy" in values]  # fmt: skip
     return [_HEADER, *rows]
 
@@ -58,7 +58,7 @@ def headline(values: Mapping[str, Any]) -> str:
     calibration error or share of distinct bigrams."""
     for name in ("accuracy", "spearman", "mrr"):
         if name in values:
-            return _percent(values[name]["value"])
+            return percent(values[name]["value"])
     found = (values[name] for name in ("bits_per_byte", "calibration_error", "distinct_2") if name in values)
     return f"{next(found):.4f}"
 
@@ -94,20 +94,25 @@ def markdown(subject: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]
 def _estimated(values: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each value that has an interval."""
     found = {name: value for name, value in values.items() if isinstance(value, Mapping) and "value" in value}
-    return [[name, _percent(one["value"]), f"{_percent(one['low'])} to {_percent(one['high'])}"]
-            for name, one in found.items()]  # fmt: skip
+    return [[name, *percents(one)] for name, one in found.items()]
 
 
 def _measures(values: Mapping[str, Any]) -> list[str]:
     cells = [f"{values['items']:,}"]
     for name in ("accuracy", "accuracy_per_byte", "truth_probability"):
-        found = values[name]
-        cells += [_percent(found["value"]), f"{_percent(found['low'])} to {_percent(found['high'])}"]
-    return [*cells, _percent(values["chance"])]
+        cells += percents(values[name])
+    return [*cells, percent(values["chance"])]
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+def percent(fraction: float | None) -> str:
+    """Return a fraction in percent; empty for None."""
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def percents(estimate: Mapping[str, Any]) -> list[str]:
+    """Return an estimate and its interval in percent; the interval is empty where there is none."""
+    interval = "" if estimate["low"] is None else f"{percent(estimate['low'])} to {percent(estimate['high'])}"
+    return [percent(estimate["value"]), interval]
 
 
 def markdown_list(values: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class Subject:
         directory = locate_model(path)
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
         if not with_data:
-            return cls(directory, model, None, False, _progress(directory))
+            return cls(directory, model, None, False, _read_state(directory))
         named = _data_of_run(directory)
         if data_dir:
             named = replace(named, dir=os.fspath(data_dir), mixture=())
@@ -68,11 +68,12 @@ class Subject:
             ) from error
         if data.tokenizer.fingerprint != model.tokenizer.fingerprint:
             raise StlmError(
-                f"{data.dir}: made by the tokenizer {_named(data.tokenizer)}, expected {_named(model.tokenizer)}, "
-                f"which the model {directory} reads; name other data by --data, or prepare them with that tokenizer"
+                f"{data.dir}: prepared with the tokenizer {_describe(data.tokenizer)}, expected "
+                f"{_describe(model.tokenizer)}, that of the model {directory}; choose other data with --data, or "
+                "prepare the text with that tokenizer"
             )
         data.split(split)  # raises DataError where it is missing
-        return cls(directory, model, data, named.packing != "stream", _progress(directory), split)
+        return cls(directory, model, data, named.packing != "stream", _read_state(directory), split)
 
     def __str__(self) -> str:
         step = f", step {self.progress['step']:,}" if self.progress else ""
@@ -86,7 +87,7 @@ class Subject:
         ]
         trained_on = self.progress.get("data_fingerprint", self.data.fingerprint)
         if trained_on != self.data.fingerprint:
-            lines.append(f"       not what it was trained on: that is sha256 {trained_on}")
+            lines.append(f"       differs from the training data, sha256 {trained_on}")
         return "\n".join(lines)
 
     def values(self) -> dict[str, Any]:
@@ -123,11 +124,11 @@ def complete_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def _named(tokenizer: Tokenizer) -> str:
+def _describe(tokenizer: Tokenizer) -> str:
     return f"{tokenizer.spec} ({tokenizer.fingerprint[:12]})"
 
 
-def _progress(model: Path) -> dict[str, Any]:
+def _read_state(model: Path) -> dict[str, Any]:
     path = model.parent / "state.json"
     if not path.is_file():
         return {}

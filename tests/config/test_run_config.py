@@ -535,7 +535,7 @@ def test_a_saved_run_keeps_what_has_no_effect(load, tmp_path):
 
 def test_tasks_without_items_or_files_are_those_of_the_evaluation():
     from stlm.config.evals import OWN_ITEMS, WHOLE_TEXT
-    from stlm.evals import CHOICE_TASKS, NEED_DATA, TASKS
+    from stlm.evals import CHOICE_TASKS, DATA_TASKS, TASKS
 
-    assert set(WHOLE_TEXT) == NEED_DATA - {"corruptions", "robustness"}
+    assert set(WHOLE_TEXT) == set(DATA_TASKS) - {"corruptions", "robustness"}
     assert set(OWN_ITEMS) == set(TASKS) - set(CHOICE_TASKS) - {"robustness", "similarity", "retrieval"}

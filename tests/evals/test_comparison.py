@@ -111,7 +111,7 @@ def test_less_is_better_for_bits():
 
 
 def test_other_items_are_refused():
-    with pytest.raises(StlmError, match=r"task: one was asked other items than two .sha256 a and b"):
+    with pytest.raises(StlmError, match=r"task: one and two were scored on different items .sha256 a and b"):
         compare({"one": {"task": choices([1.0], "a")}, "two": {"task": choices([1.0], "b")}})
     with pytest.raises(StlmError, match="items of one and two differ in '1'"):
         compare({"one": {"task": choices([1.0])}, "two": {"task": choices([1.0, 0.0])}})
@@ -189,7 +189,7 @@ def test_runs_are_grouped_by_equal_settings(tmp_path):
     assert groups_of([one, other], [f"mine={one},{two}"]) == {"mine": (one, two), other: (other,)}
     for named, message in [
         (["a"], r"--group: got 'a', expected NAME=RUN,RUN"),
-        ([f"a={tmp_path}/nothing*"], r"--group a: nothing fits"),
+        ([f"a={tmp_path}/nothing*"], r"--group a: no path matches"),
         ([f"a={one}", f"a={two}"], r"got 'a' twice"),
         ([f"a={one}", f"b={one}"], r"--group b: .* is in another group too"),
         ([f"a={one},{one}"], r"named twice"),

@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.errors import StlmError
 from stlm.evals import Options, curve_text, load_tasks, markdown
-from stlm.evals.tasks.embeddings import load_retrieval, load_similarity, ranks_of
+from stlm.evals.tasks.embeddings import load_retrieval, load_similarity, query_ranks
 
 
 class Angles:
@@ -65,8 +65,8 @@ def test_retrieval_by_hand(tmp_path):
 
 
 def test_documents_that_are_as_similar_share_their_ranks():
-    assert ranks_of(np.array([0.9, 0.5, 0.5, 0.1]), 1) == pytest.approx((0, 1, (1 / 2 + 1 / 3) / 2))
-    assert ranks_of(np.zeros(20), 3) == pytest.approx((1 / 20, 10 / 20, sum(1 / n for n in range(1, 21)) / 20))
+    assert query_ranks(np.array([0.9, 0.5, 0.5, 0.1]), 1) == pytest.approx((0, 1, (1 / 2 + 1 / 3) / 2))
+    assert query_ranks(np.zeros(20), 3) == pytest.approx((1 / 20, 10 / 20, sum(1 / n for n in range(1, 21)) / 20))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_missing_files_and_the_hub():
         load_tasks("similarity", Options())
     with pytest.raises(StlmError, match="retrieval: not fetched from the hub"):
         load_tasks("retrieval", Options(hub=True))
-    with pytest.raises(StlmError, match=r"'glue_cola' \(which is learned, by scripts/probe\.py\)"):
+    with pytest.raises(StlmError, match=r"'glue_cola' \(evaluated by scripts/probe\.py\)"):
         load_tasks("glue_cola", Options())
 
 

@@ -79,7 +79,7 @@ def one_by_one(model, row):
 
 
 def found_of(model, rows):
-    return [likelihood.log_probability for likelihood in log_likelihoods(model, [rows]).of[0]]
+    return [likelihood.log_probability for likelihood in log_likelihoods(model, [rows]).by_question[0]]
 
 
 def test_only_the_continuation_counts():
@@ -89,7 +89,7 @@ def test_only_the_continuation_counts():
 
 def test_greedy_is_the_most_probable_id_in_every_place_and_ties_are_shared():
     def greedy(model, text):
-        return log_likelihoods(model, [[Row("b", text)]]).of[0][0].greedy
+        return log_likelihoods(model, [[Row("b", text)]]).by_question[0][0].greedy
 
     assert greedy(letters(a=1 / 2, b=1 / 4), "aa") == 1
     assert greedy(letters(a=1 / 2, b=1 / 4), "ab") == 0
@@ -100,7 +100,7 @@ def test_an_id_across_the_border_belongs_to_the_continuation():
     encoded = _encode(Pairs(), 0, [Row("ab", "ca"), Row("ab", "ac")])
     assert [ids.tolist() for ids in encoded.ids] == [[4, 0, 3, 0], [4, 0, 1, 0, 2]]
     assert encoded.starts == [2, 3]  # "bc" is scored with the first; "b" is context to the second
-    assert encoded.shared == 2
+    assert encoded.prefix == 2
     model = Unigram({0: 1 / 2, 1: 1 / 4, 2: 1 / 16, 3: 1 / 8}, tokenizer=Pairs())
     assert found_of(model, [Row("ab", "ca"), Row("ab", "ac")]) == pytest.approx([math.log(1 / 16), math.log(1 / 32)])
 
@@ -118,7 +118,7 @@ def test_batches_and_shared_beginnings_equal_one_row_at_a_time(patched, monkeypa
     for limit in (1, 300, 1 << 14):
         monkeypatch.setattr("stlm.evals.likelihood._IDS_PER_BATCH", limit)
         found = log_likelihoods(model, questions)
-        for question, numbers in zip(found.of, expected, strict=True):
+        for question, numbers in zip(found.by_question, expected, strict=True):
             assert [one.log_probability for one in question] == pytest.approx(numbers, abs=1e-4)
     assert found.num_cut == 0
     assert steps, "beginnings were read once"
@@ -132,7 +132,7 @@ def test_what_questions_and_rows_share_is_read_once(monkeypatch):
     found = log_likelihoods(model, rows)
     # The end of text and the shots for all, "and a is " for each question, and all but the last letter of each choice.
     assert steps == [(1, 21), (2, 9), (6, 2)]
-    for question, likelihoods in zip(rows, found.of, strict=True):
+    for question, likelihoods in zip(rows, found.by_question, strict=True):
         expected = [one_by_one(model, row) for row in question]
         assert [one.log_probability for one in likelihoods] == pytest.approx(expected, abs=1e-4)
 
@@ -150,7 +150,7 @@ def test_long_contexts_lose_their_beginnings_alike_and_are_counted():
     found = log_likelihoods(model, [rows, [Row("short", " one")]])
     assert found.num_cut == 1
     kept = ("x" * 40 + "The zebra").encode()[-(48 - len(" jumped")) :]  # as much as the longest choice leaves
-    for row, likelihood in zip(rows, found.of[0], strict=True):
+    for row, likelihood in zip(rows, found.by_question[0], strict=True):
         ids = torch.tensor([[*kept, *row.continuation.encode()]])
         log_probabilities = model(ids).logits[0].double().log_softmax(-1).gather(1, ids[0, :, None])[len(kept) :]
         assert likelihood.log_probability == pytest.approx(log_probabilities.sum().item(), abs=1e-4)
@@ -160,7 +160,9 @@ def test_choices_longer_than_the_model_are_scored_whole():
     model = letters(a=1 / 2, b=1 / 4)
     found = log_likelihoods(model, [[Row("bb", "a" * 100), Row("bb", "b")]])
     assert found.num_cut == 1
-    assert [one.log_probability for one in found.of[0]] == pytest.approx([100 * math.log(1 / 2), math.log(1 / 4)])
+    assert [one.log_probability for one in found.by_question[0]] == pytest.approx(
+        [100 * math.log(1 / 2), math.log(1 / 4)]
+    )
 
 
 @torch.no_grad()
@@ -173,5 +175,5 @@ def test_windows_of_a_choice_that_is_too_long_overlap_by_half():
         start = max(0, -(-(place + 1 - 48) // 24) * 24)
         logits_V = model(ids[:, start : place + 1]).logits[0, -1].double()
         expected += logits_V.log_softmax(-1)[ids[0, place]].item()
-    found = log_likelihoods(model, [[Row("left out", text), Row("left out", "b")]]).of[0][0]
+    found = log_likelihoods(model, [[Row("left out", text), Row("left out", "b")]]).by_question[0][0]
     assert found.log_probability == pytest.approx(expected, abs=1e-4)

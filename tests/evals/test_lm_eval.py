@@ -12,7 +12,7 @@ import torch
 from test_likelihood import tiny_model
 
 from stlm.errors import StlmError
-from stlm.evals import Loaded
+from stlm.evals import LoadedTask
 
 pytestmark = pytest.mark.slow  # importing the harness takes seconds
 
@@ -67,7 +67,7 @@ def judged(tmp_path_factory):
 
 def test_choices_are_the_projects_own_to_the_item(judged):
     model, folder, found = judged
-    scored, values = Loaded.read("hellaswag", folder, 0).score(model)
+    scored, values = LoadedTask.read("hellaswag", folder, 0).score(model)
     assert found["results"]["choose"]["acc,none"] == values["accuracy"]["value"]
     theirs = {sample["doc"]["id"]: [answer[0] for answer in sample["filtered_resps"]] for sample in
               found["samples"]["choose"]}  # fmt: skip
@@ -87,7 +87,7 @@ def test_the_command_says_the_same(judged, tmp_path):
     assert finished.returncode == 0, finished.stderr
     (file,) = tmp_path.rglob("samples_choose_*.jsonl")
     theirs = {sample["doc"]["id"]: sample["acc"] for sample in map(json.loads, file.read_text().splitlines())}
-    scored, _ = Loaded.read("hellaswag", folder, 0).score(judged[0])
+    scored, _ = LoadedTask.read("hellaswag", folder, 0).score(judged[0])
     assert theirs == {one.item.id: one.measures.accuracy for one in scored}
     assert f"|{sum(theirs.values()) / len(ITEMS):.4f}|" in finished.stdout
 

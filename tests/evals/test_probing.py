@@ -14,8 +14,8 @@ from stlm.errors import StlmError
 from stlm.evals import METHODS, ProbeOptions, load_glue, probe, probe_markdown, probe_text
 from stlm.evals.probing.fine_tuning import Classifier, FineTuning, shuffled_batches
 from stlm.evals.probing.glue import GLUE_TASKS, Example, GlueData, labels_of
-from stlm.evals.probing.linear_probe import STRENGTHS, LinearProbe, features_of
-from stlm.evals.probing.protocol import Learned, inner_split, mean_score
+from stlm.evals.probing.linear_probe import STRENGTHS, LinearProbe, pair_features
+from stlm.evals.probing.protocol import MethodResult, inner_split, mean_score
 from stlm.stlm import STLM
 
 MODEL = ModelConfig(
@@ -53,7 +53,7 @@ class Told:
 
     def __call__(self, task, train, dev, seed):
         self.trained_on.append(train)
-        return Learned(np.array(self.predictions[seed], float), {"validation": 0.5})
+        return MethodResult(np.array(self.predictions[seed], float), {"validation": 0.5})
 
     def is_cut(self, texts):
         return len(texts[0]) > 9
@@ -109,9 +109,9 @@ def test_fewer_examples_are_drawn_by_each_seed_and_told():
 
 
 def test_too_few_examples_are_refused():
-    with pytest.raises(StlmError, match=r"of the 14 examples to learn from, 4 have label 1; expected two labels"):
+    with pytest.raises(StlmError, match=r"of 14 training examples, 4 have label 1; expected two labels"):
         probe(of_labels("rte", [0] * 10 + [1] * 4, [0]), Told([0]), ProbeOptions(1))
-    with pytest.raises(StlmError, match=r"glue_sst2\.train: of the 3 examples.*raise --max-train-examples"):
+    with pytest.raises(StlmError, match=r"glue_sst2\.train: of 3 training examples.*raise --max-train-examples"):
         probe(data(), Told([0]), ProbeOptions(1, 3))
     with pytest.raises(StlmError, match="4 have a score; expected"):
         probe(of_labels("stsb", [0, 1, 2, 3], [0]), Told([0]), ProbeOptions(1))
@@ -140,7 +140,7 @@ class Leaking(LinearProbe):
         features, truth = self._features(dev), labels_of(self.dev)
         by_strength = {one: self._fit(task, train, one).predict(features) for one in STRENGTHS}
         best = max(STRENGTHS, key=lambda one: mean_score(task, truth, by_strength[one]))
-        return Learned(by_strength[best], {"strength": best})
+        return MethodResult(by_strength[best], {"strength": best})
 
 
 def require_blindness(method_for):
@@ -203,8 +203,8 @@ def test_pairs_and_scores_can_be_learned(model, name):
 
 def test_features_of_pairs_by_hand():
     u, v = np.array([[1.0, 2.0]], np.float32), np.array([[3.0, -1.0]], np.float32)
-    assert features_of([u, v]).tolist() == [[1, 2, 3, -1, 2, 3, 3, -2]]
-    assert features_of([u]) is u
+    assert pair_features([u, v]).tolist() == [[1, 2, 3, -1, 2, 3, 3, -2]]
+    assert pair_features([u]) is u
 
 
 def trained(model, **options):

@@ -65,7 +65,7 @@ def test_a_report_of_texts():
     model = tiny_model()
     bits = -model.log_likelihood("éé") / math.log(2)
     assert measure_text(["éé"], ["x"], model)[1]["reference_bits_per_byte"] == pytest.approx(bits / 4)
-    with pytest.raises(StlmError, match="train it longer"):
+    with pytest.raises(StlmError, match="train the model longer"):
         measure_text(["", ""], ["x"])
 
 

@@ -162,14 +162,14 @@ def test_compare_runs_and_results(folder, call, tmp_path):
     other = tmp_path / "other.json"
     call("evaluate.py", folder / "run", "--data", folder / "other", "--output", other, "--items", files[1])
     code, _, err = call("compare.py", folder / "run", other, "--tasks", "bits_per_byte")
-    assert code == 2 and re.search("bits_per_byte: .*run was asked other items than .*other.json", err)
+    assert code == 2 and re.search("bits_per_byte: .*run and .*other.json were scored on different items", err)
 
 
 def test_evaluate_on_other_data_says_so(folder, call):
     trained_on = PreparedData.open(folder / "data").fingerprint
     code, out, _ = call("evaluate.py", folder / "run" / "checkpoints" / "step_00000007", "--data", folder / "other")
     assert code == 0
-    assert f"not what it was trained on: that is sha256 {trained_on}" in out
+    assert f"differs from the training data, sha256 {trained_on}" in out
     assert PreparedData.open(folder / "other").fingerprint in out
 
 

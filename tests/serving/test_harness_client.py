@@ -8,7 +8,7 @@ from test_edges import serving
 
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
 from stlm.config import ModelConfig, from_dict
-from stlm.evals import Loaded
+from stlm.evals import LoadedTask
 from stlm.export import convert_to
 from stlm.stlm import STLM
 
@@ -55,7 +55,7 @@ def test_local_completions_scores_a_served_model_as_evaluate_does(tmp_path, monk
             model_args=f"base_url={url}/v1/completions,model=tiny,tokenizer={exported},max_length=64",
             task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         )  # fmt: skip
-    scored, values = Loaded.read("hellaswag", tmp_path, 0).score(model)
+    scored, values = LoadedTask.read("hellaswag", tmp_path, 0).score(model)
     samples = {sample["doc"]["id"]: sample["filtered_resps"] for sample in found["samples"]["choose"]}
     for one in scored:
         theirs = [answer[0] for answer in samples[one.item.id]]

@@ -1,4 +1,4 @@
-"""Tasks during training: the figures of evaluate.py on the checkpoint of that step, and no trace in the losses."""
+"""Tasks during training: the scalars of evaluate.py on the checkpoint of that step, and no trace in the losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tiny_run import read_metrics, train
 
 from stlm.checkpoints import checkpoints_of
 from stlm.errors import StlmError
-from stlm.evals import Loaded, Options, Subject, load_tasks
-from stlm.evals.items.reading import sample
-from stlm.evals.live import figures
+from stlm.evals import LoadedTask, Options, Subject, load_tasks
+from stlm.evals.items.reading import sample_items
+from stlm.evals.live import scalars
 
 TASKS = "bits_per_byte,hellaswag,blimp"
 
@@ -39,7 +39,7 @@ def expected(run_dir, data_dir, tasks_dir):
     found = {}
     for checkpoint in checkpoints_of(run_dir):
         subject = Subject.open(checkpoint, data_dir)
-        found[subject.progress["step"]] = {name: figures(task(subject).values) for name, task in tasks.items()}
+        found[subject.progress["step"]] = {name: scalars(task(subject).values) for name, task in tasks.items()}
     return found
 
 
@@ -100,11 +100,11 @@ def test_a_sample_of_items_is_fixed_and_stated(make_trainer, tmp_path, settings,
     assert printed.count("(4 of 9 items)") == printed.count("(4 of 8 items)") == 2
     assert printed.count("with evals.every_steps = 6 that is done once more") == 1
 
-    items = Loaded.read("hellaswag", folder, 0).items
-    chosen = sample(items, 4)
-    assert sorted(sample(items[::-1], 4), key=items.index) == chosen
-    assert all(item in sample(items, 6) for item in chosen)
-    assert sample(items, None) == sample(items, 99) == items
+    items = LoadedTask.read("hellaswag", folder, 0).items
+    chosen = sample_items(items, 4)
+    assert sorted(sample_items(items[::-1], 4), key=items.index) == chosen
+    assert all(item in sample_items(items, 6) for item in chosen)
+    assert sample_items(items, None) == sample_items(items, 99) == items
 
 
 def test_what_cannot_be_asked_is_refused_before_training(make_trainer, tmp_path):

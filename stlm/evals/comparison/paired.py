@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.comparison.seed_groups import Groups
-from stlm.evals.measures import Estimate, estimates
+from stlm.evals.measures import TAILS, Estimate, estimates
 from stlm.evals.report import table
 
 SIGNIFICANT = 0.05
@@ -100,12 +100,12 @@ def difference(first: Sample, second: Sample) -> Difference:
     delta_N = first.totals_N - second.totals_N
     delta_C, units_C = (_by_cluster(values, first.clusters_N) for values in (delta_N, first.units_N))
     drawn_R = _resampled(delta_C, units_C)
-    low, high = np.quantile(drawn_R, [0.025, 0.975])
+    low, high = np.quantile(drawn_R, TAILS)
     value = float(delta_C.sum() / units_C.sum())
     if first.measure.startswith("accuracy") and first.independent:
         return Difference(value, float(low), float(high), mcnemar(delta_N), "McNemar")
     if len(delta_C) == 1:  # every resample equals the one item: there is no information about the spread
-        return Difference(value, -math.inf, math.inf, 1.0, "none of 1 item")
+        return Difference(value, -math.inf, math.inf, 1.0, "none (1 item)")
     tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1))
     return Difference(value, float(low), float(high), p, "bootstrap")
@@ -165,7 +165,7 @@ def _scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise StlmError(f"comparing needs scipy ({error}): {how_to_install('scipy')}") from error
+        raise StlmError(f"comparison needs scipy ({error}): {how_to_install('scipy')}") from error
     return stats
 
 
@@ -207,7 +207,7 @@ class Comparison:
         """Return the measure of a task."""
         return next(iter(self.samples[task].values())).measure
 
-    def of_group(self, task: str, group: str) -> list[Sample]:
+    def group_samples(self, task: str, group: str) -> list[Sample]:
         """Return the scores of each run of a group."""
         return [self.samples[task][model] for model in self.groups[group]]
 
@@ -235,11 +235,11 @@ def compare(samples: Mapping[str, Mapping[str, Sample]], groups: Groups | None =
     tasks = [task for task in samples[names[0]] if all(task in samples[name] for name in names)]
     if not tasks:
         held = "; ".join(f"{name}: {', '.join(samples[name]) or 'none'}" for name in names)
-        raise StlmError(f"the models have no task with items in common ({held}); name some by --tasks")
+        raise StlmError(f"the models have no task with items in common ({held}); choose some with --tasks")
     by_task = {task: {name: samples[name][task] for name in names} for task in tasks}
     for task, of in by_task.items():
         for name in names[1:]:
-            _refuse_others(task, names[0], of[names[0]], name, of[name])
+            _check_same_items(task, names[0], of[names[0]], name, of[name])
     groups = groups or {name: (name,) for name in names}
     found = []
     for task, of in by_task.items():
@@ -250,15 +250,15 @@ def compare(samples: Mapping[str, Mapping[str, Sample]], groups: Groups | None =
     return Comparison(by_task, groups, [Pair(*one, p) for one, p in zip(found, corrected, strict=True)])
 
 
-def _refuse_others(task: str, first: str, mine: Sample, second: str, other: Sample) -> None:
+def _check_same_items(task: str, first: str, mine: Sample, second: str, other: Sample) -> None:
     if mine.sha256 != other.sha256:
         raise StlmError(
-            f"{task}: {first} was asked other items than {second} (sha256 {mine.sha256[:12]} and {other.sha256[:12]}); "
-            "evaluate both on the same items, or compare them by other tasks: --tasks"
+            f"{task}: {first} and {second} were scored on different items (sha256 {mine.sha256[:12]} and "
+            f"{other.sha256[:12]}); evaluate both on the same items, or choose other tasks with --tasks"
         )
     if mine.ids != other.ids:
         odd = next(iter(set(mine.ids) ^ set(other.ids)), "the order")
-        raise StlmError(f"{task}: the items of {first} and {second} differ in {odd!r}; write both files anew")
+        raise StlmError(f"{task}: the items of {first} and {second} differ in {odd!r}; write both files again")
 
 
 def read_samples(path: Path, measure: str) -> dict[str, Sample]:
@@ -291,18 +291,18 @@ def comparison_text(comparison: Comparison) -> str:
     rows = []
     for task in comparison.samples:
         best = comparison.best(task)
-        cells = [scored(comparison.of_group(task, name)) + ("*" if name == best else " ") for name in groups]
-        items = len(comparison.of_group(task, next(iter(groups)))[0].ids)
+        cells = [score_text(comparison.group_samples(task, name)) + ("*" if name == best else " ") for name in groups]
+        items = len(comparison.group_samples(task, next(iter(groups)))[0].ids)
         rows.append([task, comparison.measure(task), f"{items:,}", *cells])
     header = [name if len(runs) == 1 else f"{name} ({len(runs)} seeds)" for name, runs in groups.items()]
     parts = [table(rows, ["task", "measure", "items", *header], "llr" + "r" * len(groups))]
     notes = []
     if any(len(runs) == 1 for runs in groups.values()):
-        notes.append("in brackets: 95 % interval over items")
+        notes.append("in parentheses: 95 % interval over items")
     if any(len(runs) > 1 for runs in groups.values()):
         notes.append("±: standard deviation over the seeds of a group")
     if comparison.pairs:
-        notes.append(f"*: better than every other one at p < {SIGNIFICANT}, corrected for {_tests(comparison)} (Holm)")
+        notes.append(f"*: better than all others at p < {SIGNIFICANT}, corrected for {_tests(comparison)} (Holm)")
     parts[0] += "\n" + "\n".join(notes)
     if any(len(runs) > 1 for runs in groups.values()):
         of_runs = [
@@ -324,7 +324,7 @@ def _tests(comparison: Comparison) -> str:
     return "1 test" if len(comparison.pairs) == 1 else f"{len(comparison.pairs)} tests"
 
 
-def scored(runs: Sequence[Sample]) -> str:
+def score_text(runs: Sequence[Sample]) -> str:
     """Return the score of one run with its interval, or the mean and standard deviation of several."""
     if len(runs) > 1:
         values = [run.value for run in runs]

@@ -103,7 +103,7 @@ def write_figures(folder: Path, comparison: Comparison, runs: Mapping[str, Path]
     for name, figure in figures(comparison, runs).items():
         for kind, without in (("svg", "Date"), ("pdf", "CreationDate")):
             path = folder / f"{name}.{kind}"
-            with atomic_file(path) as file, _styled():
+            with atomic_file(path) as file, _style():
                 figure.drawn.savefig(file, format=kind, metadata={without: None}, bbox_inches="tight")
             files.append(path)
     return files
@@ -119,23 +119,21 @@ def figures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Figur
         }
         for place, (by, unit) in enumerate((("data", "MB of text read"), ("time", "minutes of training steps"))):
             if any(curves.values()):
-                caption = f"{label[0].upper()}{label[1:]} over {unit}{_of_seeds(comparison)}."
+                caption = f"{label[0].upper()}{label[1:]} over {unit}{_seeds_note(comparison)}."
                 found[f"{split}_by_{by}"] = Figure(_curves(curves, place, unit, label), caption)
     for task in comparison.samples:
         found[f"score_{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}"] = _scores(comparison, task, labels)
     return found
 
 
-def _of_seeds(comparison: Comparison) -> str:
+def _seeds_note(comparison: Comparison) -> str:
     several = any(len(models) > 1 for models in comparison.groups.values())
-    told = (
-        ": mean over seeds, and one standard deviation to each side; a line for each seed where their ranges are apart"
-    )
-    return told if several else ""
+    note = ": mean over seeds ± one standard deviation; one line for each seed where their ranges do not overlap"
+    return note if several else ""
 
 
 def _curves(curves: Mapping[str, Sequence[Curve]], place: int, unit: str, label: str) -> Any:
-    with _styled():
+    with _style():
         figure, axes = _panel(_HEIGHT)
         for number, (name, of_seeds) in enumerate(curves.items()):
             if not of_seeds:
@@ -169,10 +167,10 @@ def _mean(of_seeds: Sequence[Curve], place: int) -> tuple[Any, Any, Any]:
 def _scores(comparison: Comparison, task: str, labels: Mapping[str, str]) -> Figure:
     """Draw a row for each group: its runs, and the mean with error bars."""
     best, measure = comparison.best(task), comparison.measure(task).replace("_", " ")
-    with _styled():
+    with _style():
         figure, axes = _panel(0.6 + 0.26 * max(2, len(comparison.groups)))
         for row, name in enumerate(comparison.groups):
-            samples, colour = comparison.of_group(task, name), _COLOURS[row % len(_COLOURS)]
+            samples, colour = comparison.group_samples(task, name), _COLOURS[row % len(_COLOURS)]
             values = np.array([sample.value for sample in samples])
             estimate = samples[0].estimate()
             below = above = values.std(ddof=1) if len(values) > 1 else 0.0
@@ -185,13 +183,13 @@ def _scores(comparison: Comparison, task: str, labels: Mapping[str, str]) -> Fig
         names = [labels[name] + (" *" if name == best else "") for name in comparison.groups]
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("bits per byte (less is better)" if measure == "bits per byte" else f"{task}: {measure}")
+        axes.set_xlabel("bits per byte (lower is better)" if measure == "bits per byte" else f"{task}: {measure}")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.1)
     groups = comparison.groups.values()
-    bars = ["mean and standard deviation over seeds, a stroke for each seed"] if any(len(m) > 1 for m in groups) else []
+    bars = ["mean and standard deviation over seeds, one mark for each seed"] if any(len(m) > 1 for m in groups) else []
     bars += ["95 % interval over items"] if any(len(models) == 1 for models in groups) else []
-    starred = "; *: better than every other one" if best else ""
+    starred = "; *: better than all others" if best else ""
     return Figure(figure, f"{task}, {measure}: {'; of single runs, '.join(bars)}{starred}.")
 
 
@@ -202,7 +200,7 @@ def _panel(height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _styled() -> Any:
+def _style() -> Any:
     try:
         import matplotlib
     except ImportError as error:
@@ -213,7 +211,7 @@ def _styled() -> Any:
 def _svg(figure: Figure) -> str:
     """Return the figure's <svg> element, without the prolog of a file."""
     buffer = io.StringIO()
-    with _styled():
+    with _style():
         figure.drawn.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 

@@ -88,7 +88,7 @@ def _named(text: str) -> tuple[str, tuple[str, ...]]:
     for part in filter(None, listed.split(",")):
         found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
         if not found:
-            raise StlmError(f"--group {name}: nothing fits {part!r} in {os.getcwd()}; name runs that are there")
+            raise StlmError(f"--group {name}: no path matches {part!r} in {os.getcwd()}; name existing runs")
         members += found
     if len(set(members)) < len(members):
         raise StlmError(f"--group {name}: {max(members, key=members.count)} is named twice; name each run once")
@@ -97,8 +97,8 @@ def _named(text: str) -> tuple[str, tuple[str, ...]]:
         settings = settings_of(model)
         if settings is not None and (other := seeds.setdefault(settings.seed, model)) != model:
             raise StlmError(
-                f"--group {name}: {other} and {model} both have seed={settings.seed}, so that they say "
-                f"nothing of the spread over seeds; leave one out, or train it with seed={max(seeds) + 1}"
+                f"--group {name}: {other} and {model} both have seed={settings.seed}, so they say "
+                f"nothing about the spread over seeds; leave one out, or train it with seed={max(seeds) + 1}"
             )
     return name, tuple(members)
 

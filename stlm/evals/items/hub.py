@@ -22,7 +22,7 @@ class HubTask(NamedTuple):
     convert: Callable[[Record, int], dict[str, Any]]
 
 
-def _lettered(question: str) -> Callable[[Record, int], dict[str, Any]]:
+def _labelled(question: str) -> Callable[[Record, int], dict[str, Any]]:
     """Return a converter for records with labelled choices, whose `answerKey` is the label of the truth."""
 
     def convert(record: Record, number: int) -> dict[str, Any]:
@@ -79,14 +79,14 @@ def _blimp(record: Record, number: int) -> dict[str, Any]:
 HUB_TASKS: dict[str, HubTask] = {
     "blimp": HubTask("nyu-mll/blimp", "*", "train", _blimp),
     "hellaswag": HubTask("Rowan/hellaswag", None, "validation", _hellaswag),
-    "arc_easy": HubTask("allenai/ai2_arc", "ARC-Easy", "test", _lettered("question")),
-    "arc_challenge": HubTask("allenai/ai2_arc", "ARC-Challenge", "test", _lettered("question")),
+    "arc_easy": HubTask("allenai/ai2_arc", "ARC-Easy", "test", _labelled("question")),
+    "arc_challenge": HubTask("allenai/ai2_arc", "ARC-Challenge", "test", _labelled("question")),
     "winogrande": HubTask("allenai/winogrande", "winogrande_xl", "validation", _winogrande),
     "mmlu": HubTask("cais/mmlu", "all", "test", _mmlu),
     "boolq": HubTask("google/boolq", None, "validation", _boolq),
     "copa": HubTask("aps/super_glue", "copa", "validation", _copa),
-    "openbookqa": HubTask("allenai/openbookqa", "main", "test", _lettered("question_stem")),
-    "commonsenseqa": HubTask("tau/commonsense_qa", None, "validation", _lettered("question")),
+    "openbookqa": HubTask("allenai/openbookqa", "main", "test", _labelled("question_stem")),
+    "commonsenseqa": HubTask("tau/commonsense_qa", None, "validation", _labelled("question")),
     "race": HubTask("ehovy/race", "all", "test", _race),
     "lambada": HubTask("EleutherAI/lambada_openai", "default", "test", _lambada),
 }
@@ -99,10 +99,10 @@ def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     if name not in HUB_TASKS:
         raise DataError(f"{name}: not fetched from the hub; expected --tasks-dir DIR, or one of {', '.join(HUB_TASKS)}")
-    return records_of(name, HUB_TASKS[name])
+    return fetch_records(name, HUB_TASKS[name])
 
 
-def records_of(name: str, task: HubTask) -> Iterator[tuple[str, dict[str, Any]]]:
+def fetch_records(name: str, task: HubTask) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of `task`, as `hub_records` does. `name`: how messages call the task."""
     import datasets
 
@@ -111,12 +111,12 @@ def records_of(name: str, task: HubTask) -> Iterator[tuple[str, dict[str, Any]]]
         every = datasets.get_dataset_config_names(repository) if configuration == "*" else [configuration]
         parts = [(part, datasets.load_dataset(repository, part, split=split)) for part in every]
     except Exception as error:  # network, hub and client errors have no common class
-        raise DataError(f"{name}: {repository} cannot be fetched ({error}); put its items into a folder and name it by "
-                        "--tasks-dir (docs/evals.md)") from None  # fmt: skip
+        raise DataError(f"{name}: {repository} cannot be fetched ({error}); put its items into a folder and pass it as "
+                        "--tasks-dir (docs/evals_reference.md)") from None  # fmt: skip
     for part, records in parts:
         for number, record in enumerate(records):
             place = f"{repository}{f' {part}' if part else ''} {split}[{number}]"
             try:
                 yield place, convert(record, number)
             except (KeyError, ValueError, TypeError, IndexError) as error:
-                raise DataError(f"{place}: not as it was when this task was written ({error!r})") from None
+                raise DataError(f"{place}: its fields have changed since this task was written ({error!r})") from None

@@ -2,7 +2,7 @@
 
 An item is {"id": text, "context": text, "choices": [text, …], "answer": index of the truth}. A minimal pair has BLiMP's
 format: {"sentence_good": text, "sentence_bad": text, "UID": paradigm, "linguistics_term": phenomenon, "pairID": text}.
-Other fields are ignored. docs/evals.md shows one of each.
+Other fields are ignored. docs/evals_reference.md shows one of each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Item:
 Sampled = TypeVar("Sampled")
 
 
-def sample(items: Sequence[Sampled], number: int | None) -> list[Sampled]:
+def sample_items(items: Sequence[Sampled], number: int | None) -> list[Sampled]:
     """Return `number` of the items, or all, in their order: those whose contents have the smallest hashes. The choice
     does not depend on the order of the file, and a larger sample includes a smaller one."""
     if number is None or number >= len(items):
@@ -54,17 +54,25 @@ def _hash_of(item: Any) -> bytes:
     return hashlib.sha256(repr(compared).encode()).digest()
 
 
+def json_sha256(values: Iterable[Any]) -> str:
+    """Return the sha256 of values, each as a line of JSON. It does not depend on a file's compression."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value).encode() + b"\n")
+    return digest.hexdigest()
+
+
 Parse = Callable[[dict[str, Any]], Item]
 
 
-class Named(Protocol):
+class HasId(Protocol):
     """An object with an id, read from one line of a file."""
 
     @property
     def id(self) -> str: ...
 
 
-Read = TypeVar("Read", bound=Named)
+Read = TypeVar("Read", bound=HasId)
 
 
 def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
@@ -78,7 +86,9 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
         )
     found = [path for suffix in ("", *COMPRESSED) if (path := Path(tasks_dir, wanted + suffix)).is_file()]
     if not found:
-        raise DataError(f"{name}: no items; put them into {Path(tasks_dir, wanted)} ({endings}), see docs/evals.md")
+        raise DataError(
+            f"{name}: no items; put them into {Path(tasks_dir, wanted)} ({endings}), see docs/evals_reference.md"
+        )
     if len(found) > 1:
         raise DataError(f"{name}: got {' and '.join(map(str, found))}, expected one of them; remove the others")
     return found[0]
@@ -87,10 +97,10 @@ def task_file(tasks_dir: str | os.PathLike[str] | None, name: str) -> Path:
 def read_items(path: Path, parse: Callable[[dict[str, Any]], Read]) -> list[Read]:
     """Read all items of a file. Raises DataError, with file:line and field, where one breaks the schema or there are
     none."""
-    return checked_items(((f"{path}:{number}", line) for number, line in _lines(path)), parse, str(path))
+    return parse_items(((f"{path}:{number}", line) for number, line in _lines(path)), parse, str(path))
 
 
-def checked_items(
+def parse_items(
     records: Iterable[tuple[str, bytes | dict[str, Any]]], parse: Callable[[dict[str, Any]], Read], source: str
 ) -> list[Read]:
     """Parse records, given as objects or as JSON, each with its place. `source`: their file or data set, for messages.
@@ -101,7 +111,7 @@ def checked_items(
     places: dict[str, str] = {}
     for place, record in records:
         try:
-            item = parse(_object(record) if isinstance(record, bytes) else _unicode(record))
+            item = parse(_object(record) if isinstance(record, bytes) else _check_unicode(record))
             if item.id in places:
                 raise DataError(f"id: got {item.id!r} again, as in {places[item.id]}; expected a new one")
         except DataError as error:
@@ -134,16 +144,16 @@ def blank_item(record: dict[str, Any]) -> Item:
     item = choice_item(record)
     parts = item.context.split(BLANK)
     if len(parts) != 2 or not parts[1].strip():
-        raise DataError(f'context: got {item.context!r}, expected one "{BLANK}" for the choices, and text behind it')
+        raise DataError(f'context: got {item.context!r}, expected one "{BLANK}" for the choices, and text after it')
     return item
 
 
 def minimal_pair(record: dict[str, Any]) -> Item:
     """Parse a minimal pair: a correct sentence and an incorrect one. Raises DataError where it breaks the schema."""
-    good, bad = text_of(record, "sentence_good"), text_of(record, "sentence_bad")
-    paradigm, phenomenon = text_of(record, "UID"), text_of(record, "linguistics_term")
+    good, bad = text_field(record, "sentence_good"), text_field(record, "sentence_bad")
+    paradigm, phenomenon = text_field(record, "UID"), text_field(record, "linguistics_term")
     groups = {"phenomenon": phenomenon, "paradigm": paradigm}
-    return Item(f"{paradigm}-{text_of(record, 'pairID')}", "", (good, bad), 0, groups)
+    return Item(f"{paradigm}-{text_field(record, 'pairID')}", "", (good, bad), 0, groups)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -156,17 +166,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_no_key_twice)
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}; convert the file first") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"expected an object, got {type(record).__name__}")
-    return _unicode(record) if b"\\u" in line else record  # a lone surrogate needs an escape
+    return _check_unicode(record) if b"\\u" in line else record  # a lone surrogate needs an escape
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
@@ -174,7 +184,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _unicode(record: dict[str, Any]) -> dict[str, Any]:
+def _check_unicode(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record. Raises DataError, naming the field, where text holds a lone surrogate."""
     for name, value in record.items():
         try:
@@ -189,31 +199,31 @@ def _unicode(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _item(record: dict[str, Any]) -> Item:
-    choices = required(record, "choices")
+    choices = required_field(record, "choices")
     if not isinstance(choices, list):
         raise DataError(f"choices: expected a list of texts, got {choices!r}")
     for index, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice.strip():
             raise DataError(f"choices[{index}]: expected a text that is not empty, got {choice!r}")
-    answer = required(record, "answer")
+    answer = required_field(record, "answer")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(f"answer: got {answer!r}, expected 0 to {len(choices) - 1}, the index of the true choice")
-    groups = {"subject": text_of(record, "subject")} if "subject" in record else {}
+    groups = {"subject": text_field(record, "subject")} if "subject" in record else {}
     texts = tuple(choice.strip() for choice in choices)
-    return Item(text_of(record, "id"), text_of(record, "context").strip(), texts, answer, groups)
+    return Item(text_field(record, "id"), text_field(record, "context").strip(), texts, answer, groups)
 
 
-def text_of(record: dict[str, Any], name: str) -> str:
+def text_field(record: dict[str, Any], name: str) -> str:
     """Return a field that is non-empty text. Raises DataError, naming the field."""
-    value = required(record, name)
+    value = required_field(record, name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name}: expected a text that is not empty, got {value!r}")
     return value
 
 
-def number_of(record: dict[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
+def number_field(record: dict[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
     """Return a field that is a number within limits. Raises DataError, naming the field."""
-    value = required(record, name)
+    value = required_field(record, name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and low <= value <= high and abs(value) <= sys.float_info.max):  # JSON's integers are unbounded
         limits = "" if math.isinf(low) else f" from {low:g} to {high:g}"
@@ -221,7 +231,7 @@ def number_of(record: dict[str, Any], name: str, low: float = -math.inf, high: f
     return float(value)
 
 
-def required(record: dict[str, Any], name: str) -> Any:
+def required_field(record: dict[str, Any], name: str) -> Any:
     """Return a required field. Raises DataError, listing the fields that are present."""
     if name not in record:
         raise DataError(f"{name}: missing; the fields are: {', '.join(map(str, list(record)[:10]))}")

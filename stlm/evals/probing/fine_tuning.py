@@ -20,7 +20,7 @@ from data_pipeline.progress import Progress
 from stlm.config import LoRAConfig
 from stlm.errors import StlmError
 from stlm.evals.probing.glue import Example, GlueTask, labels_of
-from stlm.evals.probing.protocol import Learned, Texts, inner_split, mean_score
+from stlm.evals.probing.protocol import MethodResult, Texts, inner_split, mean_score
 from stlm.evals.probing.scores import require_sklearn
 from stlm.stlm import STLM, batches_by_length
 
@@ -49,7 +49,7 @@ class FineTuning:
     def __post_init__(self) -> None:
         require_sklearn("fine-tuning")
 
-    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> Learned:
+    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> MethodResult:
         learned, held_back = inner_split(task, train, seed)
         truth_N = labels_of(held_back)
         best, weights, chosen = -np.inf, {}, {}
@@ -63,10 +63,10 @@ class FineTuning:
         if not weights:
             raise StlmError(f"fine-tuning: the loss became infinite at each learning rate of {self.learning_rates}")
         classifier.load_state_dict(weights)
-        return Learned(classifier.predict(dev), {**chosen, "validation": best, "learned_from": len(learned)})
+        return MethodResult(classifier.predict(dev), {**chosen, "validation": best, "learned_from": len(learned)})
 
     def is_cut(self, texts: Texts) -> bool:
-        return sum(map(len, parts_of(self.model, texts))) > self.model.longest_text
+        return sum(map(len, encode_parts(self.model, texts))) > self.model.longest_text
 
     def _classifier(self, task: GlueTask, examples: Sequence[Example], seed: int) -> Classifier:
         base = self.model.merged() if self.model.config.lora.rank is not None else self.model
@@ -115,7 +115,7 @@ class Classifier(nn.Module):
     def encode(self, texts: Texts) -> Tensor:
         """Return the ids of one text, or of two joined by a newline. Where they do not fit, the longer one is cut at
         its end."""
-        parts, room = parts_of(self.model, texts), self.model.longest_text
+        parts, room = encode_parts(self.model, texts), self.model.longest_text
         if len(parts) == 1:
             return parts[0][:room]
         first, between, second = parts
@@ -149,7 +149,7 @@ class Classifier(nn.Module):
         return predicted_N
 
 
-def parts_of(model: STLM, texts: Texts) -> list[Tensor]:
+def encode_parts(model: STLM, texts: Texts) -> list[Tensor]:
     """Return the ids of each text, and of the newline between two."""
     parts = texts if len(texts) == 1 else (texts[0], "\n", texts[1])
     return [torch.from_numpy(model.tokenizer.encode(part).astype(np.int64)) for part in parts]

@@ -6,8 +6,6 @@ Lines are {"id": text, "sentence": text, "label": number}, for tasks with two te
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic import sha256_file
 from stlm.config.yaml.build import nearest
 from stlm.errors import StlmError
-from stlm.evals.items.hub import HubTask, Record, records_of
-from stlm.evals.items.reading import checked_items, number_of, read_items, required, task_file, text_of
+from stlm.evals.items.hub import HubTask, Record, fetch_records
+from stlm.evals.items.reading import number_field, parse_items, read_items, required_field, task_file, text_field
 
 PREFIX = "glue_"  # of file names
 _HIGHEST = 5.0  # of scores
@@ -37,7 +35,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class GlueTask:
-    """The schema of a task's lines, and its measures. docs/evals.md lists the sources."""
+    """The schema of a task's lines, and its measures. docs/evals_reference.md lists the sources."""
 
     measures: tuple[str, ...]  # of `SCORES`; settings are chosen by their mean
     num_texts: int = 1
@@ -48,10 +46,10 @@ class GlueTask:
     def parse(self, record: dict[str, Any]) -> Example:
         """Parse the example of a line. Raises DataError where it breaks the schema."""
         names = ("sentence",) if self.num_texts == 1 else ("sentence1", "sentence2")
-        id, *texts = (text_of(record, name).strip() for name in ("id", *names))
+        id, *texts = (text_field(record, name).strip() for name in ("id", *names))
         if self.classes is None:
-            return Example(id, tuple(texts), number_of(record, "label", 0, _HIGHEST))
-        label = required(record, "label")
+            return Example(id, tuple(texts), number_field(record, "label", 0, _HIGHEST))
+        label = required_field(record, "label")
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.classes:
             *others, last = range(self.classes)
             raise DataError(f"label: got {label!r}, expected {', '.join(map(str, others))} or {last}")
@@ -105,7 +103,7 @@ class GlueData:
         parts = []
         for split in ("train", task.hub_split):
             hub_task = HubTask("nyu-mll/glue", name, split, _converter(task))
-            parts.append(checked_items(records_of(name, hub_task), task.parse, f"{name} on the hub"))
+            parts.append(parse_items(fetch_records(name, hub_task), task.parse, f"{name} on the hub"))
         return cls(name, task, parts[0], parts[1], {})
 
     @property
@@ -139,11 +137,3 @@ def _converter(task: GlueTask) -> Callable[[Record, int], dict[str, Any]]:
 def labels_of(examples: Sequence[Example]) -> NDArray[np.float64]:
     """Return all labels, [examples]."""
     return np.array([one.label for one in examples], float)
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """Return the sha256 of every id, text and label in their order, whatever the file's compression."""
-    digest = hashlib.sha256()
-    for one in examples:
-        digest.update(json.dumps(one).encode() + b"\n")
-    return digest.hexdigest()

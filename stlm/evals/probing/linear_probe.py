@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stlm.evals.probing.glue import Example, GlueTask, labels_of
-from stlm.evals.probing.protocol import Learned, Texts, inner_split, mean_score
+from stlm.evals.probing.protocol import MethodResult, Texts, inner_split, mean_score
 from stlm.evals.probing.scores import require_sklearn
 from stlm.stlm import STLM
 
@@ -29,7 +29,7 @@ class LinearProbe:
         self.model = model
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
-    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> Learned:
+    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> MethodResult:
         learned, held_back = inner_split(task, train, seed)
         features, truth_N = self._features([one.texts for one in held_back]), labels_of(held_back)
         best, strength = -np.inf, STRENGTHS[0]
@@ -38,7 +38,7 @@ class LinearProbe:
             if found > best:
                 best, strength = found, candidate
         predicted_N = self._fit(task, train, strength).predict(self._features(dev))
-        return Learned(predicted_N, {"strength": strength, "validation": best})
+        return MethodResult(predicted_N, {"strength": strength, "validation": best})
 
     def is_cut(self, texts: Texts) -> bool:
         return any(len(self.model.tokenizer.encode(text)) > self.model.longest_text for text in texts)
@@ -56,10 +56,10 @@ class LinearProbe:
     def _features(self, texts: Sequence[Texts]) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(text for one in texts for text in one) if text not in self._vectors]
         self._vectors |= zip(new, self.model.embed(new), strict=True)
-        return features_of([np.stack([self._vectors[one[place]] for one in texts]) for place in range(len(texts[0]))])
+        return pair_features([np.stack([self._vectors[one[place]] for one in texts]) for place in range(len(texts[0]))])
 
 
-def features_of(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def pair_features(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the features of examples: for one text its vector u, [N, D]; for two texts u, v, |u - v| and u * v,
     [N, 4 D] (Conneau et al. 2017, arXiv 1705.02364, section 3.1)."""
     if len(vectors) == 1:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.plurals import number_of
 from stlm.errors import StlmError
+from stlm.evals.items.reading import json_sha256
 from stlm.evals.measures import statistic_estimate
-from stlm.evals.probing.glue import PREFIX, Example, GlueData, GlueTask, fingerprint, labels_of
+from stlm.evals.probing.glue import PREFIX, Example, GlueData, GlueTask, labels_of
 from stlm.evals.probing.scores import SCORES
 
 HELD_BACK = 0.2  # share of the training examples that settings are chosen on
@@ -26,7 +27,7 @@ _FEWEST = 5  # examples of a class at least, so that one of them can be held bac
 Texts = tuple[str, ...]
 
 
-class Learned(NamedTuple):
+class MethodResult(NamedTuple):
     """A method's predictions for `dev`, and the settings it chose."""
 
     predicted_N: NDArray[np.float64]
@@ -49,7 +50,7 @@ class ProbeOptions:
 class Method(Protocol):
     """A method of learning a task."""
 
-    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> Learned:
+    def __call__(self, task: GlueTask, train: Sequence[Example], dev: Sequence[Texts], seed: int) -> MethodResult:
         """Learn from `train`, and predict the label of each example of `dev`."""
         ...
 
@@ -65,25 +66,25 @@ def probe(data: GlueData, method: Method, options: ProbeOptions) -> dict[str, An
     task, truth_N = data.task, labels_of(data.dev)
     learned, draws = [], []
     for seed in range(options.seeds):
-        train = drawn(data, options.max_train_examples, seed)
+        train = training_examples(data, options.max_train_examples, seed)
         found = method(task, train, [one.texts for one in data.dev], seed)
         learned.append(found.predicted_N)
         cut = sum(method.is_cut(one.texts) for one in train)
-        draws.append({"seed": seed, **found.chosen, "train_cut": cut, "train_sha256": fingerprint(train)})
+        draws.append({"seed": seed, **found.chosen, "train_cut": cut, "train_sha256": json_sha256(train)})
     return {
         "train_examples": len(train),
         "train_available": len(data.train),
         "dev_examples": len(data.dev),
         "dev_in_train": data.overlap,
         "dev_cut": sum(method.is_cut(one.texts) for one in data.dev),
-        "measures": {name: scored(name, truth_N, learned, data.train) for name in task.measures},
+        "measures": {name: summarize_scores(name, truth_N, learned, data.train) for name in task.measures},
         "draws": draws,
-        "dev_sha256": fingerprint(data.dev),
+        "dev_sha256": json_sha256(data.dev),
         **{f"{part}_file_sha256": digest for part, digest in data.file_sha256.items()},
     }
 
 
-def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
+def training_examples(data: GlueData, limit: int | None, seed: int) -> list[Example]:
     """Return the examples to learn from, in the order of the file: all, or `limit` of them, drawn by the seed."""
     train = data.train
     if limit is not None and limit < len(train):
@@ -93,9 +94,9 @@ def drawn(data: GlueData, limit: int | None, seed: int) -> list[Example]:
     what, fewest = min(counts.items(), key=lambda item: item[1])
     if len({one.label for one in train}) < 2 or fewest < _FEWEST:
         raise StlmError(
-            f"{PREFIX}{data.name}.train: of the {number_of(len(train), 'example')} to learn from, {fewest} have "
-            f"{what}; expected two labels, and {_FEWEST} or more of each, as a part is held back to choose by: raise "
-            "--max-train-examples, or add examples"
+            f"{PREFIX}{data.name}.train: of {number_of(len(train), 'training example')}, {fewest} have {what}; "
+            f"expected two labels or more, and {_FEWEST} or more examples of each, because some are held back for "
+            "choosing settings; raise --max-train-examples, or add examples"
         )
     return train
 
@@ -115,11 +116,11 @@ def mean_score(task: GlueTask, truth_N: NDArray[np.float64], predicted_N: NDArra
     return float(np.mean([SCORES[name](truth_N, predicted_N) for name in task.measures]))
 
 
-def scored(
+def summarize_scores(
     name: str, truth_N: NDArray[np.float64], predictions: Sequence[NDArray[np.float64]], train: Sequence[Example]
 ) -> dict[str, Any]:
     """Return one measure's mean over seeds, 95 % bootstrap interval over examples, standard deviation over seeds (None
-    for one seed), and value if every example gets the commonest label of `train`."""
+    for one seed), and value if every example gets the majority_label label of `train`."""
     score = SCORES[name]
     of_seeds = [score(truth_N, predicted_N) for predicted_N in predictions]
     estimate = statistic_estimate(
@@ -130,12 +131,12 @@ def scored(
         **estimate._asdict(),
         "std": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
         "seeds": of_seeds,
-        "majority": score(truth_N, np.full(len(truth_N), commonest(train))),
+        "majority": score(truth_N, np.full(len(truth_N), majority_label(train))),
     }
 
 
-def commonest(train: Sequence[Example]) -> float:
-    """Return the commonest label, the smallest in a tie. Where labels are scores, any constant would do: its
+def majority_label(train: Sequence[Example]) -> float:
+    """Return the majority_label label, the smallest in a tie. Where labels are scores, any constant would do: its
     correlation is 0."""
     labels, counts = np.unique(labels_of(train), return_counts=True)
     return float(labels[counts.argmax()])

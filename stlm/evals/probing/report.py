@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stlm.evals.report import markdown_list, markdown_table, table
+from stlm.evals.report import markdown_list, markdown_table, percent, percents, table
 
 _HEADER = ["task", "train", "dev", "measure", "x 100", "±", "95 %", "majority"]
 
 NOTES = """\
-train: examples that each seed learns from; x 100: on dev, the mean over seeds; ±: the standard deviation over seeds;
-95 %: bootstrap over the examples of dev; majority: the commonest label of train for every example (docs/evals.md)"""
+train: training examples of each seed; x 100: mean over seeds, on dev; ±: standard deviation over seeds;
+95 %: bootstrap interval over the examples of dev; majority: score of always predicting the commonest label of train
+(docs/evals_reference.md)"""
 
 
 def probe_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -22,9 +23,8 @@ def probe_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             train = f"{values['train_examples']:,}"
             if values["train_examples"] < values["train_available"]:
                 train += f" of {values['train_available']:,}"
-            spread = "" if found["std"] is None else _times_100(found["std"])
-            bounds = "" if found["low"] is None else f"{_times_100(found['low'])} to {_times_100(found['high'])}"
-            numbers = [_times_100(found["value"]), spread, bounds, _times_100(found["majority"])]
+            mean, interval = percents(found)
+            numbers = [mean, percent(found["std"]), interval, percent(found["majority"])]
             rows.append([name, train, f"{values['dev_examples']:,}", measure, *numbers])
     return rows
 
@@ -37,7 +37,7 @@ def probe_text(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def probe_markdown(head: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a page with the table, and the chosen settings of each task."""
-    parts = ["# Learning on top", markdown_list({name: value for name, value in head.items() if value is not None})]
+    parts = ["# Probing", markdown_list({name: value for name, value in head.items() if value is not None})]
     parts += [markdown_table(probe_rows(results)), NOTES]
     for name, values in results.items():
         plain = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
@@ -45,10 +45,6 @@ def probe_markdown(head: Mapping[str, Any], results: Mapping[str, Mapping[str, A
         rows = [[_cell(draw[column]) for column in columns] for draw in values["draws"]]
         parts += [f"## {name}", markdown_list(plain), markdown_table([columns, *rows])]
     return "\n\n".join(parts) + "\n"
-
-
-def _times_100(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _cell(value: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -21,11 +19,12 @@ from stlm.evals.items.reading import (
     Item,
     Parse,
     blank_item,
-    checked_items,
     choice_item,
+    json_sha256,
     minimal_pair,
+    parse_items,
     read_items,
-    sample,
+    sample_items,
     target_item,
     task_file,
 )
@@ -41,7 +40,7 @@ PLAIN = "{context}"
 
 @dataclass(frozen=True)
 class ChoiceTask:
-    """The schema and prompt of a task's items. docs/evals.md lists their sources."""
+    """The schema and prompt of a task's items. docs/evals_reference.md lists their sources."""
 
     parse: Parse = choice_item
     prompt: str = PLAIN  # followed by one space and a choice; not used where a blank is filled
@@ -91,7 +90,7 @@ class ScoredItem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTask:
     """The items of a task, read and checked before any is scored."""
 
     name: str
@@ -102,20 +101,20 @@ class Loaded:
     sampled_from: int | None = None  # number of available items, where only some are scored
 
     @classmethod
-    def fetch(cls, name: str) -> Loaded:
+    def fetch(cls, name: str) -> LoadedTask:
         """Fetch the task from the Hugging Face hub, without shots. Raises DataError where that fails."""
         task = CHOICE_TASKS[name]
-        return cls(name, task, checked_items(hub_records(name), task.parse, f"{name} on the hub"), [], None)
+        return cls(name, task, parse_items(hub_records(name), task.parse, f"{name} on the hub"), [], None)
 
     @classmethod
-    def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> Loaded:
+    def read(cls, name: str, tasks_dir: str | os.PathLike[str] | None, num_shots: int) -> LoadedTask:
         """Read the items from DIR/NAME.jsonl and the shots from DIR/NAME.shots.jsonl.
 
         Raises DataError where a file is missing or breaks the schema, StlmError where `num_shots` does not fit.
         """
         task = CHOICE_TASKS[name]
         if num_shots and not task.takes_shots:
-            raise StlmError(f"--shots: got {num_shots} for {name}, which has no prompts; leave it out, or ask it alone")
+            raise no_prompts(name, num_shots)
         path = task_file(tasks_dir, name)
         items = read_items(path, task.parse)
         shots = read_items(task_file(tasks_dir, f"{name}.shots"), task.parse) if num_shots else []
@@ -125,9 +124,9 @@ class Loaded:
             raise StlmError(f"{name}.shots: {min(repeated)!r} is scored as well; remove it from one of the two files")
         return cls(name, task, items, shots[:num_shots], sha256_file(path))
 
-    def sampled(self, number: int | None) -> Loaded:
+    def sampled(self, number: int | None) -> LoadedTask:
         """Return the task with at most `number` of its items."""
-        items = sample(self.items, number)
+        items = sample_items(self.items, number)
         return self if len(items) == len(self.items) else replace(self, items=items, sampled_from=len(self.items))
 
     def questions(self) -> list[list[Row]]:
@@ -141,7 +140,7 @@ class Loaded:
         if self.task.parse is target_item:
             self._check_targets(model, questions)
         found = log_likelihoods(model, questions, self.name, shard)
-        scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.of, strict=True)]
+        scored = [scored_item(self.task, item, of) for item, of in zip(self.items, found.by_question, strict=True)]
         values = summary(scored)
         values["published_50m"] = self.task.published
         values["shots"] = len(self.shots)
@@ -162,6 +161,13 @@ class Loaded:
                     f"{item.place or item.id}: its target has {number_of(length, 'id')}, expected at most {context}, "
                     "the model's context length; remove the item"
                 )
+
+
+def no_prompts(name: str, num_shots: int) -> StlmError:
+    """Return the error for shots of a task without prompts."""
+    return StlmError(
+        f"--shots: got {num_shots} for {name}, which has no prompts; leave it out, or evaluate {name} separately"
+    )
 
 
 def rows_of(task: ChoiceTask, item: Item, shots: str = "") -> list[Row]:
@@ -202,11 +208,11 @@ def summary(scored: Sequence[ScoredItem]) -> dict[str, Any]:
     groups = {}
     for kind in kinds:
         names = sorted({one.item.groups[kind] for one in scored if kind in one.item.groups})
-        groups[kind] = {name: _estimated(one for one in scored if one.item.groups.get(kind) == name) for name in names}
-    return {**_estimated(scored), "calibration_error": _miscalibration(scored), "groups": groups}
+        groups[kind] = {name: _summarize(one for one in scored if one.item.groups.get(kind) == name) for name in names}
+    return {**_summarize(scored), "calibration_error": _choice_calibration(scored), "groups": groups}
 
 
-def _miscalibration(scored: Sequence[ScoredItem]) -> float | None:
+def _choice_calibration(scored: Sequence[ScoredItem]) -> float | None:
     """Return the calibration error of the most probable choice's probability; None where there is only one choice."""
     if len(scored[0].item.choices) < 2:
         return None
@@ -215,7 +221,7 @@ def _miscalibration(scored: Sequence[ScoredItem]) -> float | None:
     return calibration_error(surest, [one.measures.accuracy for one in scored])
 
 
-def _estimated(scored: Iterable[ScoredItem]) -> dict[str, Any]:
+def _summarize(scored: Iterable[ScoredItem]) -> dict[str, Any]:
     scored = list(scored)
     found = estimates(np.array([one.measures for one in scored]))
     chances = [1 / len(one.item.choices) if len(one.item.choices) > 1 else 0.0 for one in scored]
@@ -228,7 +234,4 @@ def _estimated(scored: Iterable[ScoredItem]) -> dict[str, Any]:
 
 def fingerprint(questions: Sequence[Sequence[Row]], items: Sequence[Item]) -> str:
     """Return the sha256 of what was scored (every context, continuation and truth), whatever the file's compression."""
-    digest = hashlib.sha256()
-    for rows, item in zip(questions, items, strict=True):
-        digest.update(json.dumps([item.id, rows, item.answer]).encode() + b"\n")
-    return digest.hexdigest()
+    return json_sha256([item.id, rows, item.answer] for rows, item in zip(questions, items, strict=True))

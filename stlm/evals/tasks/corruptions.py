@@ -55,24 +55,24 @@ def _ngram_shuffle(n: int) -> Corrupt:
     return corrupt
 
 
-def _places(number: int, rng: random.Random) -> set[int]:
+def _random_indices(number: int, rng: random.Random) -> set[int]:
     return set(rng.sample(range(number), max(1, round(_RATE * number))))
 
 
 def _deletion(units: Sequence[str], between: str, rng: random.Random) -> str:
-    gone = _places(len(units), rng)
+    gone = _random_indices(len(units), rng)
     return between.join(unit for place, unit in enumerate(units) if place not in gone)
 
 
 def _insertion(units: Sequence[str], between: str, others: Sequence[str], rng: random.Random) -> str:
-    chosen = _places(len(units), rng)
+    chosen = _random_indices(len(units), rng)
     return between.join(
         between.join((rng.choice(others), unit)) if place in chosen else unit for place, unit in enumerate(units)
     )
 
 
 def _substitution(units: Sequence[str], between: str, others: Sequence[str], rng: random.Random) -> str:
-    chosen = _places(len(units), rng)
+    chosen = _random_indices(len(units), rng)
     return between.join(rng.choice(others) if place in chosen else unit for place, unit in enumerate(units))
 
 
@@ -129,24 +129,24 @@ def corruption_items(documents: Iterable[str], num_passages: int = NUM_PASSAGES,
             break
     if not candidates:
         raise StlmError(
-            f"corruptions: no document of the validation text has {_CONTEXT_WORDS} words and two sentences of "
-            f"{_WORDS} behind them; name other prepared data by --data"
+            f"corruptions: no document of the validation text has {_CONTEXT_WORDS} words followed by two sentences of "
+            f"{_WORDS} words; choose other prepared data with --data"
         )
     rng = random.Random(seed)
     passages = rng.sample(candidates, min(num_passages, len(candidates)))
     words = [word for passage in passages for word in passage.continuation.split()]
     items = []
     for number, passage in enumerate(passages):
-        found = [_differing(corrupt, passage, rng, words) for corrupt in CORRUPTIONS.values()]
+        found = [_try_corruption(corrupt, passage, rng, words) for corrupt in CORRUPTIONS.values()]
         corrupted = tuple(text for text in found if text is not None)
         if len(corrupted) == len(CORRUPTIONS):  # text that repeats itself may not change when shuffled
             items.append(Item(f"passage-{number}", passage.context, (passage.continuation, *corrupted), 0))
     if not items:
-        raise StlmError("corruptions: the validation text only repeats itself; name other prepared data by --data")
+        raise StlmError("corruptions: the validation text only repeats itself; choose other prepared data with --data")
     return items
 
 
-def _differing(corrupt: Corrupt, passage: Passage, rng: random.Random, words: Sequence[str]) -> str | None:
+def _try_corruption(corrupt: Corrupt, passage: Passage, rng: random.Random, words: Sequence[str]) -> str | None:
     tries = (corrupt(passage, rng, words) for _ in range(20))
     return next((text for text in tries if text != passage.continuation), None)
 
@@ -162,7 +162,9 @@ def score_corruptions(
     questions = [rows_of(task, item) for item in items]
     found = log_likelihoods(model, questions, "corruptions", shard)
     pairs = [
-        pair for item, likelihoods in zip(items, found.of, strict=True) for pair in _pairs(task, item, likelihoods)
+        pair
+        for item, likelihoods in zip(items, found.by_question, strict=True)
+        for pair in _pairs(task, item, likelihoods)
     ]
     values = summary(pairs)
     by_passage = np.array([pair.measures for pair in pairs]).reshape(len(items), len(CORRUPTIONS), -1).mean(1)

@@ -46,8 +46,8 @@ def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]
         windows += 1
     if not windows:
         raise StlmError(
-            f"extrapolation: the validation text has {number_of(len(stream), 'id')}, expected {length:,} or more; name "
-            "other prepared data by --data"
+            f"extrapolation: the validation text has {number_of(len(stream), 'id')}, expected {length:,} or more; "
+            "choose other prepared data with --data"
         )
     edges = sorted({0, *(length >> shift for shift in range(6))})
     rows, curve = [], []
@@ -80,7 +80,7 @@ def next_id_calibration(model: STLM, stream: IdStream) -> tuple[str, dict[str, A
             bins.append({"confidence": sure, "accuracy": right, "ids": ids})
             rows.append([f"{100 * sure:.1f}", f"{100 * right:.1f}", f"{ids:,}"])
     error = calibration_error(confidence_N.tolist(), right_N.tolist(), _BINS)
-    text = table(rows, ["sure, %", "right, %", "ids"], "rrr")
+    text = table(rows, ["confidence, %", "accuracy, %", "ids"], "rrr")
     text += f"\n\nexpected calibration error {100 * error:.2f} %; "
     text += f"the most probable id is the next one in {100 * right_N.mean():.1f} %"
     values = {"calibration_error": error, "top_1": float(right_N.mean()), "ids": len(right_N), "bins": bins}

@@ -72,29 +72,31 @@ def measure_robustness(
             break
     if not texts:
         raise StlmError(
-            "robustness: the validation text has no passages to perturb; name other prepared data by --data"
+            "robustness: the validation text has no passages to perturb; choose other prepared data with --data"
         )
-    values = {name: _of_one(model, name, texts, pairs, shard) for name in PERTURBATIONS}
+    values = {name: _measure_perturbation(model, name, texts, pairs, shard) for name in PERTURBATIONS}
     rows = [[name, f"{found['bits_per_byte']:.3f}", f"{found['bits_per_character']:.3f}",
              f"{found['bits_per_character'] / values['clean']['bits_per_character']:.2f}",
              f"{100 * found['pairs']:.1f}", f"{100 * (found['pairs'] - values['clean']['pairs']):+.1f}"]
             for name, found in values.items()]  # fmt: skip
-    header = ["text", "bits per byte", "per character", "times clean", "pairs", "to clean"]
+    header = ["text", "bits per byte", "per character", "ratio to clean", "pairs, %", "change"]
     return table(rows, header, "lrrrrr"), {
         "bits_per_byte": values["clean"]["bits_per_byte"], "passages": len(texts), "items": len(pairs),
         "perturbations": values,
     }  # fmt: skip
 
 
-def _of_one(model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item], shard: EvalShard) -> dict[str, float]:
+def _measure_perturbation(
+    model: STLM, name: str, texts: Sequence[str], pairs: Sequence[Item], shard: EvalShard
+) -> dict[str, float]:
     changed = [perturbed(name, text, number) for number, text in enumerate(texts)]
     found = log_likelihoods(model, [[Row("", text)] for text in changed], name, shard)
-    bits = -sum(rows[0].log_probability for rows in found.of) / math.log(2)
+    bits = -sum(rows[0].log_probability for rows in found.by_question) / math.log(2)
 
     task = ChoiceTask(minimal_pair)
     items = [Item(pair.id, "", tuple(perturbed(name, text, number) for text in pair.choices), pair.answer)
              for number, pair in enumerate(pairs)]  # fmt: skip
-    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name, shard).of
+    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name, shard).by_question
     right = sum(scored_item(task, item, rows).measures.accuracy for item, rows in zip(items, judged, strict=True))
     return {
         "bits_per_byte": bits / sum(len(text.encode()) for text in changed),

@@ -34,7 +34,7 @@ def measure_text(
     """
     words = [text.split() for text in texts]
     if not any(words):
-        raise StlmError("text_quality: the model ends every text before it begins; train it longer")
+        raise StlmError("text_quality: all generated texts are empty; train the model longer")
     source = training_suffixes(documents)
     copied = [longest_copy(text.encode(), source) for text in texts]
     values: dict[str, Any] = {
@@ -56,13 +56,13 @@ def measure_text(
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
     """Return distinct n-grams of words over all n-grams (Li et al. 2016, arXiv 1510.03055, section 5.2)."""
-    grams = [gram for words in texts for gram in _grams(words, n)]
+    grams = [gram for words in texts for gram in _ngrams(words, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def repetition(texts: Sequence[Sequence[str]], n: int) -> float:
     """Return the share of n-grams of words that repeat one of the same text (Welleck et al. 2020, arXiv 1908.04319)."""
-    counts = [Counter(_grams(words, n)) for words in texts]
+    counts = [Counter(_ngrams(words, n)) for words in texts]
     total = sum(count.total() for count in counts)
     return 1 - sum(map(len, counts)) / total if total else math.nan
 
@@ -108,7 +108,7 @@ def longest_copy(text: bytes, source: Suffixes) -> int:
             break
         place = bisect_left(source.order, rest, key=lambda at: source.text[at : at + len(rest)])
         for neighbour in source.order[max(0, place - 1) : place + 1]:
-            longest = max(longest, _shared(rest, source.text[neighbour : neighbour + len(rest)]))
+            longest = max(longest, _common_prefix_length(rest, source.text[neighbour : neighbour + len(rest)]))
     return longest
 
 
@@ -126,11 +126,11 @@ def reading_ease(text: str) -> float:
     return 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
 
 
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
-def _shared(one: bytes, two: bytes) -> int:
+def _common_prefix_length(one: bytes, two: bytes) -> int:
     """Return the number of bytes that both begin with."""
     length = min(len(one), len(two))
     differing = np.flatnonzero(np.frombuffer(one[:length], np.uint8) != np.frombuffer(two[:length], np.uint8))
