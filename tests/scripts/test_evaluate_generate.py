@@ -289,7 +289,7 @@ def test_evaluate_refuses_data_of_another_tokenizer(folder, call, tmp_path, monk
     STLM.from_config(MODEL, tokenizer).save(tmp_path / "model")
     code, _, err = call("evaluate.py", tmp_path / "model", "--data", folder / "data")
     assert code == 2
-    assert "made by the tokenizer byte (" in err and "expected byte (ffffffffffff)" in err
+    assert "prepared with the tokenizer byte (" in err and "expected byte (ffffffffffff)" in err
 
 
 # generate.py
