@@ -91,4 +91,5 @@ setup(
     package_data={"stlm": ["presets/*.yaml", "py.typed"], "data_pipeline": ["py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["stlm = stlm.commands.program:main"]},
 )

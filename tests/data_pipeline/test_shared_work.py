@@ -38,8 +38,8 @@ needs_mpirun = pytest.mark.skipif(
 PREPROCESS = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT / "scripts")!r})
-import _command, preprocess
+sys.path.insert(0, {str(ROOT)!r})
+from stlm.commands import preprocess, program
 from data_pipeline.preparation import encoding
 from data_pipeline.sources import files
 from data_pipeline.preparation import mpi as ranks
@@ -58,7 +58,7 @@ if __name__ == "__main__":
             ranks._finished = die_at_work
         if os.environ.get("FAULT") == "sees nothing":
             Path.exists = lambda path: False
-    _command.run(preprocess.main)
+    program.run(preprocess.main)
 """
 
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # scripts/preprocess.py with small pieces of work: many files, and so many moments to be killed at.
 PREPROCESS = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "scripts")!r})
-import _command, preprocess
+sys.path.insert(0, {str(ROOT)!r})
+from stlm.commands import preprocess, program
 from data_pipeline.preparation import encoding
 from data_pipeline.sources import files
 from data_pipeline.sources import text_files as textfiles
@@ -33,7 +33,7 @@ files.SLICE = textfiles.SLICE = 20_000
 encoding.SHARD_BYTES = 40_000
 encoding.PIECE_BYTES = 5_000
 if __name__ == "__main__":
-    _command.run(preprocess.main)
+    program.run(preprocess.main)
 """
 
 

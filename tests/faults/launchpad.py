@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2] if (Path(__file__).parents[2] / "stlm").is_dir(
 FAULTS = ROOT / "tests" / "faults"
 # What a rank imports, and what its libraries import only when they are used.
 IMPORTED = (
-    "pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer", "stlm.training.optim.optimizers",
+    "stlm.commands.pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer",
+    "stlm.training.optim.optimizers",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch.utils.tensorboard",
     "deepspeed.runtime.zero.muon.original_muon",  # which compiles something, and so imports torch's compiler: 2 s
 )  # fmt: skip
@@ -113,7 +114,7 @@ def is_running(pid: int) -> bool:
 
 def serve() -> None:
     """Import everything, then fork a launcher for each line that comes."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(FAULTS)]
+    sys.path[:0] = [str(ROOT), str(FAULTS)]
     for name in IMPORTED:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # launchers vanish by themselves
@@ -169,8 +170,9 @@ def train(rank: int, job: dict[str, Any]) -> None:
     if job["ranks"] > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     import injections
-    import pretrain
-    from _command import run
+
+    from stlm.commands import pretrain
+    from stlm.commands.program import leave, run
 
     sys.argv = [str(ROOT / "scripts/pretrain.py"), *job["arguments"]]
     sys.modules["__main__"].__file__ = sys.argv[0]
@@ -179,12 +181,12 @@ def train(rank: int, job: dict[str, Any]) -> None:
     try:
         run(pretrain.main)
     except SystemExit as ending:
-        pretrain.leave(ending.code)
+        leave(ending.code)
     except BaseException:
         import traceback
 
         traceback.print_exc()
-        pretrain.leave(1)
+        leave(1)
 
 
 if __name__ == "__main__":

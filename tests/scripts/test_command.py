@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
+from stlm.commands.program import COMMANDS, run
 from stlm.errors import ConfigError, Stopped
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from _command import run
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -36,7 +29,7 @@ def run(monkeypatch):
         (BrokenPipeError(), 0, ""),
     ],
 )
-def test_outcome(run, capsys, outcome, code, message):
+def test_outcome(capsys, outcome, code, message):
     def main():
         if isinstance(outcome, BaseException):
             raise outcome
@@ -48,7 +41,7 @@ def test_outcome(run, capsys, outcome, code, message):
     assert capsys.readouterr().err == message
 
 
-def test_a_fault_keeps_its_traceback(run):
+def test_a_fault_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
     with pytest.raises(FileNotFoundError):
@@ -76,3 +69,43 @@ def test_where_nothing_can_be_printed(redirection, outcome, code, message):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     result = subprocess.run(command, cwd=ROOT / "scripts", env=environment, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (code, message)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_program_lists_its_commands(arguments):
+    printed = stlm(*arguments).stdout.splitlines()
+    listed = {line.split()[0] for line in printed if line.startswith("  ")}
+    modules = {path.stem for path in (ROOT / "stlm" / "commands").glob("[!_]*.py")} - {"program"}
+    scripts = {path.stem for path in (ROOT / "scripts").glob("[!_]*.py")}
+    assert listed == set(COMMANDS) == modules == scripts
+
+
+def test_the_program_starts_a_command(tmp_path):
+    """With its own name in the usage, and with the option that DeepSpeed's launcher puts first."""
+    for launcher in ([], ["--local_rank=0"]):
+        result = stlm(*launcher, "pretrain", "--config", "qickstart", expect=2)
+        assert result.stdout == "" and "quickstart" in result.stderr and "Traceback" not in result.stderr
+    assert stlm("supervise", "--help").stdout.startswith("usage: stlm supervise ")
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest():
+    for name, nearest in (("evalute", "evaluate"), ("convert-checkpoint", "convert_checkpoint"), ("x", "")):
+        result = stlm(name, expect=2)
+        assert result.stdout == "" and f"error: stlm: got {name!r}" in result.stderr and f"'{nearest}" in result.stderr
+
+
+def test_help_imports_no_torch():
+    for name in COMMANDS:
+        script = f"""import sys
+sys.modules["torch"] = None
+from stlm.commands.program import start
+sys.argv = ["{name}", "--help"]
+start("{name}")"""
+        result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and result.stdout.startswith("usage:"), result.stderr
+
+
+def stlm(*arguments, expect=0):
+    result = subprocess.run([sys.executable, "-m", "stlm", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == expect, result.stderr
+    return result

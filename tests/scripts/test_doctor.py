@@ -6,19 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from data_pipeline.extras import how_to_install
+from stlm.commands import doctor
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def doctor(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import doctor
-
-    return doctor
 
 
 def test_healthy_machine_and_a_stale_lock(tmp_path):
@@ -43,7 +34,7 @@ def test_healthy_machine_and_a_stale_lock(tmp_path):
     assert not list(tmp_path.glob("runs*")) and not list(tmp_path.glob("data*"))
 
 
-def test_a_young_lock_is_a_build_at_work(doctor, tmp_path):
+def test_a_young_lock_is_a_build_at_work(tmp_path):
     (tmp_path / "fused_adam").mkdir()
     (tmp_path / "fused_adam" / "lock").touch()
     (tmp_path / "fused_adam" / "fused_adam.so").touch()
@@ -51,7 +42,7 @@ def test_a_young_lock_is_a_build_at_work(doctor, tmp_path):
     assert finding.status == "ok" and "fused_adam in" in finding.found
 
 
-def test_packages_that_are_missing_or_other_than_tested(doctor, tmp_path, monkeypatch):
+def test_packages_that_are_missing_or_other_than_tested(tmp_path, monkeypatch):
     constraints = tmp_path / "constraints.txt"
     constraints.write_text(
         '# pins\ntorch==2.13.0\nnumpy==2.4.6 ; python_version >= "3.11"\nnumpy==2.2.6\nPyYAML==6.0.3\n'
@@ -74,11 +65,11 @@ def test_packages_that_are_missing_or_other_than_tested(doctor, tmp_path, monkey
     assert findings[3].advice == how_to_install("tqdm")
 
 
-def test_every_package_is_pinned(doctor):
+def test_every_package_is_pinned():
     assert set(doctor.PACKAGES) <= set(doctor.tested_versions(ROOT / "constraints.txt"))
 
 
-def test_a_command_that_fails_is_quoted(doctor, monkeypatch):
+def test_a_command_that_fails_is_quoted(monkeypatch):
     failure = doctor.run_command(
         [sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"]
     )

@@ -23,6 +23,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.sources.conversations import TEMPLATE, prompt_of
 from data_pipeline.tokenizers import build_tokenizer
+from stlm.commands import generate
 from stlm.config import (
     DataConfig,
     ExitsConfig,
@@ -453,7 +454,7 @@ def test_generate_refuses_an_option_without_effect(folder, call, options, beside
 
 def test_every_option_of_generate_is_considered(call):
     """An option that is added later must be given its place in the table of those without effect."""
-    known = runpy.run_path(str(ROOT / "scripts" / "generate.py"))
+    known = vars(generate)
     _, out, _ = call("generate.py", "--help")
     options = {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]+)", out.partition("options:")[2])}
     assert {*known["DEFAULTS"], *known["DRAWING"], *known["DRAFTING"]} | {"help", "chat", "per_line", "precision"} == (

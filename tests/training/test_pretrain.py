@@ -204,8 +204,7 @@ def test_a_profile(pretrain, tmp_path):
 
 
 def test_what_a_run_is_called(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from pretrain import name_of
+    from stlm.commands.pretrain import name_of
 
     (tmp_path / "lr-0.5").mkdir()
     monkeypatch.chdir(tmp_path / "lr-0.5")

@@ -102,10 +102,10 @@ def test_a_run_that_is_killed_after_pending_work_records_it_once(make_trainer, t
 
 ASKED_IN_A_TASK = """
 import os, signal, sys
-sys.path.insert(0, {scripts!r})
-import pretrain
+sys.path.insert(0, {root!r})
 from stlm.evals import likelihood
-from _command import run
+from stlm.commands import pretrain
+from stlm.commands.program import leave, run
 
 score = likelihood._score
 def asked(model, batch):
@@ -118,7 +118,7 @@ if os.environ["RANK"] == "1":
 try:
     run(pretrain.main)
 except SystemExit as ending:
-    pretrain.leave(ending.code)
+    leave(ending.code)
 """
 
 
@@ -130,7 +130,7 @@ def test_a_rank_that_is_asked_in_a_task_takes_the_other_along(pretrain, data_dir
              "training.max_steps=5")  # fmt: skip
     pretrain(tmp_path / "whole", *evals, ranks=2, stage=stage)
     script = tmp_path / "asked.py"
-    script.write_text(ASKED_IN_A_TASK.format(scripts=str(ROOT / "scripts")))
+    script.write_text(ASKED_IN_A_TASK.format(root=str(ROOT)))
     command = [
         sys.executable, str(script), "--ds_config", str(ROOT / f"ds_configs/zero{stage}.json"), "--config",
         str(config_file), "--data", str(data_dir), "--run", str(tmp_path / "run"), *evals,
