@@ -89,7 +89,7 @@ def test_the_program_starts_a_command(tmp_path):
 
 
 def test_a_misspelt_command_is_answered_with_the_nearest():
-    for name, nearest in (("evalute", "evaluate"), ("convert-checkpoint", "convert_checkpoint"), ("x", "")):
+    for name, nearest in (("evaluat", "evaluate"), ("convert-checkpoint", "convert_checkpoint"), ("x", "")):
         result = stlm(name, expect=2)
         assert result.stdout == "" and f"error: stlm: got {name!r}" in result.stderr and f"'{nearest}" in result.stderr
 
