@@ -28,6 +28,11 @@ def test_every_part_has_a_page_and_every_page_a_part(folder, pages):
     assert sorted(set(re.findall(r"\(([\w-]+\.md)\)", index))) == sorted(pages)
 
 
+def test_the_list_of_components_is_current():
+    text = refresh.INDEX.read_text(encoding="utf-8")
+    assert text == refresh.index(text), "python docs/components/refresh.py writes it anew"
+
+
 @pytest.mark.parametrize("page", [*PAGES.values(), *OBJECTIVES.values()], ids=lambda page: page.path.stem)
 def test_a_page_says_what_one_wants_to_know(page):
     text = page.path.read_text(encoding="utf-8")

@@ -4,9 +4,9 @@
     python docs/components/refresh.py core-exits         # one of them, and docs/settings.md
     python docs/components/refresh.py --check            # ends with 1 if a page is not up to date
 
-A page holds its prose, and two marked places that this script owns: the table of settings, from the config dataclass,
-and the table of costs, measured on one and the same small model with the component in it. Pages of objectives have the
-first alone. docs/settings.md is written whole, by settings.py.
+A page holds prose, and two marked places that this script fills: the table of settings, from the config dataclass, and
+the table of costs, measured on one small model with the component in it. Pages of objectives have the first alone. The
+tables of README.md list the pages, each with its first sentence. docs/settings.md is written whole, by settings.py.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+INDEX = FOLDER / "README.md"
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
-from stlm.config.model.attention import AttentionConfig
-from stlm.config.model.core import CoreConfig, ResidualConfig
-from stlm.config.model.embedders import EmbedderConfig
+from stlm.config.model.core.attention import AttentionConfig
+from stlm.config.model.core.base import CoreConfig
+from stlm.config.model.core.blocks import LoopsConfig, ResidualConfig
+from stlm.config.model.core.feed_forward import FeedForwardConfig
+from stlm.config.model.core.normalization import NormConfig
+from stlm.config.model.core.positions import PositionsConfig
+from stlm.config.model.core.sharing import SharingConfig
+from stlm.config.model.embedders.base import EmbedderConfig
+from stlm.config.model.embedders.ngrams import ByteNgramsConfig
+from stlm.config.model.embedders.patching.rules import PatchingConfig
 from stlm.config.model.exits import ExitsConfig
-from stlm.config.model.feed_forward import FeedForwardConfig
-from stlm.config.model.heads import HeadConfig
-from stlm.config.model.loops import LoopsConfig
-from stlm.config.model.ngrams import ByteNgramsConfig
-from stlm.config.model.normalization import NormConfig
-from stlm.config.model.patching import PatchingConfig
-from stlm.config.model.positions import PositionsConfig
-from stlm.config.model.sharing import SharingConfig
+from stlm.config.model.heads.base import HeadConfig
 from stlm.config.objectives import ObjectiveConfig
 from stlm.config.yaml.fields import Component
 from stlm.model import Account, account
@@ -181,6 +182,26 @@ def refreshed(page: Page | ObjectivePage, text: str) -> str:
     return text
 
 
+def index(text: str) -> str:
+    """Return the text of README.md with the table of each family as the pages are now."""
+    for key in FAMILIES:
+        lines = [f"| `model.{key}.kind` | |", "|---|---|"]
+        for page in pages():
+            if page.key == key and page.kind:
+                lines.append(f"| [{page.kind}]({page.path.name}) | {summary(page)} |")
+            elif not page.kind and page.key.rpartition(".")[0] == key:
+                lines.append(f"| [{page.key.rpartition('.')[2]}]({page.path.name}), a section | {summary(page)} |")
+        table = "\n".join([*lines, ""])
+        text = re.sub(MARK.format(f"index {key}"), lambda m, table=table: m[1] + table + m[2], text, flags=re.S)
+    return text
+
+
+def summary(page: Page) -> str:
+    """Return the first sentence of a page, without the setting with which it begins."""
+    first = page.path.read_text(encoding="utf-8").split("\n\n")[1].replace("\n", " ")
+    return re.sub(r"^`[^`]*` ", "", first).partition(". ")[0].removesuffix(".")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="PAGE", help="names of pages, such as core-exits (default: all)")
@@ -191,6 +212,7 @@ def main() -> int:
         parser.error(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
     chosen = [known[name] for name in options.names or known]
     fresh = {page.path: refreshed(page, page.path.read_text(encoding="utf-8")) for page in chosen}
+    fresh[INDEX] = index(INDEX.read_text(encoding="utf-8"))
     fresh[PAGE] = settings_page()
     stale = [path for path, text in fresh.items() if path.read_text(encoding="utf-8") != text]
     for path in () if options.check else stale:

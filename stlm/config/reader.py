@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from stlm.config.model.embedders import EmbedderConfig
+from stlm.config.model.embedders.base import EmbedderConfig
 from stlm.config.schema import RunConfig
 from stlm.config.yaml.build import build, nearest, raise_problems, spell_out, to_dict
 from stlm.config.yaml.fields import FreeSection

@@ -3,60 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from data_pipeline.config import DataConfig
 from data_pipeline.plurals import number_of
 from stlm.config.evals import EvalsConfig
 from stlm.config.limits import LimitsConfig
-from stlm.config.model.core import CoreConfig, TransformerCoreConfig
-from stlm.config.model.embedders import ByteEmbedderConfig, EmbedderConfig
-from stlm.config.model.heads import HeadConfig, LinearHeadConfig
-from stlm.config.model.lora import LoRAConfig
+from stlm.config.model.network import ModelConfig
 from stlm.config.objectives import NextTokenConfig, ObjectiveConfig
 from stlm.config.recovery import RecoveryConfig
 from stlm.config.yaml.fields import ON_REQUEST, Conflict, setting
 
 PARTS = ("embedder", "core", "head")  # of a model
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Architecture of a model. The vocabulary is determined by the tokenizer, not by this config."""
-
-    context_length: int = setting(512, "ids of a training window and of the longest attention", minimum=1)
-    width: int = setting(256, "width of the core", minimum=2)
-    base_width: int | None = setting(
-        None,
-        "width at which training.learning_rate was found: matrices, logits and scores are scaled so that it holds at "
-        "this width (muP); null: as it is",
-        minimum=2,
-    )
-    embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
-    core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
-    head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
-    lora: LoRAConfig = field(default=LoRAConfig(), metadata={"help": "corrections that learn instead of the weights"})
-
-    def check(self) -> Iterator[Conflict]:
-        """Yield the conflicts between the parts, with keys relative to this section."""
-        for part in (self.embedder, self.core, self.head):
-            yield from part.check(self)
-        yield from self.lora.check(self)
-        if self.base_width is None:
-            return
-        for conflict in self.at_base_width().check():
-            yield Conflict("base_width", f"got {self.base_width}, at which model.{conflict.key}: {conflict.message}")
-        if getattr(self.embedder, "rank", None) is not None or not getattr(self.embedder, "scaled", True):
-            yield Conflict(
-                "base_width",
-                f"got {self.base_width}, which holds for a whole table read times the root of its width; expected "
-                "null, or model.embedder={kind: token}",
-                ("embedder.rank", "embedder.scaled"),
-            )
-
-    def at_base_width(self) -> ModelConfig:
-        """Return the config at its base width, or an equal config where no base width is set."""
-        return replace(self, width=self.base_width or self.width, base_width=None)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stlm.model.decoding.packed_weights import PRECISIONS, pack, unpack
 from stlm.model.embedders.byte_patch import BytePatchEmbedder, BytePatchHead
 from stlm.model.embedders.patching.entropy import EntropyPatching
 from stlm.model.embedders.patching.rules import Patches
-from stlm.model.embedders.published import PaperEmbedder, PaperHead
+from stlm.model.embedders.published import PublishedEmbedder, PublishedHead
 from stlm.model.embedders.token import EMBEDDERS, Embedder
 from stlm.model.heads.linear import HEADS, Head, tie
 from stlm.model.initialization import initialize
@@ -37,8 +37,8 @@ __all__ = [
     "MoE",
     "Network",
     "Output",
-    "PaperEmbedder",
-    "PaperHead",
+    "PublishedEmbedder",
+    "PublishedHead",
     "Patches",
     "Vocabulary",
     "account",

@@ -3,7 +3,7 @@
 import pytest
 
 from stlm.config import LoopsConfig, SharingConfig, changed_keys, dump_run_config, load_run_config
-from stlm.config.model.sharing import groups_of
+from stlm.config.model.core.sharing import groups_of
 from stlm.config.yaml.fields import FreeSection
 from stlm.errors import ConfigError
 

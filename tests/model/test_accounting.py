@@ -18,7 +18,7 @@ from stlm.config import (
     SwiGLUConfig,
     TransformerCoreConfig,
 )
-from stlm.config.model.sharing import SharingConfig
+from stlm.config.model.core.sharing import SharingConfig
 from stlm.config.yaml.fields import FreeSection
 from stlm.model import account, optimizer_bytes
 from stlm.stlm import STLM

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stlm.config import GELUConfig, LayerNormConfig, MoEConfig, ReLUSquaredConfig, RMSNormConfig
-from stlm.config.model.feed_forward import gated_width
+from stlm.config.model.core.feed_forward import gated_width
 from stlm.model.context import Context
 from stlm.model.core.feed_forward import GELU, ReLUSquared
 from stlm.model.core.moe import MoE, group_size

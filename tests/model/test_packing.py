@@ -8,8 +8,9 @@ from torch import nn
 
 from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
+from stlm.config.model.core.normalization import RMSNormConfig
 from stlm.errors import ConfigError
-from stlm.model.core.normalization import RMSNorm, RMSNormConfig
+from stlm.model.core.normalization import RMSNorm
 from stlm.model.decoding.packed_weights import BLOCK, FEW, IntegerProduct, Product, RoundedProduct, normalize
 from stlm.stlm import STLM
 

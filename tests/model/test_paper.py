@@ -10,12 +10,12 @@ from stlm.config import (
     GroupedQueryConfig,
     LinearHeadConfig,
     ModelConfig,
-    PaperEmbedderConfig,
-    PaperHeadConfig,
+    PublishedEmbedderConfig,
+    PublishedHeadConfig,
     TransformerCoreConfig,
 )
 from stlm.errors import ConfigError
-from stlm.model import Context, PaperEmbedder, PaperHead, Vocabulary, count_parameters, initialize
+from stlm.model import Context, PublishedEmbedder, PublishedHead, Vocabulary, count_parameters, initialize
 from stlm.model.embedders.published import PAD, symbols_of
 from stlm.stlm import STLM, vocabulary_of
 
@@ -32,9 +32,9 @@ def make(tokenizer, reconstruction_weight=0.0, slots=16, **head):
     config = ModelConfig(
         context_length=CONTEXT,
         width=32,
-        embedder=PaperEmbedderConfig(slots, 16, 1, 2, reconstruction_weight),
+        embedder=PublishedEmbedderConfig(slots, 16, 1, 2, reconstruction_weight),
         core=TransformerCoreConfig(num_layers=1, attention=GroupedQueryConfig(num_heads=2)),
-        head=PaperHeadConfig(num_layers=1, num_heads=2, **head),
+        head=PublishedHeadConfig(num_layers=1, num_heads=2, **head),
     )
     return STLM.from_config(config, tokenizer, seed=3).eval()
 
@@ -134,7 +134,7 @@ def test_the_reconstruction_asks_for_the_ids_just_read_row_by_row(tokenizer):
         assert {p.grad is not None and bool(p.grad.any()) for p in part.parameters()} == {reached}
     assert make(tokenizer).train()(ids).auxiliary == {}
     (conflict,) = ModelConfig(
-        embedder=PaperEmbedderConfig(reconstruction_weight=1.0), head=LinearHeadConfig(tied=False)
+        embedder=PublishedEmbedderConfig(reconstruction_weight=1.0), head=LinearHeadConfig(tied=False)
     ).check()
     assert conflict.key == "embedder.reconstruction_weight"
 
@@ -145,9 +145,9 @@ def test_the_reconstruction_asks_for_the_ids_just_read_row_by_row(tokenizer):
 def test_parameters_beside_those_of_a_table(width, untied, tied):
     """With the published depths, 4 and 7 layers, and 12 slots: of what a GPT-2 vocabulary needs as a table."""
     vocabulary = Vocabulary((b"", *(bytes([id // 65536, id // 256 % 256, id % 256]) for id in range(50_256))))
-    model = ModelConfig(width=width, embedder=PaperEmbedderConfig(slots=12, num_layers=4))
-    embedder = PaperEmbedder(model.embedder, model, vocabulary)
-    head = PaperHead(PaperHeadConfig(num_layers=7), model, vocabulary)
+    model = ModelConfig(width=width, embedder=PublishedEmbedderConfig(slots=12, num_layers=4))
+    embedder = PublishedEmbedder(model.embedder, model, vocabulary)
+    head = PublishedHead(PublishedHeadConfig(num_layers=7), model, vocabulary)
     initialize(torch.nn.ModuleDict({"embedder": embedder, "head": head}), seed=1)
     ours = count_parameters(embedder) + count_parameters(head)
     assert ours / (2 * 50_257 * width) == pytest.approx(untied, abs=0.0001)

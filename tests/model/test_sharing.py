@@ -24,7 +24,7 @@ from stlm.config import (
     SharingConfig,
     TransformerCoreConfig,
 )
-from stlm.config.model.sharing import is_norm
+from stlm.config.model.core.sharing import is_norm
 from stlm.config.yaml.fields import FreeSection
 from stlm.errors import CheckpointError, ConfigError
 from stlm.model import Context

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipeline.extras import how_to_install
 from data_pipeline.tokenizers import SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
-from stlm.config import PaperEmbedderConfig, to_dict
+from stlm.config import PublishedEmbedderConfig, to_dict
 from stlm.errors import ConversionError
 from stlm.export.chat import end_of_turn, exported_template
 from stlm.export.comparison import Logits, sample_text
@@ -103,7 +103,7 @@ def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
     tokenizer = model.tokenizer
-    reads_bytes = isinstance(model.config.embedder, PaperEmbedderConfig)
+    reads_bytes = isinstance(model.config.embedder, PublishedEmbedderConfig)
     config = StlmConfig(
         to_dict(model.config),
         tokenizer.vocab_size,

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from stlm.config import ModelConfig, from_dict
-from stlm.model import Context, DecodingState, Network, PaperHead, Vocabulary, initialize
+from stlm.model import Context, DecodingState, Network, PublishedHead, Vocabulary, initialize
 from stlm.model.core.recomputation import Layers
 
 BYTES = range(0x100)
@@ -499,7 +499,7 @@ class Backbone:
         **others: Any,
     ) -> BaseModelOutputWithPast:
         model = self.model
-        if isinstance(model.network.head, PaperHead):
+        if isinstance(model.network.head, PublishedHead):
             raise ValueError("StlmForCausalLM: the head of this model spells ids; no matrix has a row for each")
         if use_cache:
             raise ValueError("use_cache: the model without its head keeps no cache; give use_cache=False")

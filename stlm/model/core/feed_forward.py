@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm.config import GELUConfig, ReLUSquaredConfig, SwiGLUConfig
-from stlm.config.model.feed_forward import PlainFeedForwardConfig
+from stlm.config.model.core.feed_forward import PlainFeedForwardConfig
 from stlm.model.context import Context
 from stlm.model.core.experts import ExpertLinear
 from stlm.model.registry import Registry

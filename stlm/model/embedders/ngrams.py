@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stlm.config.model.ngrams import NgramsConfig
+from stlm.config.model.embedders.ngrams import NgramsConfig
 from stlm.model.context import Context
 
 PRIME = 2**31 - 1  # of the hash; ids below 2^32 times a power below it stay exact in int64

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.plurals import number_of
-from stlm.config import ModelConfig, PaperEmbedderConfig, PaperHeadConfig, RMSNormConfig, SwiGLUConfig
+from stlm.config import ModelConfig, PublishedEmbedderConfig, PublishedHeadConfig, RMSNormConfig, SwiGLUConfig
 from stlm.errors import ConfigError
 from stlm.model.context import Context
 from stlm.model.core.attention import attend
@@ -125,7 +125,7 @@ class SlotStack(Layers):
 
 
 @EMBEDDERS.register("paper")
-class PaperEmbedder(Embedder):
+class PublishedEmbedder(Embedder):
     """Embedder that reads each id by its bytes alone: [B, T] → [B, T, D].
 
     Empty slots are neither seen by the others nor part of the mean. The `Patches` hold one patch for each id: its
@@ -134,7 +134,7 @@ class PaperEmbedder(Embedder):
 
     symbols_VS: Tensor
 
-    def __init__(self, config: PaperEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: PublishedEmbedderConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         symbols_VS = symbols_of(vocabulary, config.slots)
         device = torch.get_default_device()
@@ -158,7 +158,7 @@ class PaperEmbedder(Embedder):
 
 
 @HEADS.register("paper")
-class PaperHead(Head):
+class PublishedHead(Head):
     """Head that predicts the spelling of the next id: [B, T, D] → [B, T, V].
 
     A vector becomes S slots, a bidirectional transformer runs over them, and each slot has logits z[s, a] of its
@@ -175,9 +175,9 @@ class PaperHead(Head):
     rows_R: Tensor
     offsets_V: Tensor
 
-    def __init__(self, config: PaperHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: PublishedHeadConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        if not isinstance(model.embedder, PaperEmbedderConfig):
+        if not isinstance(model.embedder, PublishedEmbedderConfig):
             raise ConfigError(f"model.head.kind: got 'paper' with a {model.embedder.kind} embedder, expected 'linear'")
         width, slots = model.embedder.width, model.embedder.slots
         self.reconstruction_weight = model.embedder.reconstruction_weight

@@ -1,33 +1,20 @@
-"""Configs of cores (vectors to vectors), chosen by `kind`. Each has a module of the same kind in stlm.model."""
+"""Config of the transformer core."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from stlm.config.model.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.model.core.attention import AttentionConfig, GroupedQueryConfig
+from stlm.config.model.core.base import CoreConfig
+from stlm.config.model.core.blocks import LoopsConfig, ResidualConfig
+from stlm.config.model.core.feed_forward import FeedForwardConfig, SwiGLUConfig
+from stlm.config.model.core.normalization import NormConfig, RMSNormConfig
+from stlm.config.model.core.positions import PositionsConfig, RoPEConfig
+from stlm.config.model.core.sharing import SharingConfig
 from stlm.config.model.exits import ExitsConfig
-from stlm.config.model.feed_forward import FeedForwardConfig, SwiGLUConfig
-from stlm.config.model.loops import LoopsConfig
-from stlm.config.model.normalization import NormConfig, RMSNormConfig
-from stlm.config.model.positions import PositionsConfig, RoPEConfig
 from stlm.config.model.shape import ModelShape
-from stlm.config.model.sharing import SharingConfig
-from stlm.config.yaml.fields import Component, Conflict, register, setting
-
-
-@dataclass(frozen=True)
-class CoreConfig(Component):
-    """Family of cores."""
-
-
-@dataclass(frozen=True)
-class ResidualConfig:
-    """Addition of branch outputs (attention and feed-forward) to the residual stream."""
-
-    parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
-    scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)
-    learned_scale: bool = setting(False, "that factor is learned, for each number of the vector, and begins at scale")
+from stlm.config.yaml.fields import Conflict, register, setting
 
 
 @register("transformer")

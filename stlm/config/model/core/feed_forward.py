@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stlm.config.model.shape import ModelShape
-from stlm.config.yaml.fields import Component, Conflict, register, setting
+from stlm.config.yaml.fields import Component, register, setting
 
 
 def gated_width(width: int, share: int = 1) -> int:
@@ -68,40 +66,3 @@ class GELUConfig(PlainFeedForwardConfig):
 @dataclass(frozen=True)
 class ReLUSquaredConfig(PlainFeedForwardConfig):
     """Input matrix, squared relu, output matrix."""
-
-
-@register("moe")
-@dataclass(frozen=True)
-class MoEConfig(FeedForwardConfig):
-    """Mixture of experts: each position passes through a few SwiGLUs, chosen by a router."""
-
-    num_experts: int = setting(8, "experts of a layer", minimum=2)
-    experts_per_token: int = setting(2, "experts that each position goes through", minimum=1)
-    hidden_width: int | None = setting(
-        None,
-        "width inside an expert; null: 8/3 of the width / experts_per_token, rounded up to a multiple of 32",
-        minimum=1,
-    )
-    shared_hidden_width: int | None = setting(
-        None, "width inside one more SwiGLU that all positions go through; null: there is none", minimum=1
-    )
-    balance_weight: float = setting(
-        0.01, "weight of the loss that is 1 where the experts of a row are used alike, and more where not", minimum=0.0
-    )
-
-    def hidden_width_of(self, width: int) -> int:
-        """Return the hidden width of an expert, for vectors of `width`."""
-        return self.hidden_width or gated_width(width, self.experts_per_token)
-
-    def modules(self) -> tuple[str, ...]:
-        shared = ("shared.gate", "shared.up", "shared.down") if self.shared_hidden_width else ()
-        return ("router", "gate", "up", "down", *shared)
-
-    def check(self, model: ModelShape) -> Iterator[Conflict]:
-        if self.experts_per_token > self.num_experts:
-            yield Conflict(
-                "core.feed_forward.experts_per_token",
-                f"got {self.experts_per_token}, expected at most model.core.feed_forward.num_experts = "
-                f"{self.num_experts}; {min(2, self.num_experts)} would work",
-                ("core.feed_forward.num_experts",),
-            )

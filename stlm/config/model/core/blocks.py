@@ -1,4 +1,4 @@
-"""Config of depth recurrence: layers of a core that are run several times."""
+"""Configs of blocks: addition of their branches, and layers that are run several times."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 from data_pipeline.plurals import number_of
 from stlm.config.yaml.fields import Conflict, setting
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """Addition of branch outputs (attention and feed-forward) to the residual stream."""
+
+    parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
+    scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)
+    learned_scale: bool = setting(False, "that factor is learned, for each number of the vector, and begins at scale")
 
 
 @dataclass(frozen=True)

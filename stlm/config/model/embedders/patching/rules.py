@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from stlm.config.model.core import CoreConfig, TransformerCoreConfig
 from stlm.config.model.shape import ModelShape
 from stlm.config.yaml.fields import Component, Conflict, register, setting
 
@@ -86,42 +83,3 @@ def one_patch(key: str, length: float, context_length: int) -> Conflict:
 @dataclass(frozen=True)
 class SpacePatchingConfig(VariablePatchingConfig):
     """A patch begins after each run of spaces and punctuation, so that it is roughly a word (SpaceByte)."""
-
-
-@register("learned")
-@dataclass(frozen=True)
-class LearnedPatchingConfig(VariablePatchingConfig):
-    """A patch begins where a learned router decides (H-Net's dynamic chunking)."""
-
-    ratio_weight: float = setting(
-        0.03, "weight of the term that leads to patches of patch_length bytes on average", minimum=0.0
-    )
-
-
-Shape = TypeVar("Shape", bound=ModelShape)
-
-
-@register("entropy")
-@dataclass(frozen=True)
-class EntropyPatchingConfig(VariablePatchingConfig):
-    """A patch begins where a small byte model's entropy of the next byte is high (BLT).
-
-    The threshold is set when the run begins, so that patches of its text have the mean length `patch_length`.
-    """
-
-    entropy_model: str | None = setting(
-        None, "run or model directory of the byte model; read when the run begins, and saved with its model"
-    )
-    width: int = setting(64, "width of the byte model", minimum=2)
-    core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
-
-    def byte_model(self, model: Shape) -> Shape:
-        """Return the whole config of the byte model, with ModelConfig's default embedder and head."""
-        kind: Any = type(model)  # a protocol has no arguments of its own
-        return kind(context_length=model.context_length, width=self.width, core=self.core)
-
-    def check(self, model: ModelShape) -> Iterator[Conflict]:
-        yield from super().check(model)
-        for conflict in self.byte_model(model).check():
-            message = re.sub(r"\bmodel\.(width|core)\b", r"model.embedder.patching.\1", conflict.message)
-            yield conflict._replace(message=message).under("embedder.patching")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stlm.config.model.fitting import divisors, heads_fit, nearest
-from stlm.config.model.shape import ModelShape
+from stlm.config.model.shape import ModelShape, divisors, heads_fit, nearest
 from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 

@@ -1,0 +1,1 @@
+"""Configs of embedders: ids to vectors."""

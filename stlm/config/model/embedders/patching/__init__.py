@@ -1,0 +1,1 @@
+"""Configs of patching rules, which decide where byte patches begin."""

@@ -1,0 +1,1 @@
+"""Configs of heads: vectors to logits."""
