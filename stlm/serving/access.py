@@ -10,16 +10,15 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stlm.errors import StlmError
-from stlm.serving.protocol import Refused
+from stlm.serving.protocol import RequestError
 
 OPEN_ROUTES = frozenset({"/health"})  # routes without a key
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
-_DRAINED_BYTES, _DRAINED_S = 64 << 20, 5.0
+_MAX_DRAINED_BYTES, _DRAIN_TIMEOUT_S = 64 << 20, 5.0
 
 
 @dataclass(frozen=True)
@@ -30,29 +29,29 @@ class Access:
     origins: tuple[str, ...] = ()  # origins of pages with access, as browsers write them; "*" is all
     api_key: str | None = None
 
-    def refusal(self, path: str, headers: Headers) -> Refused | None:
+    def refusal(self, path: str, headers: Headers) -> RequestError | None:
         """Return the error for a request that the rules refuse; None if it is allowed."""
         host, origin = headers.get("host"), headers.get("origin")
-        if self.loopback and host is not None and not self._is_here(host):
-            return Refused(
-                f"Host: got {host[:100]!r}, expected localhost or an address of this machine; a server that listens on "
-                "it alone answers to no other name: --allow-origin http://NAME adds one",
+        if self.loopback and host is not None and not self._names_this_machine(host):
+            return RequestError(
+                f"Host: got {host[:100]!r}, expected localhost or a loopback address, as the server listens on "
+                "loopback only; --allow-origin http://NAME allows another name",
                 status=403, code="host_not_allowed",
             )  # fmt: skip
-        if origin is not None and not self._may(origin, host):
-            return Refused(
-                f"Origin: pages of {origin[:100]!r} may not use this server; --allow-origin {origin[:100]} lets them",
+        if origin is not None and not self._allows_origin(origin, host):
+            return RequestError(
+                f"Origin: pages of {origin[:100]!r} may not use this server; --allow-origin {origin[:100]} allows them",
                 status=403, code="origin_not_allowed",
             )  # fmt: skip
         if self.api_key is not None and path not in OPEN_ROUTES:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode("latin-1", "replace")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given, self.api_key.encode()):
-                told = "the API key is wrong" if key else "the API key is missing"
-                return Refused(f"{told}; send the header Authorization: Bearer KEY", status=401, code="invalid_api_key")
+                problem = "the API key is wrong" if key else "the API key is missing"
+                return RequestError(f"{problem}; send Authorization: Bearer KEY", status=401, code="invalid_api_key")
         return None
 
-    def _is_here(self, host: str) -> bool:
+    def _names_this_machine(self, host: str) -> bool:
         """Return True if a Host header names this machine, or the site of an allowed page."""
         match = _AUTHORITY.fullmatch(host)
         if match is None:
@@ -67,7 +66,7 @@ class Access:
         except ValueError:
             return False
 
-    def _may(self, origin: str, host: str | None) -> bool:
+    def _allows_origin(self, origin: str, host: str | None) -> bool:
         """Return True if pages of this origin have access: the server's own origin, or an allowed one."""
         own = host is not None and origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
         return own or "*" in self.origins or origin.lower() in self.origins
@@ -85,7 +84,7 @@ def checked_origins(origins: list[str]) -> tuple[str, ...]:
             parts = urlsplit("")
         if not parts.scheme or not parts.netloc or origin.lower() != f"{parts.scheme}://{parts.netloc}".lower():
             works = f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "http://localhost:3000"
-            raise StlmError(f"--allow-origin: got {origin!r}, expected scheme://host:port without a path, as {works}")
+            raise StlmError(f"--allow-origin: got {origin!r}, expected scheme://host:port without a path: {works}")
     return tuple(origin.lower() for origin in origins)
 
 
@@ -96,9 +95,8 @@ class CheckAccess:
         self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refused := self.access.refusal(scope["path"], Headers(scope=scope))):
-            headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
-            await JSONResponse(refused.body, refused.status, headers=headers)(scope, receive, send)
+        if scope["type"] == "http" and (error := self.access.refusal(scope["path"], Headers(scope=scope))):
+            await error.response()(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -119,7 +117,7 @@ class DrainBodies:
             return
         untouched, unread = True, True
 
-        async def noted() -> Message:
+        async def tracked_receive() -> Message:
             nonlocal untouched, unread
             message = await receive()
             untouched, unread = False, message.get("more_body", False)
@@ -127,14 +125,14 @@ class DrainBodies:
 
         async def drain() -> None:
             size = 0
-            while unread and size < _DRAINED_BYTES:
-                size += len((await noted()).get("body", b""))
+            while unread and size < _MAX_DRAINED_BYTES:
+                size += len((await tracked_receive()).get("body", b""))
 
-        async def drained(message: Message) -> None:
+        async def draining_send(message: Message) -> None:
             expects = untouched and "expect" in Headers(scope=scope)
             if message["type"] == "http.response.start" and unread and not expects and message["status"] != 408:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(drain(), _DRAINED_S)
+                    await asyncio.wait_for(drain(), _DRAIN_TIMEOUT_S)
             await send(message)
 
-        await self.app(scope, noted, drained)
+        await self.app(scope, tracked_receive, draining_send)

@@ -29,7 +29,7 @@ class ChatTemplate:
             self._template = ImmutableSandboxedEnvironment().from_string(PLAIN if source is None else source)
         except TemplateError as error:
             raise CheckpointError(
-                f"tokenizer/chat_template.jinja: not a template ({error}); mend or remove it"
+                f"tokenizer/chat_template.jinja: not a template ({error}); fix or remove it"
             ) from None
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:

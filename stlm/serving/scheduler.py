@@ -49,16 +49,16 @@ class Prompt:
 
 
 class Job:
-    """One text to be generated; the scheduler's thread calls `tell` with its pieces."""
+    """One text to be generated; the scheduler's thread calls `send` with its pieces."""
 
     def __init__(
-        self, prompt: Prompt, row: DecodingRow, stream: TextStream, tokens: Tokens, tell: Callable[[Piece], None]
+        self, prompt: Prompt, row: DecodingRow, stream: TextStream, tokens: Tokens, send: Callable[[Piece], None]
     ) -> None:
         self.prompt = prompt
         self.row = row
         self.stream = stream
         self.tokens = tokens
-        self.tell = tell
+        self.send = send
         self.cancelled = False
 
 
@@ -85,12 +85,12 @@ class Scheduler:
         sampling: Sampling,
         max_new_ids: int,
         stop: Sequence[str],
-        tell: Callable[[Piece], None],
+        send: Callable[[Piece], None],
         num_top: int | None = None,
     ) -> Job:
         """Create a job without starting it. `num_top` as in `DecodingRow`."""
         row = self.model.row(prompt.ids, sampling, max_new_ids, num_top)
-        return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), tell)
+        return Job(prompt, row, TextStream(self.model.tokenizer, stop), Tokens(self.model.tokenizer), send)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none. Raises Busy or Closed."""
@@ -135,22 +135,22 @@ class Scheduler:
                     unfinished = [*self._running.values(), *self._waiting]
                     self._running, self._waiting = {}, deque()
                     break
-                joining = self._exchange(batch)
+                joining = self._admit(batch)
             for job in joining:
-                self._begin(batch, job)
+                self._start(batch, job)
             for row in batch.step():
                 job = self._running[row]
                 try:
                     if row.error is not None:
                         raise row.error
-                    self._say(batch, job)
+                    self._emit(batch, job)
                 except Exception:  # a bug, or out of memory: the client must not wait forever
-                    logging.getLogger("uvicorn.error").exception("a text cannot be continued")
+                    logging.getLogger("uvicorn.error").exception("failed to continue a text")
                     self._fail(batch, job)
         for job in unfinished:
-            job.tell(Piece("", "closed"))
+            job.send(Piece("", "closed"))
 
-    def _exchange(self, batch: DecodingBatch) -> list[Job]:
+    def _admit(self, batch: DecodingBatch) -> list[Job]:
         """Free the rows of cancelled jobs; return the waiting jobs that take free rows."""
         for job in [job for job in self._running.values() if job.cancelled]:
             batch.remove(job.row)
@@ -163,49 +163,49 @@ class Scheduler:
                 joining.append(job)
         return joining
 
-    def _begin(self, batch: DecodingBatch, job: Job) -> None:
+    def _start(self, batch: DecodingBatch, job: Job) -> None:
         """Score a job's prompt if requested, and add the job to the batch if it has ids to draw."""
         try:
             job.prompt.score(self.model)
         except Exception:
-            logging.getLogger("uvicorn.error").exception("a prompt cannot be scored")
+            logging.getLogger("uvicorn.error").exception("failed to score a prompt")
             self._fail(batch, job)
             return
         if job.row.sampler.remaining:
             batch.add([job.row])
         else:
-            self._end(job, Piece("", "length"))
+            self._finish(job, Piece("", "length"))
 
     def _fail(self, batch: DecodingBatch, job: Job) -> None:
         """End one job with an error; others continue."""
         batch.remove(job.row)
         with self._changed:
             self._running.pop(job.row, None)
-        with suppress(Exception):  # `tell` itself may have failed
-            job.tell(Piece("", "error"))
+        with suppress(Exception):  # `send` itself may have failed
+            job.send(Piece("", "error"))
 
-    def _say(self, batch: DecodingBatch, job: Job) -> None:
+    def _emit(self, batch: DecodingBatch, job: Job) -> None:
         """Pass a job the text drawn for it."""
-        newest, stream = job.row.last_id, job.stream
-        assert newest is not None
-        ended = newest == self.model.tokenizer.end_of_text_id
+        id, stream = job.row.last_id, job.stream
+        assert id is not None
+        ended = id == self.model.tokenizer.end_of_text_id
         if job.row.score is not None:
             job.tokens.add(job.row.score)
-        text = "" if ended else stream.push(newest)
+        text = "" if ended else stream.push(id)
         finish = "stop" if ended or stream.stopped else "length" if job.row.sampler.remaining == 0 else None
         if finish is not None:
             text += stream.close()
             if stream.stopped:  # the held-back text may complete the stop string
                 finish = "stop"
             batch.remove(job.row)
-        piece = Piece(text, finish, job.tokens.told(text, finish is not None))
+        piece = Piece(text, finish, job.tokens.release(text, finish is not None))
         if finish is not None:
-            self._end(job, piece)
+            self._finish(job, piece)
         elif text:
-            job.tell(piece)
+            job.send(piece)
 
-    def _end(self, job: Job, piece: Piece) -> None:
+    def _finish(self, job: Job, piece: Piece) -> None:
         """Send a job's last piece and free its row."""
         with self._changed:
             del self._running[job.row]
-        job.tell(piece)
+        job.send(piece)

@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stlm.errors import StlmError
-from stlm.serving.protocol import Refused, ServerLimits
+from stlm.serving.protocol import RequestError, ServerLimits
 from stlm.serving.scheduler import Scheduler
 
-_LINGER_S = 2  # time for a refused client to read its answer
-_AHEAD = 1 << 16  # bytes that a client may send before it is answered
+_LINGER_S = 2  # seconds for a rejected client to read its answer
+_READ_AHEAD_BYTES = 1 << 16  # bytes that a client may send before it is answered
 GRACE_S = 5  # time for texts to finish when the server is asked to stop
 KEEP_ALIVE_S = 75  # longer than clients keep connections, so that they close first and lose no request
 
@@ -43,9 +43,9 @@ def listen_on(host: str, port: str) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
-            raise StlmError(f"--host: {host} is no address of this machine; try 127.0.0.1") from None
-        told = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise StlmError(f"--port: {port} on {host} {told}; choose another one, or 0 for any free one") from None
+            raise StlmError(f"--host: {host} is not an address of this machine; try 127.0.0.1") from None
+        problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise StlmError(f"--port: {port} on {host} {problem}; choose another one, or 0 for any free one") from None
     return listener
 
 
@@ -63,28 +63,28 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"
 
 
-class Protocol(H11Protocol):
+class HTTPProtocol(H11Protocol):
     """HTTP/1.1 with a time limit on the headers of a request."""
 
     head_timeout_s = ServerLimits.head_timeout_s
     _timer: asyncio.TimerHandle | None = None
-    _begun = False  # whether a request's headers have arrived in part
-    _refused = False  # answered without a complete request; further bytes are ignored
+    _head_started = False  # whether a request's headers have arrived in part
+    _rejected = False  # answered without a complete request; further bytes are ignored
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._rejected:
             return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:  # the headers are complete, or wrong and answered
             self._stop_waiting()
         elif self._timer is None:
             self._wait_for_head()
-        self._begun = self._timer is not None
-        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < _AHEAD:
+        self._head_started = self._timer is not None
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < _READ_AHEAD_BYTES:
             self.flow.resume_reading()  # keep reading, to notice if a client that sends more disconnects
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -93,28 +93,29 @@ class Protocol(H11Protocol):
 
     def shutdown(self) -> None:
         """Shut down: answer a partial request, close an idle connection, and let a running request finish."""
-        if self._begun:
-            self._answer(Refused("the server is stopping", status=503))
+        if self._head_started:
+            self._answer(RequestError("the server is stopping", status=503))
         else:
             super().shutdown()
 
     def _wait_for_head(self) -> None:
-        self._timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
+        self._timer = self.loop.call_later(self.head_timeout_s, self._head_timed_out)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._begun = None, False
+        self._timer, self._head_started = None, False
 
-    def _too_slow(self) -> None:
-        told = f"the headers of the request did not arrive within {self.head_timeout_s:g} s"
-        self._answer(Refused(told, status=408))
+    def _head_timed_out(self) -> None:
+        problem = f"the headers of the request did not arrive within {self.head_timeout_s:g} s"
+        self._answer(RequestError(problem, status=408))
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are not HTTP."""
-        self._answer(Refused(f"{msg} Expected HTTP/1.1 with one Host header and at most 64 KiB of headers", status=400))
+        problem = f"{msg} Expected HTTP/1.1 with one Host header and at most 64 KiB of headers"
+        self._answer(RequestError(problem, status=400))
 
-    def _answer(self, refused: Refused) -> None:
+    def _answer(self, error: RequestError) -> None:
         """Send an error without a complete request, and close after the client had time to read it.
 
         Closing a connection with unread bytes of the client resets it, and the answer is lost.
@@ -123,16 +124,16 @@ class Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:  # its body is not valid HTTP
-            begun = self.cycle.response_started
+            started = self.cycle.response_started
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-            if begun:
+            if started:
                 self.transport.close()
                 return
-        self._refused = True
-        body = json.dumps(refused.body).encode()
+        self._rejected = True
+        body = json.dumps(error.body).encode()
         head = (
-            f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}",
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
             "Connection: close",
@@ -151,7 +152,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, scheduler: Scheduler, ready: Callable[[], None]) -> None:
         """`ready` is called once connections are accepted."""
         config = uvicorn.Config(
-            app, http=Protocol, ws="none", log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S,
+            app, http=HTTPProtocol, ws="none", log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=2 * GRACE_S, server_header=False,
         )  # fmt: skip
         super().__init__(config)

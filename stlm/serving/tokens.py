@@ -24,8 +24,8 @@ class Tokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._read = 0  # characters of all ids
-        self._told = 0  # characters released
+        self._num_read = 0  # characters of all ids
+        self._num_released = 0  # characters released
         self._held: list[Token] = []
 
     def add(self, scored: ScoredId, known: bool = True) -> None:
@@ -33,26 +33,28 @@ class Tokens:
         pending, added = self._decoder.getstate()[0], self._tokenizer.decode_bytes([scored.id])
         text = self._decoder.decode(added)
         broken = pending and text.startswith("\ufffd") and not (pending + added).startswith("\ufffd".encode())
-        self._held.append(Token(scored, self._read + bool(broken), known))  # it does not complete the character before
-        self._read += len(text)
+        offset = self._num_read + bool(broken)  # a broken id does not complete the character before
+        self._held.append(Token(scored, offset, known))
+        self._num_read += len(text)
 
     def all(self) -> list[Token]:
         """Return the ids that are held."""
         return list(self._held)
 
-    def told(self, text: str, finished: bool = False) -> list[Token]:
+    def release(self, text: str, finished: bool = False) -> list[Token]:
         """Release the ids that begin within `text`, the next piece. Symbols without text go with the last piece.
 
         Ids that begin after the end of a finished text belong to a stop string and are dropped.
         """
-        self._told += len(text)
+        self._num_released += len(text)
         if finished:
-            found = [t for t in self._held if t.offset < self._told or not self._tokenizer.bytes_per_id[t.scored.id]]
+            textless = self._tokenizer.bytes_per_id == 0
+            released = [t for t in self._held if t.offset < self._num_released or textless[t.scored.id]]
             self._held = []
         else:
-            found = [token for token in self._held if token.offset < self._told]
-            self._held = self._held[len(found) :]
-        return found
+            released = [token for token in self._held if token.offset < self._num_released]
+            self._held = self._held[len(released) :]
+        return released
 
 
 def spelling(tokenizer: Tokenizer, id: int) -> str:
@@ -75,16 +77,16 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], first: in
     return {
         "tokens": [spelling(tokenizer, token.scored.id) for token in tokens],
         "token_logprobs": [token.scored.log_probability if token.known else None for token in tokens],
-        "top_logprobs": [_likeliest(tokenizer, token.scored) if token.known else None for token in tokens],
+        "top_logprobs": [_top_logprobs(tokenizer, token.scored) if token.known else None for token in tokens],
         "text_offset": [first + token.offset for token in tokens],
     }
 
 
-def _likeliest(tokenizer: Tokenizer, scored: ScoredId) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _top_logprobs(tokenizer: Tokenizer, scored: ScoredId) -> dict[str, float]:
+    top: dict[str, float] = {}
     for id, log_probability in (*scored.top, (scored.id, scored.log_probability)):
-        found.setdefault(spelling(tokenizer, id), log_probability)  # of ids spelled alike, the most probable
-    return found
+        top.setdefault(spelling(tokenizer, id), log_probability)  # of ids spelled alike, the most probable
+    return top
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:

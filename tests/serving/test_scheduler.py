@@ -36,7 +36,7 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
             scheduler.job(Prompt(model.prompt_ids(prompt)), rules[n], 40, (), told[n].put)
             for n, prompt in enumerate(prompts)
         ]
-        poisoned, untouched = jobs[1], jobs[1].tell
+        poisoned, untouched = jobs[1], jobs[1].send
 
         def fail(*given):
             raise RuntimeError("poison")
@@ -51,7 +51,7 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
         elif place == "decoding":
             monkeypatch.setattr(poisoned.stream, "push", fail)
         else:
-            monkeypatch.setattr(poisoned, "tell", fail_later)
+            monkeypatch.setattr(poisoned, "send", fail_later)
         scheduler.submit(jobs)
         for number in (0, 2, 3, 4):
             assert whole(told[number])[0] == expected[number]

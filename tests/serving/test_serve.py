@@ -20,7 +20,7 @@ from data_pipeline.tokenizers import build_tokenizer
 from stlm.config import ModelConfig, from_dict
 from stlm.model.decoding.packed_weights import IntegerProduct
 from stlm.serving import ChatTemplate, Scheduler, ServerLimits
-from stlm.serving.protocol import Refused, parse_body, read_request
+from stlm.serving.protocol import RequestError, parse_body, parse_request
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
@@ -335,9 +335,9 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
         ({"prompt": "a", "seed": "x"}, "seed: got a string"),
         ({"prompt": "a", "logprobs": 21}, "logprobs: got 21, expected 0 to 20"),
         ({"prompt": "a", "logprobs": True}, "logprobs: got a boolean, expected an integer"),
-        ({"prompt": [1, "a"]}, "prompt: got a list whose place 0 holds a number"),
+        ({"prompt": [1, "a"]}, "prompt: got a list whose item 0 is a number"),
         ({"prompt": []}, "prompt: got an empty list, expected a string"),
-        ({"prompt": [[1], [True]]}, "prompt: got a list whose place 1 holds a list"),
+        ({"prompt": [[1], [True]]}, "prompt: got a list whose item 1 is a list"),
         ({"prompt": "a", "logit_bias": {"a": 1}}, "logit_bias: got 'a', expected an id"),
         ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias.1: got 101, expected a number from -100 to 100"),
         ({"prompt": "a", "logit_bias": [1]}, "logit_bias: got a list"),
@@ -346,15 +346,15 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
         ({"prompt": "a", "suffix": "x"}, "suffix: not supported"),
         ({"prompt": "a", "ignore_eos": True}, "ignore_eos: not supported"),
         ({"prompt": "a", "user": 3}, "user: got a number"),
-        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options: only for streams"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options: only valid with stream=true"),
         ({"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}, "include_obfuscation: not"),
         ({"messages": HI, "logprobs": 1}, "logprobs: got a number, expected true or false"),
-        ({"messages": HI, "top_logprobs": 1}, "top_logprobs: only beside logprobs"),
+        ({"messages": HI, "top_logprobs": 1}, "top_logprobs: only valid with logprobs=true"),
         ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format: not supported"),
         ({"messages": HI, "tools": [{"type": "function"}]}, "tools: not supported"),
         ({"messages": HI, "tool_choice": "required"}, "tool_choice: not supported"),
         ({"messages": HI, "echo": True}, "echo: not supported"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0]: calls of tools"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0]: tool calls"),
         ({"prompt": "a", "temprature": 1}, "temprature: unknown; expected any of"),
         ({"messages": "hi"}, "messages: got a string"),
         ({"messages": []}, "messages: got an empty list"),
@@ -364,8 +364,8 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
     ],
 )
 def test_every_field_is_checked(asked, message):
-    with pytest.raises(Refused) as refused:
-        read_request(asked, "messages" in asked, ServerLimits(), ChatTemplate())
+    with pytest.raises(RequestError) as refused:
+        parse_request(asked, "messages" in asked, ServerLimits(), ChatTemplate())
     assert message in str(refused.value) and refused.value.status == 400
     assert refused.value.body["error"]["param"] is not None
 
@@ -383,17 +383,17 @@ def test_fields_that_ask_for_nothing_are_accepted(asked):
     names = [*nothing, "seed", "max_tokens", "audio", "prediction", "web_search_options", "guided_json", "temperature"]
     for more in (nothing, dict.fromkeys(names), {"top_k": 0}):
         both = asked, asked | more
-        plain, found = (read_request(one, "messages" in asked, ServerLimits(), ChatTemplate()) for one in both)
+        plain, found = (parse_request(one, "messages" in asked, ServerLimits(), ChatTemplate()) for one in both)
         assert replace(found, sampling=replace(found.sampling, seed=plain.sampling.seed)) == plain
 
 
 def test_the_template_of_a_tokenizer_is_used():
     template = ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     asked = parse_body(b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}')
-    assert read_request(asked, True, ServerLimits(), template).prompts == ["<a>"]
+    assert parse_request(asked, True, ServerLimits(), template).prompts == ["<a>"]
     hostile = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(Refused, match="template refuses"):
-        read_request(asked, True, ServerLimits(), hostile)
+    with pytest.raises(RequestError, match="rejected by the model"):
+        parse_request(asked, True, ServerLimits(), hostile)
 
 
 def test_a_server_may_read_fewer_bits(model):
