@@ -245,7 +245,7 @@ def test_origins_are_written_as_browsers_do():
         "http://a:99999",
         "http://a:8x",
     ):
-        with pytest.raises(StlmError, match="--allow-origin: got .*, expected scheme://host:port without a path: "):
+        with pytest.raises(StlmError, match=r"--allow-origin: got .*, expected scheme://host:port without a path: "):
             checked_origins([origin])
 
 

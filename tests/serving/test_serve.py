@@ -342,7 +342,7 @@ def test_a_bad_request_is_refused_in_openais_shape(server, path, body, status, m
         ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias.1: got 101, expected a number from -100 to 100"),
         ({"prompt": "a", "logit_bias": [1]}, "logit_bias: got a list"),
         ({"prompt": "a", "top_k": -2}, "top_k: got -2"),
-        ({"prompt": "a", "best_of": 3}, "best_of: not supported"),
+        ({"prompt": "a", "best_of": 3}, "best_of: only supported where it equals n"),
         ({"prompt": "a", "suffix": "x"}, "suffix: not supported"),
         ({"prompt": "a", "ignore_eos": True}, "ignore_eos: not supported"),
         ({"prompt": "a", "user": 3}, "user: got a number"),
