@@ -75,7 +75,7 @@ def test_where_nothing_can_be_printed(redirection, outcome, code, message):
 def test_the_program_lists_its_commands(arguments):
     printed = stlm(*arguments).stdout.splitlines()
     listed = {line.split()[0] for line in printed if line.startswith("  ")}
-    modules = {path.stem for path in (ROOT / "stlm" / "commands").glob("[!_]*.py")} - {"program"}
+    modules = {path.stem for path in (ROOT / "stlm" / "commands").glob("[!_]*.py")} - {"program", "options"}
     scripts = {path.stem for path in (ROOT / "scripts").glob("[!_]*.py")}
     assert listed == set(COMMANDS) == modules == scripts
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from data_pipeline.extras import how_to_install
-from stlm.commands import doctor
+from stlm.training import doctor
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,11 +69,11 @@ def test_every_package_is_pinned():
     assert set(doctor.PACKAGES) <= set(doctor.tested_versions(ROOT / "constraints.txt"))
 
 
-def test_a_command_that_fails_is_quoted(monkeypatch):
+def test_a_command_that_fails_is_quoted(monkeypatch, tmp_path):
     failure = doctor.run_command(
-        [sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"]
+        [sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"], tmp_path
     )
     assert failure == "exit code 3; the last lines were\nthe reason"
-    assert doctor.run_command([sys.executable, "-c", ""]) == ""
+    assert doctor.run_command([sys.executable, "-c", ""], tmp_path) == ""
     monkeypatch.setattr(doctor, "TRAINING_LIMIT_S", 0.2)
-    assert "no end after" in doctor.run_command([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert "no end after" in doctor.run_command([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)

@@ -106,11 +106,11 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "no command"),
-        (("--ranks", "2", "--", "true"), "go together"),
-        (("--", "echo", "{ranks}"), "go together"),
+        ((), "got no command"),
+        (("--ranks", "2", "--", "true"), "needs {ranks} in the command"),
+        (("--", "echo", "{ranks}"), "needs {ranks} in the command"),
         (("--ranks", "2", "--min-ranks", "3", "--", "echo", "{ranks}"), "--min-ranks: got 3, expected 1 to 2"),
-        (("--max-restarts", "-1", "--", "true"), "--max-restarts: got -1"),
+        (("--max-restarts", "-1", "--", "true"), "--max-restarts: got '-1', expected an integer of at least 0"),
         (("--", "/no/such/command"), "cannot start /no/such/command: No such file"),
     ],
 )
