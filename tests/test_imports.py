@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "stlm.evals": BELOW_TRAINING | DATA,
     "stlm.export": BELOW_TRAINING | DATA,
     "stlm.serving": BELOW_TRAINING | DATA,
+    "stlm.description": BELOW_TRAINING | DATA | {"stlm.training", "stlm.evals"},
     "stlm.reporting": BELOW_TRAINING,
     "stlm.selfplay": BELOW_TRAINING | DATA | {"stlm.training"},
 }

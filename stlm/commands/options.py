@@ -27,10 +27,10 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], beside: str, why: str
+    parser: argparse.ArgumentParser, args: argparse.Namespace, options: Iterable[str], beside: str, why: str
 ) -> None:
-    """Exit with a usage error if any of the options `names` is given, since it has no effect with `beside`."""
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
+    """Exit with a usage error if any of `options` is given: they have no effect with `beside`."""
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
     if given:
         parser.error(f"{', '.join(given)}: no effect with {beside}, {why}; leave one of them out")
 

@@ -1,0 +1,1 @@
+"""Descriptions of models and runs: cost, progress, and the text of a step."""
