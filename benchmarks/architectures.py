@@ -41,7 +41,7 @@ from stlm.objectives import build_objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.precision import choose_precision
 from stlm.training.entropy import begin_entropy_patching
-from stlm.training.loaders import build_loaders
+from stlm.training.loaders import batch_of, build_loaders
 from stlm.training.optim.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,10 +179,11 @@ def stepper(config: RunConfig) -> Callable[[int], float]:
     optimizer = build_optimizer(model, config.training)
     objective = build_objective(config.training)
     bytes_per_id = torch.from_numpy(data.tokenizer.bytes_per_id)
+    rows = config.training.batch_size
     bf16 = choose_precision(config.training.precision).name == "bf16"
 
     def step(number: int) -> float:
-        batch = objective.prepare(loader.rows(number, 0, config.training.batch_size))
+        batch = objective.prepare(batch_of(loader.rows(number, 0, rows), config.seed, number, 0))
         ids, bytes = batch.counts(bytes_per_id)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = model(batch.ids)

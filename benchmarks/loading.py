@@ -87,7 +87,7 @@ started = time.perf_counter()
 config = DataConfig(dir=directory)
 loader = train_loader(open_data(config), config, context, batch, seed=1)
 opened = time.perf_counter()
-windows = loader.rows(random.randrange(loader.num_windows // batch), 0, batch)
+windows = loader.rows(random.randrange(loader.num_windows // batch) + 1, 0, batch)
 drawn = time.perf_counter()
 assert windows.ids.shape == (batch, context)
 with open("/proc/self/status") as status:  # getrusage would count the process that started this one
@@ -169,7 +169,7 @@ def reading(folder: Path, windows: int, rounds: int, seconds: float) -> str:
 def by_train_loader(folder: Path, rows_WT: np.ndarray) -> Batches:
     config = DataConfig(dir=str(prepared(folder / "ours", [rows_WT.size], rows_WT.reshape(-1))))
     loader = train_loader(open_data(config), config, CONTEXT, BATCH, SEED)
-    return (torch.from_numpy(loader.rows(step, 0, BATCH).ids) for step in itertools.count())
+    return (torch.from_numpy(loader.rows(step, 0, BATCH).ids) for step in itertools.count(1))
 
 
 def by_get_batch(folder: Path, rows_WT: np.ndarray) -> Batches:

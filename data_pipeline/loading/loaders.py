@@ -8,6 +8,7 @@ from data_pipeline.loading.order import EasyToHard, Order, Shuffled, derived_see
 from data_pipeline.loading.prepared_data import PreparedData, TrainLoader, ValidationLoader
 from data_pipeline.loading.window_plans import Plan
 from data_pipeline.loading.windows import JoinedWindows, PlannedWindows, StreamWindows, WindowSet
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation.pipeline import ensure_default_data
 
 Data = PreparedData | Mixture
@@ -31,15 +32,17 @@ def train_loader(data: Data, config: DataConfig, context_length: int, batch_size
     batch_size: rows per step over all ranks. Raises DataError if a plan is missing.
     """
     parts = data.parts if isinstance(data, Mixture) else [data]
-    sets, orders = [], []
+    sets: list[WindowSet] = []
+    orders: list[Order] = []
     for number, part in enumerate(parts):
         windows, order = _windows_of(part, config, context_length, derived_seed(seed, number))
         sets.append(windows)
         orders.append(order)
-    if not isinstance(data, Mixture):
-        return TrainLoader(sets[0], orders[0], batch_size)
-    order = Interleaved(orders, [windows.num_windows for windows in sets], data.weights)
-    return TrainLoader(JoinedWindows(sets), order, batch_size)
+    windows, order = sets[0], orders[0]
+    if isinstance(data, Mixture):
+        order = Interleaved(orders, [windows.num_windows for windows in sets], data.weights)
+        windows = JoinedWindows(sets)
+    return TrainLoader(windows, order, batch_size, data.fingerprint, describe_data(data))
 
 
 def validation_loader(data: Data, config: DataConfig, context_length: int) -> ValidationLoader:
@@ -47,6 +50,17 @@ def validation_loader(data: Data, config: DataConfig, context_length: int) -> Va
     tokenizer = data.tokenizer
     end = None if config.packing == "stream" else tokenizer.end_of_text_id
     return ValidationLoader(data.split("validation"), context_length, tokenizer.pad_id, end, data.sources("validation"))
+
+
+def describe_data(data: Data) -> str:
+    """Describe the data in one line: folder, size, tokenizer and fingerprint."""
+    parts = data.parts if isinstance(data, Mixture) else [data]
+    ids, held_back = (sum(part.manifest.total(split, "ids") for part in parts) for split in ("train", "validation"))
+    folders = " + ".join(str(part.dir) for part in parts)
+    return (
+        f"{folders}: {number_of(ids, 'id')} to train on, {held_back:,} to validate with, "
+        f"tokenizer {data.tokenizer.spec}, fingerprint {data.fingerprint[:12]}"
+    )
 
 
 def _windows_of(data: PreparedData, config: DataConfig, context_length: int, seed: int) -> tuple[WindowSet, Order]:

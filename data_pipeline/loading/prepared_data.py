@@ -100,33 +100,47 @@ def is_small(num_bytes: int) -> bool:
 
 
 class TrainLoader:
-    """Batches for training: row r of step s is the window at position s · batch_size + r of the order.
+    """Rows of the training steps, numbered from 1. Each step reads the windows after those of the step before.
 
-    Any rank or worker may request any rows of any step. There is no state: nothing has to be saved, and nothing depends
-    on the number of processes that share the work.
+    Any rank or worker may request any rows of any step. No iterator has to be saved, and nothing depends on the number
+    of processes that share the work. `batch_sizes` lists pairs of a step and the rows of each step after it:
+    [[0, 32], [500, 64]] is 32 up to step 500 and 64 after it.
     """
 
-    def __init__(self, windows: WindowSet, order: Order, batch_size: int) -> None:
-        """batch_size: rows per step over all ranks."""
+    def __init__(
+        self, windows: WindowSet, order: Order, batch_size: int, fingerprint: str = "", description: str = ""
+    ) -> None:  # fmt: skip
+        """`batch_size`: rows per step over all ranks. `fingerprint`, `description`: of the data."""
         self._windows = windows
         self._order = order
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))  # the last one computed
-        self.batch_size = batch_size
         self.num_windows = windows.num_windows
+        self.batch_sizes = [[0, batch_size]]
+        self.fingerprint = fingerprint
+        self.description = description
 
     def rows(self, step: int, first: int, last: int) -> Windows:
-        """Return rows [first, last) of a step."""
-        if not 0 <= first <= last <= self.batch_size:
-            raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size}")
-        return self._windows.read(self._windows_at(step * self.batch_size + first, step * self.batch_size + last))
+        """Return rows [first, last) of a step: a pure function of data, seed, batch sizes, step and row."""
+        if not 0 <= first <= last <= self.batch_size(step):
+            raise IndexError(f"rows {first} to {last} of a batch of {self.batch_size(step)}")
+        start = self.sequences(step - 1)
+        return self._windows.read(self._windows_at(start + first, start + last))
 
-    def span(self, first: int, last: int) -> Windows:
-        """Return the windows at positions [first, last) of the order, regardless of steps."""
-        return self._windows.read(self._windows_at(first, last))
+    def batch_size(self, step: int) -> int:
+        """Return the number of rows of a step."""
+        return next(size for first, size in reversed(self.batch_sizes) if first < step or first == 0)
+
+    def sequences(self, step: int) -> int:
+        """Return the number of rows in the first `step` steps together."""
+        ends = [first for first, _ in self.batch_sizes[1:]] + [step]
+        return sum(
+            size * max(0, min(end, step) - first) for (first, size), end in zip(self.batch_sizes, ends, strict=True)
+        )
 
     def epoch(self, step: int) -> float:
-        """Return the windows visited before `step` as a multiple of all windows, of all parts for a mixture."""
-        return step * self.batch_size / self.num_windows
+        """Return the windows visited up to the end of `step` as a multiple of all windows, of all parts for a
+        mixture."""
+        return self.sequences(step) / self.num_windows
 
     def _windows_at(self, first: int, last: int) -> NDArray[np.int64]:
         found = [np.empty(0, np.int64)]

@@ -34,7 +34,7 @@ def text_of_step(config: RunConfig, step: int, rows: str | None, progress: dict[
     batch = loader.rows(step, first, last + 1)
     lines = []
     for number, ids, counted in zip(range(first, last + 1), batch.ids, batch.loss_mask, strict=True):
-        text = data.tokenizer.decode(ids[counted].numpy())
+        text = data.tokenizer.decode(ids[counted])
         shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
         lines.append(f"{number:>{len(str(size))}}  {number_of(int(counted.sum()), 'id')}  {shown!r}")
     return "\n".join(lines)

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.loading.prepared_data import TrainLoader
+from data_pipeline.loading.windows import Windows
 from stlm.config import EntropyPatchingConfig, ModelConfig, changed_keys
 from stlm.errors import CheckpointError, ConfigError
 from stlm.model import EntropyPatching
-from stlm.objectives import Batch
 from stlm.stlm import STLM
 from stlm.training.distributed.collectives import on_rank_zero
-from stlm.training.loaders import TrainingBatches
 
 SAMPLE_IDS = 1 << 15  # of training text; the mean patch length is then known within a few percent
 KEY = "model.embedder.patching"
 
 
-def begin_entropy_patching(model: STLM, loader: TrainingBatches, batch_size: int) -> Iterator[str]:
+def begin_entropy_patching(model: STLM, loader: TrainLoader, batch_size: int) -> Iterator[str]:
     """Set the byte model and the threshold of a model with entropy patching, both of which are frozen.
 
     Yields lines for the log; nothing for another patching. Raises ConfigError where the byte model does not fit, or
@@ -95,20 +95,20 @@ def read_byte_model(config: EntropyPatchingConfig, model: STLM) -> dict[str, Ten
 
 
 def find_threshold(
-    patching: EntropyPatching, model: STLM, loader: TrainingBatches, batch_size: int, patch_length: float
+    patching: EntropyPatching, model: STLM, loader: TrainLoader, batch_size: int, patch_length: float
 ) -> tuple[float, float]:
     """Return the threshold, in bits, whose patches have a mean length of `patch_length` bytes, and their actual mean
     length. Both are measured on the text of the first steps.
 
     Raises ConfigError where no threshold comes within 10 % of `patch_length`.
     """
-    rows: list[Batch] = []
-    while sum(batch.ids.numel() for batch in rows) < SAMPLE_IDS:
+    rows: list[Windows] = []
+    while sum(row.ids.size for row in rows) < SAMPLE_IDS:
         step, row = divmod(len(rows), batch_size)
         rows.append(loader.rows(step + 1, row, row + 1))
-    ids_BT = torch.cat([batch.ids for batch in rows])
+    ids_BT = torch.cat([torch.from_numpy(row.ids) for row in rows])
     inputs_BT = torch.cat((torch.full_like(ids_BT[:, :1], model.tokenizer.start_id), ids_BT[:, :-1]), dim=1)
-    documents = [batch.document_ids for batch in rows if batch.document_ids is not None]
+    documents = [torch.from_numpy(row.document_ids) for row in rows if row.document_ids is not None]
     documents_BT = torch.cat(documents) if documents else None
     entropy_BT = patching.entropy(inputs_BT, documents_BT)
     bits = entropy_BT.flatten().sort(descending=True).values

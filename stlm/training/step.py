@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.loading.prepared_data import TrainLoader, ValidationLoader
 from data_pipeline.progress import Progress
 from stlm.config import RunConfig
 from stlm.objectives import Batch, Objective
@@ -18,7 +19,7 @@ from stlm.training.distributed.ranks import Ranks
 from stlm.training.distributed.stopping import Interrupted, never
 from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.distributed.watchdog import watched
-from stlm.training.loaders import TrainingBatches, ValidationWindows
+from stlm.training.loaders import batch_of
 from stlm.training.metrics.throughput import Gauges
 from stlm.training.optim.straight_through import rounded
 from stlm.training.recovery import spoilt_unless_finite
@@ -37,11 +38,11 @@ class Passes:
         self._gauges = gauges
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
 
-    def read(self, loader: TrainingBatches, step: int, ranks: Ranks) -> list[Batch]:
+    def read(self, loader: TrainLoader, step: int, ranks: Ranks) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
         split = self._engine.split
         first = ranks.rank * split.rows
-        batch = loader.rows(step, first, first + split.rows)
+        batch = batch_of(loader.rows(step, first, first + split.rows), self._config.seed, step, first)
         offsets = range(0, split.rows, split.micro_batch_size)
         return [self._prepared(batch, slice(offset, offset + split.micro_batch_size)) for offset in offsets]
 
@@ -78,7 +79,7 @@ class Passes:
     @watched("validation")
     @torch.no_grad()
     def validate(
-        self, loader: ValidationWindows, ranks: Ranks, stop: Callable[[], bool] = never
+        self, loader: ValidationLoader, ranks: Ranks, stop: Callable[[], bool] = never
     ) -> dict[str, tuple[float, float, float]]:  # fmt: skip
         """Return (nats, ids, bytes) for each source of the validation text, by name, summed in float64.
 
@@ -100,11 +101,11 @@ class Passes:
                 group = turn + ranks.rank
                 first = min(group, groups - 1) * size
                 last = min(first + size, windows)
-                batch = self._prepared(loader.windows(first, last))
+                batch = self._prepared(batch_of(loader.windows(first, last), self._config.seed, 0, first))
                 output = self._forward(batch)
                 if group >= groups:
                     continue
-                sources = loader.source_ids(first, last).to(self._engine.device)
+                sources = torch.from_numpy(loader.source_ids(first, last)).to(self._engine.device)
                 for source in sources.unique().tolist():  # one source, except where two meet
                     mine = batch._replace(loss_mask=batch.loss_mask & (sources == source))
                     nats = self._objective.loss(output, mine).nats

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from data_pipeline.loading.prepared_data import TrainLoader, ValidationLoader
 from data_pipeline.plurals import number_of
 from stlm.checkpoints import checkpoints_of, newest_checkpoint, step_of
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, written
@@ -43,7 +44,7 @@ from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.distributed.watchdog import WATCHDOG, watched
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.init_from import begin_from, told_of_freezing
-from stlm.training.loaders import TrainingBatches, ValidationWindows, batch_sizes_of
+from stlm.training.loaders import batch_sizes_of
 from stlm.training.metrics.monitor import Monitor, progress_line, readable_time
 from stlm.training.metrics.throughput import Gauges
 from stlm.training.metrics.wandb_mirror import check_wandb
@@ -92,8 +93,8 @@ class Trainer:
         config: RunConfig,
         model: STLM,
         optimizer: torch.optim.Optimizer,
-        train_loader: TrainingBatches,
-        validation_loader: ValidationWindows,
+        train_loader: TrainLoader,
+        validation_loader: ValidationLoader,
         *,
         run_dir: str | os.PathLike[str],
         deepspeed_config: Mapping[str, Any] | None = None,

@@ -118,7 +118,7 @@ def test_windows_count_the_answers_alone(prepared: PreparedData, packing: str) -
         write_plan(prepared, packing, context)
     loader = train_loader(prepared, DataConfig(packing=packing), context, 1, seed=0)
     answers = []
-    for step in range(loader.num_windows):
+    for step in range(1, loader.num_windows + 1):
         windows = loader.rows(step, 0, 1)
         answers += bytes(windows.ids[windows.loss_mask].astype(np.uint8)).split(b"\x03\xff")
     stream = prepared.split("train")

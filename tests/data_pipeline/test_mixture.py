@@ -61,7 +61,7 @@ def test_a_part_is_visited_in_its_own_order(folders):
     loader = train_loader(data, mixed(folders), context_length=10, batch_size=8, seed=seed)
     streams = [part.split("train") for part in data.parts]
     seen = [0, 0]
-    for step in range(6):
+    for step in range(1, 7):
         ids, mask, documents = loader.rows(step, 0, 8)
         assert documents is None
         pieces = [loader.rows(step, row, row + 1).ids for row in range(8)]

@@ -31,7 +31,7 @@ def epoch_of(folder, packing, curriculum=None, context_length=8, seed=1):
     config = DataConfig(dir=str(folder), packing=packing, curriculum=curriculum)
     data = open_data(config)
     loader = train_loader(data, config, context_length, batch_size=1, seed=seed)
-    return data, [loader.rows(step, 0, 1) for step in range(loader.num_windows)]
+    return data, [loader.rows(step, 0, 1) for step in range(1, loader.num_windows + 1)]
 
 
 def simple_best_fit(sizes, capacity):
@@ -130,7 +130,7 @@ def test_a_curriculum_goes_from_short_to_long_in_the_first_epoch_only(tmp_path):
         config = DataConfig(dir=str(folder), packing=packing, curriculum="length")
         loader = train_loader(data, config, 256, batch_size=1, seed=1)
         epochs = [
-            [loader.rows(step, 0, 1) for step in range(epoch * loader.num_windows, (epoch + 1) * loader.num_windows)]
+            [loader.rows(epoch * loader.num_windows + row + 1, 0, 1) for row in range(loader.num_windows)]
             for epoch in (0, 1)
         ]
         lengths = [np.array([mask.sum() / (ids == END)[mask].sum() for ids, mask, _ in rows]) for rows in epochs]
@@ -199,7 +199,7 @@ def test_a_curriculum_by_score_begins_with_the_low_ones(tmp_path):
     write_plan(data, "padded", 16, "score")
     choice = DataConfig(dir=str(tmp_path / "data"), packing="padded", curriculum="score")
     loader = train_loader(data, choice, 16, batch_size=1, seed=1)
-    rows = [loader.rows(step, 0, 1) for step in range(loader.num_windows)]
+    rows = [loader.rows(step, 0, 1) for step in range(1, loader.num_windows + 1)]
     scores = np.array([float(bytes(ids[mask].astype(np.uint8))[:-1]) for ids, mask, _ in rows])
     assert loader.num_windows == data.split("train").num_documents < 200
     groups = np.array_split(scores, 10)

@@ -119,7 +119,7 @@ def test_an_epoch_predicts_every_id_once(prepared, context_length):
     stream, expected = data.split("train"), ids_of(TEXTS["train"])
     loader = shuffled(stream, context_length, batch_size=1)
     assert loader.num_windows == -(-len(expected) // context_length)
-    rows = [loader.rows(step, 0, 1)[:2] for step in range(loader.num_windows)]
+    rows = [loader.rows(step, 0, 1)[:2] for step in range(1, loader.num_windows + 1)]
     windows = sorted((ids[mask].tolist() for ids, mask in rows), key=lambda ids: (len(ids) < context_length, ids))
     cut = [expected[start : start + context_length].tolist() for start in range(0, len(expected), context_length)]
     assert windows == sorted(cut, key=lambda ids: (len(ids) < context_length, ids))
@@ -132,15 +132,15 @@ def test_an_epoch_predicts_every_id_once(prepared, context_length):
 def test_rows_do_not_depend_on_who_asks(prepared):
     stream = PreparedData.open(prepared).split("train")
     loader = shuffled(stream, 8, batch_size=6)
-    ids, mask, _ = loader.rows(11, 0, 6)
+    ids, mask, _ = loader.rows(12, 0, 6)
     for cuts in ([0, 3, 6], [0, 1, 2, 3, 4, 5, 6], [0, 5, 5, 6]):
-        pieces = [loader.rows(11, first, last) for first, last in pairwise(cuts)]
+        pieces = [loader.rows(12, first, last) for first, last in pairwise(cuts)]
         assert np.array_equal(np.concatenate([piece[0] for piece in pieces]), ids)
         assert np.array_equal(np.concatenate([piece[1] for piece in pieces]), mask)
     halves = shuffled(stream, 8, batch_size=3)
-    assert np.array_equal(np.concatenate([halves.rows(22, 0, 3)[0], halves.rows(23, 0, 3)[0]]), ids)
+    assert np.array_equal(np.concatenate([halves.rows(23, 0, 3)[0], halves.rows(24, 0, 3)[0]]), ids)
     with pytest.raises(IndexError):
-        loader.rows(0, 0, 7)
+        loader.rows(1, 0, 7)
 
 
 def test_validation_is_the_text_in_order(prepared):

@@ -100,7 +100,7 @@ def test_the_text_of_a_step(run, describe):
     data = open_data(config.data)
     ids = build_loaders(config, data).train.rows(3, 1, 3).ids
     lines = describe(run, "--step", "3", "--rows", "1-2").splitlines()
-    assert lines == [f"{row}  32 ids  {data.tokenizer.decode(ids[row - 1].numpy())!r}" for row in (1, 2)]
+    assert lines == [f"{row}  32 ids  {data.tokenizer.decode(ids[row - 1])!r}" for row in (1, 2)]
 
 
 def test_the_text_of_a_step_of_a_run_whose_batch_size_changed(run, describe, tmp_path):

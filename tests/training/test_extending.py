@@ -172,8 +172,8 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
     plain = build_loaders(config, PreparedData.open(data_dir)).train
     loaders = build_loaders(load_run_config(copy), PreparedData.open(data_dir)).train
     loaders.batch_sizes = [[0, 8], [6, 16], [8, 4]]
-    rows = [loaders.rows(step, 0, loaders.batch_size(step)).ids.numpy() for step in range(1, 11)]
-    expected = [plain.rows(step, 0, 8).ids.numpy() for step in range(1, 12)]
+    rows = [loaders.rows(step, 0, loaders.batch_size(step)).ids for step in range(1, 11)]
+    expected = [plain.rows(step, 0, 8).ids for step in range(1, 12)]
     assert [len(each) for each in rows] == [8] * 6 + [16] * 2 + [4] * 2
     assert np.array_equal(np.concatenate(rows), np.concatenate(expected))
 

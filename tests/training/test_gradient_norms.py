@@ -25,7 +25,7 @@ def plain_norms(data_dir, config_file):
     def norms(*overrides):
         config = load_run_config(config_file, overrides)
         data = PreparedData.open(data_dir)
-        windows = train_loader(data, config.data, 32, 8, config.seed).rows(0, 0, 8)
+        windows = train_loader(data, config.data, 32, 8, config.seed).rows(1, 0, 8)
         model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
         ids, mask = torch.from_numpy(windows.ids), torch.from_numpy(windows.loss_mask)
         F.cross_entropy(model(ids).logits[mask], ids[mask]).backward()

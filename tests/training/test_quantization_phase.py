@@ -10,6 +10,7 @@ from stlm.config import TrainingConfig, load_run_config
 from stlm.errors import ConfigError
 from stlm.model.decoding.quantization import round_to_nearest
 from stlm.training import build_optimizer
+from stlm.training.loaders import batch_of
 from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.optim.straight_through import check_stage, rounded
 
@@ -40,7 +41,7 @@ def test_a_step_is_that_of_plain_torch(config_file, data_dir, stage, tmp_path):
         for parameter in nearest.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(round_to_nearest(parameter, 4).value())
-    rows = trainer.train_loader.rows(1, 0, 4)
+    rows = batch_of(trainer.train_loader.rows(1, 0, 4), seed=1, step=1, first=0)
     logits_BTV = nearest(rows.ids).logits
     loss = torch.nn.functional.cross_entropy(logits_BTV[rows.loss_mask], rows.ids[rows.loss_mask])
     loss.backward()

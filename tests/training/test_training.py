@@ -35,7 +35,7 @@ def plain_losses(data_dir, config_file):
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     losses = []
     for step in range(12):
-        windows = loader.rows(step, 0, 8)
+        windows = loader.rows(step + 1, 0, 8)
         ids, mask = torch.from_numpy(windows.ids), torch.from_numpy(windows.loss_mask)
         loss = F.cross_entropy(model(ids).logits[mask], ids[mask])
         optimizer.zero_grad()
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
     overrides = ["model.head.tied=false", "training.micro_batch_size=1", "training.save_every_steps=2", *NO_SKIPPING]
     trainer = make_trainer(tmp_path / "run", *overrides, stage=2)
     train(trainer, until=2)
-    inputs = trainer.train_loader.rows(3, 0, 8).ids[:, :-1]
+    inputs = torch.from_numpy(trainer.train_loader.rows(3, 0, 8).ids)[:, :-1]
     rows_with = {byte: [row for row in range(8) if byte in inputs[row]] for byte in b"abcdefghijklmnopqrstuvwxyz"}
     rare = next(byte for byte, found in rows_with.items() if 0 < len(found) < 8)
     with torch.no_grad():

@@ -96,7 +96,7 @@ def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
     validation = validation_loader(data, named, length)
     places = np.unique(np.linspace(0, validation.num_windows - 1, max(1, JUDGED_IDS // length)).astype(int)).tolist()
     judged = _joined([validation.windows(place, place + 1) for place in places])
-    return train_loader(data, named, length, number, config.seed).rows(0, 0, number), judged
+    return train_loader(data, named, length, number, config.seed).rows(1, 0, number), judged
 
 
 def _windows_of(model: STLM, text: str) -> Windows:
