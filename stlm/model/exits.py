@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from stlm.model.context import Context
-from stlm.model.core.transformer import Core
+from stlm.model.core.base import Core
 from stlm.model.decoding.cache import DecodingState, snapshot
-from stlm.model.embedders.token import Embedder
-from stlm.model.heads.linear import Head
+from stlm.model.embedders.base import Embedder
+from stlm.model.heads.base import Head
 from stlm.model.row_random import uniform
 
 

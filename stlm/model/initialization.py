@@ -32,12 +32,10 @@ from torch import Tensor, nn
 
 from stlm.errors import ConfigError
 from stlm.model.core.attention import ValueMix
-from stlm.model.core.blocks import TransformerStack
-from stlm.model.core.experts import ExpertLinear
-from stlm.model.core.loops import LoopEmbeddings
+from stlm.model.core.blocks import BranchScale, LoopEmbeddings, TransformerStack
+from stlm.model.core.feed_forward import ExpertLinear
 from stlm.model.core.lora import Correction
 from stlm.model.core.normalization import Norm
-from stlm.model.core.residual import BranchScale
 from stlm.model.core.sharing import CorrectedExperts, CorrectedLinear
 from stlm.model.embedders.ngrams import NgramEmbedding
 from stlm.model.embedders.patching.entropy import EntropyPatching

@@ -16,14 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 from stlm.config import ModelConfig
 from stlm.model.accounting import count_parameters
 from stlm.model.context import Context
+from stlm.model.core.base import CORES
 from stlm.model.core.lora import correct
-from stlm.model.core.transformer import CORES
 from stlm.model.decoding.cache import DecodingState, joined
-from stlm.model.embedders.token import EMBEDDERS
+from stlm.model.embedders.base import EMBEDDERS
+from stlm.model.embedders.patching.rules import Patches
 from stlm.model.exits import ExitLogits, choose, deepen, draft, keep, states_of, verify
-from stlm.model.heads.linear import HEADS, tie
-from stlm.model.pooling import mean_over_text, starts_of
-from stlm.model.vocabulary import Vocabulary
+from stlm.model.heads.base import HEADS
+from stlm.model.registry import Vocabulary
 from stlm.model.width_transfer import learning_rate_scales, transfer
 
 
@@ -52,7 +52,7 @@ class Network(nn.Module):
         self.core = CORES[config.core.kind](config.core, config)
         self.head = HEADS[config.head.kind](config.head, config, vocabulary)
         if config.head.tied:
-            tie(self.head, self.embedder)
+            self.head.tie(self.embedder)
         if config.base_width is not None:
             transfer(self, self._at_base_width())
         if config.lora.rank is not None:
@@ -218,3 +218,23 @@ class Network(nn.Module):
     def num_parameters(self) -> int:
         """Return the number of unique parameters, embedding included; tied ones count once."""
         return count_parameters(self)
+
+
+def starts_of(patches: Patches | None, num_patches: int, inputs_BT: Tensor) -> Tensor:
+    """Return the position at which each patch begins, [B, P]: its own for token models, T for slots without a patch."""
+    numbers_BP = torch.arange(num_patches, device=inputs_BT.device).repeat(inputs_BT.size(0), 1)
+    return numbers_BP if patches is None else torch.searchsorted(patches.index_BT.contiguous(), numbers_BP + 1)
+
+
+def mean_over_text(y_BPD: Tensor, start_BP: Tensor, lengths_B: Tensor, reach: int) -> Tensor:
+    """Return the mean over the patches that read a part of the text: [B, P, D] → fp32 [B, D].
+
+    Position 0 reads the start symbol and positions 1 to `lengths` the text, so a patch has read some of it if the patch
+    before begins before position `lengths`. The last one may begin up to `reach` positions after the text. If no patch
+    has read any text, as for a text without ids, the result is the state after the start symbol.
+    """
+    lengths_B1 = lengths_B[:, None]
+    counted_BP = F.pad((start_BP[:, :-1] < lengths_B1) & (start_BP[:, 1:] <= lengths_B1 + reach), (1, 0), value=False)
+    counted_BP[:, 0] = ~counted_BP.any(1)
+    y_BPD = y_BPD.float().masked_fill(~counted_BP[..., None], 0.0)
+    return y_BPD.sum(1) / counted_BP.sum(1, keepdim=True)

@@ -1,9 +1,10 @@
-"""Registries, which map a config's `kind` to the class that it builds."""
+"""How parts of a model are built: registries map a config's `kind` to a class, and `Vocabulary` spells its ids."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torch import nn
@@ -36,3 +37,15 @@ class Registry(Generic[Component]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The text of each id, in bytes. It follows from the tokenizer, so neither config nor checkpoint holds it."""
+
+    spellings: tuple[bytes, ...]  # of id 0, 1, …; special ids stand for no text and have b""
+
+    @property
+    def size(self) -> int:
+        """The number of ids."""
+        return len(self.spellings)

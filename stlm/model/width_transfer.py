@@ -21,9 +21,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stlm.model.core.attention import GroupedQueryAttention
-from stlm.model.core.experts import ExpertLinear
-from stlm.model.embedders.token import Embedder
-from stlm.model.heads.linear import Head
+from stlm.model.core.feed_forward import ExpertLinear
+from stlm.model.embedders.base import Embedder
+from stlm.model.heads.base import Head
 
 
 def transfer(model: nn.Module, base: nn.Module) -> None:

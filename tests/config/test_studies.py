@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stlm.config import load_run_config
-from stlm.model import CORES, EMBEDDERS, HEADS, Vocabulary, count_parameters, tie
+from stlm.model import CORES, EMBEDDERS, HEADS, Vocabulary, count_parameters
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 # In millions: what the preregistration states, and what sharing between all of the layers that it names comes to.
@@ -35,7 +35,7 @@ def model_of(config):
         head = HEADS[model.head.kind](model.head, model, vocabulary)
         core = CORES[model.core.kind](model.core, model)
     if model.head.tied:
-        tie(head, embedder)
+        head.tie(embedder)
     return nn.ModuleList([embedder, core, head])
 
 

@@ -15,10 +15,10 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.model.core.attention import ATTENTIONS
+from stlm.model.core.base import CORES
 from stlm.model.core.feed_forward import FEED_FORWARDS
 from stlm.model.core.normalization import NORMS
 from stlm.model.core.positions import POSITIONS
-from stlm.model.core.transformer import CORES
 
 EXAMPLES = {  # at least one for each entry, with settings away from their defaults
     CORES: [TransformerCoreConfig(num_layers=2)],

@@ -83,7 +83,7 @@ def test_the_loss_of_the_text_alone_reaches_the_router_on_both_ways(way, monkeyp
     blocked = {"smooth": lambda y, *others: y, "weigh": lambda y, *others: y}
     blocked.pop(way)
     for name, identity in blocked.items():
-        monkeypatch.setattr(f"stlm.model.embedders.byte_patch.{name}", identity)
+        monkeypatch.setattr(f"stlm.model.heads.byte_patch.{name}", identity)
     model, ids = make(*PAIR), random_ids()
     torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten()).backward()
     for projection in (model.embedder.patching.query, model.embedder.patching.key):

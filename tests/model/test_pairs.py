@@ -293,7 +293,7 @@ def test_first_loss_is_close_to_that_of_a_uniform_guess(model):
 
 def test_every_parameter_gets_a_gradient(model):
     if model.config.embedder.kind == "paper":
-        pytest.skip("ids of one byte have nothing to attend to: test_paper.py has longer ones")
+        pytest.skip("ids of one byte have nothing to attend to: test_published.py has longer ones")
     model(random_ids()).logits.logsumexp(-1).sum().backward()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, p in parameters.items() if p.grad is None or not p.grad.any()] == []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlm.model.core.experts import ExpertLinear
+from stlm.model.core.feed_forward import ExpertLinear
 from stlm.model.decoding.quantization import (
     Quantized,
     choose_steps,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from stlm.config import GroupedQueryConfig, NormConfig
 from stlm.model.context import Context
-from stlm.model.core.capping import soft_cap
-from stlm.model.core.normalization import NORMS, Norm
+from stlm.model.core.normalization import NORMS, Norm, soft_cap
 from stlm.model.core.positions import Placement, rotate
 from stlm.model.decoding.cache import KeyValueCache, visible
 from stlm.model.registry import Registry

@@ -10,20 +10,34 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stlm.config import TransformerCoreConfig
+from stlm.config import LoopsConfig, ResidualConfig, TransformerCoreConfig
 from stlm.model.context import Context
 from stlm.model.core.attention import ATTENTIONS, GroupedQueryAttention
-from stlm.model.core.experts import ExpertLinear
-from stlm.model.core.feed_forward import FEED_FORWARDS, PlainFeedForward, SwiGLU
-from stlm.model.core.loops import LoopEmbeddings
+from stlm.model.core.feed_forward import FEED_FORWARDS, ExpertLinear, PlainFeedForward, SwiGLU
 from stlm.model.core.normalization import NORMS
 from stlm.model.core.positions import POSITIONS, Placement
 from stlm.model.core.recomputation import Layers
-from stlm.model.core.residual import BranchScale
 from stlm.model.core.sharing import share
 from stlm.model.decoding.cache import KeyValueCache
 from stlm.model.decoding.packed_weights import Packable, Product, Products, normalize
 from stlm.model.row_random import uniform
+
+
+class BranchScale(nn.Module):
+    """Factor of a branch's output: [..., D] → [..., D].
+
+    A learned one is a vector that begins at the factor (LayerScale: Touvron et al. 2021, arXiv 2103.17239, section 2).
+    """
+
+    def __init__(self, config: ResidualConfig, width: int) -> None:
+        super().__init__()
+        self.scale = config.scale
+        self.weight = nn.Parameter(torch.full((width,), config.scale)) if config.learned_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return x * self.weight
+        return x if self.scale == 1.0 else x * self.scale
 
 
 class Block(nn.Module):
@@ -188,3 +202,17 @@ class LayerDropout(nn.Module):
             return y_BTD
         skipped_B = uniform(context.row_keys, 1 + layer) < self.rates[layer]  # draw 0 chooses an exit
         return torch.where(skipped_B[:, None, None], x_BTD, y_BTD)
+
+
+class LoopEmbeddings(nn.Embedding):
+    """One vector for each pass of a loop, added to [B, T, D] where the pass begins; initialized to zero.
+
+    It marks the pass for the layers (Universal Transformer: Dehghani et al. 2018, arXiv 1807.03819, section 2.1).
+    Being an embedding, it has no weight decay.
+    """
+
+    def __init__(self, loops: LoopsConfig, width: int) -> None:
+        super().__init__(loops.count, width)
+
+    def forward(self, x_BTD: Tensor, number: int) -> Tensor:  # type: ignore[override]
+        return x_BTD + self.weight[number]

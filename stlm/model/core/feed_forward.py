@@ -1,6 +1,6 @@
 """Feed-forward layers, which transform each position by itself.
 
-Shape letters: B batch, T positions, D width, F hidden width.
+Shape letters: B batch, T positions, D width, F hidden width; G groups of S rows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,21 @@ from torch import Tensor, nn
 from stlm.config import GELUConfig, ReLUSquaredConfig, SwiGLUConfig
 from stlm.config.model.core.feed_forward import PlainFeedForwardConfig
 from stlm.model.context import Context
-from stlm.model.core.experts import ExpertLinear
 from stlm.model.registry import Registry
+
+
+class ExpertLinear(nn.Module):
+    """E linear maps without bias. `weight` is [E, out, in]: ZeRO 3 gathers it once, whichever experts are chosen."""
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
+
+    def forward(self, x_GSi: Tensor, experts: list[int]) -> Tensor:
+        """Map each group by the expert listed for it: [G, S, in] → [G, S, out]."""
+        weights = self.weight.unbind(0)
+        return torch.stack([F.linear(x_Si, weights[e]) for x_Si, e in zip(x_GSi.unbind(0), experts, strict=True)])
 
 
 class FeedForward(nn.Module):

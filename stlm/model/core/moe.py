@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from stlm.config import MoEConfig, SwiGLUConfig
 from stlm.model.context import Context
-from stlm.model.core.experts import ExpertLinear
-from stlm.model.core.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
+from stlm.model.core.feed_forward import FEED_FORWARDS, ExpertLinear, FeedForward, SwiGLU
 
 
 @FEED_FORWARDS.register("moe")

@@ -1,4 +1,4 @@
-"""Normalization of vectors: RMSNorm and LayerNorm."""
+"""Normalization of vectors, RMSNorm and LayerNorm, and soft caps of numbers."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (x.size(-1),), self.weight, self.bias, self.eps)
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(x / cap): close to x where x is small, within ± cap (Gemma 2, arXiv 2408.00118, section 2).
+
+    Without a cap, return x.
+    """
+    return x if cap is None else cap * torch.tanh(x / cap)

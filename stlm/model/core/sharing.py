@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stlm.config import SharingConfig
 from stlm.errors import ConfigError
-from stlm.model.core.experts import ExpertLinear
+from stlm.model.core.feed_forward import ExpertLinear
 
 
 def share(blocks: nn.ModuleList, sharing: SharingConfig) -> None:

@@ -1,66 +1,17 @@
-"""Heads, which map the core's vectors to logits of the next id at every position."""
+"""The linear head: one matrix, which may be tied to the embedder's table."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor, nn
 
 from stlm.config import BytePatchEmbedderConfig, LinearHeadConfig, ModelConfig, TokenEmbedderConfig
 from stlm.errors import ConfigError
 from stlm.model.context import Context
-from stlm.model.core.capping import soft_cap
-from stlm.model.decoding.packed_weights import Packable, Products
+from stlm.model.embedders.base import Embedder
 from stlm.model.embedders.patching.rules import Patches
-from stlm.model.embedders.token import Embedder, TokenEmbedder
-from stlm.model.registry import Registry
-from stlm.model.vocabulary import Vocabulary
-
-
-class Head(Packable):
-    """Interface of every head. `output` is the last matrix, [V, d]; if tied, it is the embedder's table."""
-
-    output: nn.Linear
-    logit_scale = 1.0  # of all logits, see width_transfer.py
-    logit_cap: float | None = None
-
-    def pack(self, products: Products) -> None:
-        self.packed = products.of(self.output)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Apply `output`, the logit scale and the cap to the last vectors: [..., d] → logits [..., V]."""
-        logits = self.output(x) if self.packed is None else self.packed(x.flatten(0, -2)).view(*x.shape[:-1], -1)
-        return soft_cap(logits if self.logit_scale == 1.0 else logits * self.logit_scale, self.logit_cap)
-
-    def new_cache(self) -> Any:
-        """Return an empty decoding state for `forward(…, cache)`; None if the head keeps none."""
-        raise TypeError(f"{type(self).__name__} defines no new_cache()")
-
-    def forward(
-        self,
-        x_BPD: Tensor,
-        inputs_BT: Tensor,
-        patches: Patches | None,
-        context: Context,
-        cache: Any = None,
-    ) -> Tensor:
-        """Return logits [B, T, V]; with `context.wanted`, only those where it is True: [number of them, V]."""
-        raise TypeError(f"{type(self).__name__} defines no forward()")
-
-
-HEADS: Registry[Head] = Registry("head")
-
-
-def tie(head: Head, embedder: Embedder) -> None:
-    """Make the head's matrix and the embedder's table one tensor: one storage, one gradient, one saved copy.
-
-    If the table is factorised, the second matrices of both are tied as well.
-    """
-    assert head.output.weight.shape == embedder.table.weight.shape
-    head.output.weight = embedder.table.weight
-    if isinstance(head, LinearHead) and head.factor is not None:
-        assert isinstance(embedder, TokenEmbedder) and embedder.factor is not None
-        head.factor.weight = embedder.factor.weight
+from stlm.model.embedders.token import TokenEmbedder
+from stlm.model.heads.base import HEADS, Head
+from stlm.model.registry import Vocabulary
 
 
 class TransposedLinear(nn.Linear):
@@ -85,6 +36,13 @@ class LinearHead(Head):
         self.factor = TransposedLinear(rank, model.width, bias=False) if rank else None
         self.output = nn.Linear(rank or model.width, vocabulary.size, bias=False)
         self.logit_cap = config.logit_cap
+
+    def tie(self, embedder: Embedder) -> None:
+        """Tie the tables, and where they are factorised, the second matrices."""
+        super().tie(embedder)
+        if self.factor is not None:
+            assert isinstance(embedder, TokenEmbedder) and embedder.factor is not None
+            self.factor.weight = embedder.factor.weight
 
     def new_cache(self) -> None:
         return None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stlm.config import TrainingConfig
-from stlm.model.heads.linear import Head
+from stlm.model.heads.base import Head
 from stlm.stlm import STLM
 from stlm.training.init_from import freeze
 from stlm.training.optim.muon import Muon

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from stlm.config import EntropyPatchingConfig, ModelConfig
 from stlm.model.context import Context
-from stlm.model.core.transformer import CORES
+from stlm.model.core.base import CORES
+from stlm.model.embedders.base import EMBEDDERS
 from stlm.model.embedders.patching.rules import PATCHINGS, Patching
-from stlm.model.embedders.token import EMBEDDERS
-from stlm.model.heads.linear import HEADS, tie
-from stlm.model.vocabulary import Vocabulary
+from stlm.model.heads.base import HEADS
+from stlm.model.registry import Vocabulary
 
 
 class ByteModel(nn.Module):
@@ -25,7 +25,7 @@ class ByteModel(nn.Module):
         self.embedder = EMBEDDERS[model.embedder.kind](model.embedder, model, vocabulary)
         self.core = CORES[model.core.kind](model.core, model)
         self.head = HEADS[model.head.kind](model.head, model, vocabulary)
-        tie(self.head, self.embedder)
+        self.head.tie(self.embedder)
 
     def new_cache(self) -> tuple[Any, Any, Any]:
         return self.embedder.new_cache(), self.core.new_cache(), self.head.new_cache()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stlm.config import BytePatchEmbedderConfig, LearnedPatchingConfig, ModelConfig
 from stlm.model.context import Context
 from stlm.model.embedders.patching.rules import PATCHINGS, Patching, Placed, Routing
-from stlm.model.vocabulary import Vocabulary
+from stlm.model.registry import Vocabulary
 
 
 class LearnedCache:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from stlm.config import FixedPatchingConfig, ModelConfig, PatchingConfig, SpacePatchingConfig
 from stlm.model.context import Context
-from stlm.model.registry import Registry
-from stlm.model.vocabulary import Vocabulary
+from stlm.model.registry import Registry, Vocabulary
 
 NOBODY = torch.iinfo(torch.int64).min  # the document of a slot without a patch
 

@@ -6,7 +6,7 @@ import torch
 from test_pairs import CONTEXT, PAIRS, make
 
 from stlm.model import Context
-from stlm.model.pooling import mean_over_text
+from stlm.model.network import mean_over_text
 
 TEXTS = ["a", "One more, and one.", "", "ab cd", "é", "A text that is longer than the context is."]
 
