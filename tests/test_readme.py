@@ -206,6 +206,7 @@ def test_the_architecture_page_names_every_module() -> None:
         for package in ("stlm", "data_pipeline")
         for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py"
+        and not (path.parent.name == "objectives" and (ROOT / "docs" / "objectives" / f"{path.stem}.md").is_file())
     }
     assert modules - paths_in_tree(ROOT / "docs" / "architecture.md") == set()
 
