@@ -30,9 +30,10 @@ def refuse(
     parser: argparse.ArgumentParser, args: argparse.Namespace, options: Iterable[str], beside: str, why: str
 ) -> None:
     """Exit with a usage error if any of `options` is given: they have no effect with `beside`."""
-    given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
+    given = [name for name in options if getattr(args, name) is not None and getattr(args, name) is not False]
     if given:
-        parser.error(f"{', '.join(given)}: no effect with {beside}, {why}; leave one of them out")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"{names}: no effect with {beside}, {why}; leave one of them out")
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

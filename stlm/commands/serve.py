@@ -59,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from stlm.serving import (
             Access,
-            ChatTemplate,
             Scheduler,
             Server,
             ServerLimits,
@@ -78,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
+    from stlm.chat.template import ChatTemplate
     from stlm.checkpoints import locate_model
     from stlm.stlm import STLM
 

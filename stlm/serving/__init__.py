@@ -2,14 +2,12 @@
 
 from stlm.serving.access import Access, checked_origins
 from stlm.serving.app import build_app
-from stlm.serving.chat import ChatTemplate
 from stlm.serving.protocol import ServerLimits
 from stlm.serving.scheduler import Scheduler
 from stlm.serving.server import Server, is_loopback, listen_on, url_of
 
 __all__ = [
     "Access",
-    "ChatTemplate",
     "ServerLimits",
     "Scheduler",
     "Server",

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from stlm.chat.template import ChatTemplate
 from stlm.serving.access import Access, CheckAccess, DrainBodies
 from stlm.serving.active_request import ActiveRequest, EventStream
-from stlm.serving.chat import ChatTemplate
 from stlm.serving.metrics import CountRequests, Metrics
 from stlm.serving.prompts import EncodedPrompt, encode_prompt
 from stlm.serving.protocol import RequestError, RequestParams, ServerLimits, parse_body, parse_request

@@ -11,9 +11,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from stlm.chat.template import ChatTemplate
 from stlm.errors import ConfigError
 from stlm.generation import Sampling
-from stlm.serving.chat import ChatTemplate
 
 
 class RequestError(Exception):

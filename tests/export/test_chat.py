@@ -8,12 +8,12 @@ import torch
 
 from data_pipeline.sources.conversations import END_OF_TURN, TEMPLATE
 from data_pipeline.tokenizers import build_tokenizer, train_sentencepiece
+from stlm.chat.template import ChatTemplate
 from stlm.config import ModelConfig, from_dict
 from stlm.export import convert_to, convert_to_gguf
 from stlm.export.comparison import sample_text
 from stlm.export.gguf.llama_cpp import LlamaCpp, installed
 from stlm.export.huggingface.reader import read_huggingface
-from stlm.serving.chat import ChatTemplate
 from stlm.stlm import STLM
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: the extra `export`")

@@ -386,7 +386,7 @@ def test_generate_answers_in_a_chat(folder, call, tmp_path):
     code, out, err = call("generate.py", tmp_path / "model", "--chat", "--prompt", "Line", "--max-ids", "9")
     assert (code, out, err) == (0, whole.partition("\x03")[0] + "\n", "")
     code, _, err = call("generate.py", tmp_path / "model", "--chat", "--beams", "2", "--prompt", "Line")
-    assert code == 2 and "--chat: without effect beside --beams" in err
+    assert code == 2 and "--chat: no effect with --beams" in err
 
 
 def test_generate_scores_a_file(folder, call, tmp_path):
@@ -419,7 +419,7 @@ def test_generate_refuses(folder, call):
         (("--stop", ""), "--stop: got '', expected a text that is not empty"),
         (("--stop", "\udcff"), "--stop: got '\\udcff', expected valid UTF-8"),
         (("--score", folder), "--score: "),
-        (("--per-line",), "--per-line: goes with --score FILE"),
+        (("--per-line",), "--per-line: got no --score FILE"),
     ]:
         code, _, err = call("generate.py", folder / "run", *arguments)
         assert code == 2 and message in err and "Traceback" not in err
@@ -428,23 +428,23 @@ def test_generate_refuses(folder, call):
 @pytest.mark.parametrize(
     ("options", "beside"),
     [
-        ("--exit-threshold 0.5 --speculative self", "--speculative: without effect beside --exit-threshold"),
-        ("--exit-threshold 0.5 --drafts 2", "--drafts: without effect beside --exit-threshold"),
-        ("--speculative off --drafts 3", "--drafts: without effect beside --speculative off"),
-        ("--drafts 3", "--drafts: without effect beside --speculative auto"),
-        ("--beams 2 --speculative ngram", "--speculative: without effect beside --beams"),
-        ("--beams 2 --stop .", "--stop: without effect beside --beams"),
-        ("--beams 2 --temperature 0.8", "--temperature: without effect beside --beams"),
-        ("--beams 2 --seed 1 --top-k 3", "--top-k, --seed: without effect beside --beams"),
-        ("--beams 2 --samples 1", "--samples: without effect beside --beams"),
-        ("--temperature 0 --top-p 0.9", "--top-p: without effect beside --temperature 0"),
-        ("--temperature 0 --seed 2", "--seed: without effect beside --temperature 0"),
-        ("--temperature 0 --samples 2", "--samples: without effect beside --temperature 0"),
-        ("--samples 2 --speculative ngram", "--speculative: without effect beside --samples 2"),
-        ("--score none --prompt a", "--prompt: without effect beside --score"),
-        ("--score none --temperature 0 --stop a", "--temperature, --stop: without effect beside --score"),
-        ("--score none --chat --max-ids 3", "--chat, --max-ids: without effect beside --score"),
-        ("--score none --valid-utf8", "--valid-utf8: without effect beside --score"),
+        ("--exit-threshold 0.5 --speculative self", "--speculative: no effect with --exit-threshold"),
+        ("--exit-threshold 0.5 --drafts 2", "--drafts: no effect with --exit-threshold"),
+        ("--speculative off --drafts 3", "--drafts: no effect with --speculative off"),
+        ("--drafts 3", "--drafts: no effect with --speculative auto"),
+        ("--beams 2 --speculative ngram", "--speculative: no effect with --beams"),
+        ("--beams 2 --stop .", "--stop: no effect with --beams"),
+        ("--beams 2 --temperature 0.8", "--temperature: no effect with --beams"),
+        ("--beams 2 --seed 1 --top-k 3", "--top-k, --seed: no effect with --beams"),
+        ("--beams 2 --samples 1", "--samples: no effect with --beams"),
+        ("--temperature 0 --top-p 0.9", "--top-p: no effect with --temperature 0"),
+        ("--temperature 0 --seed 2", "--seed: no effect with --temperature 0"),
+        ("--temperature 0 --samples 2", "--samples: no effect with --temperature 0"),
+        ("--samples 2 --speculative ngram", "--speculative: no effect with --samples 2"),
+        ("--score none --prompt a", "--prompt: no effect with --score"),
+        ("--score none --temperature 0 --stop a", "--stop, --temperature: no effect with --score"),
+        ("--score none --chat --max-ids 3", "--chat, --max-ids: no effect with --score"),
+        ("--score none --valid-utf8", "--valid-utf8: no effect with --score"),
     ],
 )
 def test_generate_refuses_an_option_without_effect(folder, call, options, beside):
@@ -454,12 +454,10 @@ def test_generate_refuses_an_option_without_effect(folder, call, options, beside
 
 def test_every_option_of_generate_is_considered(call):
     """An option that is added later must be given its place in the table of those without effect."""
-    known = vars(generate)
     _, out, _ = call("generate.py", "--help")
     options = {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]+)", out.partition("options:")[2])}
-    assert {*known["DEFAULTS"], *known["DRAWING"], *known["DRAFTING"]} | {"help", "chat", "per_line", "precision"} == (
-        options
-    )
+    known = {*generate.TEXT, *generate.DRAWING, *generate.DRAFTING}
+    assert known | {"help", "score", "per_line", "precision"} == options
 
 
 class Terminal:

@@ -14,11 +14,11 @@ import pytest
 from starlette.datastructures import Headers
 
 from data_pipeline.tokenizers import build_tokenizer
+from stlm.chat.template import ChatTemplate
 from stlm.config import ModelConfig, from_dict
 from stlm.errors import StlmError
 from stlm.serving import (
     Access,
-    ChatTemplate,
     Scheduler,
     Server,
     ServerLimits,

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from data_pipeline.tokenizers import build_tokenizer
+from stlm.chat.template import ChatTemplate
 from stlm.config import ModelConfig, from_dict
 from stlm.model.decoding.packed_weights import IntegerProduct
-from stlm.serving import ChatTemplate, Scheduler, ServerLimits
+from stlm.serving import Scheduler, ServerLimits
 from stlm.serving.protocol import RequestError, parse_body, parse_request
 from stlm.stlm import STLM
 
