@@ -34,9 +34,9 @@ def encode_prompt(model: STLM, params: RequestParams, prompt: str | list[int]) -
         if id > last_id:
             raise invalid("logit_bias", f"got id {id}, expected 0 to {last_id}")
 
-    def too_long(number: str) -> RequestError:
+    def too_long(size: str) -> RequestError:
         return RequestError(
-            f"the prompt has {number} ids, expected at most {longest}, as the context has {context_length}; shorten it",
+            f"the prompt has {size} ids, expected at most {longest}, as the context has {context_length}; shorten it",
             param, code="context_length_exceeded",
         )  # fmt: skip
 
