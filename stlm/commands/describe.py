@@ -17,8 +17,12 @@ from stlm.commands.options import above_zero, add_overrides, at_least, refuse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from stlm.config import list_presets, load_run_config
+
     parser = argparse.ArgumentParser(
         description="Show parameters, FLOPs and memory of a model; of a run also its progress, or the text of a step.",
+        epilog=f"presets:\n{list_presets()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="PRESET|FILE|RUN", help="preset, YAML file or run directory")
     add_overrides(parser)
@@ -37,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rows: got {args.rows} without --step S; --step 1 would work")
     if args.step is not None:
         refuse(parser, args, ("ranks", "bytes_per_id", "json"), "--step", "which prints only text")
-
-    from stlm.config import load_run_config  # late, so that --help and usage errors are fast
 
     source = Path(args.source)
     config = load_run_config(args.source, args.set)

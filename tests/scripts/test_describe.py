@@ -68,6 +68,10 @@ def test_a_run_in_json_and_in_words(run, describe):
     assert "train: 7.5000 bits per byte at step 2" in text and "ZeRO 3" in text
 
 
+def test_help_lists_the_presets(describe):
+    assert list_presets() in describe("--help")
+
+
 def test_where_the_time_went(run, describe):
     """The newest record's figures, where it has them."""
     before = describe(run)
