@@ -27,7 +27,7 @@ from data_pipeline.cleaning.documents import Cleaning
 from data_pipeline.cleaning.near_duplicates import near_duplicates, sign
 from data_pipeline.preparation.gathering import Gathered, drop_duplicates, gather, starts_of
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import open_inputs
+from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Workers
 
 _WORDS = 20_000
@@ -48,8 +48,7 @@ def main() -> None:
         process.join()
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         size = path.stat().st_size
-        source = open_inputs(PrepareConfig(inputs=(str(path),), output=f"{folder}/out"))[0]
-        units = source.units(0)
+        units = Preparation(PrepareConfig(inputs=(str(path),), output=f"{folder}/out")).units()
         places = [Gathered(Path(folder, f"unit_{number}")) for number in range(len(units))]
         team = Workers(options.workers)
         rows = []
@@ -60,10 +59,12 @@ def main() -> None:
             rows.append((step, time.monotonic() - start))
 
         jobs = [(unit, place, Cleaning()) for unit, place in zip(units, places, strict=True)]
-        measure(f"read ({options.workers} processes)", lambda: list(team.run(gather, jobs)))
+        measure(f"read ({options.workers} processes)", lambda: list(team.run(gather, jobs, size)))
         kept = np.ones(starts_of(places)[-1], np.bool_)
         measure("exact duplicates (1 process)", lambda: drop_duplicates(places, kept))
-        measure(f"signatures ({options.workers} processes)", lambda: list(team.run(sign, [(one,) for one in places])))
+        measure(
+            f"signatures ({options.workers} processes)", lambda: list(team.run(sign, [(one,) for one in places], size))
+        )
         stays = np.empty(0, np.int64)
 
         def decide() -> None:

@@ -19,10 +19,9 @@ from typing import Any
 from data_pipeline.cleaning.decontamination import REMOVED_FILE
 from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
-from data_pipeline.preparation.existing import Existing
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_source_settings, prepare
-from data_pipeline.preparation.recognition import differences, recognised
+from data_pipeline.preparation.pipeline import Preparation
+from data_pipeline.preparation.settings import differences, recognised
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.preparation.workers import Team, Workers
 from data_pipeline.storage.atomic import fsync_dir, write_errors_as, write_text, writing
@@ -82,22 +81,21 @@ def append(config: PrepareConfig, team: Team | None = None) -> tuple[Manifest, b
         _finish(directory, work)
         there = Manifest.load(directory)
         there.check(directory)
-        if _is_there(config, there):
+        preparation = Preparation(config, after=there)
+        if _is_there(preparation, there):
             shutil.rmtree(work, ignore_errors=True)  # left by a command killed while removing it
             return there, False
-        existing = Existing(directory, there)
-        prepare(config, team=team, after=existing)
+        preparation.run(team)
         _finish(directory, work)
         return Manifest.load(directory), True
 
 
-def _is_there(config: PrepareConfig, manifest: Manifest) -> bool:
-    """Return whether these inputs have been added before."""
-    sources, settings = find_source_settings(config)
+def _is_there(preparation: Preparation, manifest: Manifest) -> bool:
+    """Return whether these inputs have been added before, to whatever the data was then."""
     return any(
         not differences(
-            {key: value for key, value in record.items() if key != "after"},
-            recognised(record, settings, sources, Workers(1)),
+            record | {"after": preparation.settings["after"]},
+            recognised(record, preparation.settings, preparation.sources, Workers(1)),
         )
         for record in manifest.settings.get("appended", [])
     )

@@ -17,10 +17,9 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.encoding import CHOICES
-from data_pipeline.preparation.gathering import Gathered, gather
+from data_pipeline.preparation.gathering import CHOICES, Gathered, gather
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_prepared, open_inputs, roles_of
+from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import worth
 from data_pipeline.report.summary import lines_of_problems
 from data_pipeline.sources.files import Files
@@ -54,9 +53,10 @@ class _Trial:
 
 def dry_run(config: PrepareConfig) -> str:
     """Return the preview as text. Raises DataError for whatever would stop the preparation at once."""
-    sources, roles = open_inputs(config), roles_of(config)
+    preparation = Preparation(config)
+    sources, roles = preparation.sources, preparation.roles
     left = Limit.parse(config.limit) if config.limit is not None else Limit()
-    lines = [f"nothing is written; {_state(config)}", ""]
+    lines = [f"nothing is written; {_state(preparation)}", ""]
     sizes, rates = [], []  # bytes of text of all sources; seconds per byte of those tried
     for number, source in enumerate(sources):
         units = source.units(number)
@@ -116,10 +116,10 @@ def _is_trained(config: PrepareConfig) -> bool:
     return config.tokenizer_from is None and parse_spec(config.tokenizer)[0] in _UNTRAINED
 
 
-def _state(config: PrepareConfig) -> str:
-    directory = config.directory
+def _state(preparation: Preparation) -> str:
+    config, directory = preparation.config, preparation.output
     try:
-        if find_prepared(config) is not None:
+        if preparation.existing() is not None:
             return f"{directory} is already prepared"
     except DataError as error:
         return str(error)

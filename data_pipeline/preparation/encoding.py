@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_pipeline.preparation.gathering import TEST, TRAIN, VALIDATION, Gathered
+from data_pipeline.preparation.gathering import CHOICES, TRAIN, Gathered
 from data_pipeline.sources.conversations import encode_conversations
 from data_pipeline.sources.indexed import ids_of_kept
 from data_pipeline.storage.atomic import atomic_file, save_array, write_text
@@ -41,7 +41,6 @@ SHARD_BYTES = 256 << 20  # of text
 PIECE_BYTES = 4 << 20  # of text encoded per job: small, so that processes do not wait long for the last one
 
 _SAMPLE_BYTES = 16 << 20  # of text that a tokenizer is trained on
-CHOICES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class ShardPlan:
             yield from unit.documents(first, last, unit.choice == CHOICES[self.split])
 
 
-def plan_shards(units: list[Gathered], split: str) -> list[ShardPlan]:
+def plan_shards(units: Sequence[Gathered], split: str) -> list[ShardPlan]:
     """Fill one shard after the other: if all documents are laid end to end, a document belongs to the shard of its
     first byte.
     """
@@ -186,7 +185,7 @@ def _tokenizer(directory: Path) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
+def make_tokenizer(spec: str, units: Sequence[Gathered]) -> Tokenizer:
     """Return the tokenizer of a spec, trained if needed on up to 16 MiB of the documents for training."""
     kind, size = parse_spec(spec)
     if kind not in ALGORITHMS:
@@ -195,7 +194,7 @@ def make_tokenizer(spec: str, units: list[Gathered]) -> Tokenizer:
     return train_sentencepiece(_sample(units), size, kind)
 
 
-def _sample(units: list[Gathered]) -> Iterator[str]:
+def _sample(units: Sequence[Gathered]) -> Iterator[str]:
     """Yield documents for training, all of them or an even sample by their hash; twice _SAMPLE_BYTES at most."""
     left = 2 * _SAMPLE_BYTES
     for text in _evenly(units):
@@ -210,7 +209,7 @@ def _sample(units: list[Gathered]) -> Iterator[str]:
         yield from re.split("[\udcfe\udcff]", text)
 
 
-def _evenly(units: list[Gathered]) -> Iterator[str]:
+def _evenly(units: Sequence[Gathered]) -> Iterator[str]:
     total = sum(int(unit.index["length"][unit.choice == TRAIN].sum()) for unit in units)
     limit = np.uint64(min(_SAMPLE_BYTES / max(total, 1), 1) * (2**64 - 2048))
     for unit in units:

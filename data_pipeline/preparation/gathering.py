@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,20 @@ from data_pipeline.cleaning.documents import Cleaner, Cleaning
 from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
+from data_pipeline.preparation.workers import Team, run_all
 from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import LONGEST_DOCUMENT
 from data_pipeline.sources.source import Unit
 from data_pipeline.sources.text_files import Problems, is_blank
 from data_pipeline.storage.atomic import atomic_file, save_array, write_text, writing
+from data_pipeline.storage.manifest import TOKENIZER_DIR, Manifest
+from data_pipeline.storage.shards import Shard
+from data_pipeline.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 DROPPED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
+CHOICES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 REMOVED = "removed.jsonl"  # file of a unit that lists the documents left out by cleaning
 
 _INDEX = np.dtype([("length", "<i8"), ("high", "<u8"), ("low", "<u8")])
@@ -45,6 +50,7 @@ class Gathered:
     """The gathered documents of one unit."""
 
     prefix: Path
+    source: int = 0  # the number of its source
 
     @property
     def index(self) -> NDArray[Any]:
@@ -172,7 +178,41 @@ def gather(
     )
 
 
-def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
+def gather_finished(
+    directory: Path, manifest: Manifest, work: Path, as_ids: bool, team: Team
+) -> list[tuple[Gathered, int]]:
+    """Gather the documents of finished data in a work folder, one unit per shard; return each unit with its choice.
+
+    as_ids: the documents stay ids, as stored; else they are decoded to text.
+    """
+    jobs, found = [], []
+    for split, shards in manifest.splits.items():
+        for shard in shards:
+            place = Gathered(work / f"existing_{shard.path.replace('/', '_')}")
+            jobs.append((_ShardUnit(0, shard.bytes, directory, shard.path, as_ids), place, Cleaning()))
+            found.append((place, CHOICES[split]))
+    missing = [job for job in jobs if not job[1].complete]
+    run_all("reading what is there", gather, missing, [unit.size for unit, *_ in missing], team)
+    return found
+
+
+@dataclass(frozen=True)
+class _ShardUnit:
+    """The documents of a shard."""
+
+    source: int
+    size: int
+    directory: Path
+    path: str
+    as_ids: bool
+
+    def read(self, problems: Problems) -> Iterator[bytes]:
+        tokenizer = load_tokenizer(self.directory / TOKENIZER_DIR)
+        for ids in Shard(self.directory / self.path):
+            yield ids.tobytes() if self.as_ids else tokenizer.decode_bytes(ids)
+
+
+def drop_duplicates(units: Sequence[Gathered], kept: NDArray[np.bool_]) -> None:
     """Clear `kept`, which covers all units, for every document that equals an earlier one.
 
     Sorts in passes by the leading bits of the hash; each pass holds all documents that could be equal.
@@ -183,14 +223,16 @@ def drop_duplicates(units: list[Gathered], kept: NDArray[np.bool_]) -> None:
         kept[_later_duplicates(units, starts, bucket, passes)] = False
 
 
-def starts_of(units: list[Gathered]) -> NDArray[np.int64]:
+def starts_of(units: Sequence[Gathered]) -> NDArray[np.int64]:
     """Return the number of the first document of each unit, counted over all units, followed by the number of
     documents.
     """
     return np.cumsum([0, *(len(unit.index) for unit in units)])
 
 
-def _later_duplicates(units: list[Gathered], starts: NDArray[np.int64], bucket: int, passes: int) -> NDArray[np.int64]:
+def _later_duplicates(
+    units: Sequence[Gathered], starts: NDArray[np.int64], bucket: int, passes: int
+) -> NDArray[np.int64]:
     """Return the documents, numbered over all units, that equal an earlier one, within one bucket of hashes."""
     high, low, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for number, unit in enumerate(units):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import TooFew
 from data_pipeline.preparation.gathering import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
+from data_pipeline.storage.manifest import Manifest
 
 _HASHES = 1 << 64
 # Documents in the order of their hashes: first half of the hash, bytes, unit, index in the unit.
@@ -30,6 +31,14 @@ class HeldBack:
     bytes: int = 0
     held_documents: int = 0
     held_bytes: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> HeldBack:
+        """Return those of finished data, its test text left aside."""
+        documents, size = (
+            {split: manifest.total(split, what) for split in ("train", "validation")} for what in ("documents", "bytes")
+        )
+        return cls(sum(documents.values()), sum(size.values()), documents["validation"], size["validation"])
 
 
 def choose_by_hash(
@@ -93,7 +102,7 @@ def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np
 
 def _units(units: Sequence[Gathered], kept: NDArray[np.bool_]) -> Iterator[tuple[Gathered, NDArray[np.bool_]]]:
     """Yield each unit with its part of `kept`."""
-    starts = starts_of(list(units))
+    starts = starts_of(units)
     for unit, start, stop in zip(units, starts[:-1], starts[1:], strict=True):
         yield unit, kept[start:stop]
 

@@ -260,7 +260,7 @@ def _share_of_cores(node: Any) -> int:
 # The functions that one rank may ask another to call. Their data is in files, so that jobs are small.
 JOBS = (
     "data_pipeline.preparation.workers:call",
-    "data_pipeline.preparation.recognition:_sha256",
+    "data_pipeline.preparation.settings:_sha256",
     "data_pipeline.preparation.gathering:gather",
     "data_pipeline.cleaning.decontamination:find",
     "data_pipeline.cleaning.near_duplicates:sign",

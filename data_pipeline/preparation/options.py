@@ -18,6 +18,7 @@ from data_pipeline.sources.formats import COMPRESSED
 from data_pipeline.sources.grouping import grouped
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
+from data_pipeline.sources.source import SourceOptions
 from data_pipeline.sources.stdin import STDIN, check_stdin_format
 from data_pipeline.sources.text_files import ON_ERROR, QUOTING
 from data_pipeline.tokenizers import find_tokenizer, parse_spec
@@ -224,6 +225,25 @@ class PrepareConfig:
                 "ids that are kept as they are cannot be cleaned: leave clean and decontaminate out, or name another "
                 "tokenizer than the input's"
             )
+
+    @property
+    def source_options(self) -> SourceOptions:
+        """The options for finding and reading the inputs."""
+        return SourceOptions(
+            text_key=self.text_key,
+            score_key=self.score_key,
+            conversations=self.conversations,
+            on_error=self.on_error,
+            hub_split=self.hub_split,
+            hub_streaming=self.hub_streaming,
+            input_tokenizer=self.input_tokenizer,
+            keep_ids=self.keep_ids,
+            stdin_format=self.stdin_format,
+            spool=self.directory.parent,
+            documents=self.documents,
+            encoding="" if self.encoding is None else codec_of(self.encoding),
+            quoting=self.quoting,
+        )
 
     @property
     def cleaning(self) -> Cleaning:

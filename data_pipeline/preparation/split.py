@@ -1,4 +1,4 @@
-"""Selection of the gathered documents to keep, and of those among them to hold back for validation.
+"""The split of the gathered documents: which of them stay, and which of those are held back for validation.
 
 Exact duplicates are removed first. The rest passes the steps that compare documents with others, and is split last, so
 that similar documents never end up on both sides. Documents that the user holds back in separate files all stay;
@@ -8,7 +8,7 @@ documents that equal or resemble one of them are removed from the training text.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -27,16 +27,15 @@ from data_pipeline.errors import TooFew
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
 from data_pipeline.preparation.holdout import HeldBack, choose_all, choose_by_hash, copies_of
+from data_pipeline.preparation.options import PrepareConfig
+from data_pipeline.preparation.workers import Team, run_all
 
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"
 
-# Label, function, jobs, input bytes of each job → results: the caller of `select` distributes the jobs.
-Run = Callable[[str, Callable[..., Any], Sequence[Any], list[int]], list[Any]]
-
 
 @dataclass(frozen=True)
-class Selection:
+class LeftOut:
     """The documents that all steps together left out."""
 
     record: Record
@@ -51,35 +50,31 @@ class Selection:
         }
 
 
-def select(
-    units: list[Gathered],
-    names: Sequence[str],
+def split_documents(
+    gathered: Sequence[Gathered],
+    source_names: Sequence[str],
     roles: Sequence[int | None],
-    validation_fraction: float,
-    deduplicate: bool,
-    cleaning: Cleaning,
-    evaluation_files: Sequence[str],
+    config: PrepareConfig,
     output: Path,
-    run: Run,
-    removed_list: Path | None = None,
-    existing: Sequence[tuple[Gathered, int]] = (),
+    team: Team,
+    finished: Sequence[tuple[Gathered, int]] = (),
     before: HeldBack | None = None,
-) -> Selection:
+) -> LeftOut:
     """Choose for every document: TRAIN, VALIDATION, TEST or DROPPED.
 
-    names: of the source of each unit. roles: the split that the user holds back each unit for; None: none. cleaning:
-    the selected steps. evaluation_files: texts that the data may not contain; documents removed for their sake are
-    listed in output/removed.jsonl. removed_list: file for all documents that are left out; None: none. existing,
-    before: the documents to which these are added, each unit with its split, and the held-back share of them. Raises
-    DataError if fewer than two documents are left.
+    source_names, roles: by source, its name, and the split that the user holds it back for; None: none. output: folder
+    of removed.jsonl, which lists the documents that hold an evaluation text. finished, before: the documents to which
+    these are added, each unit with its choice, and those held back among them. Raises TooFew, a DataError, if fewer
+    than two documents are left.
     """
+    cleaning, evaluation_files = config.cleaning, config.decontaminate
+    removed_list = None if config.keep_removed is None else Path(config.keep_removed)
     record = Record()
-    for unit in units:
+    for unit in gathered:
         record.add(unit.cleaned)
-    held = [unit for unit, role in zip(units, roles, strict=True) if role is not None]
-    names = [name for name, role in zip(names, roles, strict=True) if role is None]
-    everything = units
-    units = [unit for unit, role in zip(units, roles, strict=True) if role is None]
+    held = [unit for unit in gathered if roles[unit.source] is not None]
+    units = [unit for unit in gathered if roles[unit.source] is None]
+    names = [source_names[unit.source] for unit in units]
     kept = np.ones(starts_of(units)[-1], np.bool_)
     stages: list[Stage] = []
     if held:
@@ -87,13 +82,13 @@ def select(
         kept &= ~copies
         _count(record, HELD_BACK, units, copies)
         stages.append(Stage(HELD_BACK, copies))
-    if existing:
-        there = copies_of([unit for unit, split in existing if deduplicate or split != TRAIN], units)
+    if finished:
+        there = copies_of([unit for unit, choice in finished if config.deduplicate or choice != TRAIN], units)
         kept &= ~there
         _count(record, ALREADY_THERE, units, there)
         stages.append(Stage(ALREADY_THERE, there))
-        held = [unit for unit, _ in existing] + held
-    if deduplicate:
+        held = [unit for unit, _ in finished] + held
+    if config.deduplicate:
         left = kept.copy()
         drop_duplicates(units, kept)
         _count(record, EXACT_DUPLICATES, units, left & ~kept)
@@ -104,7 +99,7 @@ def select(
         left = kept.copy()
         runs = units[0].prefix.with_name("runs.npy")
         counts = decontamination.write_runs(evaluation_files, runs)
-        run("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes)
+        run_all("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes, team)
         entries = _contaminated(units, names, evaluation_files, kept, record)
         path = output / decontamination.REMOVED_FILE
         sha256 = decontamination.write_list(path, entries)
@@ -114,7 +109,7 @@ def select(
         together = [*held, *units]  # of similar documents the first stays
         number = int(starts_of(held)[-1])
         sizes = [int(unit.index["length"].sum()) for unit in together]
-        run("comparing", sign, [(unit,) for unit in together], sizes)
+        run_all("comparing", sign, [(unit,) for unit in together], sizes, team)
         stays = near_duplicates(together, np.concatenate([np.ones(number, np.bool_), kept]))
         gone = stays != np.arange(len(stays))
         gone[:number] = False
@@ -124,20 +119,20 @@ def select(
         stages.append(Stage(NEAR_DUPLICATES, gone[number:], partial(_twin, together, stays, number)))
     if removed_list is not None:
         write_removed(removed_list, units, names, stages)
-    for unit, role in zip(everything, roles, strict=True):
-        if role is not None:
+    for unit in gathered:
+        if (role := roles[unit.source]) is not None:
             choose_all([unit], np.ones(len(unit.index), np.bool_), role)
-    least = 0 if existing else 1 if VALIDATION in roles else 2
+    least = 0 if finished else 1 if VALIDATION in roles else 2
     if kept.sum() < least and any(record.documents.values()):
         where = f"; {removed_list} lists what was left out" if removed_list else ""
         raise TooFew(_nothing_left(record, int(kept.sum()), least, cleaning) + where)
-    if VALIDATION not in roles and (before or not existing):
-        choose_by_hash(units, validation_fraction, kept, before)
-    elif not kept.any() and not existing:
+    if VALIDATION not in roles and (before or not finished):
+        choose_by_hash(units, config.validation_fraction, kept, before)
+    elif not kept.any() and not finished:
         raise TooFew("no document of the input is left to train on")
     else:
         choose_all(units, kept, TRAIN)
-    return Selection(record, decontaminated)
+    return LeftOut(record, decontaminated)
 
 
 def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> str:

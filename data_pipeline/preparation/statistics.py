@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning.record import excerpt
-from data_pipeline.preparation.encoding import CHOICES
-from data_pipeline.preparation.gathering import DROPPED, Gathered
+from data_pipeline.preparation.gathering import CHOICES, DROPPED, Gathered
 from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 

@@ -7,13 +7,17 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from data_pipeline.cleaning import decontamination
 from data_pipeline.errors import DataError
+from data_pipeline.preparation.settings import differences
 from data_pipeline.sources.source import Unit
 from data_pipeline.storage.atomic import TEMPORARY_PREFIX, write_text, writing
 from data_pipeline.storage.manifest import LOCK_FILE, MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR
@@ -83,12 +87,20 @@ def interrupted_settings(output: Path) -> dict[str, Any] | None:
 
 
 def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
-    """Keep the pieces of an interrupted preparation if its settings and units are the same; else remove them."""
+    """Keep the pieces of an interrupted preparation of the same settings and units; say that others are removed.
+
+    Units are compared by a hash of their `repr`, which names their classes and fields: renaming one discards the
+    preparations that an earlier version began.
+    """
     work = output / WORK_DIR
     record = work / SETTINGS_FILE
     state = {"settings": settings, "units": hashlib.sha256(repr(units).encode()).hexdigest()}
-    if record.exists() and json.loads(record.read_bytes()) == state:
-        return
+    if record.exists():
+        interrupted = json.loads(record.read_bytes())
+        if interrupted == state:
+            return
+        reasons = differences(interrupted["settings"], settings) or ["an earlier version of this project began it"]
+        tqdm.write(f"{output}: discarding an interrupted preparation: {'; '.join(reasons)}", file=sys.stderr)
     record.unlink(missing_ok=True)
     for folder in (*SPLITS, TOKENIZER_DIR):
         shutil.rmtree(output / folder, ignore_errors=True)

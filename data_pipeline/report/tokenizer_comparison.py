@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.preparation.encoding import make_tokenizer
 from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import gather_all, open_inputs, within_limit
+from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Team, Workers
 from data_pipeline.storage.atomic import write_errors_as, writing
 from data_pipeline.storage.manifest import WORK_DIR
@@ -64,19 +65,17 @@ def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None)
 
     The documents are stored next to the output folder of a preparation until the measurement is done.
     """
-    sources = open_inputs(config)
-    units = [unit for number, source in enumerate(sources) for unit in source.units(number)]
-    if not units:
-        raise DataError(f"the input is empty: there is no text in {', '.join(source.name for source in sources)}")
+    preparation = Preparation(config)
+    units = preparation.units()
     parent = config.directory.parent
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".sweep-", dir=parent)
-    with folder as name:
+    with folder as name, nullcontext(team) if team else Workers(config.workers) as team:
         work = Path(name, WORK_DIR)
         work.mkdir()
-        units = within_limit(config, units, work)
-        gathered, _ = gather_all(config, sources, units, work, team or Workers(config.workers))
+        gathered = preparation.read(units, work, team)
+        preparation.split(gathered, work, team)
         for_compression = _documents(gathered, VALIDATION, _COMPRESSION_BYTES)
         for_speed = _documents(gathered, TRAIN, _SPEED_BYTES)
         measured: list[Measured | DataError] = []

@@ -26,7 +26,7 @@ from data_pipeline.preparation.appending import append, append_config
 from data_pipeline.preparation.dry_run import dry_run
 from data_pipeline.preparation.mpi import MPIRanks, joined
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Workers
 from data_pipeline.report.page import REPORT_FILE, write_report
 from data_pipeline.report.plots import PlotsMissing
@@ -64,12 +64,11 @@ def prepare_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
     start = time.monotonic()
     if ranks is not None:
         ranks.use_workers(config.workers)
-    manifest = find_prepared(config)
-    new = manifest is None
-    if manifest is not None:
+    preparation = Preparation(config)
+    new = preparation.existing() is None
+    if not new:
         print(f"{config.directory} is already prepared; nothing to do\n")
-    manifest = prepare(config, team=ranks)
-    print(summary(manifest, config.directory))
+    print(summary(preparation.run(ranks), config.directory))
     if config.keep_removed is not None:
         print(f"what was left out: {config.keep_removed}")
     update_report(config.directory, new)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.loading.prepared_data import PreparedData
-from data_pipeline.preparation.pipeline import default_data_dir
+from data_pipeline.preparation.options import default_data_dir
 from data_pipeline.tokenizers import build_tokenizer, load_tokenizer, parse_spec
 from stlm.checkpoints import newest_checkpoint
 from stlm.config import RunConfig

@@ -20,7 +20,7 @@ from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.loading.verify import verify
 from data_pipeline.preparation.appending import append, append_config
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.pipeline import Preparation, prepare
 from data_pipeline.preparation.workers import Workers
 from data_pipeline.report.page import write_report
 from data_pipeline.storage.manifest import Manifest
@@ -87,7 +87,7 @@ def test_what_is_there_stays_and_new_documents_are_divided_by_the_same_rule(fold
     shutil.move("b.jsonl", "moved.jsonl")
     assert append(adding("moved.jsonl")) == (manifest, False)
     with pytest.raises(DataError, match=r"out holds data .*:\n.*b\.jsonl was added to it by --append"):
-        find_prepared(PrepareConfig(("a.jsonl",), tokenizer, "out", validation_fraction=0.1))
+        Preparation(PrepareConfig(("a.jsonl",), tokenizer, "out", validation_fraction=0.1)).existing()
     lines("c.jsonl", texts(5, 3))
     assert len(append(adding("c.jsonl"))[0].sources) == 3
     nothing, _ = append(adding(lines("d.jsonl", texts(5, 3))))

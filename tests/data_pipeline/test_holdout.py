@@ -16,7 +16,7 @@ from data_pipeline.loading.mixture import Mixture
 from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.preparation import encoding
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.pipeline import Preparation, prepare
 from data_pipeline.report.page import write_report
 from data_pipeline.report.summary import summary, warnings_of
 from data_pipeline.storage.manifest import Manifest
@@ -55,13 +55,13 @@ def test_own_files_are_kept_whole_and_their_copies_leave_the_training_text(tmp_p
     assert manifest.cleaning["removed"]["copies of documents that are held back"]["documents"] == 2
     assert manifest.duplicates["documents"] == 1
     assert [source.name for source in data.sources("test")] == [str(tmp_path / "test.jsonl")]
-    found = find_prepared(config)
+    found = Preparation(config).existing()
     assert found is not None
     assert found.fingerprint == manifest.fingerprint
     assert "test" in write_report(tmp_path / "out").read_text()
     lines(tmp_path / "test.jsonl", texts(9, 3))
     with pytest.raises(DataError, match="test"):
-        find_prepared(config)
+        Preparation(config).existing()
 
 
 def test_cleaning_leaves_out_nothing_that_is_held_back_but_what_resembles_it(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.preparation import encoding, gathering
 from data_pipeline.preparation import pipeline as prepare
 from data_pipeline.preparation.options import PrepareConfig, default_data_dir
-from data_pipeline.preparation.pipeline import ensure_default_data, find_prepared
+from data_pipeline.preparation.pipeline import Preparation, ensure_default_data
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.report.summary import summary
 from data_pipeline.sources import hub
@@ -207,10 +207,10 @@ def test_kill_minus_9_with_workers_and_repeated_it_ends_with_the_same_bytes(tmp_
 
 def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_path):
     config = PrepareConfig(inputs, output=str(tmp_path / "out"))
-    assert find_prepared(config) is None
+    assert Preparation(config).existing() is None
     manifest = prepare.prepare(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    assert prepare.prepare(config).fingerprint == manifest.fingerprint == find_prepared(config).fingerprint
+    assert prepare.prepare(config).fingerprint == manifest.fingerprint == Preparation(config).existing().fingerprint
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
     other = PrepareConfig(inputs, "sentencepiece:330", str(tmp_path / "out"), validation_fraction=0.2)
@@ -228,13 +228,16 @@ def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_
         prepare.prepare(config)
 
 
-def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path):
+def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path, capsys):
     output = tmp_path / "out"
     survives = 0
     while not (output / "train" / "shard_00000.bin").exists():
         survives += 3
         assert run_killed(output, survives, inputs) == -signal.SIGKILL
     prepare.prepare(PrepareConfig(inputs, output=str(output)))
+    assert capsys.readouterr().err == (
+        f"{output}: discarding an interrupted preparation: --tokenizer was sentencepiece:330, now it is byte\n"
+    )
     prepare.prepare(PrepareConfig(inputs, output=str(tmp_path / "fresh")))
     assert contents(output) == contents(tmp_path / "fresh")
 

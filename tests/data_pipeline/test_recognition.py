@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import find_prepared, prepare
+from data_pipeline.preparation.pipeline import Preparation, prepare
 
 TEXTS = [f"{number} document of some words" for number in range(20)]
 
@@ -40,11 +40,11 @@ def test_the_same_files_are_recognised_wherever_they_lie_and_whatever_their_name
     os.rename("copy/a.txt", "copy/a2.text")
     same.append(config("copy"))
     for one in same:
-        found = find_prepared(one)
+        found = Preparation(one).existing()
         assert found is not None
         assert found.fingerprint == prepare(one).fingerprint == fingerprint
     shutil.move("texts", "elsewhere")
-    assert find_prepared(config("elsewhere")) is not None
+    assert Preparation(config("elsewhere")).existing() is not None
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_interrupted_work_goes_on_where_the_input_was_moved(folder: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr("data_pipeline.preparation.pipeline.gather", killed)  # all has been read
         prepare(config("elsewhere"))
-    assert find_prepared(config("elsewhere")) is not None
+    assert Preparation(config("elsewhere")).existing() is not None
 
 
 def test_evaluation_files_are_known_by_what_they_hold(folder: Path) -> None:
     Path("questions.txt").write_text("nothing of the kind is in the corpus")
     prepare(config(decontaminate=("questions.txt",)))
     os.rename("questions.txt", "asked.txt")
-    assert find_prepared(config(decontaminate=("asked.txt",))) is not None
+    assert Preparation(config(decontaminate=("asked.txt",))).existing() is not None
 
 
 def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: P
     assert [source["name"] for source in manifest.sources] == ["many/0*.txt", "texts/b.md"]
     assert manifest.sources[0]["documents"] == 40
     for same in (config("many/*.txt", validation=("texts/b.md",)), config("many", validation=("texts/b.md",))):
-        found = find_prepared(same)
+        found = Preparation(same).existing()
         assert found is not None
         assert found.fingerprint == manifest.fingerprint
     few = prepare(config("texts/c.jsonl", *names[:5], output="few"))
