@@ -47,10 +47,10 @@ def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
     if settings.get("conversations") or settings.get("score_key") is not None:
         raise DataError(
             f"{directory} holds {'conversations' if settings.get('conversations') else 'documents with scores'}, to "
-            "which nothing can be added: prepare the new ones by themselves, and train on both with data.mixture"
+            "which nothing can be added: prepare the new ones separately, and train on both with data.mixture"
         )
     if refused := [name for name in _REFUSED if name in given]:
-        raise DataError(f"--{refused[0].replace('_', '-')} is of no use with --append, which adds text for training")
+        raise DataError(f"--{refused[0].replace('_', '-')} cannot be used with --append, which adds training text")
     limits = {
         name: ",".join(map(str, value)) if isinstance(value, list) else value
         for name, value in settings.get("cleaning_limits", {}).items()
@@ -64,8 +64,8 @@ def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
     for name in _KEPT:
         if name in given and options[name] != there[name]:
             raise DataError(
-                f"--{name.replace('_', '-')}: {directory} was prepared with {_shown(there[name])}, which stays when "
-                "text is added; leave the option out"
+                f"--{name.replace('_', '-')}: {directory} was prepared with {_shown(there[name])}, which cannot "
+                "change when text is added; leave the option out"
             )
     reading = {name: settings[name] for name in ("text_key", "on_error") if name not in given}
     output = str(Path(directory) / APPENDING_DIR)

@@ -95,11 +95,11 @@ def dry_run(config: PrepareConfig) -> str:
 
 def _settings(config: PrepareConfig) -> list[str]:
     trained = " (to be trained on a part of the text)" if _is_trained(config) else ""
-    held = "what --validation names" if config.validation else f"{config.validation_fraction:.3g} of the text, by hash"
+    by_hash = f"{config.validation_fraction:.3g} of the text, by hash"
     return [
         f"tokenizer: {config.tokenizer}{trained}",
         *([f"cleaning: {', '.join(config.cleaning.steps)}"] if config.cleaning.steps else []),
-        f"held back for validation: {held}",
+        f"held back for validation: {'the files of --validation' if config.validation else by_hash}",
         *([f"no more than {config.limit} is read (--limit)"] if config.limit is not None else []),
     ]
 
@@ -126,7 +126,7 @@ def _state(preparation: Preparation) -> str:
     if is_being_prepared(directory):
         return f"{directory} is being prepared by another process"
     if (directory / WORK_DIR).exists():
-        return f"{directory} holds a preparation that was interrupted"
+        return f"{directory} holds an interrupted preparation"
     added = config.tokenizer_from is not None and directory.parent == Path(config.tokenizer_from)
     return f"it would be added to {directory.parent}" if added else f"the output would be {directory}"
 
@@ -155,7 +155,7 @@ def _try(config: PrepareConfig, units: Sequence[Unit]) -> _Trial:
     elif not _is_trained(config):
         tokenizer = build_tokenizer(config.tokenizer)
     if not units:
-        return _Trial(0, 0, 0.0, None, ["nothing of it can be read"], Problems())
+        return _Trial(0, 0, 0.0, None, ["nothing in it can be read"], Problems())
     with tempfile.TemporaryDirectory() as folder:
         place = Gathered(Path(folder, "unit"))
         start = time.process_time()
@@ -169,7 +169,7 @@ def _try(config: PrepareConfig, units: Sequence[Unit]) -> _Trial:
         reading = getattr(units[0], "reading", None)
         division = getattr(reading, "division", None)
         sentences = describe(division, Counter(counts["division"])) if division and counts["division"] else []
-    where = "in what was tried: " if counts["full"] or len(units) > 1 else ""
+    where = "in the part that was tried: " if counts["full"] or len(units) > 1 else ""
     share = None if counts["full"] or not units[0].size else counts["bytes"] / units[0].size
     return _Trial(
         counts["documents"],

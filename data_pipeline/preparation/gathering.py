@@ -192,7 +192,7 @@ def gather_finished(
             jobs.append((_ShardUnit(0, shard.bytes, directory, shard.path, as_ids), place, Cleaning()))
             found.append((place, CHOICES[split]))
     missing = [job for job in jobs if not job[1].complete]
-    run_all("reading what is there", gather, missing, [unit.size for unit, *_ in missing], team)
+    run_all("reading the existing data", gather, missing, [unit.size for unit, *_ in missing], team)
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import TooFew
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
 from data_pipeline.storage.manifest import Manifest
 
@@ -54,8 +55,8 @@ def choose_by_hash(
     number = before.documents + int(kept.sum())
     if number < 2:
         raise TooFew(
-            f"different documents of text in the input: {number}; expected at least two, one to train on, one to "
-            "validate with: give more text, or text of its own with --validation PATH"
+            f"the input holds {number_of(number, 'different document')} of text; expected at least two, one for "
+            "training and one for validation: give more text, or your own validation text with --validation PATH"
         )
     total = before.bytes + sum(int((unit.index["length"][mine] - 1).sum()) for unit, mine in _units(units, kept))
     least, limit = validation_fraction * total / 2, int(validation_fraction * _HASHES)

@@ -88,20 +88,20 @@ def _connect(launcher: str, size: int) -> Any:
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{what}, which find each other by mpi4py, but it does not work here ({reason}); install an MPI library "
+            f"{what}, which connect through mpi4py, but it does not work here ({reason}); install an MPI library "
             f"on every node (on Debian openmpi-bin; on a cluster load its module), or start one process"
         ) from None
     if not MPI.Is_initialized():
         wired = any(name.startswith(("PMI_", "PMIX_")) for name in os.environ)
         if launcher == "srun" and "Open MPI" in MPI.Get_library_version() and not wired:
             raise DataError(
-                f"{what} but does not tell Open MPI how they find each other; add --mpi=pmix, or what "
+                f"{what} but does not tell Open MPI how they connect; add --mpi=pmix, or what "
                 f"`srun --mpi=list` offers instead, or use mpirun within the allocation"
             )
         MPI.Init_thread()
     if MPI.COMM_WORLD.Get_size() != size:
         raise DataError(
-            f"{what}, but MPI counts {MPI.COMM_WORLD.Get_size()}: {launcher} belongs to another MPI than the one that "
+            f"{what}, but MPI reports {MPI.COMM_WORLD.Get_size()}: {launcher} belongs to another MPI than the one that "
             f"mpi4py uses ({MPI.Get_library_version().splitlines()[0]}); start with the launcher of that one"
         )
     return MPI

@@ -35,7 +35,7 @@ class PrepareConfig:
     inputs: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "files of text, HTML, JSON (Lines), CSV or Parquet, also with .gz, .bz2, .xz or .zst behind; folders; "
+            "files of text, HTML, JSON (Lines), CSV or Parquet, also compressed (.gz, .bz2, .xz, .zst); folders; "
             "quoted patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders "
             "of save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
         ),
@@ -51,7 +51,10 @@ class PrepareConfig:
         default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
     )
     workers: int | None = field(
-        default=None, metadata=_option("processes; none: as many as pay off, one per core at most. Changes no byte")
+        default=None,
+        metadata=_option(
+            "processes; none: as many as are worthwhile, at most one per core. The result does not depend on it"
+        ),
     )
     on_error: str = field(
         default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
@@ -73,7 +76,7 @@ class PrepareConfig:
         default=None,
         metadata=_option(
             "encoding of all files, such as gb18030, shift_jis, koi8-r or utf-16, from which they are converted to "
-            "UTF-8; none: UTF-8 is expected, other text is refused, and a page of HTML is read as it says itself"
+            "UTF-8; none: UTF-8 is expected, other text is refused, and an HTML page is decoded as it declares"
         ),
     )
     quoting: str = field(
@@ -92,22 +95,23 @@ class PrepareConfig:
     limit: str | None = field(
         default=None,
         metadata=_option(
-            "read no more of the inputs than so many documents, 1000, or so much text, 10MB or 1GiB: the first ones"
+            "read only the first documents of the inputs: a number of them, 1000 or 10k, or an amount of text, 10MB "
+            "or 1GiB"
         ),
     )
     validation: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "your own text for validation, given like inputs and kept whole; nothing of the inputs is held back then, "
-            "and documents that equal one of it leave the training text. Of a Hugging Face data set: its split "
-            "`validation`"
+            "your own validation text, given like inputs and kept whole; nothing of the inputs is held back then, and "
+            "copies of its documents are removed from the training text. Of a Hugging Face data set its split "
+            "`validation` is read"
         ),
     )
     test: tuple[str, ...] = field(
         default=(),
         metadata=_option(
-            "the same for a test, which training never reads: evaluate.py --split test does. Of a Hugging Face data "
-            "set: its split `test`"
+            "your own test text, likewise; training never reads it, evaluate.py --split test does. Of a Hugging Face "
+            "data set its split `test` is read"
         ),
     )
     hub_split: str = field(default="train", metadata=_option("split of a Hugging Face data set that is read"))
@@ -117,8 +121,8 @@ class PrepareConfig:
     input_tokenizer: str | None = field(
         default=None,
         metadata=_option(
-            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. Where it is the same "
-            "as --tokenizer the ids are kept as they are"
+            "tokenizer that made the ids of MMIDIDX inputs: byte, sentencepiece:FILE or hf:DIR. If --tokenizer is the "
+            "same, the ids are kept unchanged"
         ),
     )
     deduplicate: bool = field(default=True, metadata=_option("leave out exact duplicates of documents"))
@@ -129,7 +133,7 @@ class PrepareConfig:
     tokenizer_from: str | None = field(
         default=None,
         metadata=_option(
-            "prepared data, a model, a checkpoint or a run, whose tokenizer is used as it is; instead of a tokenizer"
+            "prepared data, a model, a checkpoint or a run, whose tokenizer is used unchanged; instead of --tokenizer"
         ),
     )
     conversations: bool = field(
@@ -142,9 +146,7 @@ class PrepareConfig:
     )
     clean: tuple[str, ...] = field(
         default=(),
-        metadata=_option(
-            f"cleaning steps that are on, separated by commas, of: {', '.join(STEPS)}; none: text as it is"
-        ),
+        metadata=_option(f"cleaning steps, separated by commas: {', '.join(STEPS)}; none: the text is not changed"),
     )
     languages: tuple[str, ...] = field(
         default=(),
@@ -161,7 +163,7 @@ class PrepareConfig:
         default=None,
         metadata=_option(
             "write every document that cleaning, decontamination and the search for duplicates leave out to this file, "
-            "a line of JSON each: source, rule, text"
+            "one line of JSON each: source, rule, text"
         ),
     )
     decontaminate: tuple[str, ...] = field(
@@ -183,7 +185,7 @@ class PrepareConfig:
         if self.limit is not None:
             Limit.parse(self.limit)
         if Rule.parse(self.documents).kind != AUTO and not (self.inputs or self.validation or self.test):
-            raise DataError("--documents divides plain text, and the default corpus is none: name files with --input")
+            raise DataError("--documents divides plain text, which the default corpus is not: name files with --input")
         parse_spec(self.tokenizer)
         if self.tokenizer_from is not None and (spec := find_tokenizer(self.tokenizer_from).spec) != self.tokenizer:
             raise DataError(f"the tokenizer of {self.tokenizer_from} is {spec}, but {self.tokenizer} is asked for")
@@ -197,7 +199,7 @@ class PrepareConfig:
             raise DataError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
         if self.validation and self.validation_fraction != _default(self, "validation_fraction"):
             raise DataError(
-                "--validation-fraction has no effect beside --validation, which names all text that is held back for "
+                "--validation-fraction has no effect with --validation, which names all text that is held back for "
                 "validation: leave one of the two out"
             )
         if self.workers is not None and self.workers < 1:
@@ -209,20 +211,20 @@ class PrepareConfig:
             raise DataError(
                 "conversations are read from JSON Lines: name some with --input"
                 if not self.inputs
-                else f"conversations are kept as they are, and {unwanted} looks at prose: leave it out"
+                else f"conversations are kept unchanged, and {unwanted} is for prose: leave it out"
             )
         if self.languages and "language" not in self.clean:
             raise DataError(
-                "languages are named, but the cleaning step that keeps them is off: add `language` to clean "
+                "languages are named, but the cleaning step `language`, which keeps them, is off: add it to clean "
                 "(--clean language)"
             )
         if self.keep_removed is not None:
             check_list(self.keep_removed, self.inputs)
         if self.keep_ids and self.keep_removed is not None:
-            raise DataError("ids that are kept as they are cannot be written as text: leave keep_removed out")
+            raise DataError("ids that are kept unchanged cannot be written as text: leave keep_removed out")
         if self.keep_ids and (self.clean or self.decontaminate):
             raise DataError(
-                "ids that are kept as they are cannot be cleaned: leave clean and decontaminate out, or name another "
+                "ids that are kept unchanged cannot be cleaned: leave clean and decontaminate out, or name another "
                 "tokenizer than the input's"
             )
 

@@ -93,15 +93,15 @@ class Preparation:
             there.pop("keep_removed", None)
         if different := differences(there, recognised(there, self.settings, self.sources, team or Workers(1))):
             raise DataError(
-                f"{output} holds data that was prepared otherwise:\n"
+                f"{output} holds data prepared from other input or with other settings:\n"
                 + "\n".join(f"  {sentence}" for sentence in different)
                 + f"\n{elsewhere}, or delete {output}"
             )
         manifest.check(output)
         if removed_list is not None and not Path(removed_list).exists():
             raise DataError(
-                f"{output} is prepared already, but {Path(removed_list).resolve()} is gone; delete {output} to have "
-                "both again"
+                f"{output} is already prepared, but {Path(removed_list).resolve()} is missing; delete {output} and "
+                "repeat the command to get both"
             )
         return manifest
 

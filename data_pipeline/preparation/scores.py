@@ -26,8 +26,8 @@ def write_scores(gathered: Sequence[Gathered], output: Path, key: str) -> None:
             scores = unit.scores[unit.choice == TRAIN]
             if np.isnan(scores).any():
                 raise DataError(
-                    f"--score-key {key} asks for a score of every document, but only JSON Lines have one; leave it "
-                    "out, or prepare the other inputs by themselves"
+                    f"--score-key {key} asks for a score of every document, but only JSON Lines can hold one; leave "
+                    "it out, or prepare the other inputs separately"
                 )
             file.write(scores.astype("<f4").tobytes())
 

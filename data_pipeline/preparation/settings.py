@@ -104,7 +104,9 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         if old == new:
             continue
         if key in ("version", "words"):
-            (found if old and new else implied).append("an earlier version of this project prepared it, in another way")
+            (found if old and new else implied).append(
+                "an earlier version of this project made it, which prepares text differently"
+            )
         elif key in INPUTS:
             found += _differing_inputs(key, old or [], new or [])
         elif key == "appended":
@@ -114,7 +116,7 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             if there["tokenizer"] == wanted["tokenizer"]:
                 found.append(f"the files of --tokenizer {wanted['tokenizer']} have changed since")
         elif key == "decontaminate":
-            found.append("the evaluation files of --decontaminate are others, or have changed since")
+            found.append("the evaluation files of --decontaminate differ, or have changed since")
         elif key == "libraries":
             for name in sorted({*(old or {}), *(new or {})}):
                 was, is_now = (old or {}).get(name), (new or {}).get(name)
@@ -177,7 +179,10 @@ def _differing_inputs(key: str, old: list[dict[str, Any]], new: list[dict[str, A
         elif before.get("bytes") != now.get("bytes") or before.get("number") != now.get("number"):
             found.append(f"{option} {_name(now)} has changed since: it had {_size(before)}, now it has {_size(now)}")
         else:
-            found.append(f"{option} {_name(now)} has changed since: as many bytes, but others, or in another order")
+            found.append(
+                f"{option} {_name(now)} has changed since: the same number of bytes, but other ones, or in "
+                "another order"
+            )
     return found
 
 

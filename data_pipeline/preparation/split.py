@@ -141,12 +141,15 @@ def _nothing_left(record: Record, kept: int, least: int, cleaning: Cleaning) -> 
     what = (
         "no document of the input is left to train on"
         if least == 1
-        else f"different documents of text in the input: {kept}; expected at least two"
+        else f"the input holds {number_of(kept, 'different document')} of text; expected at least two"
     )
     rules = [
         f"{number:,} by {rule}{_remedy(rule, cleaning)}" for rule, number in record.documents.most_common() if number
     ]
-    return f"{what}: of {total:,}, {', '.join(rules)} were left out; change the limit of a rule, or leave its step out"
+    return (
+        f"{what}: of {number_of(total, 'document')} these were left out: {', '.join(rules)}; change the limit of "
+        "a rule, or leave its step out"
+    )
 
 
 def _remedy(rule: str, cleaning: Cleaning) -> str:
@@ -155,7 +158,7 @@ def _remedy(rule: str, cleaning: Cleaning) -> str:
     if rule == EXACT_DUPLICATES:
         return " (--keep-duplicates keeps them)"
     if rule == NEAR_DUPLICATES:
-        return f" (a similarity of {THRESHOLD} or more to one that stays; --clean)"
+        return f" (a similarity of {THRESHOLD} or more to one that was kept; --clean)"
     if rule == DECONTAMINATION:
         longest, shortest = decontamination.LONGEST_RUN // WORD, decontamination.SHORTEST_RUN // WORD
         run = number_of(longest, "word")

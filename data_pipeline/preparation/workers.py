@@ -155,8 +155,7 @@ def result_of(future: Future[Result]) -> Result:
 
 def _killed() -> DataError:
     return DataError(
-        "a worker process was killed, perhaps for want of memory; "
-        "repeat the command to go on from here, with fewer --workers"
+        "a worker process was killed, perhaps because memory ran out; repeat the command with fewer --workers to resume"
     )
 
 

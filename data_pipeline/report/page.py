@@ -50,7 +50,7 @@ def report(manifest: Manifest, name: str) -> str:
     sections = (
         ("Splits", _splits(manifest)),
         ("Sources", _sources(manifest)),
-        ("What the text is like", _plots(manifest)),
+        ("Lengths and bytes", _plots(manifest)),
         ("Left out", _left_out(manifest)),
         ("Changed", _edits(manifest)),
         ("Problems", _problems(manifest)),
@@ -112,8 +112,8 @@ def _sources(manifest: Manifest) -> str:
     first, *others = splits_of(manifest)
     head = ("", "documents read", first, *others, f"bytes, {first}", *others, "bytes per id", "gzip", "xz")
     note = (
-        "<p class=quiet>Bytes per id, and how many times smaller gzip and xz make the text: of a sample of each "
-        "source, 256 KiB at most. Documents read are those that the steps on single documents kept.</p>"
+        "<p class=quiet>Bytes per id and the compression ratios of gzip and xz are measured on a sample of each "
+        "source, at most 256 KiB. Documents read are those that the cleaning steps for single documents left.</p>"
     )
     divided = "".join(
         f"<p>{_text(source['name'])}: {_text('; '.join(source['division']['text']))}.</p>"
@@ -135,10 +135,10 @@ def _plots(manifest: Manifest) -> str:
     byte_counts = np.sum([sample["byte_counts"] for sample in samples], axis=0).tolist() if samples else [0] * 256
     return (
         "<div class=plots>"
-        f"<figure>{length_plot(lengths)}<figcaption>Length of the documents, in powers of two: the first bar of 1Ki is "
-        f"for 1,024 to 2,047 bytes.</figcaption></figure>"
-        f"<figure>{byte_plot(byte_counts)}<figcaption>Values of the bytes, of the samples of all sources, "
-        f"{_bytes(sum(byte_counts))}; logarithmic.</figcaption></figure></div>"
+        f"<figure>{length_plot(lengths)}<figcaption>Lengths of the documents, in powers of two: the bar at 1Ki counts "
+        f"those of 1,024 to 2,047 bytes.</figcaption></figure>"
+        f"<figure>{byte_plot(byte_counts)}<figcaption>Byte values in the samples of all sources, "
+        f"{_bytes(sum(byte_counts))}; logarithmic scale.</figcaption></figure></div>"
     )
 
 
@@ -156,12 +156,12 @@ def _left_out(manifest: Manifest) -> str:
         cells = f"<span>{_text(rule)}</span>" + "".join(f"<span>{number}</span>" for number in numbers)
         examples = "".join(_example(example) for example in one["examples"])
         parts.append(f"<details><summary class=row>{cells}</summary>{examples}</details>")
-    parts.append("</div><p class=quiet>A rule opens to show examples.</p>")
+    parts.append("</div><p class=quiet>Click a rule to see examples.</p>")
     if decontamination := manifest.cleaning["decontamination"]:
         parts.append(
-            f"<p class=quiet>Looked for {decontamination['texts']:,} evaluation texts, of which "
-            f"{decontamination['too_short']:,} were too short. All documents that went for their sake are listed in "
-            f"{_text(decontamination['list'])}.</p>"
+            f"<p class=quiet>Searched for {decontamination['texts']:,} evaluation texts; "
+            f"{decontamination['too_short']:,} of them were too short. {_text(decontamination['list'])} lists all "
+            "documents that were left out because they hold one.</p>"
         )
     return "\n".join(parts)
 
@@ -212,7 +212,8 @@ def _samples(manifest: Manifest) -> str:
 
 def _settings(manifest: Manifest) -> str:
     text = json.dumps({"settings": manifest.settings, "split rule": manifest.split_rule}, indent=2, ensure_ascii=False)
-    return f"<details><summary>What the data was prepared with</summary><pre>{_text(text)}</pre></details>"
+    title = "Settings of the preparation, and the rule of the split"
+    return f"<details><summary>{title}</summary><pre>{_text(text)}</pre></details>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -24,8 +24,8 @@ PROBLEMS = {
         "cells of several lines that look like rows: a quote may lack its partner",
     ),
     "pages_beyond_limits": (
-        "page left out that is too deep or too large for a parser",
-        "pages left out that are too deep or too large for a parser",
+        "page left out, too deep or too large for a parser",
+        "pages left out, too deep or too large for a parser",
     ),
     "unreadable_files": (
         "unreadable file left out, or the rest of it",
@@ -39,8 +39,8 @@ PROBLEMS = {
     "empty_files": ("empty file", "empty files"),
     "hidden_files": ("hidden file or folder left out", "hidden files and folders left out"),
     "linked_folders": (
-        "link to a folder that is read already left out",
-        "links to folders that are read already left out",
+        "link left out, to a folder that is already read",
+        "links left out, to folders that are already read",
     ),
     "prepared_folders": (
         "folder of prepared data (with a manifest.json) left out",
@@ -103,7 +103,7 @@ def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:
         lines += [f"    {example}" for example in source["examples"]]
         missing = [name for name, version in source.get("packages", {}).items() if version is None]
         if missing:
-            lines.append(f"  not installed, so the corpus is not the usual one: {', '.join(missing)}")
+            lines.append(f"  packages of the default corpus that are not installed: {', '.join(missing)}")
     for rule, removed in manifest.cleaning.get("removed", {}).items():
         left_out = f"{number_of(removed['documents'], 'document')}, {number_of(removed['bytes'], 'byte')}"
         lines.append(f"left out {left_out}: {rule}")

@@ -53,7 +53,7 @@ class Files:
             try:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode):
-                    raise OSError("it is no file; what another program writes is read with --input -")
+                    raise OSError("it is not a file; to read the output of another program, use --input -")
                 if not os.access(path, os.R_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             except OSError as error:

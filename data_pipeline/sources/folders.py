@@ -30,8 +30,8 @@ def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
     if _is_prepared(folder):
         name = MANIFEST_FILE if (folder / MANIFEST_FILE).exists() else WORK_DIR
         raise DataError(
-            f"{folder} holds {name}, as prepared data does, and is no input: name the text that it was made from; "
-            f"files that lie there all the same are read by a pattern, '{folder}/*.txt'"
+            f"{folder} holds {name}, so it is prepared data, not input: name the text that it was made from; to read "
+            f"text files in it all the same, name them by a pattern, '{folder}/*.txt'"
         )
     found, here = [], Problems()
     for path in _entries(folder, on_error, here, lambda parts: True):

@@ -97,7 +97,9 @@ def _records(file: IO[bytes], path: str, first: int) -> Iterator[tuple[int, byte
                 if too_long or buffer[start - base : found.start()].strip():
                     yield start, None if too_long else buffer[start - base : found.start()]
                 if rest := (buffer[place:] + file.read(_BLOCK)).strip():
-                    raise DataError(f"cannot read on in {path}: expected nothing after its array, got {rest[:40]!r}")
+                    raise DataError(
+                        f"cannot continue reading {path}: expected nothing after its array, got {rest[:40]!r}"
+                    )
                 return
             if closed:
                 stop = found.start() if array else place

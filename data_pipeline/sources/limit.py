@@ -1,4 +1,4 @@
-"""The limit on the input that is read: `--limit 1000` documents, or `--limit 10MB` of text."""
+"""The limit on the input that is read: `--limit 1000` or 10k documents, or `--limit 10MB` of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from data_pipeline.errors import DataError
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-_FORM = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kKMGT]?i?)[bB])?")
+# 10k are documents; 10M or 1G without a B may be meant as either, and are refused.
+_FORM = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?:(?P<bytes>[kKMGT]?i?)[bB]|(?P<documents>[kK]?))")
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,17 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """Parse a number of documents, or with a unit of bytes: "1000", "10MB", "1.5GiB". Raises DataError for anything
+        """Parse a number of documents, "1000" or "10k", or of bytes, "10MB" or "1.5GiB". Raises DataError for anything
         else.
         """
-        match = _FORM.fullmatch(text.strip())
-        unit = None if match is None or match[2] is None else match[2].upper()
-        number = 0.0 if match is None else float(match[1]) * _UNITS.get(unit or "", 0)
-        if number < 1 or (unit is None and not number.is_integer()):
-            raise DataError(f"--limit {text!r}: expected a number of documents, 1000, or of bytes, 10MB or 1.5GiB")
-        return cls(documents=int(number)) if unit is None else cls(bytes=int(number))
+        found = _FORM.fullmatch(text.strip())
+        if found:
+            is_documents = found["bytes"] is None
+            unit = found["documents"] if is_documents else found["bytes"]
+            number = float(found["number"]) * _UNITS.get(unit.upper(), 0)
+            if number >= 1 and (not is_documents or number.is_integer()):
+                return cls(documents=int(number)) if is_documents else cls(bytes=int(number))
+        raise DataError(f"--limit {text!r}: expected a number of documents, 1000 or 10k, or of bytes, 10MB or 1.5GiB")
 
     def allows(self, documents: int, size: int) -> bool:
         """Return whether this many documents and bytes may be read."""

@@ -77,7 +77,7 @@ def _check_header(header: list[str], path: str, text_key: str, quoted: bool) -> 
     if text_key in header:
         raise DataError(_repeated(path, text_key, header.count(text_key)))
     hint = (
-        "; with --quoting minimal the quotes are no part of the names"
+        "; with --quoting minimal the quotes are not part of the names"
         if f'"{text_key}"' in header and not quoted
         else ""
     )
@@ -143,11 +143,11 @@ def _quoted_rows(
         except csv.Error as broken:
             if lines.taken and "\r" in lines.taken[-1].rstrip("\r\n"):
                 raise DataError(
-                    f"cannot read on at {lines.piece.path}:{lines.number}: a carriage return (CR) within a line; if CR "
-                    "ends its lines, convert it: tr '\\r' '\\n' < FILE > NEW"
+                    f"cannot continue reading at {lines.piece.path}:{lines.number}: a carriage return (CR) within a "
+                    "line; if CR ends its lines, convert it: tr '\\r' '\\n' < FILE > NEW"
                 ) from None
             if len(lines.taken) <= 1:
-                raise DataError(f"cannot read on at {lines.piece.path}:{lines.number}: {broken}") from None
+                raise DataError(f"cannot continue reading at {lines.piece.path}:{lines.number}: {broken}") from None
             row, whole = [], False
         if row is None:
             return

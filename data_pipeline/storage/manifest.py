@@ -66,7 +66,7 @@ class WrittenFile:
                 kind = "cut short" if actual < self.size else "too long"
                 return f"{self.path} is {kind}: {number_of(actual, 'byte')}, expected {self.size:,}"
             if hashes and sha256_file(self.path) != self.sha256:
-                return f"{self.path} is damaged: its sha256 is not the one that was noted when it was written"
+                return f"{self.path} is damaged: its sha256 is not the one recorded when it was written"
         except FileNotFoundError:
             return f"{self.path} is missing"
         except OSError as error:
@@ -160,7 +160,8 @@ class Manifest:
             ) from error
         if not intact:
             raise DataError(
-                f"{path} was changed or damaged: its fingerprint does not fit its contents; {again} into another folder"
+                f"{path} was changed or damaged: its fingerprint does not match its contents; {again} into "
+                "another folder"
             )
         return manifest
 

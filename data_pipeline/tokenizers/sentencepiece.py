@@ -75,9 +75,7 @@ class SentencePieceTokenizer:
         self.bytes_per_id: NDArray[np.int32] = np.array([len(piece) for piece in self._bytes], dtype=np.int32)
         self._byte_ids = {self._bytes[id][0]: id for id in range(self.vocab_size) if self._processor.is_byte(id)}
         if len(self._byte_ids) != 256 or [i for i in range(self.vocab_size) if not self._bytes[i]] != list(range(5)):
-            raise DataError(
-                "the sentencepiece model lacks the byte pieces or special symbols that this project gives it"
-            )
+            raise DataError("the sentencepiece model lacks the byte pieces or special symbols that this project adds")
         self._space_ids = np.array([self._byte_ids[byte] for byte in SPACE.encode()], dtype=np.int32)
         self.fingerprint = fingerprint({"kind": kind, "version": 1}, model)
 

@@ -159,11 +159,11 @@ def test_killed_anywhere_it_is_added_once_or_not_yet(folder: Path) -> None:
 def test_mistakes(folder: Path) -> None:
     prepare(PrepareConfig(("a.jsonl",), output="out", clean=("normalize",)))
     for options, message in (
-        ({"tokenizer": "sentencepiece:512"}, "--tokenizer: out was prepared with byte, which stays when"),
-        ({"validation_fraction": 0.2}, r"--validation-fraction: out was prepared with 0\.01, which stays"),
-        ({"clean": ("c4",)}, "--clean: out was prepared with normalize, which stays"),
+        ({"tokenizer": "sentencepiece:512"}, "--tokenizer: out was prepared with byte, which cannot change when"),
+        ({"validation_fraction": 0.2}, r"--validation-fraction: out was prepared with 0\.01, which cannot change"),
+        ({"clean": ("c4",)}, "--clean: out was prepared with normalize, which cannot change"),
         ({"deduplicate": False}, "--deduplicate: out was prepared with True"),
-        ({"validation": ("b.jsonl",)}, "--validation is of no use with --append"),
+        ({"validation": ("b.jsonl",)}, "--validation cannot be used with --append"),
         ({"output": "nowhere"}, "no prepared data in nowhere"),
         ({"output": None}, "name the text with --input, and the folder with --output"),
     ):

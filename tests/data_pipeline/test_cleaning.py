@@ -549,8 +549,12 @@ def test_what_removes_everything_is_named_with_its_limit_and_count(
     with pytest.raises(DataError) as caught:
         prepare(PrepareConfig(("a.jsonl",), output="out", workers=1, **options))
     message = str(caught.value)
-    assert re.match(r"different documents of text in the input: [01]; expected at least two: of 40, [34]", message)
-    assert rules in message and message.endswith("left out; change the limit of a rule, or leave its step out")
+    assert re.match(
+        r"the input holds [01] different documents? of text; expected at least two: of 40 documents these were left "
+        r"out: [34]",
+        message,
+    )
+    assert rules in message and message.endswith("; change the limit of a rule, or leave its step out")
 
 
 def test_all_that_is_removed_is_written_by_source_and_rule(
@@ -599,7 +603,7 @@ def test_all_that_is_removed_is_written_by_source_and_rule(
     # The list changes nothing in the data: finished data is recognised without it, but not if it is asked for and gone.
     assert prepare(config("one", 1, None)).fingerprint == one.fingerprint
     (tmp_path / "one-removed.jsonl").unlink()
-    with pytest.raises(DataError, match=r"is prepared already, but .*one-removed.jsonl is gone"):
+    with pytest.raises(DataError, match=r"is already prepared, but .*one-removed.jsonl is missing"):
         prepare(config("one", 1))
 
 

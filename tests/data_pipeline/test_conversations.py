@@ -184,5 +184,5 @@ def test_a_broken_line_and_other_formats_are_refused(tmp_path: Path) -> None:
     Path(tmp_path, "a.txt").write_text("x\n\ny")
     with pytest.raises(DataError, match=r"conversations are read from JSON Lines .* holds text"):
         prepare(PrepareConfig((f"{tmp_path}/a.txt",), output=f"{tmp_path}/e", conversations=True, workers=1))
-    with pytest.raises(DataError, match="clean looks at prose"):
+    with pytest.raises(DataError, match="clean is for prose"):
         PrepareConfig((f"{tmp_path}/c.jsonl",), conversations=True, clean=("c4",))

@@ -77,7 +77,7 @@ def test_prepared_data_reports_and_hidden_files_are_never_input(tmp_path):
     assert names == ["a.txt", "sub/d.html"]
     assert {why: sorted(all) for why, all in found.items()} == left_out
     assert below(tmp_path, f"{tmp_path}/**/*.*l")[0] == ["sub/d.html"]
-    with pytest.raises(DataError, match=r"data holds manifest\.json, as prepared data does, and is no input"):
+    with pytest.raises(DataError, match=r"data holds manifest\.json, so it is prepared data, not input"):
         below(tmp_path / "data")
     with pytest.raises(DataError, match=r"half holds \.preparing"):
         below(tmp_path / "half")
@@ -108,7 +108,7 @@ def test_files_that_cannot_be_read_stop_the_run_or_are_named(tmp_path, monkeypat
     os.mkfifo(tmp_path / "pipe.txt")
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "b.txt" and access(path, mode))
-    for name, why in (("b", "Permission denied"), ("gone", "No such file"), ("pipe", "it is no file")):
+    for name, why in (("b", "Permission denied"), ("gone", "No such file"), ("pipe", "it is not a file")):
         with pytest.raises(DataError, match=rf"cannot read .*/{name}\.txt: {why}.*--on-error skip"):
             Files("x", [tmp_path / f"{name}.txt"], "stop")
     files = Files("x", files_below(tmp_path, "skip", Problems()), "skip")

@@ -64,7 +64,10 @@ def test_broken_records_are_named_by_their_line_or_left_out(tmp_path, form):
     ("text", "message"),
     [
         ('[{"text": "a"}, {"text": "b"', r"a\.json: it was cut short: its array has no end"),
-        ('[{"text": "a"}] {"text": "b"}', r"cannot read on in .*a\.json: expected nothing after its array, got b'{"),
+        (
+            '[{"text": "a"}] {"text": "b"}',
+            r"cannot continue reading .*a\.json: expected nothing after its array, got b'{",
+        ),
         ('[{"text": "a"},, {"text": "b"}]', r"a\.json:1: not valid JSON"),
         ('{"text":\n"a"}\n{"text":', r"a\.json:3: not valid JSON"),
         ("plain", r"a\.json:1: not valid JSON"),

@@ -59,9 +59,10 @@ def test_units() -> None:
     sizes = {"1B": 1, "10kB": 10_000, "1.5 MB": 1_500_000, "64KiB": 1 << 16, "2GiB": 2 << 30}
     for text, size in sizes.items():
         assert Limit.parse(text) == Limit(bytes=size)
-    assert Limit.parse("1000") == Limit(documents=1000)
-    for wrong in ("0", "-1", "1.5", "ten", "10M", "10 parsecs", "0MB", ""):
-        with pytest.raises(DataError, match="expected a number of documents, 1000, or of bytes, 10MB"):
+    assert Limit.parse("1000") == Limit.parse("1k") == Limit(documents=1000)
+    assert Limit.parse("2.5k") == Limit(documents=2500)
+    for wrong in ("0", "-1", "1.5", "ten", "10M", "1G", "10 parsecs", "0MB", ""):
+        with pytest.raises(DataError, match="expected a number of documents, 1000 or 10k, or of bytes, 10MB"):
             Limit.parse(wrong)
 
 

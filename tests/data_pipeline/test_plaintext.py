@@ -223,7 +223,7 @@ def test_what_was_chosen_is_reported_and_a_rule_without_effect_refused(tmp_path)
     for wrong in ("pages", "separator", "separator= ", "lines=3"):
         with pytest.raises(DataError, match="--documents"):
             PrepareConfig((str(tmp_path / "d.jsonl"),), documents=wrong)
-    with pytest.raises(DataError, match="the default corpus is none"):
+    with pytest.raises(DataError, match="which the default corpus is not"):
         PrepareConfig(documents="lines")
 
 

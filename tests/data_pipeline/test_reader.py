@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_whole_is_refused(prepared, tmp_path):
     contents = json.loads(manifest.read_text())
     contents["splits"]["train"][0]["ids"] += 1
     manifest.write_text(json.dumps(contents))
-    with pytest.raises(DataError, match="its fingerprint does not fit its contents"):
+    with pytest.raises(DataError, match="its fingerprint does not match its contents"):
         PreparedData.open(prepared)
     manifest.write_text(json.dumps(contents | {"format_version": 99}))
     with pytest.raises(DataError, match="format version 99, expected 1"):

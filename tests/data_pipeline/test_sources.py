@@ -229,7 +229,7 @@ def test_the_standard_input_is_kept_resumed_and_removed(tmp_path):
     assert found == set(TEXTS)
     assert os.listdir(tmp_path) == ["out"]
     assert b"already prepared" in run(data, *options).stdout
-    assert b"prepared otherwise" in run(gzip.compress(contents(".jsonl", TEXTS[1:])), *options).stderr
+    assert b"prepared from other input" in run(gzip.compress(contents(".jsonl", TEXTS[1:])), *options).stderr
     assert b"can be read once only" in run(data, *options, "--input", "-").stderr
     refused = run(data, "--input", "-", "--stdin-format", "doc")
     assert (refused.returncode, b"the format 'doc' of the standard input is unknown" in refused.stderr) == (2, True)
