@@ -153,7 +153,7 @@ def find(gathered: Gathered, runs: Path) -> None:
     before = 0
     for stored, lengths in gathered.documents(0, len(index), np.ones(len(index), np.bool_)):
         for first, _, text in pieces(stored, lengths):
-            for document, match in _matches(text, _looked_for(runs)):
+            for document, match in _matches(text, _looked_for(runs, runs.stat().st_mtime_ns)):
                 matches.setdefault(before + first + document, match)
         before += len(lengths)
     write_text(path, json.dumps([{"document": document, **matches[document]} for document in sorted(matches)]))
@@ -185,7 +185,7 @@ def _matches(text: NDArray[np.uint8], looked_for: dict[int, NDArray[Any]]) -> It
 
 
 @functools.lru_cache(maxsize=1)
-def _looked_for(path: Path) -> dict[int, NDArray[Any]]:
+def _looked_for(path: Path, mtime_ns: int) -> dict[int, NDArray[Any]]:
     """Return the runs by their weight, the longest first."""
     runs = np.load(path)
     return {weight: runs[runs["weight"] == weight] for weight in np.unique(runs["weight"])[::-1].tolist()}

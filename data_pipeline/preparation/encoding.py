@@ -36,6 +36,7 @@ from data_pipeline.tokenizers import (
     parse_spec,
     train_sentencepiece,
 )
+from data_pipeline.tokenizers.base import TOKENIZER_FILE
 
 SHARD_BYTES = 256 << 20  # of text
 PIECE_BYTES = 4 << 20  # of text encoded per job: small, so that processes do not wait long for the last one
@@ -180,8 +181,12 @@ def _bytes_of(ids: NDArray[Any], tokenizer: Tokenizer) -> int:
     return int(np.bincount(ids, minlength=tokenizer.vocab_size) @ tokenizer.bytes_per_id.astype(np.int64))
 
 
-@functools.lru_cache(maxsize=1)
 def _tokenizer(directory: Path) -> Tokenizer:
+    return _loaded(directory, (directory / TOKENIZER_FILE).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(directory: Path, mtime_ns: int) -> Tokenizer:
     return load_tokenizer(directory)
 
 

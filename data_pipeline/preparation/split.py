@@ -8,7 +8,7 @@ documents that equal or resemble one of them are removed from the training text.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def split_documents(
         path = output / decontamination.REMOVED_FILE
         sha256 = decontamination.write_list(path, entries)
         decontaminated = {**counts, "list": path.name, "list_sha256": sha256}
-        stages.append(Stage(DECONTAMINATION, left & ~kept, partial(_match, units, evaluation_files)))
+        stages.append(Stage(DECONTAMINATION, left & ~kept, _finder_of_matches(units, evaluation_files)))
     if NEAR_DUPLICATES in cleaning.steps:
         together = [*held, *units]  # of similar documents the first stays
         number = int(starts_of(held)[-1])
@@ -172,17 +172,22 @@ def _remedy(rule: str, cleaning: Cleaning) -> str:
     return f" (the limit is {found[0]}; --cleaning-limits changes it)" if found else ""
 
 
-def _match(units: list[Gathered], files: Sequence[str], number: int) -> dict[str, Any]:
-    """Return the words that a document shares with an evaluation file, and the file; `number` is over all units."""
+def _finder_of_matches(units: list[Gathered], files: Sequence[str]) -> Callable[[int], dict[str, Any]]:
+    """Return a function of the number of a document over all units, which returns the words that the document shares
+    with an evaluation file, and the file.
+    """
     starts = starts_of(units)
-    owner = int(np.searchsorted(starts, number, side="right")) - 1
-    match = _matches(units[owner])[number - int(starts[owner])]
-    return {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
 
+    @functools.lru_cache(maxsize=1)
+    def matches(owner: int) -> dict[int, dict[str, Any]]:
+        return {match["document"]: match for match in decontamination.found(units[owner])}
 
-@functools.lru_cache(maxsize=1)
-def _matches(unit: Gathered) -> dict[int, dict[str, Any]]:
-    return {match["document"]: match for match in decontamination.found(unit)}
+    def find(number: int) -> dict[str, Any]:
+        owner = int(np.searchsorted(starts, number, side="right")) - 1
+        match = matches(owner)[number - int(starts[owner])]
+        return {"ngram": match["ngram"], "evaluation_file": files[match["file"]]}
+
+    return find
 
 
 def _twin(units: list[Gathered], stays: NDArray[np.int64], held: int, number: int) -> dict[str, Any]:

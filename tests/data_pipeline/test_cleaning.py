@@ -233,7 +233,7 @@ def test_steps_are_named_and_ordered() -> None:
     assert parse_steps(("gopher", "normalize")) == ("normalize", "gopher")
     with pytest.raises(DataError, match="'gofer'; nearest: gopher"):
         parse_steps(("gofer",))
-    with pytest.raises(DataError, match="step that keeps them is off"):
+    with pytest.raises(DataError, match="which keeps them, is off"):
         PrepareConfig(languages=("en",))
 
 
@@ -537,7 +537,7 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
             "40 by language: en (kept: de, --languages; the limit is language.min_probability=0.65;",
         ),
         ({"decontaminate": ("a.jsonl",)}, "40 by decontamination (13 words in a row of an evaluation text"),
-        ({"clean": ("near-duplicates",)}, "39 by near-duplicates (a similarity of 0.8 or more to one that stays"),
+        ({"clean": ("near-duplicates",)}, "39 by near-duplicates (a similarity of 0.8 or more to one that was kept"),
     ],
 )
 def test_what_removes_everything_is_named_with_its_limit_and_count(

@@ -105,7 +105,7 @@ def test_a_test_alone_leaves_validation_to_the_hash(tmp_path: Path) -> None:
         ({"test": ("gone.jsonl",)}, "input 'gone.jsonl' does not exist"),
         (
             {"validation": ("train.jsonl",)},
-            "no document of the input is left to train on: of 40, 40 by copies",
+            "no document of the input is left to train on: of 40 documents these were left out: 40 by copies",
         ),
     ],
 )

@@ -5,12 +5,14 @@ the same bytes however the work is done, and nothing that only looks finished.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +241,21 @@ def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path, capsy
         f"{output}: discarding an interrupted preparation: --tokenizer was sentencepiece:330, now it is byte\n"
     )
     prepare.prepare(PrepareConfig(inputs, output=str(tmp_path / "fresh")))
+    assert contents(output) == contents(tmp_path / "fresh")
+
+
+def test_a_folder_that_one_process_prepares_twice_holds_nothing_of_the_first_time(inputs, tmp_path):
+    output, texts = tmp_path / "out", [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for number, text in enumerate(texts):
+        text.write_text(json.loads(Path(inputs[1]).read_text().splitlines()[number])["text"])
+    configs = [
+        PrepareConfig(inputs, f"sentencepiece:{size}", str(output), 1, decontaminate=(str(text),))
+        for size, text in zip((320, 330), texts, strict=True)
+    ]
+    prepare.prepare(configs[0])
+    shutil.rmtree(output)
+    prepare.prepare(configs[1])
+    prepare.prepare(dataclasses.replace(configs[1], output=str(tmp_path / "fresh")))
     assert contents(output) == contents(tmp_path / "fresh")
 
 

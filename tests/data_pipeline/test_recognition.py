@@ -78,7 +78,7 @@ def test_what_has_changed_is_told_in_words(folder: Path, change: object, words: 
         (config(clean=("normalize",)), "--clean was none, now it is normalize"),
         (config(deduplicate=False), "--keep-duplicates was off, now it is on"),
         (config(documents="paragraphs"), "--input .*texts: documents was auto, now it is paragraphs"),
-        (config(decontaminate=("texts/b.md",)), "the evaluation files of --decontaminate are others"),
+        (config(decontaminate=("texts/b.md",)), "the evaluation files of --decontaminate differ"),
     ],
 )
 def test_other_settings_are_told_in_words(folder: Path, other: PrepareConfig, words: str) -> None:
