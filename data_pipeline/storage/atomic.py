@@ -68,6 +68,13 @@ def write_errors_as(kind: type[Exception]) -> Iterator[None]:
         raise kind(str(error)) from error
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, for example
+        raise WriteError(error.errno, "no folder can be made there; choose another", os.fspath(path)) from error
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield an open binary file that becomes `path` when the block ends, and is deleted if the block raises.
@@ -76,7 +83,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
@@ -141,7 +148,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent))
         try:
             yield temporary

@@ -1,4 +1,4 @@
-"""Compare models with significance tests; one model alone gets its scores and curves.
+"""Compare models with significance tests; a single model gets its scores and curves.
 
 python scripts/compare.py runs/one runs/two
 python scripts/compare.py runs/one runs/two --tasks bits_per_byte,blimp --tasks-dir DIR --output comparison.html
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 MEASURES = ("accuracy", "accuracy_per_byte", "truth_probability")
 
@@ -19,30 +18,31 @@ MEASURES = ("accuracy", "accuracy_per_byte", "truth_probability")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Compare models by paired tests on the same items: scores with intervals, differences with "
-        "p-values that are corrected for the number of tests, and figures. Runs that differ in seed alone are "
-        "one group: groups are compared with each other, by their mean and standard deviation (docs/evals.md).",
+        "p-values corrected for the number of tests, and figures. Runs that differ only in seed form a group; groups "
+        "are compared by mean and standard deviation (docs/evals.md).",
     )
-    parser.add_argument("models", metavar="RUN|FILE.json", nargs="*", help="runs, checkpoints, results with items")
+    parser.add_argument("models", metavar="RUN|FILE.json", nargs="*", help="runs, checkpoints, or results with items")
     parser.add_argument(
         "--group", action="append", default=[], metavar="NAME=RUN,RUN",
-        help="runs that are one group, by their paths or by a pattern in quotes; may be repeated (default: runs whose "
-        "settings are equal but for seed)",
+        help="runs that form a group, by path or quoted pattern; may be repeated (default: runs whose settings differ "
+        "only in seed)",
     )  # fmt: skip
     parser.add_argument(
         "--tasks", default="bits_per_byte,minimal_pairs", metavar="NAME,…",
-        help="what runs and checkpoints are asked (default: bits_per_byte,minimal_pairs)",
+        help="tasks to run on runs and checkpoints (default: bits_per_byte,minimal_pairs)",
     )  # fmt: skip
-    parser.add_argument("--tasks-dir", metavar="DIR", help="folder of NAME.jsonl[.gz|.xz|.zst], the items of tasks")
-    parser.add_argument("--data", metavar="DIR", help="prepared data (default: those of each run)")
+    parser.add_argument("--tasks-dir", metavar="DIR", help="folder with the items, NAME.jsonl[.gz|.xz|.zst]")
+    parser.add_argument("--data", metavar="DIR", help="prepared data (default: that of each run)")
     parser.add_argument(
-        "--measure", choices=MEASURES, default=MEASURES[0], help="of tasks of choices (default: accuracy)"
+        "--measure", choices=MEASURES, default=MEASURES[0], help="measure of multiple-choice tasks (default: accuracy)"
     )
-    parser.add_argument("--output", metavar="FILE.html", help="also write a page of tables and figures")
-    parser.add_argument("--figures", metavar="DIR", help="also write each figure there, as SVG and as PDF")
+    parser.add_argument("--output", metavar="FILE.html", help="also write a page with tables and figures")
+    parser.add_argument("--figures", metavar="DIR", help="also write each figure to this folder, as SVG and PDF")
     args = parser.parse_args(argv)
 
     from stlm.errors import StlmError
-    from stlm.evals.comparison.paired import compare, comparison_text, read_samples
+    from stlm.evals import Options, load_tasks
+    from stlm.evals.comparison.paired import compare, comparison_text, evaluate_samples, read_samples
     from stlm.evals.comparison.plots import write_figures, write_page
     from stlm.evals.comparison.seed_groups import groups_of, run_of
 
@@ -54,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = [model for members in groups.values() for model in members]
     if not models or len(set(args.models)) < len(args.models):
         raise StlmError(f"got {' '.join(args.models) or 'no model'}, expected one or more models, each once")
-    samples = {}
-    for name in models:
-        path = Path(name)
-        samples[name] = read_samples(path, args.measure) if path.suffix == ".json" else asked(name, args)
+    read = {name for name in models if Path(name).suffix == ".json"}
+    tasks = {} if read == set(models) else load_tasks(args.tasks, Options(args.tasks_dir))
+    samples = {
+        name: read_samples(Path(name), args.measure)
+        if name in read
+        else evaluate_samples(name, tasks, args.data, args.measure)
+        for name in models
+    }
     comparison = compare(samples, groups)
     print(comparison_text(comparison))
     runs = {name: folder for name in models if (folder := run_of(name)) is not None}
@@ -68,19 +72,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = write_figures(Path(args.figures), comparison, runs)
         print(f"\nfigures  {', '.join(sorted({path.stem for path in files}))} in {args.figures}, as SVG and PDF")
     return 0
-
-
-def asked(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate a model on the tasks, and return a sample for each."""
-    from stlm.evals import DATA_TASKS, Options, Subject, load_tasks
-    from stlm.evals.comparison.paired import Sample
-
-    tasks = load_tasks(args.tasks, Options(args.tasks_dir))
-    subject = Subject.open(name, args.data, with_data=not tasks.keys().isdisjoint(DATA_TASKS))
-    found = {}
-    for task, score in tasks.items():
-        result = score(subject)
-        sample = Sample.of(result.values, (item.values() for item in result.items), args.measure)
-        if sample is not None:
-            found[task] = sample
-    return found

@@ -164,6 +164,11 @@ def test_compare_runs_and_results(folder, call, tmp_path):
     call("evaluate.py", folder / "run", "--data", folder / "other", "--output", other, "--items", files[1])
     code, _, err = call("compare.py", folder / "run", other, "--tasks", "bits_per_byte")
     assert code == 2 and re.search("bits_per_byte: .*run and .*other.json were scored on different items", err)
+    code, _, err = call("compare.py", tmp_path / "nope.json")
+    assert code == 2 and f"there is no file {tmp_path / 'nope.json'}; expected a run" in err
+    call("evaluate.py", folder / "run", "--output", files[0], "--items", files[1])
+    code, _, err = call("compare.py", files[0], "--figures", "/proc/x")
+    assert code == 2 and "no folder can be made there" in err and "Traceback" not in err
 
 
 def test_evaluate_on_other_data_says_so(folder, call):

@@ -26,7 +26,9 @@ from data_pipeline.extras import how_to_install
 from stlm.errors import StlmError
 from stlm.evals.comparison.seed_groups import Groups
 from stlm.evals.measures import TAILS, Estimate, estimates
+from stlm.evals.registry import DATA_TASKS, Task
 from stlm.evals.report import table
+from stlm.evals.subject import Subject
 
 SIGNIFICANT = 0.05
 _RESAMPLES = 10_000
@@ -261,6 +263,19 @@ def _check_same_items(task: str, first: str, mine: Sample, second: str, other: S
         raise StlmError(f"{task}: the items of {first} and {second} differ in {odd!r}; write both files again")
 
 
+def evaluate_samples(model: str, tasks: Mapping[str, Task], data: str | None, measure: str) -> dict[str, Sample]:
+    """Run tasks on a run, checkpoint or model, and return its scores on the tasks that have items.
+
+    `data`: a folder of prepared data; None: that of the run.
+    """
+    subject = Subject.open(model, data, with_data=not tasks.keys().isdisjoint(DATA_TASKS))
+    results = {name: task(subject) for name, task in tasks.items()}
+    sampled = {
+        name: Sample.of(one.values, (item.values() for item in one.items), measure) for name, one in results.items()
+    }
+    return {name: sample for name, sample in sampled.items() if sample is not None}
+
+
 def read_samples(path: Path, measure: str) -> dict[str, Sample]:
     """Read the output of `evaluate.py --output FILE.json --items ITEMS.jsonl`.
 
@@ -272,14 +287,26 @@ def read_samples(path: Path, measure: str) -> dict[str, Sample]:
         lines = [json.loads(line) for line in (path.parent / name).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StlmError(
-            f"{path}: cannot be compared ({error!r}); expected a run, or what "
-            "`python scripts/evaluate.py RUN --output FILE.json --items ITEMS.jsonl` wrote"
+            f"{path}: {_reason(error)}; expected a run, or the output of "
+            "`python scripts/evaluate.py RUN --output FILE.json --items ITEMS.jsonl`"
         ) from None
     items: dict[str, list[dict[str, Any]]] = {task: [] for task in results}
     for line in lines:
         items.setdefault(line["task"], []).append(line)
     sampled = {task: Sample.of(values, items[task], measure) for task, values in results.items()}
     return {task: sample for task, sample in sampled.items() if sample is not None}
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return f"there is no file {error.filename}"
+        case OSError():
+            return f"{error.filename} cannot be read ({error.strerror})"
+        case KeyError():
+            return f"it has no key {error}"
+        case _:
+            return f"not results in JSON ({error})"
 
 
 # ---------------------------------------------------------------------- for people
