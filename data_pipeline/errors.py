@@ -11,3 +11,8 @@ class DataError(Exception):
 
 class TooFew(DataError):
     """Error for an input of which too few documents are left."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error of another library, or its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -83,12 +83,12 @@ def decode_artifact(data: bytes, path: Path) -> Artifact:
     """Decode a model from the bytes of its file; error messages name `path`. Raises as `read_artifact`."""
     if len(data) < _HEAD.size or data[: len(MAGIC)] != MAGIC:
         raise CheckpointError(
-            f"{path}: is no model file of this project; expected one that convert_checkpoint.py --to artifact wrote, "
-            "or a run, a checkpoint or a model directory"
+            f"{path}: is not an artifact; expected a file that convert_checkpoint.py --to artifact wrote, or a run, "
+            "a checkpoint or a model directory"
         )
     _, version, text_bytes, body_bytes, digest = _HEAD.unpack_from(data)
     if version != VERSION:
-        raise CheckpointError(f"{path}: is of format version {version}; this version of the project reads {VERSION}")
+        raise CheckpointError(f"{path}: has format version {version}; this version of stlm reads version {VERSION}")
     body = memoryview(data)[_HEAD.size :]
     if len(body) != body_bytes:
         raise CheckpointError(
@@ -110,7 +110,7 @@ def _read_body(body: memoryview, text_bytes: int) -> Artifact:
         nonlocal place
         place += size
         if size < 0 or place > len(body):
-            raise ValueError(f"{size} bytes are to stand where the file ends")
+            raise ValueError(f"{size} bytes are missing at the end")
         return body[place - size : place]
 
     tokenizer = _read_tokenizer(take(described["tokenizer_bytes"]))
@@ -193,7 +193,7 @@ def _read_tokenizer(text: memoryview) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in json.loads(_decompress(text)).items():
             if Path(name).name != name:
-                raise ValueError(f"a file of the tokenizer is called {name!r}")
+                raise ValueError(f"a tokenizer file has the name {name!r}")
             Path(folder, name).write_bytes(content.encode("latin-1"))
         return load_tokenizer(folder)
 

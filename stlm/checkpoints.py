@@ -124,6 +124,11 @@ def locate_model(path: str | os.PathLike[str]) -> Path:
     )
 
 
+def run_directory(model: Path) -> Path:
+    """Return where the run of a model directory is, if it has one: runs/NAME for runs/NAME/checkpoints/step_…/model."""
+    return Path(os.path.normpath(model.resolve() / "../../.."))
+
+
 def checkpoints_of(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Return a run's checkpoint folders, newest first, complete or not. Folders of other names, as of copies, do not
     count."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.sources.files import state_of
 from data_pipeline.sources.text_files import Problems, clean, column_of, value_at
 
@@ -112,7 +112,7 @@ class StreamUnit:
                 row = next(stream, None)
             except Exception as error:  # as in _load
                 raise DataError(
-                    f"the stream of {self.rows.name} broke off: {_first_line(error)}; repeat the command"
+                    f"the stream of {self.rows.name} broke off: {first_line(error)}; repeat the command"
                 ) from error
             if row is None:
                 return
@@ -165,20 +165,16 @@ def _load(rows: Rows) -> Any:
         data = datasets.load_from_disk(rows.name)
     except Exception as error:  # the library has no common base for connection, HTTP, parsing and value errors
         if rows.saved:
-            raise DataError(f"cannot read the saved data set {rows.name}: {_first_line(error)}") from error
+            raise DataError(f"cannot read the saved data set {rows.name}: {first_line(error)}") from error
         raise DataError(
             f"input {rows.name!r} is neither a file or folder here nor a data set that could be loaded from the "
-            f"Hugging Face hub (split {rows.split!r}): {_first_line(error)}; check the name, the split and the network"
+            f"Hugging Face hub (split {rows.split!r}): {first_line(error)}; check the name, the split and the network"
         ) from error
     if isinstance(data, datasets.DatasetDict):
         if rows.split not in data:
             raise DataError(f"{rows.name} has no split {rows.split!r} (--split); its splits are: {', '.join(data)}")
         return data[rows.split]
     return data
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _network() -> bool:

@@ -90,18 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert_deepspeed(args: argparse.Namespace) -> int:
     """Convert to or from checkpoints that DeepSpeed resumes from, on every rank."""
     from stlm.config import load_deepspeed_config
-    from stlm.export.conversion import vacant
+    from stlm.export.conversion import check_output
     from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
     from stlm.training.distributed.collectives import on_rank_zero
     from stlm.training.distributed.connection import connect, disconnect
     from stlm.training.distributed.lost import naming_lost_ranks
 
     if args.source:
-        print(import_deepspeed(Path(args.model), vacant(args.output), args.config))
+        print(import_deepspeed(Path(args.model), check_output(args.output), args.config))
         return 0
     ranks = connect()
     with naming_lost_ranks():
-        output = on_rank_zero(lambda: vacant(args.output))
+        output = on_rank_zero(lambda: check_output(args.output))
         told = write_deepspeed(
             args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
         )

@@ -14,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.loaders import Data, open_data
 from data_pipeline.preparation.options import default_data_dir
 from data_pipeline.tokenizers import Tokenizer
-from stlm.checkpoints import checkpoints_of, locate_model
+from stlm.checkpoints import checkpoints_of, locate_model, run_directory
 from stlm.config import DataConfig, load_run_config
 from stlm.errors import CheckpointError, StlmError
 from stlm.evals.sharding import WHOLE, EvalShard
@@ -141,5 +141,5 @@ def _read_state(model: Path) -> dict[str, Any]:
 
 def _data_of_run(model: Path) -> DataConfig:
     """Return the data config of the run that holds this model directory: runs/NAME/checkpoints/step_…/model."""
-    run_dir = Path(os.path.normpath(model.resolve() / "../../.."))
+    run_dir = run_directory(model)
     return load_run_config(run_dir).data if (run_dir / "config.yaml").is_file() else DataConfig()

@@ -25,12 +25,12 @@ def exported_template(template: str) -> str:
     return _BEGINNING + template
 
 
-def spelled_out(template: str) -> str:
+def unescape_controls(template: str) -> str:
     """Return the template with control characters in place of their escapes, which llama.cpp does not support."""
     return re.sub(r"\\x([01][0-9a-fA-F])", lambda found: chr(int(found[1], 16)), template)
 
 
-def own_template(template: str) -> str:
+def original_template(template: str) -> str:
     """Return the template from which `exported_template` made this one."""
     return template.removeprefix(_BEGINNING)
 

@@ -52,7 +52,7 @@ def compare(model: STLM, other: Logits) -> tuple[float, int]:
     allowed = max(TOLERANCE, RELATIVE * expected_BTV.abs().max().item())
     if not difference <= allowed:
         raise ConversionError(
-            f"the converted model is not the same: its logits differ by up to {difference:.2e}, expected at most "
+            f"the converted model differs: its logits differ by up to {difference:.2e}, expected at most "
             f"{allowed:.0e}; nothing was written"
         )
     return difference, ids_BT.numel()

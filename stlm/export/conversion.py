@@ -14,9 +14,8 @@ from stlm.checkpoints import locate_model
 from stlm.config import DataConfig, RunConfig
 from stlm.errors import ConversionError
 from stlm.export.comparison import compare
+from stlm.export.formats import SOURCES, TARGETS, supported_formats
 from stlm.export.origin import Origin
-from stlm.export.sources import SOURCES
-from stlm.export.targets import TARGETS, forms_that_fit
 from stlm.stlm import STLM
 
 
@@ -46,19 +45,19 @@ def convert_to(target: str, source: str | os.PathLike[str], output: str | os.Pat
     """
     if target not in TARGETS:
         raise ConversionError(f"--to: got {target!r}, expected one of {', '.join(TARGETS)}")
-    output = vacant(output)
+    output = check_output(output)
     directory = locate_model(source)
     model = STLM.load(directory)
     whole = model if model.config.lora.rank is None else model.merged()
     if found := TARGETS[target].obstacles(whole.config):
         raise ConversionError(
             f"{directory}: {target} cannot express {' and '.join(found)}; this model can be converted to "
-            f"{' or '.join(forms_that_fit(whole.config, directory))}"
+            f"{' or '.join(supported_formats(whole.config, directory))}"
         )
     with atomic_directory(output) as folder:
         written = TARGETS[target].write(whole, Origin.of(directory), folder)
         difference, num_ids = compare(model, written)
-    return Converted(output, whole.num_parameters(), size_of(output), difference, num_ids)
+    return Converted(output, whole.num_parameters(), folder_bytes(output), difference, num_ids)
 
 
 @write_errors_as(ConversionError)
@@ -74,27 +73,27 @@ def convert_from(
     """
     if source not in SOURCES:
         raise ConversionError(f"--from: got {source!r}, expected one of {', '.join(SOURCES)}")
-    output = vacant(output)
+    output = check_output(output)
     model, logits = SOURCES[source].read(Path(directory))
     if isinstance(model.tokenizer, HuggingFaceTokenizer):  # for preparing data; see `begin_run`
         model.tokenizer.spec = f"hf:{output / 'tokenizer'}"
     with atomic_directory(output) as folder:
         begin_run(RunConfig(data=DataConfig(tokenizer=model.tokenizer.spec), model=model.config), model, folder)
         difference, num_ids = compare(STLM.load(folder), logits)
-    return Converted(output, model.num_parameters(), size_of(output), difference, num_ids)
+    return Converted(output, model.num_parameters(), folder_bytes(output), difference, num_ids)
 
 
-def vacant(output: str | os.PathLike[str]) -> Path:
+def check_output(output: str | os.PathLike[str]) -> Path:
     """Return the path, which must not exist or be an empty folder. Raises ConversionError where it is taken."""
     path = Path(output)
     if path.is_dir() and not any(path.iterdir()):
         return path
     if path.exists() or path.is_symlink():
-        what = "a folder that holds something already" if path.is_dir() else "something that is no folder"
-        raise ConversionError(f"--output: {path} is {what}, expected a new or an empty one; choose another name")
+        what = "a folder that is not empty" if path.is_dir() else "not a folder"
+        raise ConversionError(f"--output: {path} is {what}; expected a new or an empty folder, choose another name")
     return path
 
 
-def size_of(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files of a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

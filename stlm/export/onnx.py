@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.errors import first_line
 from data_pipeline.extras import how_to_install
 from stlm.config import ByteEmbedderConfig, ModelConfig, TokenEmbedderConfig, value_at
 from stlm.errors import ConversionError
 from stlm.export.comparison import Logits
-from stlm.export.huggingface.writer import shifted, write_tokenizer
+from stlm.export.huggingface.writer import shift_right, write_tokenizer
 from stlm.export.origin import Origin
 from stlm.model import Context
 from stlm.stlm import STLM
@@ -25,7 +26,7 @@ from stlm.stlm import STLM
 FILE = "model.onnx"
 
 
-class Reader(nn.Module):
+class ExportedGraph(nn.Module):
     """The exported graph: ids [B, T], the start symbol first → logits [B, T, V] of the id after each."""
 
     def __init__(self, model: STLM) -> None:
@@ -53,7 +54,7 @@ def onnx_obstacles(config: ModelConfig) -> list[str]:
 
 def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
     """Write the graph and the tokenizer's files into a folder; see `Target`."""
-    runtime = _library()
+    runtime = _import_onnxruntime()
     length = model.config.context_length
     if length < 3:
         raise ConversionError(f"model.context_length: got {length}, expected at least 3 for --to onnx")
@@ -65,24 +66,25 @@ def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                Reader(model).eval(), (example,), dynamo=True, verbose=False, optimize=True,
+                ExportedGraph(model).eval(), (example,), dynamo=True, verbose=False, optimize=True,
                 input_names=["input_ids"], output_names=["logits"], dynamic_shapes={"input_ids": dimensions},
             )  # fmt: skip
             program.save(folder / FILE)
     except Exception as error:  # the exporter raises no narrower class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"onnx: torch cannot export this model ({reason}); nothing was written") from None
+        raise ConversionError(
+            f"onnx: torch cannot export this model ({first_line(error)}); nothing was written"
+        ) from None
     write_tokenizer(model, folder)
     session = runtime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 
     def logits(ids_BT: Tensor) -> Tensor:
-        (found,) = session.run(None, {"input_ids": shifted(ids_BT, model.tokenizer).numpy()})
+        (found,) = session.run(None, {"input_ids": shift_right(ids_BT, model.tokenizer).numpy()})
         return torch.from_numpy(found)
 
     return logits
 
 
-def _library() -> Any:
+def _import_onnxruntime() -> Any:
     try:
         import onnx  # noqa: F401 (torch needs both)
         import onnxruntime

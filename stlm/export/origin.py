@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stlm.checkpoints import run_directory
 from stlm.errors import CheckpointError
 
 
@@ -28,21 +28,21 @@ class Origin:
 
         Raises CheckpointError where a file cannot be read.
         """
-        run = Path(os.path.normpath(model.resolve() / "../../.."))
-        progress = _read(model.parent / "state.json", {})
-        starts = _read(run / "environment.json", {}).get("starts") or [{}]
+        run = run_directory(model)
+        progress = _read_json(model.parent / "state.json", {})
+        starts = _read_json(run / "environment.json", {}).get("starts") or [{}]
         try:
             return cls(
                 progress.get("step"),
                 progress.get("data_fingerprint"),
                 progress.get("validation_bits_per_byte"),
-                _typed(starts[-1].get("command")),
+                _launch_command(starts[-1].get("command")),
             )
         except (AttributeError, LookupError, OSError, ValueError) as error:
             raise CheckpointError(f"{model.parent}: its files cannot be read ({error!r})") from None
 
 
-def _typed(command: str | None) -> str | None:
+def _launch_command(command: str | None) -> str | None:
     """Return a recorded command with the launcher in front and without the arguments that the launcher adds."""
     if not command:
         return None
@@ -50,7 +50,7 @@ def _typed(command: str | None) -> str | None:
     return shlex.join(["deepspeed", *words] if words and words[0].endswith(".py") else words)
 
 
-def _read(path: Path, missing: Any) -> Any:
+def _read_json(path: Path, missing: Any) -> Any:
     if not path.is_file():
         return missing
     try:

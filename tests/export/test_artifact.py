@@ -166,7 +166,7 @@ def test_without_a_text_the_method_is_said_to_be_another(tmp_path):
     make("patches").save(tmp_path / "model")
     packed = convert_to_artifact(tmp_path / "model", tmp_path / "file", 8)
     assert "rounded to nearest, calibrated on nothing" in str(packed) and "on documentation" in str(packed)
-    with pytest.raises(ConversionError, match="is there already"):
+    with pytest.raises(ConversionError, match="exists; expected the name of a new file"):
         convert_to_artifact(tmp_path / "model", tmp_path / "file", 8)
     with pytest.raises(ConversionError, match=r"--calibration: .*absent cannot be read"):
         convert_to_artifact(tmp_path / "model", tmp_path / "new", 8, tmp_path / "absent")
@@ -180,7 +180,7 @@ def shorten(data):
 
 
 def shorten_to_nothing(data):
-    return data[:20], "no model file of this project"
+    return data[:20], "is not an artifact"
 
 
 def change(data):
@@ -192,7 +192,7 @@ def another_version(data):
 
 
 def foreign(data):
-    return b"GGUF" + data[4:], "no model file of this project"
+    return b"GGUF" + data[4:], "is not an artifact"
 
 
 @pytest.mark.parametrize("spoil", [shorten, shorten_to_nothing, change, another_version, foreign])

@@ -16,7 +16,7 @@ from stlm.config import GroupedQueryConfig, ModelConfig, TransformerCoreConfig
 from stlm.errors import CheckpointError, ConversionError
 from stlm.export import convert_to
 from stlm.export.comparison import TOLERANCE, compare, sample_ids
-from stlm.export.targets import TARGETS, Target
+from stlm.export.formats import TARGETS, Target
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def no_tokenizer(output, checkpoint):
     ("spoil", "error", "message"),
     [
         (occupy_with_file, ConversionError, "no folder"),
-        (occupy_with_folder, ConversionError, "holds something already"),
+        (occupy_with_folder, ConversionError, "is a folder that is not empty"),
         (occupy_with_broken_link, ConversionError, "no folder"),
         (truncate, CheckpointError, "damaged"),
         (change, CheckpointError, "sha256"),
@@ -160,7 +160,7 @@ def test_the_command_says_what_it_did_and_refuses_the_second_time(call, checkpoi
     assert f"{model.num_parameters():,} parameters" in out
     assert "largest difference of logits: 0.0e+00, on 96 ids of text" in out
     code, out, err = call(*command)
-    assert (code, out) == (2, "") and "holds something already" in err
+    assert (code, out) == (2, "") and "is a folder that is not empty" in err
 
 
 def test_the_command_reads_other_forms_and_refuses_what_is_none(call, tmp_path):

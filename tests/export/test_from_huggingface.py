@@ -228,10 +228,10 @@ def test_code_beside_a_model_is_neither_run_nor_asked_about(kind, make, monkeypa
 
 def test_another_model_is_noticed(make, monkeypatch, tmp_path):
     """What decides is the logits: queries and keys changed for one another leave all shapes as they were."""
-    from stlm.export.huggingface import foreign_config as foreign
+    from stlm.export.huggingface import foreign_models as foreign
 
     make("gpt2")
     monkeypatch.setattr(foreign, "_THIRDS", ("key", "query", "value"))
-    with pytest.raises(ConversionError, match=r"not the same: its logits differ .* nothing was written"):
+    with pytest.raises(ConversionError, match=r"the converted model differs: its logits differ .* nothing was written"):
         read(tmp_path)
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from stlm.export import convert_to_gguf
 from stlm.export.comparison import sample_text
 from stlm.export.gguf import conversion
 from stlm.export.gguf.llama_cpp import LlamaCpp
-from stlm.export.gguf.tokenizer import _CUTS, _LLAMA3, _QWEN2
+from stlm.export.gguf.tokenizer import _LLAMA3, _PRE_TOKENIZERS, _QWEN2
 from stlm.stlm import STLM
 
 pytest.importorskip("gguf", reason="needs gguf: the extra `export`")
@@ -116,7 +116,7 @@ def test_without_llama_cpp_the_tensors_are_read_back(make, monkeypatch, type, tm
     assert written.difference is None and "read back" in str(written)
     read_tensors = conversion.read_tensors
     monkeypatch.setattr(conversion, "read_tensors", lambda path: {**read_tensors(path), "output.weight": 0})
-    with pytest.raises(ConversionError, match=r"output\.weight is not what was written"):
+    with pytest.raises(ConversionError, match=r"output\.weight does not read back as it was written"):
         convert_to_gguf(tmp_path / "model", tmp_path / "other", type)
     assert not (tmp_path / "other").exists()
 
@@ -161,8 +161,8 @@ def test_texts_are_cut_as_llama_3_and_qwen2_cut_them(cut, tmp_path):
 @needs_llama_cpp
 def test_other_ids_are_noticed(monkeypatch, tmp_path):
     save_model_cut_by(_LLAMA3, tmp_path)
-    monkeypatch.setitem(_CUTS, _LLAMA3, "gpt-2")
-    with pytest.raises(ConversionError, match=r"data\.tokenizer: llama\.cpp has other ids"):
+    monkeypatch.setitem(_PRE_TOKENIZERS, _LLAMA3, "gpt-2")
+    with pytest.raises(ConversionError, match=r"data\.tokenizer: llama\.cpp gives other ids"):
         convert_to_gguf(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,7 @@ from stlm.config import (
 )
 from stlm.errors import ConversionError
 from stlm.export import convert_to
-from stlm.export.onnx import Reader, onnx_obstacles
+from stlm.export.onnx import ExportedGraph, onnx_obstacles
 from stlm.stlm import STLM
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -38,7 +38,7 @@ def test_batches_and_lengths_are_free(tmp_path):
     for batch, length in ((1, 1), (3, 17), (1, 256), (2, 300)):
         ids_BT = torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(length))
         (found,) = session.run(["logits"], {"input_ids": ids_BT.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), Reader(model.eval())(ids_BT), atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(found), ExportedGraph(model.eval())(ids_BT), atol=1e-5, rtol=0)
     assert json.loads((converted.output / "tokenizer.json").read_text())["model"]["type"] == "BPE"
 
 

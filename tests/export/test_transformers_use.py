@@ -69,10 +69,10 @@ def remote(model):
 
 def native(model):
     """The same as an object of a class of transformers."""
-    from stlm.export.huggingface.writer import _of_theirs
+    from stlm.export.huggingface.writer import _native_model
 
     symbols = {"bos_token_id": START, "eos_token_id": model.tokenizer.end_of_text_id, "pad_token_id": PAD}
-    return _of_theirs(model, symbols).eval()
+    return _native_model(model, symbols).eval()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -227,7 +227,7 @@ def test_vectors_instead_of_ids(bytes_there, kind, ids):
 
 REFUSED = {
     "output_attentions": ({"output_attentions": True}, ValueError),
-    "knows nothing of mistyped": ({"mistyped": 1}, TypeError),
+    "unknown argument mistyped": ({"mistyped": 1}, TypeError),
     "position_ids": ({"position_ids": torch.arange(1, 21)[None]}, ValueError),
     "token_type_ids": ({"token_type_ids": torch.ones(3, 20, dtype=torch.long)}, ValueError),
     r"attention_mask: got the shape \[3, 1, 20, 20\]": ({"attention_mask": torch.ones(3, 1, 20, 20)}, ValueError),
@@ -249,7 +249,7 @@ def test_what_is_not_there_is_refused(ids, message):
 
 def test_more_that_is_refused(ids):
     there = remote(make(FAMILIES["fixed patches"]))
-    with pytest.raises(ValueError, match="inputs_embeds: this model reads more of an id"):
+    with pytest.raises(ValueError, match="inputs_embeds: this model also reads the ids themselves"):
         there(inputs_embeds=torch.zeros(3, 20, 16))
     with pytest.raises(ValueError, match="cache_implementation: got 'static'"):
         there.generate(ids, cache_implementation="static", **OPTIONS)
@@ -260,7 +260,7 @@ def test_more_that_is_refused(ids):
     with pytest.raises(NotImplementedError, match="resize_token_embeddings: got 300"):
         there.resize_token_embeddings(300)
     cache = there(ids[:, :4], attention_mask=torch.ones(3, 4)).cache
-    with pytest.raises(ValueError, match="masks other positions"):
+    with pytest.raises(ValueError, match="differs from the mask"):
         there(ids[:, 4:], cache=cache, attention_mask=torch.cat((torch.zeros(3, 1), torch.ones(3, 19)), 1))
     there.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="use_cache"):
@@ -377,7 +377,7 @@ def test_trl_and_peft_train_it(exported, kind, tmp_path, ids):
 
 def test_a_loss_made_outside_is_refused_where_the_model_has_terms_of_its_own(ids):
     there = remote(make(FAMILIES["experts"])).train()
-    with pytest.raises(ValueError, match=r"terms of its own .* transformers\.Trainer"):
+    with pytest.raises(ValueError, match=r"further terms .* transformers\.Trainer"):
         there.base_model(ids)
     there.eval()
     states = there.base_model(ids).last_hidden_state
@@ -403,8 +403,8 @@ def test_the_card_is_right(exported, kind, monkeypatch, capsys, tmp_path):
 
 
 def test_the_command_of_the_card_can_be_typed():
-    from stlm.export.origin import _typed
+    from stlm.export.origin import _launch_command
 
     recorded = "scripts/pretrain.py --local_rank=0 --ds_config ds_configs/zero2.json --set 'a=b c'"
-    assert _typed(recorded) == "deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --set 'a=b c'"
-    assert _typed(None) is None and _typed("mine --now") == "mine --now"
+    assert _launch_command(recorded) == "deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --set 'a=b c'"
+    assert _launch_command(None) is None and _launch_command("mine --now") == "mine --now"

@@ -14,13 +14,13 @@ from stlm.artifact import decode_artifact, encode_artifact
 from stlm.checkpoints import describe_model, locate_model
 from stlm.errors import ConversionError
 from stlm.export.artifact.calibration import quantize
-from stlm.export.artifact.texts import Texts, batches, bits_per_byte
+from stlm.export.artifact.texts import CalibrationTexts, batches, bits_per_byte
 from stlm.model.decoding.quantization import BITS, Quantized, is_quantized
 from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)
-class Packed:
+class WrittenArtifact:
     """The result of a conversion to one file."""
 
     output: Path
@@ -30,7 +30,7 @@ class Packed:
     before: float  # bits per byte of the given model
     after: float
     method: str  # of rounding matrices
-    texts: Texts
+    texts: CalibrationTexts
 
     def __str__(self) -> str:
         return (
@@ -38,7 +38,7 @@ class Packed:
             f"{8 * self.bytes / self.parameters:.2f} bits a parameter\n"
             f"matrices in {self.bits} bits, {self.method}, calibrated on {self.texts.calibrated_on}\n"
             f"bits per byte: {self.before:.5f} before, {self.after:.5f} after, {self.after - self.before:+.5f}, "
-            f"on {self.texts.judged_on}"
+            f"on {self.texts.evaluated_on}"
         )
 
 
@@ -48,8 +48,10 @@ def convert_to_artifact(
     output: str | os.PathLike[str],
     bits: int,
     calibration: str | os.PathLike[str] | None = None,
-) -> Packed:
-    """Write the model of a run, checkpoint or model directory into one new file. `calibration`: see `Texts.of`.
+) -> WrittenArtifact:
+    """Write the model of a run, checkpoint or model directory into one new file.
+
+    `calibration`: see `CalibrationTexts.of`.
 
     Raises CheckpointError or DataError where there is no valid model, ConversionError where the output exists or does
     not read back as it was written. After an error nothing is written.
@@ -58,11 +60,11 @@ def convert_to_artifact(
     if bits not in BITS:
         raise ConversionError(f"--bits: got {bits}, expected one of {', '.join(map(str, BITS))}")
     if path.exists() or path.is_symlink():
-        raise ConversionError(f"--output: {path} is there already, expected the name of a new file")
+        raise ConversionError(f"--output: {path} exists; expected the name of a new file")
     directory = locate_model(source)
     model = STLM.load(directory)
-    texts = Texts.of(model, directory, calibration)
-    before = bits_per_byte(model, texts.judged)
+    texts = CalibrationTexts.of(model, directory, calibration)
+    before = bits_per_byte(model, texts.evaluation)
     matrices, method = _round(model, bits, texts)
     vectors = {name: vector.detach().clone() for name, vector in model.named_parameters() if not is_quantized(vector)}
     data = encode_artifact(
@@ -71,14 +73,14 @@ def convert_to_artifact(
     expected = {**vectors, **{name: matrix.value() for name, matrix in matrices.items()}}
     found = decode_artifact(data, path).tensors
     if wrong := [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]:
-        raise ConversionError(f"{path}: {wrong[0]} would not be read back as it is; nothing was written")
+        raise ConversionError(f"{path}: {wrong[0]} does not read back as it was written; nothing was written")
     model.load_tensors(found, path)
-    after = bits_per_byte(model, texts.judged)
+    after = bits_per_byte(model, texts.evaluation)
     write_bytes(path, data)
-    return Packed(path, model.num_parameters(), bits, len(data), before, after, method, texts)
+    return WrittenArtifact(path, model.num_parameters(), bits, len(data), before, after, method, texts)
 
 
-def _round(model: STLM, bits: int, texts: Texts) -> tuple[dict[str, Quantized], str]:
+def _round(model: STLM, bits: int, texts: CalibrationTexts) -> tuple[dict[str, Quantized], str]:
     """Return the rounded matrices and the method: GPTQ or to nearest, whichever is better on the calibration text.
 
     Rounding to nearest is better after training with rounded matrices, whose weights are close to their levels.

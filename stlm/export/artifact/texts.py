@@ -17,27 +17,28 @@ from data_pipeline.loading.loaders import open_data, train_loader, validation_lo
 from data_pipeline.loading.windows import Windows
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.options import default_data_dir
+from stlm.checkpoints import run_directory
 from stlm.config import load_run_config
 from stlm.errors import ConversionError
 from stlm.export.comparison import sample_text
 from stlm.stlm import STLM
 
 CALIBRATION_IDS = 1 << 16
-JUDGED_IDS = 1 << 17
+EVALUATION_IDS = 1 << 17
 _ROWS = 8  # in a forward pass
 
 
 @dataclass(frozen=True)
-class Texts:
+class CalibrationTexts:
     """Windows of the model's context, [n, T]."""
 
     calibration: Windows | None
     calibrated_on: str  # for people
-    judged: Windows
-    judged_on: str
+    evaluation: Windows
+    evaluated_on: str
 
     @classmethod
-    def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> Texts:
+    def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> CalibrationTexts:
         """Return the windows to calibrate on and those to measure on.
 
         With a text file `calibration`: its first nine tenths and its last tenth; no other data is read. Without one:
@@ -48,14 +49,18 @@ class Texts:
         if calibration is not None:
             text = _read(Path(calibration))
             cut = len(text) * 9 // 10
-            windows = _spread(_windows_of(model, text[:cut]), CALIBRATION_IDS)
-            judged = _spread(_windows_of(model, text[cut:]), JUDGED_IDS)
-            return cls(windows, f"{calibration}, {_size(model, windows)}", judged, f"the last tenth of {calibration}")
-        run_dir = Path(os.path.normpath(source.resolve() / "../../.."))
+            windows = _spread(_windows_of_text(model, text[:cut]), CALIBRATION_IDS)
+            evaluation = _spread(_windows_of_text(model, text[cut:]), EVALUATION_IDS)
+            return cls(
+                windows, f"{calibration}, {_size(model, windows)}", evaluation, f"the last tenth of {calibration}"
+            )
+        run_dir = run_directory(source)
         if (run_dir / "config.yaml").is_file():
-            trained, validated = _of_run(model, run_dir)
+            trained, validated = _windows_of_run(model, run_dir)
             return cls(trained, f"training data, {_size(model, trained)}", validated, "validation data")
-        return cls(None, "nothing", _windows_of(model, sample_text()), "documentation that Python carries")
+        return cls(
+            None, "nothing", _windows_of_text(model, sample_text()), "documentation of Python's standard library"
+        )
 
 
 def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -79,7 +84,7 @@ def bits_per_byte(model: STLM, windows: Windows) -> float:
     return nats / math.log(2) / num_bytes
 
 
-def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
+def _windows_of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
     config = load_run_config(run_dir)
     named = config.data
     if named.dir is None and not named.mixture:
@@ -88,18 +93,18 @@ def _of_run(model: STLM, run_dir: Path) -> tuple[Windows, Windows]:
         data = open_data(named)
     except DataError as error:
         raise ConversionError(
-            f"{error}; these are the data of the run, and what its numbers are rounded for: go to the folder that it "
-            "was started in, or name a text file by --calibration"
+            f"{error}; rounding is calibrated on the data of the run: go to the folder that it was started in, or pass "
+            "a text file as --calibration"
         ) from None
     length = model.config.context_length
     number = max(1, CALIBRATION_IDS // length)
     validation = validation_loader(data, named, length)
-    places = np.unique(np.linspace(0, validation.num_windows - 1, max(1, JUDGED_IDS // length)).astype(int)).tolist()
-    judged = _joined([validation.windows(place, place + 1) for place in places])
-    return train_loader(data, named, length, number, config.seed).rows(1, 0, number), judged
+    indices = np.linspace(0, validation.num_windows - 1, max(1, EVALUATION_IDS // length)).astype(int)
+    evaluation = _joined([validation.windows(index, index + 1) for index in np.unique(indices).tolist()])
+    return train_loader(data, named, length, number, config.seed).rows(1, 0, number), evaluation
 
 
-def _windows_of(model: STLM, text: str) -> Windows:
+def _windows_of_text(model: STLM, text: str) -> Windows:
     """Return a text as one document in windows, the last one padded."""
     tokenizer, length = model.tokenizer, model.config.context_length
     ids = np.array([tokenizer.end_of_text_id, *tokenizer.encode(text).tolist()], dtype=np.int64)

@@ -15,13 +15,13 @@ from data_pipeline.tokenizers.base import SPACE
 from stlm.checkpoints import locate_model
 from stlm.errors import ConversionError
 from stlm.export.comparison import TOLERANCE, sample_ids, sample_text
-from stlm.export.conversion import vacant
+from stlm.export.conversion import check_output
+from stlm.export.formats import supported_formats
 from stlm.export.gguf.llama_cpp import LlamaCpp, installed
 from stlm.export.gguf.tokenizer import is_unigram
 from stlm.export.gguf.writer import read_tensors, write_gguf
 from stlm.export.huggingface.families import obstacles
 from stlm.export.origin import Origin
-from stlm.export.targets import forms_that_fit
 from stlm.stlm import STLM
 
 FILE = "model.gguf"
@@ -41,7 +41,7 @@ class WrittenGGUF:
 
     def __str__(self) -> str:
         proof = (
-            "xllamacpp is not installed to run it: its tensors were read back and are the same to the last bit"
+            "xllamacpp is not installed, so the file was not run: its tensors were read back and are bit-equal"
             if self.difference is None
             else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places"
         )
@@ -58,13 +58,13 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
     """
     if type not in TOLERANCES:
         raise ConversionError(f"--type: got {type!r}, expected one of {', '.join(TOLERANCES)}")
-    output = vacant(output)
+    output = check_output(output)
     directory = locate_model(source)
     model = STLM.load(directory)
     if found := obstacles(model.config):
         raise ConversionError(
             f"{directory}: gguf cannot express {' and '.join(found)}, for which llama.cpp has no architecture; this "
-            f"model can be converted to {' or '.join(forms_that_fit(model.config, directory))}"
+            f"model can be converted to {' or '.join(supported_formats(model.config, directory))}"
         )
     with atomic_directory(output) as folder:
         path = folder / FILE
@@ -73,30 +73,30 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
             try:
                 there = LlamaCpp(path, model.config.context_length)
             except RuntimeError as error:
-                what = "" if model.tokenizer.chat_template is None else "; is it tokenizer/chat_template.jinja?"
-                told = f"llama.cpp does not load the file ({error}){what}; nothing was written"
-                raise ConversionError(told) from None
+                hint = "" if model.tokenizer.chat_template is None else "; check tokenizer/chat_template.jinja"
+                problem = f"llama.cpp does not load the file ({error}){hint}; nothing was written"
+                raise ConversionError(problem) from None
             difference = _compare(model, there, TOLERANCES[type])
         else:
             difference = None
             tensors = read_tensors(path)
             for name, array in arrays.items():
                 if name not in tensors or not np.array_equal(array, tensors[name]):
-                    raise ConversionError(f"{path}: {name} is not what was written; nothing was written")
+                    raise ConversionError(f"{path}: {name} does not read back as it was written; nothing was written")
         size = path.stat().st_size
-    return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _remark(model.tokenizer))
+    return WrittenGGUF(output / FILE, model.num_parameters(), size, difference, _tokenizer_note(model.tokenizer))
 
 
 @torch.no_grad()
 def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
     """Return the largest difference of log-probabilities. Raises ConversionError if it is too large or ids differ."""
     tokenizer = model.tokenizer
-    text = _readable(tokenizer, sample_text())
+    text = _without_unknown(tokenizer, sample_text())
     expected, got = [tokenizer.start_id, *tokenizer.encode(text).tolist()], other.encode(text)
     if got != expected:
         place = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
         raise ConversionError(
-            f"data.tokenizer: llama.cpp has other ids than {tokenizer.spec}: id {place} of a text is "
+            f"data.tokenizer: llama.cpp gives other ids than {tokenizer.spec}: id {place} of the sample text is "
             f"{got[place : place + 5]}, expected {expected[place : place + 5]}; nothing was written"
         )
     ids_T = sample_ids(model)[0]
@@ -115,15 +115,15 @@ def _compare(model: STLM, other: LlamaCpp, tolerance: float) -> float:
     return difference
 
 
-def _readable(tokenizer: Tokenizer, text: str) -> str:
-    """Return the text without the characters that llama.cpp reads as other ids: see `_remark`."""
+def _without_unknown(tokenizer: Tokenizer, text: str) -> str:
+    """Return the text without the characters that llama.cpp reads as other ids: see `_tokenizer_note`."""
     if not is_unigram(tokenizer):
         return text
     pieces = {tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size)}
     return "".join(character for character in text if character.encode() in pieces and character != SPACE)
 
 
-def _remark(tokenizer: Tokenizer) -> str:
+def _tokenizer_note(tokenizer: Tokenizer) -> str:
     if not is_unigram(tokenizer):
         return ""
     return (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SURELY = 1e4  # added to an id's logit to force it to be drawn; the reported log-probabilities do not change
+_FORCING_BIAS = 1e4  # added to an id's logit to force it to be drawn; the reported log-probabilities do not change
 
 
 def installed() -> bool:
@@ -45,7 +45,7 @@ class LlamaCpp:
 
     def log_probabilities(self, ids: list[int], plain_id: int, vocab_size: int) -> Tensor:
         """Return the log-probabilities of the next id, [V]. `plain_id`: an id that is a whole character."""
-        answer = self.complete(ids, n_predict=1, n_probs=vocab_size, logit_bias=[[plain_id, _SURELY]])
+        answer = self.complete(ids, n_predict=1, n_probs=vocab_size, logit_bias=[[plain_id, _FORCING_BIAS]])
         found = torch.full((vocab_size,), float("nan"))
         for entry in answer["completion_probabilities"][0]["top_logprobs"]:
             found[entry["id"]] = entry["logprob"]

@@ -24,7 +24,7 @@ _LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_CUTS = {_GPT2: "gpt-2", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
+_PRE_TOKENIZERS = {_GPT2: "gpt-2", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 
 _UNLEARNED = 10.0  # subtracted by sentencepiece from the lowest score for a character without a piece
 
@@ -85,7 +85,7 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> GGUFVocabulary:
 
 def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> GGUFVocabulary:
     model = definition["model"]
-    pre = _cut_of(definition) if model["type"] == "BPE" and not model.get("byte_fallback") else None
+    pre = _pre_tokenizer_name(definition) if model["type"] == "BPE" and not model.get("byte_fallback") else None
     if pre is None:
         raise ConversionError(
             f"data.tokenizer: got {tokenizer.spec}, which llama.cpp cannot express with the same ids, expected byte, "
@@ -105,7 +105,7 @@ def _of_byte_level(tokenizer: Tokenizer, definition: dict[str, Any]) -> GGUFVoca
 _NO_MERGE = "<|start|> <|start|>"  # llama.cpp requires a non-empty list; this pair occurs in no text
 
 
-def _cut_of(definition: dict[str, Any]) -> str | None:
+def _pre_tokenizer_name(definition: dict[str, Any]) -> str | None:
     """Return llama.cpp's name of the pre-tokenizer; None where it has none."""
     cutter = definition.get("pre_tokenizer") or {}
     steps = cutter.get("pretokenizers", [cutter])
@@ -113,5 +113,5 @@ def _cut_of(definition: dict[str, Any]) -> str | None:
         return "gpt-2" if steps[0].get("use_regex", True) or not definition["model"]["merges"] else None
     if [step["type"] for step in steps if step] == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         isolated = steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-        return _CUTS.get(steps[0]["pattern"].get("Regex", "")) if isolated else None
+        return _PRE_TOKENIZERS.get(steps[0]["pattern"].get("Regex", "")) if isolated else None
     return None

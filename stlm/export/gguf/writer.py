@@ -17,9 +17,9 @@ from data_pipeline.extras import how_to_install
 from data_pipeline.plurals import number_of
 from data_pipeline.tokenizers import Tokenizer
 from stlm.errors import ConversionError
-from stlm.export.chat import end_of_turn, exported_template, spelled_out
+from stlm.export.chat import end_of_turn, exported_template, unescape_controls
 from stlm.export.gguf.tokenizer import GGUFVocabulary, vocabulary_of
-from stlm.export.huggingface.families import describe, name_there
+from stlm.export.huggingface.families import describe, transformers_name
 from stlm.export.origin import Origin
 from stlm.stlm import STLM
 
@@ -28,12 +28,12 @@ _NEIGHBOURS = ("llama", "granite")  # architectures that rotate neighbouring ent
 _SOURCES = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
 
-def library() -> Any:
+def import_gguf() -> Any:
     """Return the gguf library. Raises ConversionError where it is not installed."""
     try:
         import gguf
     except ImportError:
-        raise ConversionError(f"gguf: it is not installed: {how_to_install('gguf')}") from None
+        raise ConversionError(f"gguf: the package is not installed: {how_to_install('gguf')}") from None
     return gguf
 
 
@@ -43,7 +43,7 @@ def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, 
     `type`: of the matrices, f32, f16 or q8_0; vectors are fp32. Raises ConversionError where the tokenizer cannot be
     expressed, or rows are not whole blocks of q8_0.
     """
-    gguf = library()
+    gguf = import_gguf()
     fields = describe(model.config)
     writer = gguf.GGUFWriter(path, fields["model_type"])
     _add_settings(writer, fields, model, origin)
@@ -68,21 +68,21 @@ def write_gguf(model: STLM, origin: Origin, path: Path, type: str) -> dict[str, 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """Return the tensors of a file by name, as stored."""
-    return {tensor.name: tensor.data for tensor in library().GGUFReader(path).tensors}
+    return {tensor.name: tensor.data for tensor in import_gguf().GGUFReader(path).tensors}
 
 
 def tensors_of(model: STLM, fields: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Return the parameters by llama.cpp's names, in fp32; tied parameters once."""
-    gguf = library()
+    gguf = import_gguf()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[fields["model_type"].upper()], fields["num_hidden_layers"])
     found = {}
     for name, parameter in model.named_parameters():
-        there = name_there(name)
+        name = transformers_name(name)
         array = parameter.detach().float().cpu().numpy()
-        heads = fields.get(_SOURCES.get(there.split(".")[-2], ""))
+        heads = fields.get(_SOURCES.get(name.split(".")[-2], ""))
         if heads and fields["model_type"] in _NEIGHBOURS:
             array = _halves_to_neighbours(array, heads)
-        found[names.get_name(there, try_suffixes=(".weight",))] = np.ascontiguousarray(array)
+        found[names.get_name(name, try_suffixes=(".weight",))] = np.ascontiguousarray(array)
     return found
 
 
@@ -125,7 +125,7 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: GGU
     writer.add_bos_token_id(tokenizer.start_id)
     writer.add_eos_token_id(tokenizer.end_of_text_id)
     if tokenizer.chat_template is not None:
-        writer.add_chat_template(spelled_out(exported_template(tokenizer.chat_template)))
+        writer.add_chat_template(unescape_controls(exported_template(tokenizer.chat_template)))
     if ids := end_of_turn(tokenizer).ids:
         writer.add_eot_token_id(ids[0])
     writer.add_pad_token_id(tokenizer.pad_id)

@@ -43,7 +43,7 @@ _BLOCK = {
 _OUTSIDE = {"embedder.table": "model.embed_tokens", "core.norm": "model.norm", "head.output": "lm_head"}
 
 
-def name_there(name: str) -> str:
+def transformers_name(name: str) -> str:
     """Return a parameter's name in transformers: core.stack.blocks.0.attention.query.weight → model.layers.0.…"""
     place, _, kind = name.rpartition(".")
     if place in _OUTSIDE:
@@ -83,10 +83,10 @@ def obstacles(config: ModelConfig) -> list[str]:
     if not keys and plain_core.attention.qk_norm:  # Qwen3 has no factors
         keys += ["embedder.scaled"] if value_at(config, "embedder.scaled") else []
         keys += ["core.residual.scale"] if plain_core.residual.scale != 1 else []
-    return [f"model.{key} = {_plainly(value_at(config, key))}" for key in keys]
+    return [f"model.{key} = {_as_yaml(value_at(config, key))}" for key in keys]
 
 
-def _plainly(value: Any) -> str:
+def _as_yaml(value: Any) -> str:
     """Return a value as in YAML."""
     if isinstance(value, float):
         return f"{value:g}"

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.tokenizers import ALGORITHMS, ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from data_pipeline.tokenizers.base import TEMPLATE_FILE
 from data_pipeline.tokenizers.huggingface import adopt_huggingface, tokenizer_file
 from data_pipeline.tokenizers.sentencepiece import MODEL_FILE
 from stlm.config import ByteEmbedderConfig, TokenEmbedderConfig
 from stlm.errors import ConversionError, StlmError
-from stlm.export.chat import MARK, end_of_turn, is_exported, own_template
+from stlm.export.chat import MARK, end_of_turn, is_exported, original_template
 from stlm.export.comparison import Logits
 from stlm.export.huggingface.fast_tokenizer import definition_of, is_byte_level, unmarked
-from stlm.export.huggingface.foreign_config import express, take
-from stlm.export.huggingface.writer import library, logits_of
+from stlm.export.huggingface.foreign_models import config_of, tensors_of
+from stlm.export.huggingface.writer import import_transformers, logits_of
 from stlm.stlm import STLM
 
 
@@ -34,28 +34,28 @@ def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
     Raises ConversionError, naming the key, where STLM cannot express the model, and DataError where its tokenizer does
     not reproduce every text.
     """
-    transformers = library()
-    place = directory / "config.json"
-    if not place.is_file():
+    transformers = import_transformers()
+    path = directory / "config.json"
+    if not path.is_file():
         raise ConversionError(f"{directory}: holds no config.json; expected a folder that save_pretrained has written")
     try:
-        ours = json.loads(place.read_bytes()).get("model_type") == "stlm"
-        there = _our_classes()[0].from_pretrained(directory) if ours else _config(transformers, directory)
+        is_own = json.loads(path.read_bytes()).get("model_type") == "stlm"
+        their_config = _remote_classes()[0].from_pretrained(directory) if is_own else _config(transformers, directory)
     except (StlmError, DataError):
         raise
     except Exception as error:  # the library raises no narrower class
-        raise ConversionError(f"{place}: transformers cannot read it: {_first_line(error)}") from None
-    config = there.settings() if ours else express(there, str(place))
-    tokenizer = read_tokenizer(directory, there.vocab_size)
+        raise ConversionError(f"{path}: transformers cannot read it: {first_line(error)}") from None
+    config = their_config.settings() if is_own else config_of(their_config, str(path))
+    tokenizer = read_tokenizer(directory, their_config.vocab_size)
     template = directory / TEMPLATE_FILE
-    tokenizer.chat_template = own_template(template.read_text(encoding="utf-8")) if template.is_file() else None
-    if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not ours:
+    tokenizer.chat_template = original_template(template.read_text(encoding="utf-8")) if template.is_file() else None
+    if isinstance(tokenizer, ByteTokenizer) and isinstance(config.embedder, TokenEmbedderConfig) and not is_own:
         config = replace(config, embedder=ByteEmbedderConfig(scaled=config.embedder.scaled))
-    loaded = _load(_our_classes()[1] if ours else transformers.AutoModelForCausalLM, directory)
+    loaded = _load(_remote_classes()[1] if is_own else transformers.AutoModelForCausalLM, directory)
     model = STLM(config, tokenizer)
-    weights = loaded.network.state_dict() if ours else loaded.state_dict()
-    if not ours:
-        weights = take(weights, model, there.model_type, str(directory))
+    weights = loaded.network.state_dict() if is_own else loaded.state_dict()
+    if not is_own:
+        weights = tensors_of(weights, model, their_config.model_type, str(directory))
     model.load_tensors({name: weights[name] for name, _ in model.named_parameters()}, source=directory)
     return model.eval(), logits_of(loaded, tokenizer)
 
@@ -64,7 +64,7 @@ def _config(transformers: Any, directory: Path) -> Any:
     return transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
-def _our_classes() -> tuple[Any, Any]:
+def _remote_classes() -> tuple[Any, Any]:
     """Return this project's config and model classes, which are used instead of the code in the folder."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
@@ -77,17 +77,17 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     Raises DataError where it does not reproduce every text, or has more than `vocab_size` ids.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        place = directory if (directory / "tokenizer.json").is_file() else _converted(directory, Path(scratch))
-        definition = json.loads(tokenizer_file(str(place)).read_bytes())
-        for known in _known(directory):
+        path = directory if (directory / "tokenizer.json").is_file() else _convert_to_fast(directory, Path(scratch))
+        definition = json.loads(tokenizer_file(str(path)).read_bytes())
+        for known in _own_tokenizers(directory):
             known.chat_template = ""  # the folder may hold a chat model
             for end in (None, end_of_turn(known).single):
                 with tempfile.TemporaryDirectory() as empty:
                     if _vocabulary(definition_of(known, Path(empty), end)) == _vocabulary(definition):
                         return known
         if is_byte_level(definition) and is_exported(directory / TEMPLATE_FILE):
-            place = _unmarked(directory, definition, Path(scratch, "unmarked"))
-        return adopt_huggingface(str(place), f"hf:{directory}", vocab_size)
+            path = _unmarked(directory, definition, Path(scratch, "unmarked"))
+        return adopt_huggingface(str(path), f"hf:{directory}", vocab_size)
 
 
 def _unmarked(directory: Path, definition: dict[str, Any], scratch: Path) -> Path:
@@ -100,7 +100,7 @@ def _unmarked(directory: Path, definition: dict[str, Any], scratch: Path) -> Pat
     return scratch
 
 
-def _known(directory: Path) -> list[Tokenizer]:
+def _own_tokenizers(directory: Path) -> list[Tokenizer]:
     """Return this project's tokenizers from which a folder may have been written."""
     file = directory / MODEL_FILE
     kinds = ALGORITHMS if file.is_file() else ()
@@ -120,40 +120,36 @@ def _by_id(vocab: dict[str, int]) -> dict[int, str]:
     return {id: piece for piece, id in vocab.items()}
 
 
-def _converted(directory: Path, scratch: Path) -> Path:
+def _convert_to_fast(directory: Path, scratch: Path) -> Path:
     """Convert a tokenizer in an older format to tokenizer.json, and return its folder."""
     try:
-        library().AutoTokenizer.from_pretrained(
+        import_transformers().AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         ).save_pretrained(scratch / "fast")
     except Exception as error:  # the library raises no narrower class
         raise DataError(
             f"{directory}: holds no tokenizer.json, and no other tokenizer that transformers can read "
-            f"({_first_line(error)}); copy the tokenizer's files beside the model"
+            f"({first_line(error)}); copy the tokenizer's files beside the model"
         ) from None
     if not (scratch / "fast" / "tokenizer.json").is_file():
-        raise DataError(f"{directory}: holds no tokenizer.json, and none can be made of its tokenizer")
+        raise DataError(f"{directory}: holds no tokenizer.json, and its tokenizer cannot be converted to one")
     return scratch / "fast"
 
 
 def _load(kind: Any, directory: Path) -> Any:
     """Load the model by transformers, in fp32. Raises ConversionError where weights are missing or left over."""
     try:
-        loaded, told = kind.from_pretrained(
+        loaded, loading_info = kind.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises no narrower class
         raise ConversionError(
-            f"{directory}: transformers cannot load its weights: {_first_line(error)}; is the folder complete?"
+            f"{directory}: transformers cannot load its weights: {first_line(error)}; is the folder complete?"
         ) from None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if names := sorted(map(str, told.get(what) or ())):
+        if names := sorted(map(str, loading_info.get(what) or ())):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ConversionError(
-                f"{directory}: its weights are not those of its config.json: {what.replace('_', ' ')} {shown}"
+                f"{directory}: its weights do not fit its config.json: {what.replace('_', ' ')} {shown}"
             )
     return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from stlm.errors import ConversionError
 from stlm.export.chat import end_of_turn, exported_template
 from stlm.export.comparison import Logits, sample_text
 from stlm.export.huggingface.card import model_card
-from stlm.export.huggingface.families import describe, name_there, obstacles
+from stlm.export.huggingface.families import describe, obstacles, transformers_name
 from stlm.export.huggingface.fast_tokenizer import definition_of, is_marked, special_names
 from stlm.export.origin import Origin
 from stlm.export.remote.files import LICENCE, NAME, remote_files
@@ -33,31 +33,31 @@ def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
     The model has a class of transformers where one computes the same network; otherwise this project's class, whose
     code is part of the folder.
     """
-    transformers = library()
+    transformers = import_transformers()
     tokenizer = model.tokenizer
     turn = end_of_turn(tokenizer)
     ends = [tokenizer.end_of_text_id, *turn.ids] if turn.ids else tokenizer.end_of_text_id
     symbols = {"bos_token_id": tokenizer.start_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
     native = not obstacles(model.config)
-    there = _of_theirs(model, symbols) if native else _of_ours(model, symbols)
+    exported = _native_model(model, symbols) if native else _remote_code_model(model, symbols)
     textless = (tokenizer.bytes_per_id == 0).nonzero()[0].tolist()
     never = [id for id in textless if id != tokenizer.end_of_text_id]
     stop = {"stop_strings": turn.strings} if turn.strings else {}
-    there.generation_config = transformers.GenerationConfig(**symbols, **stop, suppress_tokens=never)
-    there.save_pretrained(folder)
+    exported.generation_config = transformers.GenerationConfig(**symbols, **stop, suppress_tokens=never)
+    exported.save_pretrained(folder)
     if not native:
         for name, source in remote_files().items():
             (folder / name).write_text(source, encoding="utf-8")
         (folder / "LICENSE").write_text(LICENCE, encoding="utf-8")
 
     write_tokenizer(model, folder)
-    tokenizer_there = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not native)
-    _compare_ids(tokenizer, tokenizer_there)
+    fast_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=not native)
+    _compare_ids(tokenizer, fast_tokenizer)
     if native:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
-        loaded = _with_its_code(transformers, folder)
-    card = model_card(model, origin, loaded, tokenizer_there, native)
+        loaded = _load_with_code(transformers, folder)
+    card = model_card(model, origin, loaded, fast_tokenizer, native)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return logits_of(loaded, tokenizer)
 
@@ -88,17 +88,17 @@ def write_tokenizer(model: STLM, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def _of_theirs(model: STLM, symbols: dict[str, Any]) -> Any:
+def _native_model(model: STLM, symbols: dict[str, Any]) -> Any:
     """Return the model as an object of a class of transformers."""
-    transformers = library()
+    transformers = import_transformers()
     fields = {**describe(model.config), "vocab_size": model.tokenizer.vocab_size, **symbols}
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    there = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    there.load_state_dict({name_there(name): tensor for name, tensor in model.state_dict().items()})
-    return there
+    exported = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    exported.load_state_dict({transformers_name(name): tensor for name, tensor in model.state_dict().items()})
+    return exported
 
 
-def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
+def _remote_code_model(model: STLM, symbols: dict[str, Any]) -> Any:
     """Return the model as an object of this project's class, exported with its code."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
@@ -112,12 +112,12 @@ def _of_ours(model: STLM, symbols: dict[str, Any]) -> Any:
         auto_map={"AutoConfig": f"{NAME}.StlmConfig", "AutoModelForCausalLM": f"{NAME}.StlmForCausalLM"},
         **symbols,
     )
-    there = StlmForCausalLM(config)
-    there.network.load_state_dict(model.state_dict())
-    return there
+    exported = StlmForCausalLM(config)
+    exported.network.load_state_dict(model.state_dict())
+    return exported
 
 
-def _with_its_code(transformers: Any, folder: Path) -> Any:
+def _load_with_code(transformers: Any, folder: Path) -> Any:
     """Load the model with its code, as users will. transformers caches the code by the folder's name, which is a
     temporary one here, so the cached copy is deleted."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
@@ -125,7 +125,7 @@ def _with_its_code(transformers: Any, folder: Path) -> Any:
     return loaded
 
 
-def library() -> Any:
+def import_transformers() -> Any:
     """Return the transformers library. Raises ConversionError where it is not installed."""
     try:
         import transformers
@@ -136,30 +136,30 @@ def library() -> Any:
     return transformers
 
 
-def _compare_ids(ours: Tokenizer, theirs: Any) -> None:
+def _compare_ids(own: Tokenizer, fast: Any) -> None:
     """Raise ConversionError where the ids of the sample text differ, or do not decode to it."""
     text = sample_text()
-    expected, got = ours.encode(text).tolist(), theirs(text, add_special_tokens=False)["input_ids"]
+    expected, got = own.encode(text).tolist(), fast(text, add_special_tokens=False)["input_ids"]
     if got != expected:
         place = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
         raise ConversionError(
-            f"the converted tokenizer is not the same: id {place} of a text is {got[place : place + 5]}, expected "
+            f"the converted tokenizer differs: id {place} of the sample text is {got[place : place + 5]}, expected "
             f"{expected[place : place + 5]}; nothing was written"
         )
-    if theirs.decode(got) != text:
-        raise ConversionError("the converted tokenizer does not give back a text; nothing was written")
+    if fast.decode(got) != text:
+        raise ConversionError("the converted tokenizer does not decode the ids to the sample text; nothing was written")
 
 
-def logits_of(there: Any, tokenizer: Tokenizer) -> Logits:
+def logits_of(exported: Any, tokenizer: Tokenizer) -> Logits:
     """Return a function for the logits of each id given those before it; transformers returns those of the next id."""
-    there.eval()
+    exported.eval()
 
     def logits(ids_BT: Tensor) -> Tensor:
-        return there(input_ids=shifted(ids_BT, tokenizer)).logits
+        return exported(input_ids=shift_right(ids_BT, tokenizer)).logits
 
     return logits
 
 
-def shifted(ids_BT: Tensor, tokenizer: Tokenizer) -> Tensor:
+def shift_right(ids_BT: Tensor, tokenizer: Tokenizer) -> Tensor:
     """Return the inputs that predict these ids: the start symbol, and then all but the last."""
     return torch.cat((torch.full_like(ids_BT[:, :1], tokenizer.start_id), ids_BT[:, :-1]), dim=1)

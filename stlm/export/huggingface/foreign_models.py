@@ -27,7 +27,7 @@ from stlm.config import (
     TransformerCoreConfig,
 )
 from stlm.errors import ConversionError
-from stlm.export.huggingface.families import name_there
+from stlm.export.huggingface.families import transformers_name
 from stlm.stlm import STLM
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "granite")
@@ -50,27 +50,27 @@ _KNOWN = frozenset((_INERT + _READ).split())
 _GELU = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}  # approximated by tanh?
 
 
-def express(there: Any, where: str) -> ModelConfig:
-    """Return the config of a model whose transformers config is `there`, with a token embedder.
+def config_of(config: Any, source: str) -> ModelConfig:
+    """Return the config of a model whose transformers config is `config`, with a token embedder.
 
     Raises ConversionError, naming the keys that cannot be expressed.
     """
-    if there.model_type not in FAMILIES:
+    if config.model_type not in FAMILIES:
         raise ConversionError(
-            f"{where}: model_type: got {there.model_type!r}, which has no counterpart here, expected one of "
+            f"{source}: model_type: got {config.model_type!r}, which has no counterpart here, expected one of "
             f"{', '.join(FAMILIES)}"
         )
-    if found := list(_obstacles(there)):
-        raise ConversionError(f"{where}: stlm cannot express {' and '.join(found)} of a {there.model_type} model")
-    config = _gpt2(there) if there.model_type == "gpt2" else _llama(there)
-    for conflict in config.check():
-        raise ConversionError(f"{where}: stlm cannot express this model: model.{conflict.key}: {conflict.message}")
-    return config
+    if obstacles := list(_obstacles(config)):
+        raise ConversionError(f"{source}: stlm cannot express {' and '.join(obstacles)} of a {config.model_type} model")
+    found = _gpt2(config) if config.model_type == "gpt2" else _llama(config)
+    for conflict in found.check():
+        raise ConversionError(f"{source}: stlm cannot express this model: model.{conflict.key}: {conflict.message}")
+    return found
 
 
-def _obstacles(there: Any) -> Iterator[str]:
+def _obstacles(config: Any) -> Iterator[str]:
     """Yield the fields that cannot be expressed, as "key = value"."""
-    given, usual = there.to_dict(), type(there)().to_dict()
+    given, usual = config.to_dict(), type(config)().to_dict()
     for key, value in given.items():
         if key not in _KNOWN and value != usual.get(key):
             yield f"{key} = {value}"
@@ -80,72 +80,72 @@ def _obstacles(there: Any) -> Iterator[str]:
             yield f"rope_parameters.{key} = {value}"
     for kind in sorted(set(given.get("layer_types") or ()) - {"full_attention"}):
         yield f"layer_types = {kind}"
-    if there.model_type == "gpt2" and there.activation_function not in _GELU:
-        yield f"activation_function = {there.activation_function}"
-    if there.model_type == "granite":
-        if not math.isclose(there.attention_multiplier, _head_width(there) ** -0.5, rel_tol=1e-6):
-            yield f"attention_multiplier = {there.attention_multiplier:g}"
-        if not _is_root(there) and there.embedding_multiplier != 1:
-            yield f"embedding_multiplier = {there.embedding_multiplier:g}"
+    if config.model_type == "gpt2" and config.activation_function not in _GELU:
+        yield f"activation_function = {config.activation_function}"
+    if config.model_type == "granite":
+        if not math.isclose(config.attention_multiplier, _head_width(config) ** -0.5, rel_tol=1e-6):
+            yield f"attention_multiplier = {config.attention_multiplier:g}"
+        if not _scales_by_root(config) and config.embedding_multiplier != 1:
+            yield f"embedding_multiplier = {config.embedding_multiplier:g}"
 
 
-def _head_width(there: Any) -> int:
-    return getattr(there, "head_dim", None) or there.hidden_size // there.num_attention_heads
+def _head_width(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _is_root(there: Any) -> bool:
+def _scales_by_root(config: Any) -> bool:
     """Return whether embeddings are scaled by the square root of the width, as in this project."""
-    return math.isclose(getattr(there, "embedding_multiplier", 1.0), there.hidden_size**0.5, rel_tol=1e-6)
+    return math.isclose(getattr(config, "embedding_multiplier", 1.0), config.hidden_size**0.5, rel_tol=1e-6)
 
 
-def _llama(there: Any) -> ModelConfig:
+def _llama(config: Any) -> ModelConfig:
     """Return the config of Llama and its variants by norms, biases or factors."""
-    heads, kv_heads, head_width = there.num_attention_heads, there.num_key_value_heads, _head_width(there)
-    all_biased = getattr(there, "attention_bias", False)
+    heads, kv_heads, head_width = config.num_attention_heads, config.num_key_value_heads, _head_width(config)
+    all_biased = getattr(config, "attention_bias", False)
     attention = GroupedQueryConfig(
         num_heads=heads,
         num_kv_heads=None if kv_heads == heads else kv_heads,
-        head_width=None if head_width * heads == there.hidden_size else head_width,
-        bias="qkv" if there.model_type == "qwen2" else "all" if all_biased else "none",
-        qk_norm=there.model_type == "qwen3",
+        head_width=None if head_width * heads == config.hidden_size else head_width,
+        bias="qkv" if config.model_type == "qwen2" else "all" if all_biased else "none",
+        qk_norm=config.model_type == "qwen3",
     )
     core = TransformerCoreConfig(
-        num_layers=there.num_hidden_layers,
+        num_layers=config.num_hidden_layers,
         attention=attention,
-        feed_forward=SwiGLUConfig(there.intermediate_size, bias=getattr(there, "mlp_bias", False)),
-        norm=RMSNormConfig(there.rms_norm_eps),
-        positions=RoPEConfig(float(there.rope_parameters["rope_theta"])),
-        residual=ResidualConfig(scale=float(getattr(there, "residual_multiplier", 1.0))),
+        feed_forward=SwiGLUConfig(config.intermediate_size, bias=getattr(config, "mlp_bias", False)),
+        norm=RMSNormConfig(config.rms_norm_eps),
+        positions=RoPEConfig(float(config.rope_parameters["rope_theta"])),
+        residual=ResidualConfig(scale=float(getattr(config, "residual_multiplier", 1.0))),
     )
     return ModelConfig(
-        context_length=there.max_position_embeddings,
-        width=there.hidden_size,
-        embedder=TokenEmbedderConfig(scaled=_is_root(there)),
+        context_length=config.max_position_embeddings,
+        width=config.hidden_size,
+        embedder=TokenEmbedderConfig(scaled=_scales_by_root(config)),
         core=core,
-        head=LinearHeadConfig(tied=there.tie_word_embeddings),
+        head=LinearHeadConfig(tied=config.tie_word_embeddings),
     )
 
 
-def _gpt2(there: Any) -> ModelConfig:
+def _gpt2(config: Any) -> ModelConfig:
     """Return the config of GPT-2 (Radford et al. 2019): LayerNorm, learned positions, gelu, biases everywhere."""
-    gelu = GELUConfig(there.n_inner or 4 * there.n_embd, bias=True, approximate=_GELU[there.activation_function])
+    gelu = GELUConfig(config.n_inner or 4 * config.n_embd, bias=True, approximate=_GELU[config.activation_function])
     core = TransformerCoreConfig(
-        num_layers=there.n_layer,
-        attention=GroupedQueryConfig(num_heads=there.n_head, bias="all"),
+        num_layers=config.n_layer,
+        attention=GroupedQueryConfig(num_heads=config.n_head, bias="all"),
         feed_forward=gelu,
-        norm=LayerNormConfig(there.layer_norm_epsilon),
+        norm=LayerNormConfig(config.layer_norm_epsilon),
         positions=LearnedPositionsConfig(),
     )
     return ModelConfig(
-        context_length=there.n_positions,
-        width=there.n_embd,
+        context_length=config.n_positions,
+        width=config.n_embd,
         embedder=TokenEmbedderConfig(scaled=False),
         core=core,
-        head=LinearHeadConfig(tied=there.tie_word_embeddings),
+        head=LinearHeadConfig(tied=config.tie_word_embeddings),
     )
 
 
-def take(weights: Mapping[str, Tensor], model: STLM, family: str, where: str) -> dict[str, Tensor]:
+def tensors_of(weights: Mapping[str, Tensor], model: STLM, family: str, source: str) -> dict[str, Tensor]:
     """Return the tensors of `model` by parameter name, taken from the weights of transformers.
 
     Raises ConversionError where weights are left over.
@@ -156,17 +156,17 @@ def take(weights: Mapping[str, Tensor], model: STLM, family: str, where: str) ->
     rename = _gpt2_tensor if family == "gpt2" else _llama_tensor
     found, used = {}, set()
     for name, parameter in model.named_parameters():
-        there, tensor = rename(weights, name, parameter)
+        their_name, tensor = rename(weights, name, parameter)
         found[name] = tensor
-        used.add(there)
+        used.add(their_name)
     if left := sorted(set(weights) - used):
-        raise ConversionError(f"{where}: weights without a counterpart here: {', '.join(left[:3])}")
+        raise ConversionError(f"{source}: weights without a counterpart here: {', '.join(left[:3])}")
     return found
 
 
 def _llama_tensor(weights: Mapping[str, Tensor], name: str, parameter: Tensor) -> tuple[str, Tensor]:
-    there = name_there(name)
-    return there, weights[there]
+    their_name = transformers_name(name)
+    return their_name, weights[their_name]
 
 
 _GPT2_BLOCK = {
@@ -192,12 +192,12 @@ def _gpt2_tensor(weights: Mapping[str, Tensor], name: str, parameter: Tensor) ->
     """Return a parameter's name in GPT-2 and its tensor. GPT-2 stores matrices transposed, [in, out]."""
     place, _, kind = name.rpartition(".")
     if place in _GPT2_OUTSIDE:
-        there = f"{_GPT2_OUTSIDE[place]}.{kind}"
-        return there, weights[there]
+        their_name = f"{_GPT2_OUTSIDE[place]}.{kind}"
+        return their_name, weights[their_name]
     number, _, part = place.removeprefix("core.stack.blocks.").partition(".")
-    there = f"transformer.h.{number}.{_GPT2_BLOCK[part]}.{kind}"
-    tensor = weights[there]
+    their_name = f"transformer.h.{number}.{_GPT2_BLOCK[part]}.{kind}"
+    tensor = weights[their_name]
     last = part.rpartition(".")[2]
     if last in _THIRDS:
         tensor = tensor.chunk(3, dim=-1)[_THIRDS.index(last)]
-    return there, tensor.T if tensor.dim() == 2 else tensor
+    return their_name, tensor.T if tensor.dim() == 2 else tensor

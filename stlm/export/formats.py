@@ -1,4 +1,4 @@
-"""Formats that models are converted to, by name."""
+"""Formats that models are converted to and from, by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from stlm.config import ModelConfig
 from stlm.export.comparison import Logits
 from stlm.export.huggingface.families import obstacles
+from stlm.export.huggingface.reader import read_huggingface
 from stlm.export.huggingface.writer import write_huggingface
 from stlm.export.onnx import onnx_obstacles, write_onnx
 from stlm.export.origin import Origin
@@ -17,10 +18,17 @@ from stlm.stlm import STLM
 
 @dataclass(frozen=True)
 class Target:
-    """One format of a model on disk."""
+    """A format that models are converted to."""
 
     obstacles: Callable[[ModelConfig], list[str]]  # settings it cannot express, as "key = value"; none: it fits
     write: Callable[[STLM, Origin, Path], Logits]  # writes a folder, and returns the logits of the model read back
+
+
+@dataclass(frozen=True)
+class Source:
+    """A format that models are converted from."""
+
+    read: Callable[[Path], tuple[STLM, Logits]]  # returns the model of a folder, and the original's logits
 
 
 def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
@@ -37,7 +45,10 @@ TARGETS = {
 }
 
 
-def forms_that_fit(config: ModelConfig, directory: Path) -> list[str]:
+SOURCES = {"huggingface": Source(read_huggingface)}
+
+
+def supported_formats(config: ModelConfig, directory: Path) -> list[str]:
     """Return the names of --to that can express a model, which lies in a model directory."""
     fitting = [name for name, target in TARGETS.items() if not target.obstacles(config)]
     fitting += [] if obstacles(config) else ["gguf"]
