@@ -119,9 +119,9 @@ def no_tokenizer(output, checkpoint):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (occupy_with_file, ConversionError, "no folder"),
+        (occupy_with_file, ConversionError, "not a folder"),
         (occupy_with_folder, ConversionError, "is a folder that is not empty"),
-        (occupy_with_broken_link, ConversionError, "no folder"),
+        (occupy_with_broken_link, ConversionError, "not a folder"),
         (truncate, CheckpointError, "damaged"),
         (change, CheckpointError, "sha256"),
         (unfinished, CheckpointError, "never finished"),
