@@ -17,7 +17,7 @@ from stlm.stlm import STLM
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportFormat:
     """A format that models are converted to."""
 
     obstacles: Callable[[ModelConfig], list[str]]  # settings it cannot express, as "key = value"; none: it fits
@@ -25,7 +25,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportFormat:
     """A format that models are converted from."""
 
     read: Callable[[Path], tuple[STLM, Logits]]  # returns the model of a folder, and the original's logits
@@ -39,13 +39,13 @@ def write_model_directory(model: STLM, origin: Origin, folder: Path) -> Logits:
 
 
 TARGETS = {
-    "safetensors": Target(lambda config: [], write_model_directory),
-    "huggingface": Target(lambda config: [], write_huggingface),
-    "onnx": Target(onnx_obstacles, write_onnx),
+    "safetensors": ExportFormat(lambda config: [], write_model_directory),
+    "huggingface": ExportFormat(lambda config: [], write_huggingface),
+    "onnx": ExportFormat(onnx_obstacles, write_onnx),
 }
 
 
-SOURCES = {"huggingface": Source(read_huggingface)}
+SOURCES = {"huggingface": ImportFormat(read_huggingface)}
 
 
 def supported_formats(config: ModelConfig, directory: Path) -> list[str]:

@@ -53,7 +53,7 @@ def onnx_obstacles(config: ModelConfig) -> list[str]:
 
 
 def write_onnx(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """Write the graph and the tokenizer's files into a folder; see `Target`."""
+    """Write the graph and the tokenizer's files into a folder; see `ExportFormat`."""
     runtime = _import_onnxruntime()
     length = model.config.context_length
     if length < 3:

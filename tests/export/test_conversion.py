@@ -16,7 +16,7 @@ from stlm.config import GroupedQueryConfig, ModelConfig, TransformerCoreConfig
 from stlm.errors import CheckpointError, ConversionError
 from stlm.export import convert_to
 from stlm.export.comparison import TOLERANCE, compare, sample_ids
-from stlm.export.formats import TARGETS, Target
+from stlm.export.formats import TARGETS, ExportFormat
 from stlm.stlm import STLM
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_a_failed_conversion_leaves_nothing(checkpoint, monkeypatch, tmp_path):
         (folder / "half").write_text("half")
         return lambda ids_BT: model(ids_BT).logits + 1
 
-    monkeypatch.setitem(TARGETS, "broken", Target(lambda config: [], write))
+    monkeypatch.setitem(TARGETS, "broken", ExportFormat(lambda config: [], write))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConversionError, match=r"differ by up to 1\.00e\+00"):
         convert_to("broken", checkpoint, tmp_path / "out")
@@ -76,7 +76,7 @@ def test_a_failed_conversion_leaves_nothing(checkpoint, monkeypatch, tmp_path):
 
 
 def test_what_a_target_cannot_express_is_named_with_those_that_can(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setitem(TARGETS, "narrow", Target(lambda config: [f"model.width = {config.width}"], None))
+    monkeypatch.setitem(TARGETS, "narrow", ExportFormat(lambda config: [f"model.width = {config.width}"], None))
     with pytest.raises(ConversionError, match=r"narrow cannot express model\.width = 32; .* converted to safetensors"):
         convert_to("narrow", checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()

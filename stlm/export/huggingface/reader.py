@@ -29,7 +29,7 @@ from stlm.stlm import STLM
 
 
 def read_huggingface(directory: Path) -> tuple[STLM, Logits]:
-    """Read the model of a folder, and return it with the logits that transformers computes; see `ImportForm`.
+    """Read the model of a folder, and return it with the logits that transformers computes; see `ImportFormat`.
 
     Raises ConversionError, naming the key, where STLM cannot express the model, and DataError where its tokenizer does
     not reproduce every text.

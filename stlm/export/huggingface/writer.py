@@ -28,7 +28,7 @@ from stlm.stlm import STLM
 
 
 def write_huggingface(model: STLM, origin: Origin, folder: Path) -> Logits:
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer; see `Target`.
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer; see `ExportFormat`.
 
     The model has a class of transformers where one computes the same network; otherwise this project's class, whose
     code is part of the folder.
