@@ -43,24 +43,22 @@ class DataConfig:
     )
     tokenizer: str = field(
         default="byte",
-        metadata={
-            "help": "byte, or sentencepiece:N with N the size of the vocabulary; must agree with the prepared data"
-        },
+        metadata={"help": "byte, or sentencepiece:N with a vocabulary of N ids; must be that of the prepared data"},
     )
     packing: str = field(
         default="stream",
         metadata={
-            "help": "what a window holds. stream: the next ids, whatever document they are of; documents: the same, "
-            "attention ends at documents' edges; padded: one document; best_fit: whole documents that fill it best. "
-            "The latter two need scripts/preprocess.py plan",
+            "help": "contents of a window. stream: the next ids, across documents; documents: the same, but attention "
+            "ends at documents' edges; padded: one document; best_fit: the whole documents that fill it "
+            "best. The latter two need scripts/preprocess.py plan",
             "choices": PACKINGS,
         },
     )
     curriculum: str | None = field(
         default=None,
         metadata={
-            "help": "order of the first epoch. length: from short documents to long ones; score: from low ones to high "
-            "(preprocess.py --score-key); null: none, as in later epochs. Needs scripts/preprocess.py plan",
+            "help": "order of the first epoch. length: short documents first; score: low scores first (preprocess.py "
+            "--score-key); null: none, as in later epochs. Needs scripts/preprocess.py plan",
             "choices": CURRICULA,
         },
     )

@@ -220,17 +220,15 @@ class STLM(Network):
         if num_drafts > ROLL_BACK:
             raise ConfigError(f"num_drafts: got {num_drafts}, expected 1 to {ROLL_BACK}; 4 would work")
         if len(given) == 2:
-            raise ConfigError(
-                f"got {' and '.join(given)}, expected one of them: the first changes the text, the other not"
-            )
+            raise ConfigError(f"got {' and '.join(given)}, expected at most one of them")
         if given and speculative != "ngram" and len(self.depths) == 1:
             raise ConfigError(
-                f"{given[0]}: the model has no exits, as model.core.exits.every = null; expected one that was trained "
+                f"{given[0]}: the model has no exits, as model.core.exits.every = null; expected a model trained "
                 f"with them: model.core.exits.every={max(1, self.depths[-1] // 4)} would work"
             )
         if exit_threshold is not None and self.head.new_cache() is not None:
             raise ConfigError(
-                f"{given[0]}: the head remembers what the exits of earlier ids told it, as model.head.kind = "
+                f"{given[0]}: the head has a state that depends on the exits of earlier ids, as model.head.kind = "
                 f"{self.config.head.kind}; expected model.head.kind=linear, or speculative='self', which is exact"
             )
 
@@ -346,13 +344,13 @@ def sampling_of(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
     """Return sampling rules from `sampling` or from its fields by name. Raises ConfigError if given both or unknown."""
     if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
         known = ", ".join(Sampling.__dataclass_fields__)
-        raise ConfigError(f"{', '.join(unknown)}: no option here; expected any of {known}")
+        raise ConfigError(f"{', '.join(unknown)}: unknown option; expected any of {known}")
     if sampling is None:
         return Sampling(**rules)
     if not isinstance(sampling, Sampling):
         raise ConfigError(f"sampling: got {type(sampling).__name__}, expected a Sampling; or give its fields by name")
     if rules:
-        raise ConfigError(f"{', '.join(rules)}: given beside sampling, which says it already; put it into sampling")
+        raise ConfigError(f"{', '.join(rules)}: given in addition to sampling; set it in sampling")
     return sampling
 
 

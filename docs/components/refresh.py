@@ -66,7 +66,7 @@ SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "core.loops": (LoopsConfig, {"count": 2, "embeddings": True}),
     "core.exits": (ExitsConfig, {"every": 2}),
 }
-# What a component of the example needs beside it.
+# Other parts that an example needs.
 PARTNERS: dict[str, dict[str, Any]] = {
     "embedder: byte_patch": {"head": {"kind": "byte_patch"}},
     "embedder: paper": {"head": {"kind": "paper"}},

@@ -16,26 +16,24 @@ class EvalsConfig:
     """Tasks of scripts/evaluate.py, run on the model during training. They do not affect training."""
 
     every_steps: int | None = setting(
-        None, "steps between two evaluations by tasks, of which one follows the last step; null: none",
+        None, "steps between two evaluations; the last follows the last step; null: none",
         minimum=1, may_change=True,
     )  # fmt: skip
     tasks: str = setting(
-        "minimal_pairs", "tasks to run, with commas between them", may_change=True, needs=("every_steps", 500)
+        "minimal_pairs", "names of tasks, separated by commas", may_change=True, needs=("every_steps", 500)
     )
     tasks_dir: str | None = setting(
-        None, "folder of NAME.jsonl, the items of tasks that need them", may_change=True, needs=("every_steps", 500)
+        None, "folder of NAME.jsonl files, for tasks that read items", may_change=True, needs=("every_steps", 500)
     )
     items: int | None = setting(
         None,
-        "items of each task that are scored, the same sample every time; null: all. Tasks over the whole validation "
-        "text (bits_per_byte, extrapolation, calibration) and text_quality have no items",
+        "items of each task to score, the same sample every time; null: all. Tasks over the whole "
+        "validation text (bits_per_byte, extrapolation, calibration) and text_quality have no items",
         minimum=1,
         may_change=True,
         needs=("every_steps", 500),
     )
-    at_start: bool = setting(
-        False, "evaluate before the first step as well", may_change=True, needs=("every_steps", 500)
-    )
+    at_start: bool = setting(False, "also evaluate before the first step", may_change=True, needs=("every_steps", 500))
 
     def check(self) -> Iterator[Conflict]:
         """Yield the conflicts between these settings."""

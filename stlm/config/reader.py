@@ -237,7 +237,7 @@ def _apply(override: str, root: Node, problems: list[Problem]) -> None:
     value = read_tree(text, place, problems, override=True)
     if value is None:
         return
-    if len(keys) == 1 and value.value is None:  # it would take back all that the file sets there
+    if len(keys) == 1 and value.value is None:  # it would reset all that the file sets there
         problems.append(Problem(place, f"{dotted.strip()}: got nothing, expected section.key=value"))
         return
     node = root

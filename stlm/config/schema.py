@@ -8,13 +8,68 @@ from dataclasses import dataclass, field
 from data_pipeline.config import DataConfig
 from data_pipeline.plurals import number_of
 from stlm.config.evals import EvalsConfig
-from stlm.config.limits import LimitsConfig
 from stlm.config.model.network import ModelConfig
 from stlm.config.objectives import NextTokenConfig, ObjectiveConfig
-from stlm.config.recovery import RecoveryConfig
 from stlm.config.yaml.fields import ON_REQUEST, Conflict, setting
 
 PARTS = ("embedder", "core", "head")  # of a model
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """Limits in addition to training.max_steps. The first one reached ends the run, and the schedule follows it."""
+
+    ids: int | None = setting(None, "ids predicted in training; null: no limit", minimum=1, may_change=True)
+    bytes: int | None = setting(None, "bytes of text trained on; null: no limit", minimum=1, may_change=True)
+    wall_time_s: float | None = setting(
+        None,
+        "seconds of training, over all starts, after which no step begins (a validation and a checkpoint "
+        "follow); learning rates then depend on the speed of the machine; null: no limit",
+        above=0.0,
+        may_change=True,
+    )
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """Skipped steps and rollbacks to a checkpoint. None of it affects a run without such losses."""
+
+    max_skipped_in_a_row: int = setting(
+        3,
+        "consecutive steps skipped because loss or gradient is not finite; one more rolls back to the "
+        "last scheduled checkpoint",
+        minimum=0,
+        may_change=True,
+    )
+    max_rollbacks: int = setting(
+        2, "rollbacks to a checkpoint in a run; when one more is needed, the run stops", minimum=0, may_change=True
+    )
+    spike_factor: float | None = setting(
+        None,
+        "a loss above this multiple of the median of the last spike_window losses is a spike (1.5 is "
+        "large); null: none is",
+        above=1.0,
+        may_change=True,
+    )
+    spike_steps: int = setting(
+        10, "consecutive steps with a spike after which the run rolls back", minimum=1, may_change=True,
+        needs=("spike_factor", 1.5),
+    )  # fmt: skip
+    spike_window: int = setting(
+        100, "losses whose median spikes are measured against; before there are as many, no loss is a spike", minimum=1,
+        may_change=True, needs=("spike_factor", 1.5),
+    )  # fmt: skip
+
+    def check(self) -> Iterator[Conflict]:
+        """Yield the conflicts between these settings."""
+        if self.spike_factor is not None and self.max_rollbacks == 0:
+            yield Conflict(
+                "spike_factor",
+                f"got {self.spike_factor:g}, which has no effect with training.recovery.max_rollbacks = 0, as a spike "
+                "causes a rollback; expected null, or training.recovery.max_rollbacks=2",
+                ("max_rollbacks",),
+                idle=True,
+            )
 
 
 @dataclass(frozen=True)
@@ -23,25 +78,26 @@ class TrainingConfig:
 
     objective: ObjectiveConfig = field(default=NextTokenConfig(), metadata={"help": "what is predicted"})
     init_from: str | None = setting(
-        None, "run, checkpoint or model whose weights the run begins with; null: initial values", may_change=True
+        None, "run, checkpoint or model whose weights the run starts from; null: initial values", may_change=True
     )
     init_parts: str = setting(
-        "embedder,core,head", "parts of the model that begin so", may_change=True, needs=("init_from", "RUN")
+        "embedder,core,head", "parts of the model that start from them", may_change=True, needs=("init_from", "RUN")
     )
     frozen_parts: str = setting(
         "",
-        "parts of the model that do not learn: some of embedder,core,head, or names of layers such as "
+        "parts of the model that are not trained: one or two of embedder,core,head, or layers such as "
         "core.stack.blocks.0; empty: none",
     )
     max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
     batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1, may_change=ON_REQUEST)
     micro_batch_size: int | None = setting(
-        None, "sequences per rank and forward; null: batch_size / ranks", minimum=1, may_change=True
+        None, "sequences per rank in one forward pass; null: batch_size / ranks", minimum=1, may_change=True
     )
 
     optimizer: str = setting(
         "adamw",
-        "muon: orthogonalised updates for the matrices inside the model, AdamW for the rest, at one learning rate",
+        "adamw, or muon: orthogonalized updates for the matrices inside the model and AdamW for the rest, "
+        "at one learning rate",
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(1e-3, "peak learning rate", above=0.0, may_change=ON_REQUEST)
@@ -50,22 +106,22 @@ class TrainingConfig:
     beta2: float = setting(0.95, "decay of the second moment per step", minimum=0.0, below=1.0)
     epsilon: float = setting(1e-8, "added to the root of the second moment", above=0.0)
     z_loss_weight: float = setting(
-        0.0, "weight of log(Z)^2 beside each predicted id's nats (PaLM has 1e-4); 0: none", minimum=0.0
+        0.0, "weight of the z-loss, log(Z)^2 of each predicted id (PaLM: 1e-4); 0: none", minimum=0.0
     )
     gradient_clipping: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping", minimum=0.0)
 
     ema_decay: float | None = setting(
         None,
-        "average the weights, each step forgetting 1 - ema_decay of what was: 0.999; validation and every saved model "
-        "then are the average; null: none",
+        "decay of a moving average of the weights, such as 0.999, which is validated and saved instead of "
+        "them; null: none",
         above=0.0,
         below=1.0,
     )
 
     schedule: str = setting(
         "cosine",
-        "learning rate after the warm-up: cosine to max_steps, wsd (steady, then a decay over the last decay_steps) "
-        "or constant",
+        "learning rate after the warm-up: cosine decay to max_steps, wsd (constant, then a decay over the "
+        "last decay_steps) or constant",
         choices=("cosine", "wsd", "constant"),
         may_change=ON_REQUEST,
     )
@@ -78,7 +134,7 @@ class TrainingConfig:
     decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0, may_change=ON_REQUEST)
     final_learning_rate_fraction: float = setting(
         0.1,
-        "learning rate of the end, as a fraction of the peak (cosine, wsd)",
+        "final learning rate, as a fraction of the peak (cosine, wsd)",
         minimum=0.0,
         maximum=1.0,
         may_change=ON_REQUEST,
@@ -86,47 +142,47 @@ class TrainingConfig:
 
     quantization_bits: int | None = setting(
         None,
-        "bits that matrices will be stored in by convert_checkpoint.py --to artifact: the last quantization_steps "
-        "train for them; 8, 6, 4 or null: none do",
+        "bits of each weight in an artifact (convert_checkpoint.py --to artifact), which the last "
+        "quantization_steps train for: 8, 6 or 4; null: none do",
         may_change=True,
     )
     quantization_steps: int = setting(
-        0, "last steps whose gradients are those of the rounded matrices", minimum=0, may_change=True
+        0, "last steps, which compute gradients with rounded matrices", minimum=0, may_change=True
     )
 
     precision: str = setting(
         "auto",
-        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at it, else fp32; "
-        "fp16 comes with a loss scale that finds its own size",
+        "arithmetic of forward and backward; weights stay fp32. auto: bf16 where the machine is fast at "
+        "it, else fp32; fp16 uses a dynamic loss scale",
         choices=("auto", "fp32", "bf16", "fp16"),
         may_change=True,
     )
     activation_checkpointing: bool = setting(
-        False, "keep what goes into each layer alone, and compute the rest again for the gradient", may_change=True
+        False, "keep only the inputs of layers, and recompute the rest in the backward pass", may_change=True
     )
-    compile: bool = setting(False, "let torch.compile make one program of the model at the first step", may_change=True)
+    compile: bool = setting(False, "compile the model with torch.compile at the first step", may_change=True)
 
     log_every_steps: int = setting(10, "steps between two lines of metrics", minimum=1, may_change=True)
     eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
     save_every_steps: int = setting(250, "steps between two checkpoints", minimum=1, may_change=True)
-    keep_last: int = setting(2, "newest checkpoints kept", minimum=1, may_change=True)
+    keep_last: int = setting(2, "newest checkpoints to keep", minimum=1, may_change=True)
     keep_every_steps: int | None = setting(
-        None, "checkpoints of steps that this divides are kept for good; null: none", minimum=1, may_change=True
+        None, "keep checkpoints whose step is a multiple of this; null: none", minimum=1, may_change=True
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
     wandb: bool = setting(
-        False, "mirror the records to Weights & Biases; offline unless WANDB_MODE says otherwise", may_change=True
+        False, "mirror metrics to Weights & Biases; offline unless WANDB_MODE is set", may_change=True
     )
 
     hang_timeout_s: float = setting(
         600.0,
-        "seconds after which ranks that wait for each other write their stacks and end",
+        "seconds after which ranks that wait for each other write their stacks and exit",
         above=0.0,
         may_change=True,
     )
-    limits: LimitsConfig = field(default=LimitsConfig(), metadata={"help": "other ends than max_steps"})
-    recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "when numbers go wrong"})
+    limits: LimitsConfig = field(default=LimitsConfig(), metadata={"help": "limits in addition to max_steps"})
+    recovery: RecoveryConfig = field(default=RecoveryConfig(), metadata={"help": "handling of bad losses"})
 
     def check(self) -> Iterator[Conflict]:
         """Yield the conflicts between these settings."""
@@ -204,11 +260,13 @@ class TrainingConfig:
 class RunConfig:
     """All settings of a run. With the same data they give the same model."""
 
-    seed: int = setting(1, "all randomness of the run comes from it", minimum=0)
-    data: DataConfig = field(default=DataConfig(), metadata={"help": "what is read"})
-    model: ModelConfig = field(default=ModelConfig(), metadata={"help": "what is trained"})
-    training: TrainingConfig = field(default=TrainingConfig(), metadata={"help": "how it is trained"})
-    evals: EvalsConfig = field(default=EvalsConfig(), metadata={"help": "what it is asked meanwhile"})
+    seed: int = setting(1, "seed of all random numbers of the run", minimum=0)
+    data: DataConfig = field(default=DataConfig(), metadata={"help": "data to train on"})
+    model: ModelConfig = field(default=ModelConfig(), metadata={"help": "architecture"})
+    training: TrainingConfig = field(
+        default=TrainingConfig(), metadata={"help": "optimization, checkpoints and metrics"}
+    )
+    evals: EvalsConfig = field(default=EvalsConfig(), metadata={"help": "tasks evaluated during training"})
 
     def check(self) -> Iterator[Conflict]:
         """Yield the conflicts between and within the sections."""
@@ -219,14 +277,14 @@ class RunConfig:
         if self.training.optimizer == "muon" and self.model.base_width is not None:
             yield Conflict(
                 "training.optimizer",
-                f"got 'muon' with model.base_width = {self.model.base_width}, whose scales are made for AdamW; "
+                f"got 'muon' with model.base_width = {self.model.base_width}, whose scales are for AdamW; "
                 "expected 'adamw', or model.base_width=null",
                 ("model.base_width",),
             )
         if self.data.mixture and self.data.dir is not None:
             yield Conflict(
                 "data.mixture",
-                f"got a list of {len(self.data.mixture)} beside data.dir = {self.data.dir!r}, expected one of the two; "
+                f"got a list of {len(self.data.mixture)} in addition to data.dir = {self.data.dir!r}, expected one; "
                 "data.dir=null would work",
                 ("data.dir",),
             )

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stlm.config.recovery import RecoveryConfig
+from stlm.config.schema import RecoveryConfig
 
 
 class Recovery:

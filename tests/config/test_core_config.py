@@ -13,7 +13,7 @@ CONFLICTS = [
     ),
     (
         ["width=99", "core.attention.num_heads=9", "core.attention.head_width=11"],
-        "core.attention.head_width: got 11, expected an even number (rotary positions turn pairs); 12 would work",
+        "core.attention.head_width: got 11, expected an even number (rotary positions rotate pairs); 12 would work",
         ["width=99", "core.attention.num_heads=9", "core.attention.head_width=12"],
     ),
     (
@@ -23,14 +23,14 @@ CONFLICTS = [
     ),
     (
         ["core.positions.fraction=0.3"],
-        "core.positions.fraction: got 0.3, which turns 19 numbers of a head of 64, expected an even number, as they "
-        "are turned in pairs; 0.28125 would work",
+        "core.positions.fraction: got 0.3, which rotates 19 elements of a head of 64, expected an even number, as they "
+        "are rotated in pairs; 0.28125 would work",
         ["core.positions.fraction=0.28125"],
     ),
     (
         ["core.positions.fraction=1e-3"],
-        "core.positions.fraction: got 0.001, which turns 0 numbers of a head of 64, expected an even number, as they "
-        "are turned in pairs; 0.03125 would work",
+        "core.positions.fraction: got 0.001, which rotates 0 elements of a head of 64, expected an even number, as "
+        "they are rotated in pairs; 0.03125 would work",
         ["core.positions.fraction=0.03125"],
     ),
     (
@@ -47,7 +47,7 @@ CONFLICTS = [
     ),
     (
         ["core.num_layers=1", "core.attention.value_residual=true"],
-        "core.attention.value_residual: got true in a core of one layer, which has no later one; expected false, or "
+        "core.attention.value_residual: got true in a core of one layer, which has no later layer; expected false, or "
         "model.core.num_layers=2",
         ["core.num_layers=2", "core.attention.value_residual=true"],
     ),

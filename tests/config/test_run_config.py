@@ -328,7 +328,7 @@ PATCHES = "model:\n  embedder: {kind: byte_patch}\n  head: {kind: byte_patch}\n"
         (
             ["model.width=99"],
             "model.width",
-            "got 99, expected an even number (rotary positions turn pairs); 100 would work",
+            "got 99, expected an even number (rotary positions rotate pairs); 100 would work",
         ),
         (
             ["model.core.attention.num_kv_heads=3"],

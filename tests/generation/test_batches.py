@@ -163,9 +163,9 @@ def test_copied_drafts_change_no_text(model):
         (lambda model: model.generate("a", stop=[1]), r"stop\[0\]: got int"),
         (lambda model: model.generate("a", stop="\udcff"), "stop: got .* lone surrogate"),
         (lambda model: model.generate("a", exit_threshold="x"), "exit_threshold: got 'x', expected a number"),
-        (lambda model: model.generate("a", tempreature=1), "tempreature: no option here; expected any of"),
+        (lambda model: model.generate("a", tempreature=1), "tempreature: unknown option; expected any of"),
         (lambda model: model.generate("a", sampling={"seed": 1}), "sampling: got dict, expected a Sampling"),
-        (lambda model: model.generate_batch(["a"], sampling=Sampling(), seed=1), "seed: given beside sampling"),
+        (lambda model: model.generate_batch(["a"], sampling=Sampling(), seed=1), "seed: given in addition to sampling"),
     ],
 )
 def test_what_is_out_of_range_is_refused(call, message):

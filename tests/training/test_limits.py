@@ -9,7 +9,7 @@ import pytest
 from tiny_run import read_metrics, train
 
 from stlm.config import TrainingConfig
-from stlm.config.limits import LimitsConfig
+from stlm.config.schema import LimitsConfig
 from stlm.training.optim.limits import used_up
 from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.run.run_directory import is_finished

@@ -13,7 +13,7 @@ from tiny_run import read_metrics, train
 
 from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config import RunConfig, from_dict
-from stlm.config.recovery import RecoveryConfig
+from stlm.config.schema import RecoveryConfig
 from stlm.errors import Stopped
 from stlm.training.deepspeed.state_transfer import full_state
 from stlm.training.distributed.stop_request import NonFinite

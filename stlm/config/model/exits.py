@@ -19,7 +19,7 @@ class ExitsConfig:
 
     every: int | None = setting(None, "layers from one exit to the next; null: no exits", minimum=1)
     loss_weight: float = setting(
-        0.3, "weight of all exits together in the loss, beside 1 for the last layer", above=0.0
+        0.3, "weight of all exits together in the loss; the last layer has weight 1", above=0.0
     )
 
     def weights(self, depth: int) -> dict[int, float]:
@@ -34,8 +34,8 @@ class ExitsConfig:
         if self.every is not None and self.every >= depth:
             yield Conflict(
                 "every",
-                f"got {self.every}, which puts no exit in front of the last layer, expected less than the {depth} that "
-                f"are run; {works} would work",
+                f"got {self.every}, which leaves no exit before the last layer, expected less than the {depth} layers "
+                f"run; {works} would work",
             )
         if self.every is None and self.loss_weight != ExitsConfig.loss_weight:
             yield Conflict(

@@ -19,18 +19,20 @@ from stlm.config.yaml.fields import Conflict, setting
 class ModelConfig:
     """Architecture of a model. The vocabulary is determined by the tokenizer, not by this config."""
 
-    context_length: int = setting(512, "ids of a training window and of the longest attention", minimum=1)
+    context_length: int = setting(512, "ids per training window; attention reaches no further", minimum=1)
     width: int = setting(256, "width of the core", minimum=2)
     base_width: int | None = setting(
         None,
-        "width at which training.learning_rate was found: matrices, logits and scores are scaled so that it holds at "
-        "this width (muP); null: as it is",
+        "width at which training.learning_rate was tuned; learning rates, logits and attention scores are "
+        "scaled so that it also suits `width` (muP); null: no scaling",
         minimum=2,
     )
     embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "vectors to vectors"})
     head: HeadConfig = field(default=LinearHeadConfig(), metadata={"help": "vectors to logits"})
-    lora: LoRAConfig = field(default=LoRAConfig(), metadata={"help": "corrections that learn instead of the weights"})
+    lora: LoRAConfig = field(
+        default=LoRAConfig(), metadata={"help": "low-rank corrections, trained instead of the weights"}
+    )
 
     def check(self) -> Iterator[Conflict]:
         """Yield the conflicts between the parts, with keys relative to this section."""
@@ -44,8 +46,8 @@ class ModelConfig:
         if getattr(self.embedder, "rank", None) is not None or not getattr(self.embedder, "scaled", True):
             yield Conflict(
                 "base_width",
-                f"got {self.base_width}, which holds for a whole table read times the root of its width; expected "
-                "null, or model.embedder={kind: token}",
+                f"got {self.base_width}, which needs a table that is not factorised and is multiplied by sqrt(width); "
+                "expected null, or model.embedder={kind: token}",
                 ("embedder.rank", "embedder.scaled"),
             )
 

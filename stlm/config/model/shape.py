@@ -49,7 +49,7 @@ def heads_fit(heads_key: str, num_heads: int, width_key: str, width: int, even: 
         return
     if width % unit:
         yield Conflict(
-            width_key, f"got {width}, expected an even number (rotary positions turn pairs); {width + 1} would work"
+            width_key, f"got {width}, expected an even number (rotary positions rotate pairs); {width + 1} would work"
         )
         return
     fitting = nearest(num_heads, divisors(width // unit))

@@ -41,7 +41,7 @@ from stlm.config import (
     value_at,
     written,
 )
-from stlm.config.limits import LimitsConfig
+from stlm.config.schema import LimitsConfig
 from stlm.errors import CheckpointError, ConfigError, StlmError
 from stlm.stlm import STLM
 from stlm.training.optim.limits import used_up

@@ -36,23 +36,27 @@ class GroupedQueryConfig(AttentionConfig):
     num_kv_heads: int | None = setting(
         None, "key and value heads; null: as many as num_heads (multi-head attention), 1: multi-query", minimum=1
     )
-    head_width: int | None = setting(None, "width of a head; null: the width / num_heads", minimum=1)
+    head_width: int | None = setting(None, "width of a head; null: width / num_heads", minimum=1)
     bias: str = setting(
         "none",
-        "which matrices have a bias: none, qkv (query, key and value) or all (the output too)",
+        "matrices with a bias: none, qkv (query, key and value) or all (output too)",
         choices=("none", "qkv", "all"),
     )
-    qk_norm: bool = setting(False, "norm the queries and keys of each head before they meet")
-    window: int | None = setting(None, "positions that are seen, the own included; null: all before it", minimum=1)
+    qk_norm: bool = setting(False, "normalize the queries and keys of each head")
+    window: int | None = setting(
+        None, "positions that attention reaches back over, the current one included; null: all", minimum=1
+    )
     full_every: int | None = setting(
-        None, "every so many layers, the last of them sees all positions (window only); null: none does", minimum=1
+        None,
+        "layers whose number, counted from 1, is a multiple of this attend to all positions (window only); null: none",
+        minimum=1,
     )
     logit_cap: float | None = setting(
         None,
-        "scores stay within ± this, by cap * tanh(score / cap), at some cost of speed; null: no",
+        "bound on attention scores: cap * tanh(score / cap); slower; null: none",
         above=0.0,
     )
-    value_residual: bool = setting(False, "later layers mix their values with those of the first")
+    value_residual: bool = setting(False, "later layers mix the first layer's values with their own")
 
     def head_width_of(self, width: int) -> int:
         return self.head_width or super().head_width_of(width)
@@ -68,7 +72,7 @@ class GroupedQueryConfig(AttentionConfig):
         elif even and self.head_width % 2:
             yield Conflict(
                 "core.attention.head_width",
-                f"got {self.head_width}, expected an even number (rotary positions turn pairs); "
+                f"got {self.head_width}, expected an even number (rotary positions rotate pairs); "
                 f"{self.head_width + 1} would work",
                 ("core.positions.kind",),
             )

@@ -13,9 +13,11 @@ from stlm.config.yaml.fields import Conflict, setting
 class ResidualConfig:
     """Addition of branch outputs (attention and feed-forward) to the residual stream."""
 
-    parallel: bool = setting(False, "both read the same vectors, and are added at once (GPT-NeoX)")
-    scale: float = setting(1.0, "what each branch is multiplied by before it is added", above=0.0)
-    learned_scale: bool = setting(False, "that factor is learned, for each number of the vector, and begins at scale")
+    parallel: bool = setting(
+        False, "attention and feed-forward read the same vectors, and their outputs are added together (GPT-NeoX)"
+    )
+    scale: float = setting(1.0, "factor of each branch's output", above=0.0)
+    learned_scale: bool = setting(False, "learn this factor, one for each element of the vector, starting at scale")
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class LoopsConfig:
     Every pass has its own keys and values. Initial values are scaled for the number of layers run.
     """
 
-    count: int = setting(1, "how often the layers from first to last are run", minimum=1)
+    count: int = setting(1, "times that layers first to last are run", minimum=1)
     first: int = setting(0, "first layer of the loop, counted from 0", minimum=0)
-    last: int | None = setting(None, "last layer of the loop; null: that of the core", minimum=0)
+    last: int | None = setting(None, "last layer of the loop; null: the last layer of the core", minimum=0)
     embeddings: bool = setting(False, "add a learned vector at the start of each pass, zero at first")
 
     def order(self, num_layers: int) -> tuple[tuple[int, int | None], ...]:

@@ -27,9 +27,9 @@ class SwiGLUConfig(FeedForwardConfig):
     """Gated feed-forward: two input matrices, one of which gates the other through silu, and an output matrix."""
 
     hidden_width: int | None = setting(
-        None, "width inside; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
+        None, "hidden width; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
     )
-    bias: bool = setting(False, "the matrices have a bias")
+    bias: bool = setting(False, "add a bias to each matrix")
 
     def hidden_width_of(self, width: int) -> int:
         """Return the hidden width, for vectors of `width`."""
@@ -43,8 +43,8 @@ class SwiGLUConfig(FeedForwardConfig):
 class PlainFeedForwardConfig(FeedForwardConfig):
     """Settings shared by feed-forwards of one input and one output matrix."""
 
-    hidden_width: int | None = setting(None, "width inside; null: 4 times the width", minimum=1)
-    bias: bool = setting(False, "the matrices have a bias")
+    hidden_width: int | None = setting(None, "hidden width; null: 4 times the width", minimum=1)
+    bias: bool = setting(False, "add a bias to each matrix")
 
     def hidden_width_of(self, width: int) -> int:
         """Return the hidden width, for vectors of `width`."""
@@ -59,7 +59,7 @@ class PlainFeedForwardConfig(FeedForwardConfig):
 class GELUConfig(PlainFeedForwardConfig):
     """Input matrix, gelu, output matrix."""
 
-    approximate: bool = setting(False, "gelu by way of tanh, as GPT-2 has it, rather than exact")
+    approximate: bool = setting(False, "approximate GELU with tanh, as GPT-2 does")
 
 
 @register("relu_squared")

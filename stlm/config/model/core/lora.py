@@ -14,13 +14,13 @@ class LoRAConfig:
     """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (alpha / rank) B A x for each matrix W of the core's attentions
     and feed-forwards. Only A and B learn."""
 
-    rank: int | None = setting(None, "rows of A and columns of B; null: none, all weights learn", minimum=1)
-    alpha: float | None = setting(None, "what corrections are multiplied by, times rank; null: the rank", above=0.0)
+    rank: int | None = setting(None, "rank of the corrections; null: none, all weights are trained", minimum=1)
+    alpha: float | None = setting(None, "corrections are multiplied by alpha / rank; null: by 1", above=0.0)
 
     targets: str = setting(
         "attention,feed_forward",
-        "whose matrices are corrected: names of the core's modules, separated by commas, such as query,value or "
-        "stack.blocks.0",
+        "modules of the core whose matrices are corrected: names separated by commas, such as query,value "
+        "or stack.blocks.0",
     )
 
     @property
@@ -34,8 +34,8 @@ class LoRAConfig:
         if self.rank is None and self.alpha is not None:
             yield Conflict(
                 "lora.alpha",
-                f"got {self.alpha:g}, which has no effect without model.lora.rank; null would work, or "
-                "model.lora.rank=8 beside it",
+                f"got {self.alpha:g}, which has no effect without model.lora.rank; null would work, or also set "
+                "model.lora.rank=8",
                 ("lora.rank",),
             )
         if self.rank is None and self.targets != LoRAConfig.targets:

@@ -15,18 +15,20 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class MoEConfig(FeedForwardConfig):
     """Mixture of experts: each position passes through a few SwiGLUs, chosen by a router."""
 
-    num_experts: int = setting(8, "experts of a layer", minimum=2)
-    experts_per_token: int = setting(2, "experts that each position goes through", minimum=1)
+    num_experts: int = setting(8, "experts in a layer", minimum=2)
+    experts_per_token: int = setting(2, "experts that process each position", minimum=1)
     hidden_width: int | None = setting(
         None,
-        "width inside an expert; null: 8/3 of the width / experts_per_token, rounded up to a multiple of 32",
+        "hidden width of an expert; null: 8/3 of the width / experts_per_token, rounded up to a multiple of 32",
         minimum=1,
     )
     shared_hidden_width: int | None = setting(
-        None, "width inside one more SwiGLU that all positions go through; null: there is none", minimum=1
+        None, "hidden width of an additional SwiGLU that processes all positions; null: none", minimum=1
     )
     balance_weight: float = setting(
-        0.01, "weight of the loss that is 1 where the experts of a row are used alike, and more where not", minimum=0.0
+        0.01,
+        "weight of the load-balancing loss, which is 1 if the experts of a row are used equally and higher otherwise",
+        minimum=0.0,
     )
 
     def hidden_width_of(self, width: int) -> int:

@@ -30,7 +30,9 @@ class RoPEConfig(PositionsConfig):
     turning: ClassVar[bool] = True
 
     theta: float = setting(10000.0, "base of the wavelengths, in positions", minimum=1.0)
-    fraction: float = setting(1.0, "share of each head, from its front, that is turned", above=0.0, maximum=1.0)
+    fraction: float = setting(
+        1.0, "fraction of each head that is rotated, from its first element", above=0.0, maximum=1.0
+    )
 
     def rotary_width_of(self, head_width: int) -> int:
         """Return how many numbers of a head are rotated; must be even, as they are rotated in pairs."""
@@ -42,8 +44,8 @@ class RoPEConfig(PositionsConfig):
         if head_width % 2 == 0 and (turned % 2 or not turned):
             yield Conflict(
                 "core.positions.fraction",
-                f"got {self.fraction:g}, which turns {turned} numbers of a head of {head_width}, expected an "
-                f"even number, as they are turned in pairs; {max(2, turned - 1) / head_width:g} would work",
+                f"got {self.fraction:g}, which rotates {turned} elements of a head of {head_width}, expected an even "
+                f"number, as they are rotated in pairs; {max(2, turned - 1) / head_width:g} would work",
                 ("core.attention.num_heads", "core.attention.head_width", "width"),
             )
 

@@ -22,19 +22,23 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class TransformerCoreConfig(CoreConfig):
     """Pre-norm transformer. The defaults are Llama's recipe: RMSNorm, rotary positions, SwiGLU."""
 
-    num_layers: int = setting(6, "layers", minimum=1)
+    num_layers: int = setting(6, "number of layers", minimum=1)
     attention: AttentionConfig = field(default=GroupedQueryConfig(), metadata={"help": "between positions"})
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
-    norm: NormConfig = field(default=RMSNormConfig(), metadata={"help": "in front of both, and behind the last layer"})
-    positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "how order is known"})
-    residual: ResidualConfig = field(default=ResidualConfig(), metadata={"help": "how the two are added"})
-    sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers have in common"})
+    norm: NormConfig = field(
+        default=RMSNormConfig(), metadata={"help": "before attention and feed-forward, and after the last layer"}
+    )
+    positions: PositionsConfig = field(default=RoPEConfig(), metadata={"help": "positional encoding"})
+    residual: ResidualConfig = field(default=ResidualConfig(), metadata={"help": "addition of branch outputs"})
+    sharing: SharingConfig = field(default=SharingConfig(), metadata={"help": "weights that layers share"})
     loops: LoopsConfig = field(default=LoopsConfig(), metadata={"help": "layers that are run several times"})
-    exits: ExitsConfig = field(default=ExitsConfig(), metadata={"help": "layers from which the head may read as well"})
+    exits: ExitsConfig = field(
+        default=ExitsConfig(), metadata={"help": "additional layers that the head can read from"}
+    )
     layer_dropout: float = setting(
         0.0,
-        "share of rows that skip the last layer in training; less in earlier ones, none in the first (LayerSkip, arXiv "
-        "2404.16710)",
+        "fraction of rows that skip the last layer in training; less in earlier layers, 0 in the first "
+        "(LayerSkip, arXiv 2404.16710)",
         minimum=0.0,
         below=1.0,
     )
@@ -60,7 +64,7 @@ class TransformerCoreConfig(CoreConfig):
         if getattr(self.attention, "value_residual", False) and self.num_layers == 1:
             yield Conflict(
                 "core.attention.value_residual",
-                "got true in a core of one layer, which has no later one; expected false, or model.core.num_layers=2",
+                "got true in a core of one layer, which has no later layer; expected false, or model.core.num_layers=2",
                 ("core.num_layers",),
             )
         yield from self.positions.fit(self.attention, model)

@@ -22,4 +22,4 @@ class EmbedderConfig(Component):
 
 def scaled_setting() -> Any:
     """Return the field `scaled`, which embedders share."""
-    return setting(True, "vectors are read times sqrt(width); off for models that were made without it, as GPT-2 was")
+    return setting(True, "multiply vectors by sqrt(width); false for models made without it, such as GPT-2")

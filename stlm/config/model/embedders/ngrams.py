@@ -13,7 +13,9 @@ from stlm.config.yaml.fields import Conflict, setting
 class NgramsConfig:
     """Hash embeddings of the n ids that end at each position, for every n from `shortest` to `longest`."""
 
-    table_size: int = setting(0, "vectors for each n, shared by the n-grams whose hashes agree; 0: none", minimum=0)
+    table_size: int = setting(
+        0, "vectors in the table of each n; n-grams with equal hashes share one; 0: no n-grams", minimum=0
+    )
     shortest: int = setting(2, "smallest n", minimum=2, needs=("table_size", 4096))
     longest: int = setting(2, "largest n", minimum=2, needs=("table_size", 4096))
 

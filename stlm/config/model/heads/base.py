@@ -12,10 +12,10 @@ from stlm.config.yaml.fields import Component, setting
 class HeadConfig(Component):
     """Family of heads."""
 
-    tied: bool = setting(True, "use the embedder's vectors as the weights of the last matrix: one storage for both")
+    tied: bool = setting(True, "use the embedder's table as the last matrix: one tensor for both")
 
 
 def logit_cap_setting() -> Any:
     """Return the field `logit_cap`, which heads share."""
-    help = "logits stay within ± this, by cap * tanh(logit / cap) (Gemma 2, arXiv 2408.00118); null: no bounds"
+    help = "bound on logits: cap * tanh(logit / cap) (Gemma 2, arXiv 2408.00118); null: none"
     return setting(None, help, above=0.0)

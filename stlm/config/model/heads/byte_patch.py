@@ -18,7 +18,7 @@ class BytePatchHeadConfig(HeadConfig):
 
     num_layers: int = setting(1, "local layers", minimum=1)
     num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
-    window: int = setting(32, "bytes that local attention sees, its own included", minimum=1)
+    window: int = setting(32, "bytes that local attention reaches back over, the current one included", minimum=1)
     logit_cap: float | None = logit_cap_setting()
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:

@@ -29,7 +29,7 @@ class LinearHeadConfig(HeadConfig):
         elif self.tied and isinstance(model.embedder, PublishedEmbedderConfig):
             yield Conflict(
                 "head.tied",
-                "got true, but the embedder 'paper' has vectors of bytes alone, expected false; or "
-                "model.head={kind: paper}, which spells ids in bytes",
+                "got true, but the embedder 'paper' has vectors for bytes only, expected false, or "
+                "model.head={kind: paper}",
                 ("embedder.kind",),
             )

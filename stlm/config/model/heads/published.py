@@ -17,7 +17,7 @@ class PublishedHeadConfig(HeadConfig):
     """Prediction of all bytes of the next id at once, by a small bidirectional transformer as in the embedder."""
 
     num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
-    num_heads: int = setting(4, "attention heads of such a layer", minimum=1, needs=("num_layers", 1))
+    num_heads: int = setting(4, "attention heads of a layer over bytes", minimum=1, needs=("num_layers", 1))
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:
         embedder = model.embedder
@@ -27,7 +27,7 @@ class PublishedHeadConfig(HeadConfig):
             head = "byte_patch" if embedder.patched else "linear"
             yield Conflict(
                 "head.kind",
-                f"got {self.kind!r}, which spells what the embedder 'paper' reads, expected a head for the embedder "
+                f"got {self.kind!r}, which needs the embedder 'paper', expected a head for the embedder "
                 f"{embedder.kind!r}; model.head={{kind: {head}}} would work",
                 ("embedder.kind",),
             )

@@ -14,5 +14,5 @@ class LearnedPatchingConfig(VariablePatchingConfig):
     """A patch begins where a learned router decides (H-Net's dynamic chunking)."""
 
     ratio_weight: float = setting(
-        0.03, "weight of the term that leads to patches of patch_length bytes on average", minimum=0.0
+        0.03, "weight of the loss that leads to patches of patch_length bytes on average", minimum=0.0
     )

@@ -57,8 +57,10 @@ class FixedPatchingConfig(PatchingConfig):
 class VariablePatchingConfig(PatchingConfig):
     """Settings shared by rules whose patches vary in length."""
 
-    patch_length: float = setting(6.0, "mean bytes per patch to make room for; a quarter more patches fit", above=1.0)
-    span: int = setting(8, "byte states, up to where a patch begins, that its vector is made of", minimum=1)
+    patch_length: float = setting(
+        6.0, "mean bytes per patch that slots are provided for, with a quarter to spare", above=1.0
+    )
+    span: int = setting(8, "byte states, up to where a patch begins, that its vector is computed from", minimum=1)
 
     def num_slots(self, context_length: int) -> int:
         return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
