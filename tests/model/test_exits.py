@@ -173,7 +173,7 @@ def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
         ({"exit_threshold": 1.5}, {}, r"exit_threshold: got 1\.5"),
         ({"speculative": "other"}, {}, r"speculative: got 'other', expected 'auto', 'self'"),
         ({"speculative": "self", "num_drafts": 65}, {}, r"num_drafts: got 65, expected 1 to 64"),
-        ({"speculative": "self", "exit_threshold": 0.5}, {}, r"expected one of them"),
+        ({"speculative": "self", "exit_threshold": 0.5}, {}, r"expected at most one of them"),
     ],
 )
 def test_what_cannot_be_decoded_so_is_named(options, settings, message):
@@ -254,7 +254,7 @@ def test_keys_depend_on_seed_step_and_row_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exits": ExitsConfig(every=5)}, r"got 5, .* the 5 that are run; model\.core\.exits\.every=2 would work"),
+        ({"exits": ExitsConfig(every=5)}, r"got 5, .* the 5 layers run; model\.core\.exits\.every=2 would work"),
         (
             {"num_layers": 1, "layer_dropout": 0.0, "exits": ExitsConfig(every=1)},
             r"got 1, .*; model\.core\.num_layers=2 would work",
