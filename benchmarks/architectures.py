@@ -40,6 +40,8 @@ from stlm.config import RunConfig, load_run_config
 from stlm.objectives import build_objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.precision import choose_precision
+from stlm.training.distributed.connection import Distributed
+from stlm.training.distributed.ranks import find_ranks
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.loaders import batch_of, build_loaders
 from stlm.training.optim.optimizers import build_optimizer
@@ -174,7 +176,7 @@ def stepper(config: RunConfig) -> Callable[[int], float]:
     data = open_data(config.data)
     loader, _ = build_loaders(config, data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
-    for _ in begin_entropy_patching(model, loader, config.training.batch_size):
+    for _ in begin_entropy_patching(model, loader, config.training.batch_size, Distributed(find_ranks())):
         pass  # the results are not needed
     optimizer = build_optimizer(model, config.training)
     objective = build_objective(config.training)

@@ -27,7 +27,7 @@ from stlm.config import load_run_config
 from stlm.evals.report import table
 from stlm.stlm import STLM
 from stlm.training.deepspeed.state_transfer import full_state
-from stlm.training.distributed.connection import disconnect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.loaders import build_loaders
 from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.trainer import Trainer
@@ -42,14 +42,15 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 2, 3], help="ZeRO stages (default: 0 2 3)")
     parser.add_argument("--rounds", type=int, default=3, help="checkpoints of each stage (default: 3)")
     options = parser.parse_args()
+    distributed = Distributed.join()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measured(options, stage, Path(folder)) for stage in options.stages]
-    disconnect()
+        rows = [measured(options, stage, Path(folder), distributed) for stage in options.stages]
+    distributed.leave()
     heads = ["ZeRO", "step s", "copy s", "write s", "steps beside", "beside", "waiting", "torch.save"]
     print(table(rows, heads, "lrrrrrrr"))
 
 
-def measured(options: argparse.Namespace, stage: int, folder: Path) -> list[str]:
+def measured(options: argparse.Namespace, stage: int, folder: Path, distributed: Distributed) -> list[str]:
     """Measure one ZeRO stage, and return its row of the table."""
     run = f"seed=1 training.max_steps=1000000 training.batch_size={options.batch_size} training.micro_batch_size=null"
     config = load_run_config(options.config, [*run.split(), "training.save_every_steps=1"])
@@ -63,6 +64,7 @@ def measured(options: argparse.Namespace, stage: int, folder: Path) -> list[str]
     trainer = Trainer(
         config, model, build_optimizer(model, config.training), *build_loaders(config, data),
         run_dir=folder / f"zero{stage}", deepspeed_config={"zero_optimization": {"stage": stage}},
+        distributed=distributed,
     )  # fmt: skip
 
     def step() -> float:

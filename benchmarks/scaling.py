@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,6 +33,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cost_model import volume
 from stlm.config import load_run_config
 from stlm.training.distributed.ranks import BatchSplit, free_port
+
+if TYPE_CHECKING:
+    from stlm.training.distributed.connection import Distributed
 
 ANSWER = "@ "  # prefix of a worker's lines for the parent
 
@@ -131,11 +134,11 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
     """Run one rank, which answers every line of its input."""
     import torch
 
-    from stlm.training.distributed.connection import connect, disconnect
+    from stlm.training.distributed.connection import Distributed
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    connect()
-    step, num_parameters = build(arguments, variant)
+    distributed = Distributed.join()
+    step, num_parameters = build(arguments, variant, distributed)
     gradient = torch.zeros(num_parameters)
     actions: dict[str, Callable[[], Any]] = {"step": step, "link": lambda: torch.distributed.all_reduce(gradient)}
     print(ANSWER + "{}", flush=True)
@@ -148,12 +151,14 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
             "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         }
         print(ANSWER + json.dumps(figures), flush=True)
-    disconnect()
+    distributed.leave()
     sys.stdout.flush()
     os._exit(0)
 
 
-def build(arguments: argparse.Namespace, variant: Variant) -> tuple[Callable[[], object], int]:
+def build(
+    arguments: argparse.Namespace, variant: Variant, distributed: Distributed
+) -> tuple[Callable[[], object], int]:
     """Return a function that runs one step, and the number of parameters."""
     import torch
     import torch.nn.functional as F
@@ -166,7 +171,7 @@ def build(arguments: argparse.Namespace, variant: Variant) -> tuple[Callable[[],
 
     config = run_config(arguments, variant)
     training, precision = config.training, choose_precision(arguments.precision)
-    split, rank = BatchSplit.of(training, variant.ranks), int(os.environ["RANK"])
+    split, rank = BatchSplit.of(training, variant.ranks), distributed.rank
     shape = training.batch_size, config.model.context_length
     ids = torch.randint(0, 250, shape, generator=torch.Generator().manual_seed(0))
     micro_batches = ids[rank * split.rows : (rank + 1) * split.rows].split(split.micro_batch_size)
@@ -187,7 +192,7 @@ def build(arguments: argparse.Namespace, variant: Variant) -> tuple[Callable[[],
 
     if variant.stage is None:
         return plain, model.num_parameters()
-    engine = Engine(model, optimizer, training, precision, {"zero_optimization": {"stage": variant.stage}})
+    engine = Engine(model, optimizer, training, precision, {"zero_optimization": {"stage": variant.stage}}, distributed)
 
     def under_the_engine() -> None:
         with engine.accumulate():

@@ -27,3 +27,15 @@ class Stopped(StlmError):
     """Training ended early on a signal, after saving; the same command continues it."""
 
     exit_code = 3
+
+
+class NonFinite(StlmError):
+    """A loss or gradient is infinite or not a number; the last checkpoint is untouched."""
+
+    exit_code = 1
+
+
+class LostRank(StlmError):
+    """Another rank has ended, and training cannot continue without it."""
+
+    exit_code = 1

@@ -92,22 +92,21 @@ def convert_deepspeed(args: argparse.Namespace) -> int:
     from stlm.config import load_deepspeed_config
     from stlm.export.conversion import check_output
     from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
-    from stlm.training.distributed.collectives import on_rank_zero
-    from stlm.training.distributed.connection import connect, disconnect
-    from stlm.training.distributed.lost import naming_lost_ranks
+    from stlm.training.distributed.connection import Distributed
 
     if args.source:
         print(import_deepspeed(Path(args.model), check_output(args.output), args.config))
         return 0
-    ranks = connect()
-    with naming_lost_ranks():
-        output = on_rank_zero(lambda: check_output(args.output))
+    distributed = Distributed.join()
+    with distributed.naming_lost_ranks():
+        output = distributed.on_rank_zero(lambda: check_output(args.output))
         told = write_deepspeed(
-            args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), args.bf16
-        )
-    if ranks.rank == 0:
+            args.to, args.model, output, load_deepspeed_config(args.ds_config or DEFAULT_DS_CONFIG), distributed,
+            args.bf16,
+        )  # fmt: skip
+    if distributed.rank == 0:
         print(told)
-    disconnect()
+    distributed.leave()
     return 0
 
 

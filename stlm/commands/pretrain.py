@@ -13,80 +13,79 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage.manifest import Manifest
 from stlm.config import RunConfig, data_folder, following, load_deepspeed_config, load_run_config
-from stlm.errors import ConfigError, StlmError, Stopped
+from stlm.errors import ConfigError, NonFinite, StlmError, Stopped
 from stlm.training.distributed.ranks import BatchSplit, find_ranks
-from stlm.training.distributed.stop_request import NonFinite
+
+if TYPE_CHECKING:
+    from stlm.training.distributed.connection import Distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     ranks = find_ranks()
-    told = "told_by_rank_zero"
-    try:
-        try:  # checks without torch, so that user errors are reported at once
-            followed = follow_data(arguments)
-            config = load_run_config(arguments.config, [*followed, *arguments.set])
-            deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
-            BatchSplit.of(config.training, ranks.world_size)
-            profiled = steps_to_profile(arguments.profile, config.training.max_steps)
-            if followed and ranks.rank == 0:
-                print(f"follows its data: {', '.join(followed)}", flush=True)
-        except StlmError as error:
-            setattr(error, told, True)  # every rank finds the same error
-            raise
-        # Set before torch is imported: else, when a rank is lost, the others print pages of C++ frames.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from stlm.training.distributed.lost import naming_lost_ranks
+    try:  # checks without torch, so that user errors are reported at once
+        followed = follow_data(arguments)
+        config = load_run_config(arguments.config, [*followed, *arguments.set])
+        deepspeed_config = load_deepspeed_config(arguments.ds_config) if arguments.ds_config else None
+        BatchSplit.of(config.training, ranks.world_size)
+        profiled = steps_to_profile(arguments.profile, config.training.max_steps)
+    except StlmError as error:
+        if ranks.rank > 0:  # every rank finds the same error, and rank 0 reports it
+            return error.exit_code
+        raise
+    if followed and ranks.rank == 0:
+        print(f"follows its data: {', '.join(followed)}", flush=True)
+    # Set before torch is imported: else, when a rank is lost, the others print pages of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from stlm.training.distributed.connection import Distributed
 
-        with naming_lost_ranks():
-            return train(arguments, config, deepspeed_config, profiled)
+    distributed = Distributed.join()
+    try:
+        with distributed.naming_lost_ranks():
+            return train(arguments, config, deepspeed_config, profiled, distributed)
     except (Stopped, NonFinite) as ending:  # the trainer has logged it
         return ending.exit_code
     except (StlmError, DataError) as error:
-        if ranks.rank > 0 and hasattr(error, told):
+        if distributed.reported_by_another(error):
             return error.exit_code
         raise
 
 
 def train(
     arguments: argparse.Namespace, config: RunConfig, deepspeed_config: dict[str, Any] | None,
-    profiled: tuple[int, int] | None,
+    profiled: tuple[int, int] | None, distributed: Distributed,
 ) -> int:  # fmt: skip
     from data_pipeline.loading.loaders import open_data
     from stlm.evals import EvalShard, LiveTasks
     from stlm.stlm import STLM
-    from stlm.training.distributed.collectives import on_every_rank, on_rank_zero
-    from stlm.training.distributed.connection import connect, disconnect
-    from stlm.training.distributed.stopping import Interruptible
     from stlm.training.loaders import build_loaders
     from stlm.training.optim.optimizers import build_optimizer
     from stlm.training.profiling import Profiler
     from stlm.training.trainer import Trainer
 
-    ranks = connect()
     if arguments.data:
         config = replace(config, data=replace(config.data, dir=arguments.data, mixture=()))
-    on_rank_zero(lambda: check_data(config))
-    data = on_every_rank(lambda: open_data(replace(config.data, verify=False)))
+    distributed.on_rank_zero(lambda: check_data(config))
+    data = distributed.on_every_rank(lambda: open_data(replace(config.data, verify=False)))
     train_loader, validation_loader = build_loaders(config, data)
     run_dir, note = arguments.run, ""
     if run_dir is None:
-        run_dir, note = on_rank_zero(lambda: choose(arguments, config, data.fingerprint))
-    if note and ranks.rank == 0:
+        run_dir, note = distributed.on_rank_zero(lambda: choose(arguments, config, data.fingerprint))
+    if note and distributed.rank == 0:
         print(note, flush=True)
-    shard = EvalShard(ranks.rank, ranks.world_size, Interruptible.sum)
-    tasks = on_every_rank(lambda: LiveTasks(config, data, shard)) if config.evals.every_steps else None
-    model = on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
-    optimizer = on_every_rank(lambda: build_optimizer(model, config.training))
+    shard = EvalShard(distributed.rank, distributed.world_size, distributed.interruptible.sum)
+    tasks = distributed.on_every_rank(lambda: LiveTasks(config, data, shard)) if config.evals.every_steps else None
+    model = distributed.on_every_rank(lambda: STLM.from_config(config.model, data.tokenizer, seed=config.seed))
+    optimizer = distributed.on_every_rank(lambda: build_optimizer(model, config.training))
     trainer = Trainer(
         config, model, optimizer, train_loader, validation_loader,
         run_dir=run_dir, deepspeed_config=deepspeed_config, resume=arguments.resume,
-        allow_change=arguments.allow_change, evaluate=tasks,
+        allow_change=arguments.allow_change, evaluate=tasks, distributed=distributed,
     )  # fmt: skip
     with Profiler(trainer, profiled) as profiler:
         for step in trainer.steps():
@@ -96,11 +95,11 @@ def train(
             trainer.val_step()
             trainer.save_checkpoint(step)
 
-    if trainer.ranks.rank == 0:
+    if distributed.rank == 0:
         print(f"The run is in {run_dir}. What now:")
         print(f"  python scripts/evaluate.py {run_dir}")
         print(f"  python scripts/generate.py {run_dir}")
-    disconnect()
+    distributed.leave()
     return 0
 
 

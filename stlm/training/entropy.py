@@ -16,13 +16,15 @@ from stlm.config import EntropyPatchingConfig, ModelConfig, changed_keys
 from stlm.errors import CheckpointError, ConfigError
 from stlm.model import EntropyPatching
 from stlm.stlm import STLM
-from stlm.training.distributed.collectives import on_rank_zero
+from stlm.training.distributed.connection import Distributed
 
 SAMPLE_IDS = 1 << 15  # of training text; the mean patch length is then known within a few percent
 KEY = "model.embedder.patching"
 
 
-def begin_entropy_patching(model: STLM, loader: TrainLoader, batch_size: int) -> Iterator[str]:
+def begin_entropy_patching(
+    model: STLM, loader: TrainLoader, batch_size: int, distributed: Distributed
+) -> Iterator[str]:  # fmt: skip
     """Set the byte model and the threshold of a model with entropy patching, both of which are frozen.
 
     Yields lines for the log; nothing for another patching. Raises ConfigError where the byte model does not fit, or
@@ -40,7 +42,7 @@ def begin_entropy_patching(model: STLM, loader: TrainLoader, batch_size: int) ->
         threshold, length = find_threshold(patching, model, loader, batch_size, config.patch_length)
         return {**tensors, "threshold": torch.tensor([threshold])}, length
 
-    tensors, length = on_rank_zero(begin)  # the other ranks need not see that folder
+    tensors, length = distributed.on_rank_zero(begin)  # the other ranks need not see that folder
     load(patching, tensors)
     yield (
         f"a patch begins where {config.entropy_model} finds more than {float(patching.threshold):.4f} bits of entropy: "

@@ -13,8 +13,6 @@ from torch.profiler import ProfilerActivity, profile
 from data_pipeline.plurals import number_of
 from data_pipeline.storage.atomic import write_errors_as, writing
 from stlm.errors import CheckpointError, ConfigError
-from stlm.training.distributed.collectives import on_rank_zero
-from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.trainer import Trainer
 
 OPERATORS = 25  # rows of the table
@@ -33,7 +31,7 @@ class Profiler:
         self._profile: profile | None = None
         self._newest = 0
         if steps is not None:
-            on_rank_zero(self._refuse_past_steps)
+            trainer.distributed.on_rank_zero(self._refuse_past_steps)
 
     def _refuse_past_steps(self) -> None:
         made, last = self._trainer.step, self._trainer.config.training.max_steps
@@ -62,7 +60,7 @@ class Profiler:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self._profile = profile(activities=activities)
             self._profile.start()
-            STOPWATCH.annotates = True
+            self._trainer.distributed.stopwatch.annotates = True
         yield
         self._newest = number
         if self._profile is not None and number == last:
@@ -72,9 +70,9 @@ class Profiler:
         recorded, self._profile = self._profile, None
         assert recorded is not None and self._steps is not None
         recorded.stop()
-        STOPWATCH.annotates = False
+        self._trainer.distributed.stopwatch.annotates = False
         folder = self._trainer.run_dir / "profile"
-        name = f"steps_{self._steps[0]}-{self._newest}.rank_{self._trainer.ranks.rank}"
+        name = f"steps_{self._steps[0]}-{self._newest}.rank_{self._trainer.distributed.rank}"
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         with write_errors_as(CheckpointError), writing(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,7 @@ from stlm.objectives import Batch, Objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.state_transfer import averaged_weights
-from stlm.training.distributed.collectives import sum_over_ranks
-from stlm.training.distributed.ranks import Ranks
 from stlm.training.distributed.stopping import Interrupted, never
-from stlm.training.distributed.stopwatch import STOPWATCH
 from stlm.training.distributed.watchdog import watched
 from stlm.training.loaders import batch_of
 from stlm.training.metrics.throughput import Gauges
@@ -34,14 +31,15 @@ class Passes:
         self._config = config
         self._model = model
         self._engine = engine
+        self.distributed = engine.distributed
         self._objective = objective
         self._gauges = gauges
         self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
 
-    def read(self, loader: TrainLoader, step: int, ranks: Ranks) -> list[Batch]:
+    def read(self, loader: TrainLoader, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
         split = self._engine.split
-        first = ranks.rank * split.rows
+        first = self.distributed.rank * split.rows
         batch = batch_of(loader.rows(step, first, first + split.rows), self._config.seed, step, first)
         offsets = range(0, split.rows, split.micro_batch_size)
         return [self._prepared(batch, slice(offset, offset + split.micro_batch_size)) for offset in offsets]
@@ -49,7 +47,7 @@ class Passes:
     def count(self, batches: list[Batch]) -> tuple[float, float]:
         """Return the ids that these batches of all ranks predict, and the bytes of text that those stand for."""
         counts = torch.stack([batch.counts(self._bytes_per_id) for batch in batches]).sum(0)
-        ids, bytes = sum_over_ranks(counts.tolist())
+        ids, bytes = self.distributed.sum_over_ranks(counts.tolist())
         return ids, bytes
 
     def gradient(
@@ -64,7 +62,7 @@ class Passes:
         sums = []
         with rounded(self._model, self._config.training, used_up), self._engine.accumulate():
             for batch in micro_batches:
-                with STOPWATCH.phase("forward"):
+                with self.distributed.stopwatch.phase("forward"):
                     output = self._counted_forward(batch)
                     nats, own_terms = self._objective.loss(output, batch)
                     added = {**output.auxiliary, **own_terms}
@@ -79,7 +77,7 @@ class Passes:
     @watched("validation")
     @torch.no_grad()
     def validate(
-        self, loader: ValidationLoader, ranks: Ranks, stop: Callable[[], bool] = never
+        self, loader: ValidationLoader, stop: Callable[[], bool] = never
     ) -> dict[str, tuple[float, float, float]]:  # fmt: skip
         """Return (nats, ids, bytes) for each source of the validation text, by name, summed in float64.
 
@@ -92,6 +90,7 @@ class Passes:
         groups = -(-windows // size)
         names = loader.source_names
         totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self._engine.device)
+        ranks = self.distributed.ranks
         turns = range(0, groups, ranks.world_size)
         self._engine.eval()
         with averaged_weights(self._engine):
@@ -110,7 +109,7 @@ class Passes:
                     mine = batch._replace(loss_mask=batch.loss_mask & (sources == source))
                     nats = self._objective.loss(output, mine).nats
                     totals[source] += torch.cat((nats[None], mine.counts(self._bytes_per_id)))
-        flat = sum_over_ranks(totals.flatten().tolist())
+        flat = self.distributed.sum_over_ranks(totals.flatten().tolist())
         return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
 
     def _prepared(self, batch: Batch, rows: slice = slice(None)) -> Batch:

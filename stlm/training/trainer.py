@@ -27,7 +27,7 @@ from data_pipeline.plurals import number_of
 from stlm.checkpoints import checkpoints_of, newest_checkpoint, step_of
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig, written
 from stlm.config.yaml.build import to_dict
-from stlm.errors import ConfigError, StlmError, Stopped
+from stlm.errors import ConfigError, NonFinite, StlmError, Stopped
 from stlm.objectives import build_objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.configuration import checked_deepspeed_config
@@ -36,12 +36,9 @@ from stlm.training.deepspeed.loss_scale import LossScale
 from stlm.training.deepspeed.precision import Precision, choose_precision
 from stlm.training.deepspeed.state_transfer import full_state, load_state, whole_weights
 from stlm.training.distributed.agreement import fingerprints, refuse_differences
-from stlm.training.distributed.collectives import on_every_rank, on_rank_zero, sum_over_ranks, watch_for_hangs
-from stlm.training.distributed.connection import connect
-from stlm.training.distributed.stop_request import NonFinite, StopRequest
-from stlm.training.distributed.stopping import AgreedStop, Interrupted, Interruptible
-from stlm.training.distributed.stopwatch import STOPWATCH
-from stlm.training.distributed.watchdog import WATCHDOG, watched
+from stlm.training.distributed.connection import Distributed
+from stlm.training.distributed.stopping import Interrupted
+from stlm.training.distributed.watchdog import watched
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.init_from import begin_from, told_of_freezing
 from stlm.training.loaders import batch_sizes_of
@@ -51,7 +48,7 @@ from stlm.training.metrics.wandb_mirror import check_wandb
 from stlm.training.optim.limits import limits_of, used_up
 from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.recovery import Recovery
-from stlm.training.run.async_writer import Background
+from stlm.training.run.async_writer import AsyncWriter
 from stlm.training.run.checkpoint import (
     check_checkpoint,
     checkpoint_path,
@@ -84,8 +81,8 @@ class Trainer:
     Without a `deepspeed_config` the engine runs at ZeRO stage 0. `resume`: "auto" resumes the run that the directory
     holds or begins one, "must" refuses to begin one, "never" refuses to resume. `allow_change`: a resumed run may have
     another learning rate, schedule or batch size than before; weights and moments stay. All ranks call `evaluate` every
-    `evals.every_steps`; the weights that it gets belong to the engine and must be copied. Raises ConfigError or
-    CheckpointError where the run cannot begin or resume as requested.
+    `evals.every_steps`; the weights that it gets belong to the engine and must be copied. Without `distributed` the
+    trainer joins the ranks. Raises ConfigError or CheckpointError where the run cannot begin or resume as requested.
     """
 
     def __init__(
@@ -101,6 +98,7 @@ class Trainer:
         resume: str = "auto",
         allow_change: bool = False,
         evaluate: Evaluate | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         if resume not in RESUME:
             raise ConfigError(f"resume: got {resume!r}, expected one of {', '.join(RESUME)}")
@@ -116,29 +114,31 @@ class Trainer:
         self.recovery = Recovery(config.training.recovery)
         self.validation_bits_per_byte: float | None = None  # of the newest validation
 
-        self.ranks = connect()
+        self.distributed = distributed = distributed or Distributed.join()
         self.run_dir = Path(run_dir)
         self._run = RunDirectory(run_dir)
-        refuse_differences(fingerprints(config, deepspeed_config, train_loader.fingerprint))
+        refuse_differences(distributed, fingerprints(config, deepspeed_config, train_loader.fingerprint))
         if config.training.wandb:
-            on_rank_zero(check_wandb)
+            distributed.on_rank_zero(check_wandb)
         deepspeed_config = deepspeed_config or {"zero_optimization": {"stage": 0}}
-        chosen = on_rank_zero(lambda: choose_precision(config.training.precision, deepspeed_config)._asdict())
+        chosen = distributed.on_rank_zero(
+            lambda: choose_precision(config.training.precision, deepspeed_config)._asdict()
+        )
         precision = Precision(**chosen)
-        checked_deepspeed_config(model, config.training, precision, deepspeed_config)
+        checked_deepspeed_config(model, config.training, precision, deepspeed_config, distributed)
         # Initial weights that do not fit are refused before the run directory is made.
-        is_new = on_rank_zero(lambda: newest_checkpoint(self.run_dir) is None)
+        is_new = distributed.on_rank_zero(lambda: newest_checkpoint(self.run_dir) is None)
         notes = self._begin(resume) if is_new else []
         known = config, train_loader.fingerprint, resume, allow_change
-        start = Start(**on_rank_zero(lambda: self._run.open(*known)._asdict()))
-        on_every_rank(self._run.check_shared)
+        start = Start(**distributed.on_rank_zero(lambda: self._run.open(*known)._asdict()))
+        distributed.on_every_rank(self._run.check_shared)
         begun = read_progress(start.checkpoint) if start.checkpoint else {}
         self.step = begun.get("step", 0)
         self._pending = list(begun.get("pending") or ())  # work that the newest step still needs, see `_save`
         self.monitor = Monitor(self.run_dir)
         wandb_config = to_dict(config) if config.training.wandb else None
         again = [SPLITS[name] for name in self._pending if name in SPLITS]
-        on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config, again))
+        distributed.on_rank_zero(lambda: self.monitor.open(self.step + 1, wandb_config, again))
         train_loader.batch_sizes = batch_sizes_of(begun, config.training.batch_size)
         self._introduce(start)
         if start.checkpoint is None:
@@ -147,36 +147,35 @@ class Trainer:
         if frozen := told_of_freezing(model, config.training):
             self.monitor.say(frozen)
 
-        self.engine = Engine(model, optimizer, config.training, precision, deepspeed_config)
-        self.monitor.say(f"{self.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
+        self.engine = Engine(model, optimizer, config.training, precision, deepspeed_config, distributed)
+        self.monitor.say(f"{distributed.ranks}; ZeRO stage {self.engine.stage}; {precision.name}: {precision.reason}")
         learns_whole = all(parameter.requires_grad for parameter in model.parameters())
-        self._gauges = Gauges(self.engine.device, precision.name, learns_whole)
+        self._gauges = Gauges(self.engine.device, precision.name, learns_whole, distributed)
         self.monitor.say(self._gauges.told)
         self._passes = Passes(config, model, self.engine, self.objective, self._gauges)
         if start.checkpoint is not None:
             self.load_checkpoint(start.checkpoint)
             self._tell_changes(start.changed)
         changed = {"changed": start.changed} if start.changed else {}
-        on_rank_zero(lambda: self._run.record_start(self.step, self._environment() | changed))
-        stacks = on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
-        watch_for_hangs(stacks, config.training.hang_timeout_s)
+        distributed.on_rank_zero(lambda: self._run.record_start(self.step, self._environment() | changed))
+        stacks = distributed.on_rank_zero(lambda: self.run_dir / "stacks" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        distributed.watch_for_hangs(stacks, config.training.hang_timeout_s)
         self._saved_step = self.step
         self._saved_on_schedule = begun.get("scheduled", True)
         self._copied: State | None = None  # the state in the newest checkpoint; the next one reuses its memory
-        self._writer = Background()  # writes checkpoints, on rank 0
+        self._writer = AsyncWriter()  # writes checkpoints, on rank 0
         self._validated_step: int | None = None
         self._last: dict[str, float] = {}  # figures of the newest step; empty if it made no update
         self._trouble = ""  # why the newest skipped step made no update
         self._has_asked = False  # whether this job has evaluated by tasks
-        self._stop = StopRequest()
-        self._interruptible = Interruptible(self._stop)
+        distributed.signals.listen()
 
     def _begin(self, resume: str) -> list[str]:
         """Set the initial weights of a new run, unless `resume` is "must". Returns lines for the log."""
         if resume == "must":
             return []
-        taken_over = on_every_rank(lambda: begin_from(self.model, self.config.training))
-        notes = begin_entropy_patching(self.model, self.train_loader, self.config.training.batch_size)
+        taken_over = self.distributed.on_every_rank(lambda: begin_from(self.model, self.config.training))
+        notes = begin_entropy_patching(self.model, self.train_loader, self.config.training.batch_size, self.distributed)
         return [*filter(None, [taken_over]), *notes]
 
     # ------------------------------------------------------------------ the loop
@@ -200,15 +199,17 @@ class Trainer:
             while not finished:
                 yield self.step + 1
                 finished = self._is_finished()
-                asked = self._stop.reason()
+                asked = self.distributed.signals.reason()
                 flags = [float(asked is not None), float(self._writer.failed)]
-                flags.append(time.monotonic() - started if self.ranks.rank == 0 else 0.0)
-                stop, failed, self.seconds = (0.0, 0.0, self.seconds) if finished else sum_over_ranks(flags)
+                flags.append(time.monotonic() - started if self.distributed.rank == 0 else 0.0)
+                stop, failed, self.seconds = (
+                    (0.0, 0.0, self.seconds) if finished else self.distributed.sum_over_ranks(flags)
+                )
                 if failed:
-                    on_rank_zero(self._writer.wait)
+                    self.distributed.on_rank_zero(self._writer.wait)
                 if stop:
                     self._end_on_request()
-            on_rank_zero(self._writer.wait)
+            self.distributed.on_rank_zero(self._writer.wait)
         finally:
             self.close()
 
@@ -229,11 +230,11 @@ class Trainer:
 
     def _update(self, step: int) -> tuple[float, bool]:
         """Make the step. Returns its loss, and whether the run has to roll back to a checkpoint."""
-        with STOPWATCH.phase("data"):
-            micro_batches = self._passes.read(self.train_loader, step, self.ranks)
+        with self.distributed.stopwatch.phase("data"):
+            micro_batches = self._passes.read(self.train_loader, step)
         ids, bytes = self._passes.count(micro_batches)
         terms, measures, local = self._passes.gradient(micro_batches, ids, self._used_up())
-        nats, *rest = sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
+        nats, *rest = self.distributed.sum_over_ranks([math.fsum(column) for column in zip(*local, strict=True)])
         added, measured = rest[: len(terms)], rest[len(terms) :]
         learning_rate = learning_rate_at(step, self.config.training, self._used_up())
         gradient_norm = self.engine.step(learning_rate)
@@ -303,8 +304,8 @@ class Trainer:
             return None
         started = time.perf_counter()
         try:
-            stop = AgreedStop(self._stop, self.ranks.rank)
-            by_source = self._passes.validate(self.validation_loader, self.ranks, stop)
+            stop = self.distributed.agreed_stop()
+            by_source = self._passes.validate(self.validation_loader, stop)
         except Interrupted:
             self._end_on_request("validation", "checkpoint")
         seconds = time.perf_counter() - started
@@ -345,7 +346,7 @@ class Trainer:
 
     def validate_sources(self) -> dict[str, tuple[float, float, float]]:
         """Return (nats, ids, bytes) for each source of the validation text, by name."""
-        return self._passes.validate(self.validation_loader, self.ranks)
+        return self._passes.validate(self.validation_loader)
 
     def _introduce(self, start: Start) -> None:
         """Print the first lines of a job: run, data, model, and the checkpoint that it resumes from."""
@@ -400,7 +401,9 @@ class Trainer:
         asked = {key: values for key, values in changed.items() if key in REQUESTED}
         if asked:
             was, now = ({key: values[place] for key, values in asked.items()} for place in (0, 1))
-            on_rank_zero(lambda: self.monitor.record({"step": self.step, "split": "changes", "was": was, "now": now}))
+            self.distributed.on_rank_zero(
+                lambda: self.monitor.record({"step": self.step, "split": "changes", "was": was, "now": now})
+            )
 
     def _ask(self) -> None:
         """Evaluate by tasks every `evals.every_steps`, after the last step, and before the first one with
@@ -409,8 +412,8 @@ class Trainer:
         if self._evaluate is None or every is None or not self._due(every):
             return
         started = time.perf_counter()
-        evaluate, weights = self._evaluate, self._interruptible.first(whole_weights(self.engine))
-        answer = self._interruptible.run(lambda: evaluate(self.step, weights))
+        evaluate, weights = self._evaluate, self.distributed.interruptible.first(whole_weights(self.engine))
+        answer = self.distributed.interruptible.run(lambda: evaluate(self.step, weights))
         if answer is None:
             self._end_on_request("tasks", "validation", "checkpoint")
         figures, text = answer
@@ -451,8 +454,8 @@ class Trainer:
             self._writer.wait()
         except StlmError as error:  # the end of the loop waits before this; otherwise another error is being raised
             self.monitor.say(f"error: {error}")
-        WATCHDOG.stop()
-        self._stop.restore()
+        self.distributed.watchdog.stop()
+        self.distributed.signals.restore()
         self.monitor.close()
         self._run.close()
 
@@ -468,12 +471,12 @@ class Trainer:
 
     def _end_on_request(self, *given_up: str) -> NoReturn:
         """Save, release the run directory and raise Stopped. `given_up`: work of this step that is still to be done."""
-        asked = f"stopped by {self._stop.reason() or 'a request to another rank'}"
+        asked = f"stopped by {self.distributed.signals.reason() or 'a request to another rank'}"
         if self.step == 0:  # nothing is lost
             text = f"{asked} before the first step"
         else:
             self._save(scheduled=False, pending=given_up)
-            on_rank_zero(self._writer.wait)
+            self.distributed.on_rank_zero(self._writer.wait)
             text = f"{asked} at step {self.step} after saving"
         self.monitor.say(f"{text}; the same command {'continues' if self.step else 'begins'} it")
         self.close()
@@ -487,7 +490,7 @@ class Trainer:
         path = checkpoint_path(self.run_dir, self.step)
         if self._saved_step == self.step and (self._saved_on_schedule or not scheduled) and not pending:
             return path
-        on_rank_zero(self._writer.wait)  # before another copy of the state is made
+        self.distributed.on_rank_zero(self._writer.wait)  # before another copy of the state is made
         state = self._copied = full_state(self.engine, reused=self._copied)
         progress = {
             "step": self.step,
@@ -510,7 +513,7 @@ class Trainer:
             write_checkpoint(path, self.config.model, self.model.tokenizer, state, progress)
             prune_checkpoints(self.run_dir, self.config.training)
 
-        on_rank_zero(lambda: self._writer.start(write))
+        self.distributed.on_rank_zero(lambda: self._writer.start(write))
         self._saved_step, self._saved_on_schedule = self.step, scheduled
         return path
 
@@ -519,7 +522,7 @@ class Trainer:
             self.monitor.record(record)
             self.monitor.say(line)
 
-        on_rank_zero(tell)  # an error, such as a full disk, is raised on all ranks
+        self.distributed.on_rank_zero(tell)  # an error, such as a full disk, is raised on all ranks
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self._is_finished()
@@ -540,8 +543,8 @@ class Trainer:
         size, total = self.engine.split.micro_batch_size, self.config.training.batch_size
         flags = [0.0] * (total // size)
         for index, value in enumerate(nats):
-            flags[self.ranks.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
-        bad = [index for index, flag in enumerate(sum_over_ranks(flags)) if flag] or range(len(flags))
+            flags[self.distributed.rank * self.engine.split.accumulation + index] = float(not math.isfinite(value))
+        bad = [index for index, flag in enumerate(self.distributed.sum_over_ranks(flags)) if flag] or range(len(flags))
         rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
         self._trouble = f"the {what} of step {self.step} is not finite (rows {rows} of its batch)"
         self._tell_recovery(f"{self._trouble}; its update is left out")
@@ -560,7 +563,7 @@ class Trainer:
             older = (path for path in checkpoints_of(self.run_dir) if step_of(path) < since)
             return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
 
-        found = on_rank_zero(find) if recovery.may_roll_back else None
+        found = self.distributed.on_rank_zero(find) if recovery.may_roll_back else None
         if found is not None:
             self.load_checkpoint(found)
             recovery.rolled_back(self.step)
@@ -590,8 +593,8 @@ class Trainer:
 
     def _environment(self) -> dict[str, Any]:
         return {
-            "ranks": self.ranks.world_size,
-            "launcher": self.ranks.source,
+            "ranks": self.distributed.world_size,
+            "launcher": self.distributed.ranks.source,
             "device": str(self.engine.device),
             "threads": torch.get_num_threads(),
             "precision": self.engine.precision._asdict(),

@@ -23,8 +23,7 @@ from stlm.training import build_optimizer
 from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.state_transfer import full_state, load_state
-from stlm.training.distributed.collectives import on_rank_zero
-from stlm.training.distributed.connection import connect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.run.state import State
 
 ROWS = torch.arange(8 * 32).view(8, 32) * 7919 % 251
@@ -66,13 +65,18 @@ CASES = [
 ]  # fmt: skip
 
 
-def figures(config, deepspeed_config, precision, optimizer="adamw"):
+def figures(config, deepspeed_config, precision, distributed):
     """Losses and norms of three steps, and of two after the state was gathered and loaded; each rank gets them."""
     model = STLM.from_config(config.model, build_tokenizer("byte"), seed=2)
     engine = Engine(
-        model, build_optimizer(model, config.training), config.training, Precision(precision, ""), deepspeed_config
+        model,
+        build_optimizer(model, config.training),
+        config.training,
+        Precision(precision, ""),
+        deepspeed_config,
+        distributed,
     )
-    rows = ROWS.view(engine.ranks.world_size, -1, config.training.micro_batch_size, 32)[engine.ranks.rank]
+    rows = ROWS.view(distributed.world_size, -1, config.training.micro_batch_size, 32)[distributed.rank]
 
     def steps(count):
         found = []
@@ -93,7 +97,7 @@ def figures(config, deepspeed_config, precision, optimizer="adamw"):
     try:
         found = steps(3)
         state = full_state(engine)
-        kept = [copy.deepcopy(state)] if engine.ranks.rank == 0 else [State({}, {}, 0)]
+        kept = [copy.deepcopy(state)] if distributed.rank == 0 else [State({}, {}, 0)]
         torch.distributed.broadcast_object_list(kept)
         steps(1)
         load_state(engine, kept[0], [torch.zeros(1, 32, dtype=torch.long)])
@@ -104,7 +108,7 @@ def figures(config, deepspeed_config, precision, optimizer="adamw"):
         engine.close()
 
 
-def results(folder):
+def results(folder, distributed):
     """[configuration, stage, allowed difference, figures, figures without these keys] for all cases."""
     settings = Path(folder) / f"settings{os.getpid()}.yaml"
     settings.write_text(CONFIG)
@@ -113,14 +117,16 @@ def results(folder):
     for stages, precision, difference, keys in CASES:
         for stage in stages:
             if (stage, precision) not in plain:
-                plain[stage, precision] = figures(config, {"zero_optimization": {"stage": stage}}, precision)
+                plain[stage, precision] = figures(
+                    config, {"zero_optimization": {"stage": stage}}, precision, distributed
+                )
             given = json.loads(json.dumps(keys).replace("FOLDER", str(folder)))
             given["zero_optimization"] = {"stage": stage, **given.get("zero_optimization", {})}
-            yield given, stage, difference, figures(config, given, precision), plain[stage, precision]
+            yield given, stage, difference, figures(config, given, precision, distributed), plain[stage, precision]
 
 
 if __name__ == "__main__":
-    connect()
-    found = list(results(sys.argv[1]))
-    on_rank_zero(lambda: (Path(sys.argv[1]) / "results.json").write_text(json.dumps(found)) and None)
+    distributed = Distributed.join()
+    found = list(results(sys.argv[1], distributed))
+    distributed.on_rank_zero(lambda: (Path(sys.argv[1]) / "results.json").write_text(json.dumps(found)) and None)
     os._exit(0)

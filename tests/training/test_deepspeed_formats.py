@@ -17,7 +17,7 @@ from stlm.errors import ConversionError
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
 from stlm.training.deepspeed.formats import import_deepspeed, write_deepspeed
-from stlm.training.distributed.connection import connect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.distributed.ranks import rank_environment
 from stlm.training.run.checkpoint import read_state
 
@@ -28,7 +28,7 @@ def plain_engine(config, stage, **blocks):
     """A model under DeepSpeed as people write it, without this project's engine."""
     import deepspeed
 
-    with rank_environment(connect()):
+    with rank_environment(Distributed.join().ranks):
         model = STLM.from_config(config.model, build_tokenizer("byte"), seed=2)
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -118,7 +118,9 @@ def run(data_dir, config_file, tmp_path_factory):
 def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tmp_path, stage):
     """The next step of plain DeepSpeed, of ours, and of a run made of it again, are the same."""
     source = run / "checkpoints/step_00000006"
-    told = write_deepspeed("deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}})
+    told = write_deepspeed(
+        "deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join()
+    )
     assert f"step 6, for 1 rank at ZeRO stage {stage}; weights and moments read back from it are the same" in told
     config = load_run_config(config_file)
     losses = []
@@ -161,7 +163,7 @@ def test_muon_with_an_average_comes_back(config_file, data_dir, tmp_path, stage)
     given = ("training.optimizer=muon", "training.ema_decay=0.9")
     train(build_trainer(config_file, data_dir, tmp_path / "run", *given, stage=stage), until=6)
     source = tmp_path / "run/checkpoints/step_00000006"
-    write_deepspeed("deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}})
+    write_deepspeed("deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join())
     import_deepspeed(tmp_path / "out", tmp_path / "again")
     before, after = (read_state(path) for path in (source, tmp_path / "again/checkpoints/step_00000006"))
     assert sorted(before.moments) == sorted(after.moments) == ["ema", "exp_avg", "exp_avg_sq", "momentum"]
@@ -178,7 +180,9 @@ def test_muon_with_an_average_comes_back(config_file, data_dir, tmp_path, stage)
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_bf16_engine_loads_it(run, config_file, tmp_path, stage):
     source = run / "checkpoints/step_00000006"
-    write_deepspeed("deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, bf16=True)
+    write_deepspeed(
+        "deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join(), bf16=True
+    )
     engine = plain_engine(load_run_config(config_file), stage, bf16={"enabled": True})
     path, _ = engine.load_checkpoint(str(tmp_path / "out"))
     assert path is not None
@@ -196,7 +200,9 @@ def test_a_bf16_engine_loads_it(run, config_file, tmp_path, stage):
 def test_universal(run, config_file, data_dir, tmp_path, stage):
     """DeepSpeed loads it with load_universal, and it comes back as it was."""
     source = run / "checkpoints/step_00000006"
-    told = write_deepspeed("universal", source, tmp_path / "out", {"zero_optimization": {"stage": stage}})
+    told = write_deepspeed(
+        "universal", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join()
+    )
     assert "for any number of ranks at ZeRO stage" in told
     engine = plain_engine(load_run_config(config_file), stage, checkpoint={"load_universal": True})
     path, _ = engine.load_checkpoint(str(tmp_path / "out"))
@@ -246,11 +252,13 @@ class Evil:
 
 def test_mistakes(run, config_file, tmp_path, capfd):
     out = tmp_path / "out"
-    write_deepspeed("deepspeed", run, out, {"zero_optimization": {"stage": 2}})
+    write_deepspeed("deepspeed", run, out, {"zero_optimization": {"stage": 2}}, Distributed.join())
     with pytest.raises(ConversionError, match=r"--to universal: got ZeRO stage 0 .* expected stage 1, 2 or 3"):
-        write_deepspeed("universal", run, tmp_path / "none", {"zero_optimization": {"stage": 0}})
+        write_deepspeed("universal", run, tmp_path / "none", {"zero_optimization": {"stage": 0}}, Distributed.join())
     with pytest.raises(ConversionError, match=r"--bf16: got ZeRO stage 0 .* expected stage 1, 2 or 3"):
-        write_deepspeed("deepspeed", run, tmp_path / "none", {"zero_optimization": {"stage": 0}}, bf16=True)
+        write_deepspeed(
+            "deepspeed", run, tmp_path / "none", {"zero_optimization": {"stage": 0}}, Distributed.join(), bf16=True
+        )
     with pytest.raises(ConversionError, match=r"run is no checkpoint of DeepSpeed: it has no \*model_states.pt"):
         import_deepspeed(run, tmp_path / "none", str(config_file))
     other = tmp_path / "other.yaml"

@@ -69,7 +69,7 @@ def test_only_launchers_are_watched(tmp_path, parent, expected):
     child = tmp_path / "child.py"
     child.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from stlm.training.distributed.launcher import Launcher\n"
+        "from stlm.training.distributed.signals import Launcher\n"
         "launcher, above = Launcher(), os.getppid()\n"
         "print('there' if not launcher.is_gone() else 'gone', flush=True)\n"
         "while os.getppid() == above: time.sleep(0.01)\n"

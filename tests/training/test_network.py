@@ -16,11 +16,10 @@ import torch.distributed as dist
 from tiny_run import ROOT, listening, spawn, wait_for_step
 
 from data_pipeline.errors import DataError
-from stlm.errors import CheckpointError, StlmError, Stopped
+from stlm.errors import CheckpointError, NonFinite, StlmError, Stopped
 from stlm.training.distributed.messages import decode, describe_error, encode, error_of
 from stlm.training.distributed.ranks import Ranks
 from stlm.training.distributed.rendezvous import init_method
-from stlm.training.distributed.stop_request import NonFinite
 
 LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000")
 

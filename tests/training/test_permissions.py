@@ -14,6 +14,7 @@ from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.storage.atomic import atomic_directory, current_umask
 from stlm.export.conversion import convert_to
 from stlm.training.deepspeed.formats import write_deepspeed
+from stlm.training.distributed.connection import Distributed
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -49,7 +50,9 @@ def test_data_runs_and_exports_follow_the_umask(mask, make_trainer, data_dir, tm
 
     convert_to("safetensors", tmp_path / "run", tmp_path / "model")
     assert others(tmp_path / "model", mask) == []
-    write_deepspeed("deepspeed", tmp_path / "run", tmp_path / "deepspeed", {"zero_optimization": {"stage": 2}})
+    write_deepspeed(
+        "deepspeed", tmp_path / "run", tmp_path / "deepspeed", {"zero_optimization": {"stage": 2}}, Distributed.join()
+    )
     assert others(tmp_path / "deepspeed", mask) == []
 
 

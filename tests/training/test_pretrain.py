@@ -20,8 +20,9 @@ from tiny_run import RANK_VARIABLES, ROOT, read_metrics, wait_for_step
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from stlm.config import load_run_config
+from stlm.errors import LostRank
 from stlm.training.distributed import lost
-from stlm.training.distributed.stop_request import LostRank
+from stlm.training.distributed.connection import Distributed
 
 LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "training.save_every_steps=20")
 
@@ -311,14 +312,15 @@ def test_a_lost_rank_is_one_line(pretrain, tmp_path):
 
 
 def test_what_is_known_of_ranks_elsewhere(monkeypatch):
-    here, there = lost._identity(), {"host": "node2", "namespace": "", "pid": 1, "started": None}
     monkeypatch.setattr(lost, "_WAIT_S", 0.0)
-    monkeypatch.setattr(lost.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(lost, "_everyone", [here, there])
+    here, there = lost.describe_process(), {"host": "node2", "namespace": "", "pid": 1, "started": None}
+    distributed = Distributed.join()
+    distributed._processes = [here, there]
     message = r"^a rank on node2 is gone, or cannot be reached any more \(.*reset by peer\);"
-    with pytest.raises(LostRank, match=message), lost.naming_lost_ranks():
+    with pytest.raises(LostRank, match=message) as raised, distributed.naming_lost_ranks():
         raise RuntimeError("[pair.cc:1] Connection reset by peer\nmore")
-    monkeypatch.setattr(lost, "_everyone", [here, here])
+    assert not distributed.reported_by_another(raised.value)
+    distributed._processes = [here, here]
     for message in ("Connection reset by peer", "CUDA out of memory"):  # all are there: no rank is lost
-        with pytest.raises(RuntimeError, match=message), lost.naming_lost_ranks():
+        with pytest.raises(RuntimeError, match=message), distributed.naming_lost_ranks():
             raise RuntimeError(message)

@@ -14,9 +14,8 @@ from tiny_run import read_metrics, train
 from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config import RunConfig, from_dict
 from stlm.config.schema import RecoveryConfig
-from stlm.errors import Stopped
+from stlm.errors import NonFinite, Stopped
 from stlm.training.deepspeed.state_transfer import full_state
-from stlm.training.distributed.stop_request import NonFinite
 from stlm.training.recovery import Recovery, spoilt_unless_finite
 
 NAN, INF = float("nan"), float("inf")

@@ -13,10 +13,10 @@ from tiny_run import ROOT, read_metrics, train
 from data_pipeline.loading.loaders import train_loader
 from data_pipeline.loading.prepared_data import PreparedData
 from stlm.config import TrainingConfig, load_deepspeed_config, load_run_config
+from stlm.errors import NonFinite
 from stlm.stlm import STLM
 from stlm.training import build_optimizer
 from stlm.training.deepspeed.state_transfer import full_state
-from stlm.training.distributed.stop_request import NonFinite
 
 NO_SKIPPING = ["training.recovery.max_skipped_in_a_row=0", "training.recovery.max_rollbacks=0"]
 
@@ -143,10 +143,11 @@ def test_validation_is_exact(make_trainer, tmp_path, data_dir):
             expected += F.cross_entropy(model(text).logits[0].double(), text[0], reduction="sum").item()
     assert nats == pytest.approx(expected, rel=1e-7)
 
+    distributed = trainer.distributed
     for world_size in (2, 3, 50):  # as ranks would share it, also more ranks than there are groups of windows
         shares = []
         for rank in range(world_size):
-            trainer.ranks = replace(trainer.ranks, rank=rank, world_size=world_size)
+            distributed.ranks = replace(distributed.ranks, rank=rank, world_size=world_size)
             shares.append(trainer.validate())
         totals = [sum(column) for column in zip(*shares, strict=True)]
         assert totals == pytest.approx([nats, ids, bytes], rel=1e-12)

@@ -13,8 +13,7 @@ from tiny_run import train
 
 from stlm.model import account
 from stlm.stlm import STLM
-from stlm.training.distributed.collectives import timed
-from stlm.training.distributed.stopwatch import PHASES, STOPWATCH, CudaClock, HostClock, Stopwatch
+from stlm.training.distributed.stopwatch import PHASES, CudaClock, HostClock, Stopwatch
 from stlm.training.metrics import throughput as gauges
 from stlm.training.metrics.mfu import Peak, measure_peak, readable_flops
 from stlm.training.metrics.throughput import peak_memory
@@ -136,7 +135,7 @@ def test_the_phases_of_a_run(make_trainer, tmp_path, monkeypatch, stage, micro_b
     trainer = make_trainer(tmp_path / "run", *settings, stage=stage)
     trainer.engine.native.enable_backward_allreduce = True  # off at stage 0, where a rank is alone
     clock, sent = FakeClock(), []
-    monkeypatch.setattr(STOPWATCH, "_clock", clock)
+    monkeypatch.setattr(trainer.distributed.stopwatch, "_clock", clock)
     for owner, name in [*((dist.ProcessGroup, name) for name in SENDING), (dist.Work, "wait")]:
         function = clock.takes(1, getattr(owner, name))
         monkeypatch.setattr(owner, name, lambda *a, f=function, **o: sent.append(trainer.step) or f(*a, **o))
@@ -158,9 +157,9 @@ def test_the_phases_of_a_run(make_trainer, tmp_path, monkeypatch, stage, micro_b
     assert phases["communication"] == sent.count(1) > 0
 
 
-def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for(monkeypatch):
-    clock = FakeClock()
-    monkeypatch.setattr(STOPWATCH, "_clock", clock)
+def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for():
+    clock, stopwatch = FakeClock(), Stopwatch()
+    stopwatch._clock = clock
 
     class Work:
         name = "a gather"
@@ -168,15 +167,14 @@ def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for(monkeypatch):
         def wait(self, timeout=0):
             clock.time += 10 + timeout
 
-    STOPWATCH.read()
-    with STOPWATCH.step(), STOPWATCH.phase("forward"):
-        work = timed(clock.takes(1, Work))()
+    with stopwatch.step(), stopwatch.phase("forward"):
+        work = stopwatch.timed(clock.takes(1, Work))()
         clock.time += 100
         work.wait()
         work.wait(1000)
         assert work.name == "a gather"
-        assert timed(lambda: None)() is None
-    assert STOPWATCH.read() == dict.fromkeys(PHASES, 0.0) | {"communication": 1021, "forward": 100}
+        assert stopwatch.timed(lambda: None)() is None
+    assert stopwatch.read() == dict.fromkeys(PHASES, 0.0) | {"communication": 1021, "forward": 100}
 
 
 def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
@@ -186,7 +184,7 @@ def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "run", *settings, stage=2)
     expected = account(lambda: STLM(trainer.config.model, trainer.model.tokenizer), 256, 32, 2).forward_flops
     clock = FakeClock()
-    monkeypatch.setattr(STOPWATCH, "_clock", clock)
+    monkeypatch.setattr(trainer.distributed.stopwatch, "_clock", clock)
     trainer.train_loader.rows = clock.takes(0.5, trainer.train_loader.rows)
     train(trainer, until=3)
     first, second = timing_of(tmp_path / "run")

@@ -14,8 +14,7 @@ from stlm.training.compilation import refuse_uncompilable
 from stlm.training.deepspeed.internals import refuse_unmatched_leaves, refuse_wrong_values
 from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.startup import load_deepspeed
-from stlm.training.distributed.collectives import on_every_rank
-from stlm.training.distributed.connection import connect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.distributed.ranks import BatchSplit
 from stlm.training.optim.straight_through import check_stage
 
@@ -60,13 +59,13 @@ def resolve_deepspeed_config(
 
 
 def checked_deepspeed_config(
-    model: nn.Module, training: TrainingConfig, precision: Precision, given: Mapping[str, Any]
+    model: nn.Module, training: TrainingConfig, precision: Precision, given: Mapping[str, Any], distributed: Distributed
 ) -> dict[str, Any]:
     """Resolve `given` for this model and the present number of ranks.
 
     Raises ConfigError or EngineError, the same on all ranks, where no engine can be made from it.
     """
-    split = BatchSplit.of(training, connect().world_size)
+    split = BatchSplit.of(training, distributed.world_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     config = resolve_deepspeed_config(given, training, split, precision.name, numbers)
     stage = config["zero_optimization"].get("stage", 0)
@@ -79,5 +78,5 @@ def checked_deepspeed_config(
             refuse_uncompilable(stage)
 
     load_deepspeed()
-    on_every_rank(check)
+    distributed.on_every_rank(check)
     return config

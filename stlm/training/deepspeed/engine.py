@@ -24,11 +24,8 @@ from stlm.training.deepspeed.internals import count_steps, reduce_no_gradients, 
 from stlm.training.deepspeed.loss_scale import LossScale
 from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.startup import load_deepspeed
-from stlm.training.distributed.collectives import sum_over_ranks
-from stlm.training.distributed.connection import connect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.distributed.ranks import BatchSplit, rank_environment
-from stlm.training.distributed.stopwatch import STOPWATCH
-from stlm.training.distributed.watchdog import WATCHDOG
 from stlm.training.optim.averaging import keep_average
 from stlm.training.optim.muon import Muon
 
@@ -38,15 +35,15 @@ class Engine:
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, training: TrainingConfig, precision: Precision,
-        deepspeed_config: Mapping[str, Any],
+        deepspeed_config: Mapping[str, Any], distributed: Distributed,
     ) -> None:  # fmt: skip
-        self.ranks = connect()
-        self.split = BatchSplit.of(training, self.ranks.world_size)
+        self.distributed = distributed
+        self.split = BatchSplit.of(training, self.distributed.world_size)
         self.clipping = training.gradient_clipping
         self.precision = precision
         self.model = model
         self.optimizer = optimizer
-        self.config = checked_deepspeed_config(model, training, precision, deepspeed_config)
+        self.config = checked_deepspeed_config(model, training, precision, deepspeed_config, distributed)
         self.stage: int = self.config["zero_optimization"].get("stage", 0)
         self.parameters = dict(model.named_parameters())
         if training.activation_checkpointing:
@@ -54,17 +51,19 @@ class Engine:
         self.keeps_average = training.ema_decay is not None
         if training.ema_decay is not None:
             keep_average(optimizer, training.ema_decay)
-        with rank_environment(self.ranks):  # `native`: DeepSpeed's own engine
+        with rank_environment(distributed.ranks):  # `native`: DeepSpeed's own engine
             self.native, *_ = load_deepspeed().initialize(model=model, optimizer=optimizer, config=self.config)
-        if self.stage == 0 and self.ranks.world_size == 1:
+        if self.stage == 0 and self.distributed.world_size == 1:
             reduce_no_gradients(self.native)
         self.device: torch.device = self.native.device
-        shards = shards_of(self.native.optimizer, self.stage) if self.stage else []
+        shards = (
+            shards_of(self.native.optimizer, self.stage, distributed.ranks, distributed.stopwatch) if self.stage else []
+        )
         if isinstance(optimizer, Muon):
             optimizer.shards = {shard.flat: shard for shard in shards}
         # Parameter → the flat tensor that the optimizer has in its place; empty at stage 0.
         self.held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
-        self._norms = GradientNorms(model, shards, self.ranks.rank)
+        self._norms = GradientNorms(model, shards, self.distributed.rank)
         self._clipped_by = 1.0  # divisor of the newest gradient
         if self.stage:  # DeepSpeed sets the gradients of its flat tensors just before the update
             optimizer.register_step_pre_hook(self._note_gradients)
@@ -82,7 +81,7 @@ class Engine:
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Return the model's output, computed in the chosen precision."""
-        WATCHDOG.renew()
+        self.distributed.watchdog.renew()
         return self.native(*inputs, **named)
 
     @contextmanager
@@ -94,7 +93,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self.native.coalesce_grad_reduction())
             yield
-            with STOPWATCH.phase("backward"):
+            with self.distributed.stopwatch.phase("backward"):
                 stack.close()
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -108,8 +107,8 @@ class Engine:
                 self.native.optimizer.override_loss_scale(self.loss_scale.value)
             else:
                 loss = loss * self.loss_scale.value
-        with STOPWATCH.phase("backward"):
-            self.native.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        with self.distributed.stopwatch.phase("backward"):
+            self.native.backward(loss * self.distributed.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, and clear the gradients. Returns the norm of the whole gradient before clipping.
@@ -119,7 +118,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
         self._norms.forget()
-        with STOPWATCH.phase("optimizer"):
+        with self.distributed.stopwatch.phase("optimizer"):
             norm = self._update()
         clips = 0 < self.clipping < norm + 1e-6 and self.stage > 0
         self._clipped_by = (norm + 1e-6) / self.clipping if clips else 1.0
@@ -158,14 +157,14 @@ class Engine:
         """Return the gradient norm of the newest update by part of the model, before clipping, without loss scale."""
         squares = self._norms.squares()
         if self.stage:
-            squares = sum_over_ranks(squares)
+            squares = self.distributed.sum_over_ranks(squares)
         norms = [math.sqrt(square) * self._clipped_by for square in squares]
         return dict(zip(self._norms.parts, norms, strict=True))
 
     def count_steps(self, steps: int) -> None:
         """Set the step count of DeepSpeed's own monitors and profiler to `steps`."""
-        count_steps(self.native, steps, self.split.micro_batch_size * self.split.accumulation * self.ranks.world_size)
+        count_steps(self.native, steps, self.split.rows * self.distributed.world_size)
 
     def close(self) -> None:
-        """Release the model. The process group stays for the next engine; `disconnect` ends it."""
+        """Release the model. The process group stays for the next engine; `Distributed.leave` ends it."""
         self.native.destroy()

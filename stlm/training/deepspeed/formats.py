@@ -41,8 +41,7 @@ from stlm.training.deepspeed.internals import count_steps
 from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.reader import read_deepspeed
 from stlm.training.deepspeed.state_transfer import load_state
-from stlm.training.distributed.collectives import on_rank_zero
-from stlm.training.distributed.connection import connect
+from stlm.training.distributed.connection import Distributed
 from stlm.training.optim.averaging import AVERAGE
 from stlm.training.optim.optimizers import build_optimizer
 from stlm.training.optim.schedules import learning_rate_at
@@ -52,8 +51,9 @@ from stlm.training.run.state import State
 
 
 def write_deepspeed(
-    form: str, source: str | os.PathLike[str], output: Path, deepspeed_config: Mapping[str, Any], bf16: bool = False
-) -> str:
+    form: str, source: str | os.PathLike[str], output: Path, deepspeed_config: Mapping[str, Any],
+    distributed: Distributed, bf16: bool = False,
+) -> str:  # fmt: skip
     """Write the checkpoint of `source` (a run: its newest) as "deepspeed" or "universal". Returns a line for people.
 
     The result is for as many ranks as call this together, and for the ZeRO stage of `deepspeed_config`. All tensors are
@@ -63,16 +63,20 @@ def write_deepspeed(
     Raises CheckpointError where there is no sound checkpoint in a run, ConversionError where DeepSpeed has no such form
     or the result does not read back equal; then nothing is left behind.
     """
-    connect()
     path = locate_model(source).parent
-    on_rank_zero(lambda: _refuse_unsound(path))
+    distributed.on_rank_zero(lambda: _refuse_unsound(path))
     config = load_run_config(path.parent.parent)
     state, progress = read_state(path), read_progress(path)
     state = state._replace(moments={key: named for key, named in state.moments.items() if key != AVERAGE})
     training = replace(config.training, ema_decay=None, micro_batch_size=None)
     model = STLM.load(path / "model")
     engine = Engine(
-        model, build_optimizer(model, training), training, Precision("fp32", "as in the checkpoint"), deepspeed_config
+        model,
+        build_optimizer(model, training),
+        training,
+        Precision("fp32", "as in the checkpoint"),
+        deepspeed_config,
+        distributed,
     )
     if form == "universal" and (engine.stage == 0 or training.optimizer != "adamw"):
         raise ConversionError(
@@ -108,15 +112,15 @@ def write_deepspeed(
         fsync_tree(folder)
         os.replace(folder, output)
 
-    folder = on_rank_zero(begin)
+    folder = distributed.on_rank_zero(begin)
     tag = f"global_step{steps}"
     try:
         engine.native.save_checkpoint(str(folder), tag=tag, client_state={"stlm": progress})
-        on_rank_zero(finish)
+        distributed.on_rank_zero(finish)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         engine.close()
-    ranks = engine.ranks.world_size
+    ranks = distributed.world_size
     told = f"for {ranks} rank{'s' * (ranks > 1)} at ZeRO stage {engine.stage}"
     if form == "universal":
         told = f"for any number of ranks at ZeRO stage {'3' if engine.stage == 3 else '1 or 2'}"

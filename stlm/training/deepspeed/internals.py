@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 
 from stlm.errors import ConfigError
+from stlm.training.distributed.ranks import Ranks
+from stlm.training.distributed.stopwatch import Stopwatch
 from stlm.training.optim.zero_shards import ZeroShard
 
 TESTED_VERSIONS = ("0.19.7", "0.19.8")
@@ -97,7 +99,7 @@ def count_steps(engine: Any, steps: int, batch_size: int) -> None:
     engine.global_steps, engine.global_samples = steps, steps * batch_size
 
 
-def shards_of(zero: Any, stage: int) -> list[ZeroShard]:
+def shards_of(zero: Any, stage: int, ranks: Ranks, stopwatch: Stopwatch) -> list[ZeroShard]:
     """Return the shards that DeepSpeed's ZeRO optimizer of stage 1, 2 or 3 holds on this rank."""
     shards = []
     if stage < 3:
@@ -105,7 +107,8 @@ def shards_of(zero: Any, stage: int) -> list[ZeroShard]:
             starts = zero.round_robin_bit16_offsets[number]
             places = [(start, parameter.numel()) for start, parameter in zip(starts, parameters, strict=True)]
             shapes = [parameter.shape for parameter in parameters]
-            shards.append(ZeroShard(zero.single_partition_of_fp32_groups[number], parameters, places, shapes, False))
+            flat = zero.single_partition_of_fp32_groups[number]
+            shards.append(ZeroShard(flat, parameters, places, shapes, False, ranks, stopwatch))
         return shards
     for number, parameters in enumerate(zero.fp16_groups):
         places, start = [], 0
@@ -113,7 +116,8 @@ def shards_of(zero: Any, stage: int) -> list[ZeroShard]:
             places.append((start, parameter.partition_numel()))
             start += parameter.partition_numel()
         shapes = [parameter.ds_shape for parameter in parameters]
-        shards.append(ZeroShard(zero.fp32_partitioned_groups_flat[number], parameters, places, shapes, True))
+        flat = zero.fp32_partitioned_groups_flat[number]
+        shards.append(ZeroShard(flat, parameters, places, shapes, True, ranks, stopwatch))
     return shards
 
 

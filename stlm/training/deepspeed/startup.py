@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data_pipeline.extras import how_to_install
 from stlm.errors import EngineError
@@ -38,9 +39,10 @@ def start_process_group(ranks: Ranks) -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed = load_deepspeed()
-    with rank_environment(ranks):
-        deepspeed.init_distributed(
-            ALONE if ranks.world_size == 1 else None, verbose=False, init_method=init_method(ranks),
-            rank=ranks.rank, world_size=ranks.world_size,
-        )  # fmt: skip
+    if not dist.is_initialized():
+        with rank_environment(ranks):
+            deepspeed.init_distributed(
+                ALONE if ranks.world_size == 1 else None, verbose=False, init_method=init_method(ranks),
+                rank=ranks.rank, world_size=ranks.world_size,
+            )  # fmt: skip
     return communication_backend()

@@ -28,7 +28,7 @@ def full_state(engine: Engine, reused: State | None = None) -> State:
     allocating new memory.
     """
     _link_moments(engine)
-    keep = engine.ranks.rank == 0
+    keep = engine.distributed.rank == 0
     parameters: dict[str, Tensor] = {}
     moments: dict[str, dict[str, Tensor]] = {}
     for name, parameter in engine.parameters.items():

@@ -21,7 +21,7 @@ import data_pipeline
 from data_pipeline.plurals import number_of
 from stlm.config import RunConfig, dump_run_config
 from stlm.errors import EngineError
-from stlm.training.distributed.collectives import gather, on_rank_zero
+from stlm.training.distributed.connection import Distributed
 
 SHOWN = 12  # digits of a fingerprint
 
@@ -38,10 +38,10 @@ def fingerprints(config: RunConfig, deepspeed_config: Mapping[str, Any] | None, 
     }
 
 
-def refuse_differences(mine: dict[str, str]) -> None:
+def refuse_differences(distributed: Distributed, mine: dict[str, str]) -> None:
     """Raise EngineError, on all ranks, if fingerprints differ from those of rank 0. Every rank calls it."""
-    everyone = gather((socket.gethostname(), mine))
-    on_rank_zero(lambda: _compare(everyone))
+    everyone = distributed.gather((socket.gethostname(), mine))
+    distributed.on_rank_zero(lambda: _compare(everyone))
 
 
 def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:

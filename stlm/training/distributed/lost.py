@@ -10,83 +10,68 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from stlm.training.distributed.collectives import gather, shared_store
-from stlm.training.distributed.stop_request import LostRank
+from torch.distributed import Store
 
 _BROKEN = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|failed to (recv|send|connect)|remote process exited",
     re.IGNORECASE,
 )
 _WAIT_S = 5.0  # time for a process that has closed its connections to end
-_KEY = "stlm/lost"
-
-_everyone: list[dict[str, Any]] = []
+_KEY = "lost"  # of the store
 
 
-def introduce() -> None:
-    """Send all ranks the identity of this process. Every rank calls it."""
-    _everyone[:] = gather(_identity())
+def describe_process() -> dict[str, Any]:
+    """Return the identity of this process."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "namespace": _namespace(), "pid": pid, "started": _started(pid)}
 
 
-@contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """Turn an error caused by the loss of another rank into LostRank."""
-    try:
-        yield
-    except RuntimeError as error:
-        if (lost := _lost(error)) is None:
-            raise
-        raise lost from error
+def find_lost_ranks(
+    error: RuntimeError, processes: Sequence[dict[str, Any]], rank: int, store: Store | None
+) -> tuple[str, int] | None:
+    """Return a message about the ranks whose loss caused `error`, and the rank of this machine that reports it.
 
-
-def _lost(error: RuntimeError) -> LostRank | None:
-    if len(_everyone) < 2 or not _BROKEN.search(str(error)):
+    Returns None where the error has another cause. `processes`: those of all ranks; `rank`: this one.
+    """
+    if len(processes) < 2 or not _BROKEN.search(str(error)):
         return None
-    rank = dist.get_rank()
-    here = [other for other, known in enumerate(_everyone) if _machine(known) == _machine(_everyone[rank])]
+    own = processes[rank]
+    here = [other for other, process in enumerate(processes) if _machine(process) == _machine(own)]
     until = time.monotonic() + _WAIT_S
-    while not (gone := [other for other in here if not _runs(_everyone[other])]) and time.monotonic() < until:
+    while not (gone := [other for other in here if not _runs(processes[other])]) and time.monotonic() < until:
         time.sleep(0.05)
-    hosts = sorted({known["host"] for known in _everyone if _machine(known) != _machine(_everyone[rank])})
+    hosts = sorted({process["host"] for process in processes if _machine(process) != _machine(own)})
     if gone:
-        gone = _first_lost(gone)
+        gone = _first_lost(gone, store)
         several = len(gone) > 1
         names = " and ".join(str(other) for other in gone)
-        on = f" on {_everyone[rank]['host']}" if hosts else ""
+        on = f" on {own['host']}" if hosts else ""
         what = f"rank{'s' * several} {names}{on} {'are' if several else 'is'} gone"
     elif hosts:
         reason = str(error).partition("\n")[0]
         what = f"a rank on {' or '.join(hosts)} is gone, or cannot be reached any more ({reason})"
     else:
         return None  # all ranks run: the error has another cause
-    lost = LostRank(f"{what}; the same command continues the run")
-    if any(other < rank and other not in gone for other in here):
-        lost.told_by_rank_zero = True  # type: ignore[attr-defined]
-    return lost
+    reporter = min(other for other in here if other not in gone or other == rank)
+    return f"{what}; the same command continues the run", reporter
 
 
-def _first_lost(gone: list[int]) -> list[int]:
+def _first_lost(gone: list[int], store: Store | None) -> list[int]:
     """Return the ranks that were lost first; others of `gone` may have ended as a consequence."""
+    assert store is not None
     own = " ".join(map(str, gone))
     with suppress(RuntimeError):  # rank 0, which hosts the store, is gone
-        return [int(rank) for rank in shared_store().compare_set(_KEY, "", own).decode("ascii").split()] or gone
+        return [int(rank) for rank in store.compare_set(_KEY, "", own).decode("ascii").split()] or gone
     return [0] if 0 in gone else gone
 
 
-def _identity() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "namespace": _namespace(), "pid": pid, "started": _started(pid)}
-
-
-def _machine(known: dict[str, Any]) -> tuple[str, str]:
-    return known["host"], known["namespace"]
+def _machine(process: dict[str, Any]) -> tuple[str, str]:
+    return process["host"], process["namespace"]
 
 
 def _namespace() -> str:
@@ -97,8 +82,8 @@ def _namespace() -> str:
     return ""
 
 
-def _runs(known: dict[str, Any]) -> bool:
-    return known["started"] is None or _started(known["pid"]) == known["started"]
+def _runs(process: dict[str, Any]) -> bool:
+    return process["started"] is None or _started(process["pid"]) == process["started"]
 
 
 def _started(pid: int) -> str | None:

@@ -1,6 +1,6 @@
 """Interruption of long work between steps: a validation, or the tasks of the section `evals`.
 
-A signal handler only sets a flag (stop_request.py), which the trainer reads between two steps, as steps are short. A
+A signal handler only sets a flag (signals.py), which the trainer reads between two steps, as steps are short. A
 validation or an evaluation can last longer than a cluster waits before it kills a job, so all ranks abandon it.
 
 A validation contains collectives, so the ranks exchange their flags from time to time, before the same forward pass
@@ -15,16 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+from torch.distributed import Store
 
-from stlm.training.distributed.collectives import notice_board, sum_over_ranks
-from stlm.training.distributed.stop_request import StopRequest
+from stlm.training.distributed.signals import StopSignals
 
 T = TypeVar("T")
+Sum = Callable[[Sequence[float]], list[float]]  # each value summed over all ranks
 
-ASKED = "stlm/stop"  # key of the notice board
+ASKED = "stop"  # key of the ranks' store
 POLL_S = 0.25  # between two checks of the flags of this rank and of the others
 AGREE_S = 0.5  # between two agreements of the ranks
 
@@ -46,9 +47,10 @@ class AgreedStop:
     without a sum is computed from times that all ranks know.
     """
 
-    def __init__(self, request: StopRequest, rank: int) -> None:
-        self._request = request
+    def __init__(self, signals: StopSignals, rank: int, sum_over_ranks: Sum) -> None:
+        self._signals = signals
         self._rank = rank
+        self._sum_over_ranks = sum_over_ranks
         self._skipped, self._skip = 0, 0
         self._since = time.monotonic()
 
@@ -58,19 +60,23 @@ class AgreedStop:
             return False
         now = time.monotonic()
         taken = now - self._since if self._rank == 0 else 0.0
-        asked, taken = sum_over_ranks([float(self._request.reason() is not None), taken])
+        asked, taken = self._sum_over_ranks([float(self._signals.reason() is not None), taken])
         self._skip = min(int(AGREE_S * (self._skip + 1) / max(taken, 1e-9)), 2 * self._skip + 1)
         self._skipped, self._since = 0, now
         return asked > 0
 
 
 class Interruptible:
-    """Runner of work that is abandoned when a rank is asked to stop. Every rank calls `run` with the same work."""
+    """Runner of work that is abandoned when a rank is asked to stop. Every rank calls `run` with the same work.
 
-    _running: Interruptible | None = None  # of this process
+    `open_store` opens another connection to the ranks' store, for use in a thread; it returns None for a single rank.
+    """
 
-    def __init__(self, request: StopRequest) -> None:
-        self._request = request
+    def __init__(self, signals: StopSignals, sum_over_ranks: Sum, open_store: Callable[[], Store | None]) -> None:
+        self._signals = signals
+        self._sum_over_ranks = sum_over_ranks
+        self._open_store = open_store
+        self._running = False
         self._armed = False  # whether Interrupted may be raised at any point now
         self._agreed = False  # whether all ranks know that the work is abandoned
         self._told = False  # whether another rank was asked to stop
@@ -85,7 +91,7 @@ class Interruptible:
         done, value, stopped = threading.Event(), None, False
         gradients = torch.is_grad_enabled()
         watcher = threading.Thread(target=self._watch, args=(done,), name="stlm-stopping", daemon=True)
-        Interruptible._running, self._request.noted = self, self._interrupt
+        self._running, self._signals.noted = True, self._interrupt
         watcher.start()
         try:
             try:
@@ -96,7 +102,7 @@ class Interruptible:
             stopped = True
             torch.set_grad_enabled(gradients)  # its own clean-up may have been interrupted
         finally:
-            Interruptible._running, self._request.noted = None, None
+            self._running, self._signals.noted = False, None
             done.set()
             watcher.join()
         if self._agreed:
@@ -108,27 +114,25 @@ class Interruptible:
         yield from items
         self._arm()
 
-    @classmethod
-    def sum(cls, values: Sequence[float]) -> list[float]:
-        """Return `sum_over_ranks`, or raise Interrupted on all ranks where one has abandoned the running work."""
-        running = cls._running
-        if running is None:
-            return sum_over_ranks(values)
-        running._armed = False
-        if running._agree(running._asked()):
-            running._agreed = True
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all ranks, or raise Interrupted on all of them where one has abandoned the work."""
+        if not self._running:
+            return self._sum_over_ranks(values)
+        self._armed = False
+        if self._agree(self._asked()):
+            self._agreed = True
             raise Interrupted
-        total = sum_over_ranks(values)
-        running._arm()
+        total = self._sum_over_ranks(values)
+        self._arm()
         return total
 
     def _agree(self, stopped: bool) -> bool:
         """Return True if a rank abandons the work. Each rank calls this at the same sums, or once to abandon it."""
         self._agreed = False
-        return sum_over_ranks([float(stopped)])[0] > 0
+        return self._sum_over_ranks([float(stopped)])[0] > 0
 
     def _asked(self) -> bool:
-        return self._told or self._request.reason() is not None
+        return self._told or self._signals.reason() is not None
 
     def _arm(self) -> None:
         self._armed = True
@@ -144,7 +148,7 @@ class Interruptible:
     def _watch(self, done: threading.Event) -> None:
         """Post this rank's request to stop for the other ranks, and read theirs, until `done`."""
         while not done.wait(POLL_S):
-            here = self._request.reason() is not None
+            here = self._signals.reason() is not None
             try:
                 if here and self._board is not None:
                     self._board.set(ASKED, "1")
@@ -152,8 +156,8 @@ class Interruptible:
             except RuntimeError:  # rank 0, which hosts the board, is gone; the next sum raises an error
                 return
             if (here or self._told) and self._armed:
-                self._request.wake()
+                self._signals.wake()
 
     @cached_property
-    def _board(self) -> Any:
-        return notice_board()
+    def _board(self) -> Store | None:
+        return self._open_store()

@@ -11,8 +11,9 @@ streams overlaps with the step and is not counted; communication counts only whi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from torch.autograd.profiler import record_function
 
 OTHER = "other"
 PHASES = ("data", "forward", "backward", "optimizer", "communication", OTHER)
+
+COLLECTIVES = (
+    "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_reduce", "all_reduce_coalesced",
+    "all_to_all", "all_to_all_single", "barrier", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor",
+)  # fmt: skip
 
 
 class HostClock:
@@ -96,6 +102,24 @@ class Stopwatch:
         finally:
             self._change(outer)
 
+    def time_collectives(self, backend: Any) -> None:
+        """Count the time of all collectives of `backend`, whose methods are torch's, as communication.
+
+        Only the newest stopwatch of a backend counts them.
+        """
+        for name in COLLECTIVES:
+            setattr(backend, name, self.timed(partial(getattr(type(backend), name), backend)))
+
+    def timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a collective so that its time counts as communication, and for an asynchronous one that of `wait`."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self.phase("communication"):
+                work = collective(*arguments, **options)
+            return work if work is None else _TimedWork(work, self)
+
+        return call
+
     def read(self) -> dict[str, float]:
         """Return the seconds of each phase since the last reading."""
         self._add(self._spans)
@@ -114,4 +138,16 @@ class Stopwatch:
             self._seconds[phase] += self._clock.seconds(begin, end)
 
 
-STOPWATCH = Stopwatch()  # the stopwatch of this process
+class _TimedWork:
+    """Handle of an asynchronous collective. Waiting for it counts as communication."""
+
+    def __init__(self, work: Any, stopwatch: Stopwatch) -> None:
+        self._work = work
+        self._stopwatch = stopwatch
+
+    def wait(self, *arguments: Any) -> Any:
+        with self._stopwatch.phase("communication"):
+            return self._work.wait(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)

@@ -19,15 +19,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from torch.distributed import Store
 
+S = TypeVar("S")
 P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_CODE = 1
-BEATS = "stlm/beats"  # key of the store: rank 0's heartbeats while it works alone
+BEATS = "beats"  # key of the store: rank 0's heartbeats while it works alone
 
 
 class Watchdog:
@@ -120,17 +121,15 @@ def write_stacks(path: Path, reason: str) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
 
 
-WATCHDOG = Watchdog()  # the watchdog of this process
+def watched(what: str) -> Callable[[Callable[Concatenate[S, P], T]], Callable[Concatenate[S, P], T]]:
+    """Decorator for methods that all ranks call together, of an object with the attribute `distributed`, or functions
+    whose first argument has it. `what` names the work in messages."""
 
-
-def watched(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator for functions that all ranks call together; `what` names the work in messages."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+    def decorate(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
         @functools.wraps(function)
-        def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-            with WATCHDOG.watching(what):
-                return function(*args, **kwargs)
+        def inside(owner: S, *args: P.args, **kwargs: P.kwargs) -> T:
+            with owner.distributed.watchdog.watching(what):  # type: ignore[attr-defined]
+                return function(owner, *args, **kwargs)
 
         return inside
 

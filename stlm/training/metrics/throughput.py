@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from data_pipeline.plurals import number_of
-from stlm.training.distributed.collectives import of_every_rank
-from stlm.training.distributed.connection import connect
-from stlm.training.distributed.stopwatch import PHASES, STOPWATCH
+from stlm.training.distributed.connection import Distributed
+from stlm.training.distributed.stopwatch import PHASES
 from stlm.training.metrics.energy import Energy
 from stlm.training.metrics.mfu import PASSES, count_flops, measure_peak, readable_flops
 
@@ -30,7 +29,8 @@ class Gauges:
     `learns_whole`: no weight is frozen. Otherwise the cost of a gradient is unknown, and MFU is not reported.
     """
 
-    def __init__(self, device: torch.device, precision: str, learns_whole: bool) -> None:
+    def __init__(self, device: torch.device, precision: str, learns_whole: bool, distributed: Distributed) -> None:
+        self._distributed = distributed
         self._device = device
         self._learns_whole = learns_whole
         self._peak = measure_peak(device, precision)
@@ -38,9 +38,9 @@ class Gauges:
         self._forwards = self._steps = self._all_steps = 0
         self._bytes = self._joules = 0.0
         self._started = time.perf_counter()
-        STOPWATCH.use(device)
-        self._energy = Energy(device, first_of_node=connect().local_rank == 0)
-        told = of_every_rank([self._peak.flops, self._energy.measures])
+        distributed.stopwatch.use(device)
+        self._energy = Energy(device, first_of_node=distributed.ranks.local_rank == 0)
+        told = distributed.of_every_rank([self._peak.flops, self._energy.measures])
         peaks = [peak for peak, _ in told]
         self._has_energy = any(measures for _, measures in told)
         ranks = f"{number_of(len(peaks), 'rank')} together" if len(peaks) > 1 else "1 rank"
@@ -57,7 +57,7 @@ class Gauges:
     def step(self) -> Iterator[None]:
         """Measure one step, made inside this context."""
         self._energy.joules()  # discards the energy between steps
-        with STOPWATCH.step():
+        with self._distributed.stopwatch.step():
             yield
         self._joules += self._energy.joules()
         self._steps += 1
@@ -87,10 +87,12 @@ class Gauges:
 
     def read(self) -> dict[str, Any]:
         """Return the figures of the steps since the last reading, without the time between steps. All ranks call it."""
-        phases = STOPWATCH.read()
+        phases = self._distributed.stopwatch.read()
         flops = PASSES * (self._forward_flops or 0.0) * self._forwards
         own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device), self._joules]
-        everyone = [dict(zip((*PHASES, *EXTRA), values, strict=True)) for values in of_every_rank(own)]
+        everyone = [
+            dict(zip((*PHASES, *EXTRA), values, strict=True)) for values in self._distributed.of_every_rank(own)
+        ]
         figures = self._figures(everyone)
         self._forwards = self._steps = 0
         self._bytes = self._joules = 0.0

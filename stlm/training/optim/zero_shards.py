@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stlm.training.distributed.stopwatch import STOPWATCH
+from stlm.training.distributed.ranks import Ranks
+from stlm.training.distributed.stopwatch import Stopwatch
 
 
 class ZeroShard(NamedTuple):
@@ -25,11 +26,13 @@ class ZeroShard(NamedTuple):
     places: list[tuple[int, int]]  # for each, its start, and its size on one rank (stage 3) or in all (1 and 2)
     shapes: list[torch.Size]
     cut_each: bool  # stage 3
+    ranks: Ranks
+    stopwatch: Stopwatch
 
     def join(self, flat: Tensor) -> list[Tensor]:
         """Gather `flat`, laid out as this shard, from all ranks. Returns the whole tensors."""
-        whole_WN = flat.new_empty(dist.get_world_size(), flat.numel())
-        with STOPWATCH.phase("communication"):
+        whole_WN = flat.new_empty(self.ranks.world_size, flat.numel())
+        with self.stopwatch.phase("communication"):
             dist.all_gather_into_tensor(whole_WN.view(-1), flat.contiguous())
         whole = []
         for (start, size), shape in zip(self.places, self.shapes, strict=True):
@@ -39,7 +42,7 @@ class ZeroShard(NamedTuple):
 
     def own_part(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return this rank's flat part of whole tensors that every rank has: the inverse of `join`."""
-        ranks = dist.get_world_size()
+        ranks = self.ranks.world_size
         whole_WN = torch.zeros(ranks, self.flat.numel(), dtype=self.flat.dtype, device=tensors[0].device)
         for (start, size), tensor in zip(self.places, tensors, strict=True):
             if self.cut_each:
@@ -47,4 +50,4 @@ class ZeroShard(NamedTuple):
                 whole_WN[:, start : start + size] = padded.view(ranks, size)
             else:
                 whole_WN.view(-1)[start : start + size] = tensor.reshape(-1)
-        return whole_WN[dist.get_rank()]
+        return whole_WN[self.ranks.rank]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 
-class Background:
+class AsyncWriter:
     """Runner of one function at a time in a thread. `wait` raises the function's error."""
 
     def __init__(self) -> None:
