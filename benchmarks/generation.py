@@ -165,7 +165,7 @@ def written_by_llama_cpp(folder: Path, model: STLM, number: int) -> tuple[Callab
     row = [model.tokenizer.start_id, model.tokenizer.end_of_text_id, *model.tokenizer.encode(PROMPT).tolist()]
 
     def write(temperature: float) -> None:
-        there.ask(
+        there.request(
             "/completion", prompt=row, n_predict=number, temperature=temperature, cache_prompt=False, ignore_eos=True
         )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _RESAMPLES = 1000
+CALIBRATION_BINS = 15
 TAILS = (0.025, 0.975)  # of a 95 % interval
 _ROUNDING = 1e-6  # relative: scores closer than this are tied
 
@@ -77,12 +78,18 @@ def statistic_estimate(statistic: Callable[[NDArray[np.int64]], float], number: 
     return Estimate(value, *map(float, np.quantile(drawn_R, TAILS)))
 
 
-def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 15) -> float:
+def confidence_bins(confidence_N: NDArray[np.floating[Any]], bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
+    """Return the bin of each confidence, of `bins` bins of equal width."""
+    return np.minimum((confidence_N * bins).astype(int), bins - 1)
+
+
+def calibration_error(
+    confidence: Sequence[float] | NDArray[Any], correct: Sequence[float] | NDArray[Any], bins: int = CALIBRATION_BINS
+) -> float:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2): the mean difference between
     confidence and accuracy over bins of equal width, weighted by their counts. 0 is perfect, 1 the worst."""
     confidence_N, correct_N = np.asarray(confidence, float), np.asarray(correct, float)
-    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
-    gap_B = np.bincount(bin_N, confidence_N - correct_N, bins)
+    gap_B = np.bincount(confidence_bins(confidence_N, bins), confidence_N - correct_N, bins)
     return float(np.abs(gap_B).sum() / len(confidence_N))
 
 

@@ -158,13 +158,13 @@ def _text_quality(reference: str | None) -> Task:
     except ImportError as error:
         install = how_to_install("pydivsufsort", "pyphen", "sacrebleu")
         raise StlmError(f"text_quality: {error}: {install}") from None
-    judge = STLM.load(reference) if reference else None
+    reference_model = STLM.load(reference) if reference else None
 
     def measure(subject: Subject) -> TaskResult:
         assert subject.data is not None
         trained_on = subject.data.split("train").documents()
         documents = (subject.model.tokenizer.decode(ids) for ids in trained_on)
-        return TaskResult(*measure_text(write_texts(subject.model), documents, judge))
+        return TaskResult(*measure_text(write_texts(subject.model), documents, reference_model))
 
     return measure
 
@@ -182,9 +182,9 @@ def _documents(subject: Subject) -> Iterator[str]:
 def robustness(subject: Subject, pairs: Sequence[Item], items: int | None = None) -> TaskResult:
     """Measure the cost of typos and other perturbations, on passages of the validation text and on evenly spaced
     `pairs`; at most `items` of each."""
-    some = sample_items(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
+    chosen = sample_items(pairs[:: max(1, len(pairs) // _ROBUST_PAIRS)], items)
     return TaskResult(
-        *measure_robustness(subject.model, _documents(subject), some, items or NUM_PASSAGES, subject.shard)
+        *measure_robustness(subject.model, _documents(subject), chosen, items or NUM_PASSAGES, subject.shard)
     )
 
 

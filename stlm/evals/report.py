@@ -46,10 +46,10 @@ def overview_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{table(rows, header, 'l' + 'r' * 9)}\n\n{NOTES}" if rows else ""
 
 
-def curve_text(judged: Sequence[Mapping[str, Any]]) -> str:
+def curve_text(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with one line for each checkpoint and the headline number of each task."""
-    names = list(judged[0]["results"])
-    rows = [[f"{one['step']:,}", *(headline(one["results"][name]) for name in names)] for one in judged]
+    names = list(evaluations[0]["results"])
+    rows = [[f"{one['step']:,}", *(headline(one["results"][name]) for name in names)] for one in evaluations]
     return table(rows, ["step", *names], "r" * (1 + len(names)))
 
 

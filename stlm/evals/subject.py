@@ -52,15 +52,15 @@ class Subject:
         model = STLM.load(directory, device="cuda" if torch.cuda.is_available() else "cpu")
         if not with_data:
             return cls(directory, model, None, False, _read_state(directory))
-        named = _data_of_run(directory)
+        data_config = _data_of_run(directory)
         if data_dir:
-            named = replace(named, dir=os.fspath(data_dir), mixture=())
-        if named.dir is None and not named.mixture:
-            named = replace(named, dir=str(default_data_dir(model.tokenizer.spec)))
+            data_config = replace(data_config, dir=os.fspath(data_dir), mixture=())
+        if data_config.dir is None and not data_config.mixture:
+            data_config = replace(data_config, dir=str(default_data_dir(model.tokenizer.spec)))
         try:
-            data = open_data(named)
+            data = open_data(data_config)
         except DataError as error:
-            if data_dir or named.dir is None or Path(named.dir).exists():
+            if data_dir or data_config.dir is None or Path(data_config.dir).exists():
                 raise
             raise DataError(
                 f"{error}; or, if the run was started in another folder than this one, go there, "
@@ -73,7 +73,7 @@ class Subject:
                 "prepare the text with that tokenizer"
             )
         data.split(split)  # raises DataError where it is missing
-        return cls(directory, model, data, named.packing != "stream", _read_state(directory), split)
+        return cls(directory, model, data, data_config.packing != "stream", _read_state(directory), split)
 
     def __str__(self) -> str:
         step = f", step {self.progress['step']:,}" if self.progress else ""

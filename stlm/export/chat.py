@@ -1,4 +1,4 @@
-"""Chat templates for other programs, and the ids and strings that end a turn there."""
+"""Chat templates for other programs, and the ids and strings that end a turn."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from stlm.serving.scheduler import Scheduler
 
 _LINGER_S = 2  # seconds for a rejected client to read its answer
 _READ_AHEAD_BYTES = 1 << 16  # bytes that a client may send before it is answered
-GRACE_S = 5  # time for texts to finish when the server is asked to stop
+GRACE_S = 5  # time for texts to finish when the server stops
 KEEP_ALIVE_S = 75  # longer than clients keep connections, so that they close first and lose no request
 
 

@@ -131,13 +131,13 @@ def test_llama_cpp_answers_the_same(make, kind, tmp_path):
         if kind == "sentencepiece":  # of which llama.cpp reads what was not learned as unknown
             messages = json.loads(json.dumps(messages, ensure_ascii=False).encode("ascii", "ignore"))
         given = there_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-        prompt = other.ask("/apply-template", messages=messages)["prompt"]
-        read = other.ask("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
+        prompt = other.request("/apply-template", messages=messages)["prompt"]
+        read = other.request("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
         assert read == given["input_ids"][0].tolist()
         written = there.generate(**given, max_new_tokens=24, do_sample=False)[0, given["input_ids"].size(1) :]
         said = there_tokenizer.decode(written, skip_special_tokens=True)
         options = {"temperature": 0, "max_tokens": 24, "cache_prompt": False}
-        answer = other.ask(
+        answer = other.request(
             "/v1/chat/completions", messages=messages, logit_bias=[[id, False] for id in never], **options
         )["choices"][0]
         assert answer["message"]["content"] == said

@@ -217,11 +217,11 @@ class Comparison:
         """Return the group that is significantly better than every other one; None if there is none."""
         sign = -1 if self.measure(task) == "bits_per_byte" else 1
         for name in self.groups:
-            mine = [pair for pair in self.pairs if pair.task == task and name in (pair.first, pair.second)]
-            if not mine:  # a single group
+            own_pairs = [pair for pair in self.pairs if pair.task == task and name in (pair.first, pair.second)]
+            if not own_pairs:  # a single group
                 return None
-            ahead = [sign * pair.difference.value * (1 if pair.first == name else -1) > 0 for pair in mine]
-            if all(ahead) and all(pair.corrected_p < SIGNIFICANT for pair in mine):
+            ahead = [sign * pair.difference.value * (1 if pair.first == name else -1) > 0 for pair in own_pairs]
+            if all(ahead) and all(pair.corrected_p < SIGNIFICANT for pair in own_pairs):
                 return name
         return None
 
@@ -252,15 +252,15 @@ def compare(samples: Mapping[str, Mapping[str, Sample]], groups: Groups | None =
     return Comparison(by_task, groups, [Pair(*one, p) for one, p in zip(found, corrected, strict=True)])
 
 
-def _check_same_items(task: str, first: str, mine: Sample, second: str, other: Sample) -> None:
-    if mine.sha256 != other.sha256:
+def _check_same_items(task: str, first: str, first_sample: Sample, second: str, second_sample: Sample) -> None:
+    if first_sample.sha256 != second_sample.sha256:
         raise StlmError(
-            f"{task}: {first} and {second} were scored on different items (sha256 {mine.sha256[:12]} and "
-            f"{other.sha256[:12]}); evaluate both on the same items, or choose other tasks with --tasks"
+            f"{task}: {first} and {second} were scored on different items (sha256 {first_sample.sha256[:12]} and "
+            f"{second_sample.sha256[:12]}); evaluate both on the same items, or choose other tasks with --tasks"
         )
-    if mine.ids != other.ids:
-        odd = next(iter(set(mine.ids) ^ set(other.ids)), "the order")
-        raise StlmError(f"{task}: the items of {first} and {second} differ in {odd!r}; write both files again")
+    if first_sample.ids != second_sample.ids:
+        differing = next(iter(set(first_sample.ids) ^ set(second_sample.ids)), "the order")
+        raise StlmError(f"{task}: the items of {first} and {second} differ in {differing!r}; write both files again")
 
 
 def evaluate_samples(model: str, tasks: Mapping[str, Task], data: str | None, measure: str) -> dict[str, Sample]:

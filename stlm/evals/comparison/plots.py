@@ -51,7 +51,7 @@ def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
     if not path.is_file():
         return None
     steps, trained, minutes, before = [0.0], Curve([0.0], [0.0], [0.0]), 0.0, 0
-    asked: list[tuple[float, float]] = []  # step and bits per byte
+    logged: list[tuple[float, float]] = []  # step and bits per byte
     text, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a last line without its end is being written
     for line in text.splitlines():
         record = json.loads(line)
@@ -62,13 +62,13 @@ def read_curve(run_dir: Path, split: str = "train") -> Curve | None:
             for values, value in zip(trained, (before / 1e6, minutes, record["bits_per_byte"]), strict=True):
                 values.append(value)
         elif record["split"] == split and "bits_per_byte" in record:
-            asked.append((record.get("step", steps[-1]), record["bits_per_byte"]))
+            logged.append((record.get("step", steps[-1]), record["bits_per_byte"]))
     if split == "train":
         curve = Curve(trained.megabytes[1:], trained.minutes[1:], trained.bits_per_byte[1:])
     else:
-        at = [step for step, _ in asked]
+        at = [step for step, _ in logged]
         read, spent = (np.interp(at, steps, values).tolist() for values in (trained.megabytes, trained.minutes))
-        curve = Curve(read, spent, [value for _, value in asked])
+        curve = Curve(read, spent, [value for _, value in logged])
     return curve if curve.bits_per_byte else None
 
 

@@ -140,7 +140,7 @@ def target_item(record: dict[str, Any]) -> Item:
 
 
 def blank_item(record: dict[str, Any]) -> Item:
-    """Parse an item whose context has one blank and text after it, by which choices are judged. Raises DataError."""
+    """Parse an item whose context has one blank and text after it, by which choices are compared. Raises DataError."""
     item = choice_item(record)
     parts = item.context.split(BLANK)
     if len(parts) != 2 or not parts[1].strip():

@@ -67,9 +67,9 @@ class SplitScore:
         """Return bits per byte with their interval for each source that has text."""
         found, place = {}, 0
         for name, part in self.sources.items():
-            mine = slice(place, place := place + part.documents)
+            span = slice(place, place := place + part.documents)
             if part.bytes:
-                found[name] = _interval(self.nats_D[mine], self.bytes_D[mine])
+                found[name] = _interval(self.nats_D[span], self.bytes_D[span])
         return found
 
 
@@ -151,13 +151,13 @@ def score_split(
             np.add.at(bytes_D, document_of, bytes_of_ids.numpy())
             documents += int(ends.sum())
             for name, start, stop in sources:
-                mine = slice(max(start - place, 0), max(stop - place, 0))
+                span = slice(max(start - place, 0), max(stop - place, 0))
                 before = of_source[name]
                 of_source[name] = SourceScore(
-                    before.nats + nats_of_ids[mine].double().sum().item(),
-                    before.ids + int(counted[mine].sum()),
-                    before.bytes + int(bytes_of_ids[mine].sum()),
-                    before.documents + int(ends[mine].sum()),
+                    before.nats + nats_of_ids[span].double().sum().item(),
+                    before.ids + int(counted[span].sum()),
+                    before.bytes + int(bytes_of_ids[span].sum()),
+                    before.documents + int(ends[span].sum()),
                 )
             place += len(ids)
             progress.update(len(ids))

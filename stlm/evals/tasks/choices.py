@@ -173,7 +173,7 @@ def no_prompts(name: str, num_shots: int) -> StlmError:
 def rows_of(task: ChoiceTask, item: Item, shots: str = "") -> list[Row]:
     """Return the rows to score for an item: choices after the prompt, the text after a filled blank, or sentences.
 
-    With a blank, all choices are judged by the same text, given a context that ends with the choice: "partial" scoring
+    With a blank, choices are compared by the same text, given a context that ends with the choice: "partial" scoring
     (Trinh and Le 2018, arXiv 1806.02847, section 3.1), in which a frequent word has no advantage.
     """
     if task.parse is blank_item:
@@ -217,8 +217,8 @@ def _choice_calibration(scored: Sequence[ScoredItem]) -> float | None:
     if len(scored[0].item.choices) < 2:
         return None
     log_probabilities = [np.array(one.log_probabilities) for one in scored]
-    surest = [float(1 / np.exp(nats - nats.max()).sum()) for nats in log_probabilities]
-    return calibration_error(surest, [one.measures.accuracy for one in scored])
+    confidence = [float(1 / np.exp(nats - nats.max()).sum()) for nats in log_probabilities]
+    return calibration_error(confidence, [one.measures.accuracy for one in scored])
 
 
 def _summarize(scored: Iterable[ScoredItem]) -> dict[str, Any]:

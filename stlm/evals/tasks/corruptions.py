@@ -60,8 +60,8 @@ def _random_indices(number: int, rng: random.Random) -> set[int]:
 
 
 def _deletion(units: Sequence[str], between: str, rng: random.Random) -> str:
-    gone = _random_indices(len(units), rng)
-    return between.join(unit for place, unit in enumerate(units) if place not in gone)
+    deleted = _random_indices(len(units), rng)
+    return between.join(unit for place, unit in enumerate(units) if place not in deleted)
 
 
 def _insertion(units: Sequence[str], between: str, others: Sequence[str], rng: random.Random) -> str:

@@ -15,13 +15,12 @@ from torch.nn.functional import cross_entropy
 from data_pipeline.plurals import number_of
 from data_pipeline.storage.id_stream import IdStream
 from stlm.errors import ConfigError, StlmError
-from stlm.evals.measures import calibration_error
+from stlm.evals.measures import calibration_error, confidence_bins
 from stlm.evals.report import table
 from stlm.stlm import STLM
 
 _LONGEST = 4  # times the context
 _WINDOWS = 16
-_BINS = 15
 
 
 @torch.no_grad()
@@ -66,24 +65,24 @@ def bits_by_position(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]
 @torch.no_grad()
 def next_id_calibration(model: STLM, stream: IdStream) -> tuple[str, dict[str, Any]]:
     """Compare the probability of the most probable id with how often it is the next one."""
-    confidences, rights = [], []
+    confidences, corrects = [], []
     for ids_1T in _windows(stream, min(model.config.context_length, len(stream))):
         probability_T, best_T = model(ids_1T.to(model.device)).logits[0].float().softmax(-1).max(-1)
         confidences.append(probability_T.cpu().numpy())
-        rights.append((best_T.cpu() == ids_1T[0]).numpy())
-    confidence_N, right_N = np.concatenate(confidences), np.concatenate(rights).astype(float)
-    bin_N = np.minimum((confidence_N * _BINS).astype(int), _BINS - 1)
+        corrects.append((best_T.cpu() == ids_1T[0]).numpy())
+    confidence_N, correct_N = np.concatenate(confidences), np.concatenate(corrects).astype(float)
+    bin_N = confidence_bins(confidence_N)
     rows, bins = [], []
-    for place in range(_BINS):
-        if (mine := bin_N == place).any():
-            sure, right, ids = float(confidence_N[mine].mean()), float(right_N[mine].mean()), int(mine.sum())
-            bins.append({"confidence": sure, "accuracy": right, "ids": ids})
-            rows.append([f"{100 * sure:.1f}", f"{100 * right:.1f}", f"{ids:,}"])
-    error = calibration_error(confidence_N.tolist(), right_N.tolist(), _BINS)
+    for number in np.unique(bin_N):
+        in_bin = bin_N == number
+        confidence, accuracy = float(confidence_N[in_bin].mean()), float(correct_N[in_bin].mean())
+        bins.append({"confidence": confidence, "accuracy": accuracy, "ids": int(in_bin.sum())})
+        rows.append([f"{100 * confidence:.1f}", f"{100 * accuracy:.1f}", f"{in_bin.sum():,}"])
+    error = calibration_error(confidence_N, correct_N)
     text = table(rows, ["confidence, %", "accuracy, %", "ids"], "rrr")
     text += f"\n\nexpected calibration error {100 * error:.2f} %; "
-    text += f"the most probable id is the next one in {100 * right_N.mean():.1f} %"
-    values = {"calibration_error": error, "top_1": float(right_N.mean()), "ids": len(right_N), "bins": bins}
+    text += f"the most probable id is the next one in {100 * correct_N.mean():.1f} %"
+    values = {"calibration_error": error, "top_1": float(correct_N.mean()), "ids": len(correct_N), "bins": bins}
     return text, values
 
 

@@ -96,10 +96,11 @@ def _measure_perturbation(
     task = ChoiceTask(minimal_pair)
     items = [Item(pair.id, "", tuple(perturbed(name, text, number) for text in pair.choices), pair.answer)
              for number, pair in enumerate(pairs)]  # fmt: skip
-    judged = log_likelihoods(model, [rows_of(task, item) for item in items], name, shard).by_question
-    right = sum(scored_item(task, item, rows).measures.accuracy for item, rows in zip(items, judged, strict=True))
+    of_pairs = log_likelihoods(model, [rows_of(task, item) for item in items], name, shard).by_question
+    scored = (scored_item(task, item, rows) for item, rows in zip(items, of_pairs, strict=True))
+    num_correct = sum(one.measures.accuracy for one in scored)
     return {
         "bits_per_byte": bits / sum(len(text.encode()) for text in changed),
         "bits_per_character": bits / sum(map(len, texts)),  # of the clean text: the content is the same
-        "pairs": right / len(items),
+        "pairs": num_correct / len(items),
     }

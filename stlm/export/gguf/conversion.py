@@ -37,15 +37,15 @@ class WrittenGGUF:
     parameters: int
     bytes: int
     difference: float | None  # the largest between log-probabilities; None: llama.cpp is not installed
-    remark: str  # differences of llama.cpp's tokenizer; empty if there are none
+    note: str  # differences of llama.cpp's tokenizer; empty if there are none
 
     def __str__(self) -> str:
-        proof = (
+        check = (
             "xllamacpp is not installed, so the file was not run: its tensors were read back and are bit-equal"
             if self.difference is None
             else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places"
         )
-        lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", proof, self.remark]
+        lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", check, self.note]
         return "\n".join(line for line in lines if line)
 
 
@@ -71,12 +71,12 @@ def convert_to_gguf(source: str | os.PathLike[str], output: str | os.PathLike[st
         arrays = write_gguf(model, Origin.of(directory), path, type)
         if installed():
             try:
-                there = LlamaCpp(path, model.config.context_length)
+                runner = LlamaCpp(path, model.config.context_length)
             except RuntimeError as error:
                 hint = "" if model.tokenizer.chat_template is None else "; check tokenizer/chat_template.jinja"
                 problem = f"llama.cpp does not load the file ({error}){hint}; nothing was written"
                 raise ConversionError(problem) from None
-            difference = _compare(model, there, TOLERANCES[type])
+            difference = _compare(model, runner, TOLERANCES[type])
         else:
             difference = None
             tensors = read_tensors(path)

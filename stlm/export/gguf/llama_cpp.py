@@ -41,7 +41,7 @@ class LlamaCpp:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text after the symbol that begins a sequence."""
-        return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
+        return self.request("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
 
     def log_probabilities(self, ids: list[int], plain_id: int, vocab_size: int) -> Tensor:
         """Return the log-probabilities of the next id, [V]. `plain_id`: an id that is a whole character."""
@@ -53,9 +53,10 @@ class LlamaCpp:
 
     def complete(self, ids: list[int], **options: Any) -> dict[str, Any]:
         """Return the server's greedy completion of a prompt."""
-        return self.ask("/completion", prompt=ids, temperature=0, cache_prompt=False, return_tokens=True, **options)
+        settings = {"temperature": 0, "cache_prompt": False, "return_tokens": True}
+        return self.request("/completion", prompt=ids, **settings, **options)
 
-    def ask(self, place: str, **body: Any) -> dict[str, Any]:
+    def request(self, place: str, **body: Any) -> dict[str, Any]:
         """Send one request to the server and return its answer."""
         request = urllib.request.Request(
             self._server.listening_address + place, json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -129,7 +129,7 @@ def _convert_to_fast(directory: Path, scratch: Path) -> Path:
     except Exception as error:  # the library raises no narrower class
         raise DataError(
             f"{directory}: holds no tokenizer.json, and no other tokenizer that transformers can read "
-            f"({first_line(error)}); copy the tokenizer's files beside the model"
+            f"({first_line(error)}); copy the tokenizer's files into this folder"
         ) from None
     if not (scratch / "fast" / "tokenizer.json").is_file():
         raise DataError(f"{directory}: holds no tokenizer.json, and its tokenizer cannot be converted to one")
