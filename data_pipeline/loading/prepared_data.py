@@ -18,7 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.order import Order
 from data_pipeline.loading.windows import StreamWindows, Windows, WindowSet
 from data_pipeline.storage.id_stream import IdStream
-from data_pipeline.storage.manifest import SPLITS, TOKENIZER_DIR, Manifest, what_to_do
+from data_pipeline.storage.manifest import SPLITS, TOKENIZER_DIR, Manifest, how_to_repair
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 _BLOCK = 4096  # positions whose windows are computed together; one by one, this would cost more than reading
@@ -89,7 +89,7 @@ def check_tokenizer(dir: str | os.PathLike[str], manifest: Manifest) -> Tokenize
     if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
         raise DataError(
             f"the tokenizer in {folder} ({tokenizer.spec}) is not the one that its shards were made with "
-            f"({manifest.tokenizer['spec']}); {what_to_do(dir)}"
+            f"({manifest.tokenizer['spec']}); {how_to_repair(dir)}"
         )
     return tokenizer
 

@@ -10,7 +10,7 @@ from data_pipeline.loading.prepared_data import check_tokenizer
 from data_pipeline.loading.window_plans import plan_files
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.workers import Team, run_all
-from data_pipeline.storage.manifest import Manifest, WrittenFile, what_to_do
+from data_pipeline.storage.manifest import Manifest, WrittenFile, how_to_repair
 
 
 def verify(directory: str | os.PathLike[str], team: Team) -> int:
@@ -28,7 +28,7 @@ def verify(directory: str | os.PathLike[str], team: Team) -> int:
     if any(problems):
         wrong = len({file.path.with_suffix("") for file, problem in zip(files, problems, strict=False) if problem})
         are = "is" if wrong == 1 else "are"
-        counted = [f"{wrong} of {number_of(shards, 'shard')} {are} wrong: {what_to_do(directory)}"]
+        counted = [f"{wrong} of {number_of(shards, 'shard')} {are} wrong: {how_to_repair(directory)}"]
         if any(problems[len(files) :]):
             counted.append("plans are made again with preprocess.py plan")
         raise DataError("\n".join([*filter(None, problems), *counted]))

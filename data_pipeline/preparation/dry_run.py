@@ -20,7 +20,7 @@ from data_pipeline.plurals import number_of
 from data_pipeline.preparation.gathering import CHOICES, Gathered, gather
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
-from data_pipeline.preparation.workers import worth
+from data_pipeline.preparation.workers import processes_for
 from data_pipeline.report.summary import lines_of_problems
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.limit import Limit
@@ -105,11 +105,11 @@ def _settings(config: PrepareConfig) -> list[str]:
 
 
 def _time(config: PrepareConfig, size: float, seconds: float) -> str:
-    workers = worth(config.workers, int(size))
+    workers = processes_for(config.workers, int(size))
     if _is_trained(config):
         seconds += size / _UNTRAINED[parse_spec(config.tokenizer)[0]]
     seconds = seconds / workers + _TRAINING_S * _is_trained(config)
-    return f"about {_bytes(size)} of text in {_duration(seconds)}, with {workers} process{'es' * (workers > 1)}"
+    return f"about {_bytes(size)} of text in {_duration(seconds)}, with {number_of(workers, 'process', 'processes')}"
 
 
 def _is_trained(config: PrepareConfig) -> bool:
@@ -132,10 +132,9 @@ def _state(preparation: Preparation) -> str:
 
 
 def _what(source: Source, size: float, units: int) -> str:
-    parts = [f"about {_bytes(size)} of text", f"{units:,} piece{'s' * (units != 1)} of work"]
+    parts = [f"about {_bytes(size)} of text", number_of(units, "piece of work", "pieces of work")]
     if isinstance(source, Files):
-        number = len(source.contents())
-        parts.insert(0, f"{number:,} file{'s' * (number != 1)} ({', '.join(sorted(source.kinds))})")
+        parts.insert(0, f"{number_of(len(source.contents()), 'file')} ({', '.join(sorted(source.kinds))})")
     else:
         parts.insert(0, source.kind)
     return ", ".join(parts)

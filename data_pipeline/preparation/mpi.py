@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.messages import from_plain, to_plain
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.workers import Result, process_pool, result_of, submit
 from data_pipeline.storage.atomic import WriteError
+from data_pipeline.typed_json import from_plain, to_plain
 
 _PAUSE_S = 0.01
 _MOST_CORES = 1 << 13  # per machine

@@ -14,8 +14,8 @@ from data_pipeline.cleaning.limits import parse_limits
 from data_pipeline.cleaning.removed import check_list
 from data_pipeline.errors import DataError
 from data_pipeline.sources.encodings import codec_of
+from data_pipeline.sources.folders import grouped
 from data_pipeline.sources.formats import COMPRESSED
-from data_pipeline.sources.grouping import grouped
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import AUTO, ENOUGH, KNOWN_SEPARATORS, PIECE, Rule
 from data_pipeline.sources.source import SourceOptions

@@ -27,7 +27,7 @@ from data_pipeline.preparation.scores import write_scores
 from data_pipeline.preparation.settings import differences, recognised, settings_of, with_hashes
 from data_pipeline.preparation.split import LeftOut, split_documents
 from data_pipeline.preparation.statistics import SAMPLE_BYTES, describe_source
-from data_pipeline.preparation.work_folder import SETTINGS_FILE, continue_or_begin, interrupted_settings, locked
+from data_pipeline.preparation.work_folder import SETTINGS_FILE, interrupted_settings, locked, resume_or_begin
 from data_pipeline.preparation.workers import Team, Workers, call, run_all
 from data_pipeline.sources.conversations import TEMPLATE
 from data_pipeline.sources.limit import Limit
@@ -175,7 +175,7 @@ class Preparation:
             settings = recognised(there, settings, self.sources, team)
         if self.config.limit is None:  # else most of the input is never read
             settings = with_hashes(settings, self.sources, team)
-        continue_or_begin(self.output, settings, units)
+        resume_or_begin(self.output, settings, units)
         team.check_shared(self.work / SETTINGS_FILE)
         return settings
 

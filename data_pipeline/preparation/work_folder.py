@@ -86,7 +86,7 @@ def interrupted_settings(output: Path) -> dict[str, Any] | None:
     return json.loads(record.read_bytes())["settings"] if record.exists() else None
 
 
-def continue_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
+def resume_or_begin(output: Path, settings: dict[str, Any], units: Sequence[Unit]) -> None:
     """Keep the pieces of an interrupted preparation of the same settings and units; say that others are removed.
 
     Units are compared by a hash of their `repr`, which names their classes and fields: renaming one discards the

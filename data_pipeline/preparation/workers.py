@@ -72,7 +72,7 @@ class Workers:
     def run(
         self, function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], size: int
     ) -> Iterator[tuple[int, Result]]:
-        if worth(self.number, size) <= 1 or len(jobs) <= 1:
+        if processes_for(self.number, size) <= 1 or len(jobs) <= 1:
             for index, job in enumerate(jobs):
                 yield index, function(*job)
             return
@@ -108,7 +108,7 @@ def call(function: Callable[..., Result], *arguments: Any) -> Result:
     return function(*arguments)
 
 
-def worth(number: int | None, size: int) -> int:
+def processes_for(number: int | None, size: int) -> int:
     """Return the number of processes for this many bytes of work: `number` if given, else as many as pay off."""
     return number or min(available_cores(), 1 + size // _WORTH_A_PROCESS)
 

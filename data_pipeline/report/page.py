@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.plurals import number_of
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.report.plots import byte_plot, length_plot
 from data_pipeline.report.summary import PROBLEMS, splits_of, warnings_of
@@ -113,7 +114,7 @@ def _sources(manifest: Manifest) -> str:
     head = ("", "documents read", first, *others, f"bytes, {first}", *others, "bytes per id", "gzip", "xz")
     note = (
         "<p class=quiet>Bytes per id and the compression ratios of gzip and xz are measured on a sample of each "
-        "source, at most 256 KiB. Documents read are those that the cleaning steps for single documents left.</p>"
+        "source, at most 256 KiB. Documents read do not include those that rules for single documents removed.</p>"
     )
     divided = "".join(
         f"<p>{_text(source['name'])}: {_text('; '.join(source['division']['text']))}.</p>"
@@ -159,7 +160,7 @@ def _left_out(manifest: Manifest) -> str:
     parts.append("</div><p class=quiet>Click a rule to see examples.</p>")
     if decontamination := manifest.cleaning["decontamination"]:
         parts.append(
-            f"<p class=quiet>Searched for {decontamination['texts']:,} evaluation texts; "
+            f"<p class=quiet>Searched for {number_of(decontamination['texts'], 'evaluation text')}; "
             f"{decontamination['too_short']:,} of them were too short. {_text(decontamination['list'])} lists all "
             "documents that were left out because they hold one.</p>"
         )

@@ -126,15 +126,15 @@ def warnings_of(manifest: Manifest) -> list[str]:
         "validation": f"hold back more with --validation-fraction {_share(total)}, or give your own with "
         "--validation PATH",
     } | {split: f"give more text with --{split}" for split in given}
-    found = []
+    found, short = [], set()
     for split in splits_of(manifest):
         documents = manifest.total(split, "documents")
         if problem := _too_little(documents, manifest.total(split, "bytes")):
+            short.add(split)
             use = {"train": "training", "test": "a test"}.get(split, split)
             more = "; where that is a file, --documents paragraphs makes several documents of it"
             found.append(f"the text for {use} is {problem}: {cures[split]}{more * (documents == 1)}")
-    validation_is_enough = not any("text for validation" in warning for warning in found)
-    return found + _warnings_of_sources(manifest, "validation" not in given and validation_is_enough)
+    return found + _warnings_of_sources(manifest, of_validation="validation" not in given | short)
 
 
 def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
@@ -146,7 +146,7 @@ def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
             is_divisible = source["documents"] == 1 and bool(source.get("division"))  # one text
             more = "; --documents paragraphs makes several documents of it" * is_divisible
             cure = f"if that is not all of it, check its path and its format{more}"
-            found.append(f"{source['name']} is {problem}: {cure}")
+            found.append(f"{source['name']} holds {problem}: {cure}")
         elif numbers["train"]["documents"] and _too_little(
             *(numbers["validation"][what] for what in ("documents", "bytes"))
         ):
@@ -155,7 +155,7 @@ def _warnings_of_sources(manifest: Manifest, of_validation: bool) -> list[str]:
         names = ", ".join(source["name"] for source in short[:5]) + ", …" * (len(short) > 5)
         share = _share(min(source["text_bytes"] for source in short))
         found.append(
-            f"of {names} the text for validation is less than {ENOUGH >> 10} KiB, or one document: for bits per byte "
+            f"the text for validation of {names} is less than {ENOUGH >> 10} KiB, or one document: for bits per byte "
             f"of each source, hold back more with --validation-fraction {share}"
         )
     return found
@@ -168,11 +168,7 @@ def _share(size: int) -> str:
 
 def _too_little(documents: int, size: int | None) -> str:
     """Describe what is too little about some text; "" if nothing is."""
-    parts = [_counted(documents, "document")] if documents <= 1 else []
+    parts = [number_of(documents, "document")] if documents <= 1 else []
     if size is not None and size < ENOUGH:
-        parts += [f"{_counted(size, 'byte')}, less than {ENOUGH >> 10} KiB"]
+        parts += [f"{number_of(size, 'byte')}, less than {ENOUGH >> 10} KiB"]
     return " of ".join(parts)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -60,7 +60,9 @@ def expand_specs(text: str) -> list[str]:
 
 
 @write_errors_as(DataError)
-def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None) -> list[Measured | DataError]:
+def compare_tokenizers(
+    config: PrepareConfig, specs: Sequence[str], team: Team | None = None
+) -> list[Measured | DataError]:
     """Measure tokenizers on the input of `config`; for one that cannot be made, return the error.
 
     The documents are stored next to the output folder of a preparation until the measurement is done.
@@ -70,7 +72,7 @@ def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None)
     parent = config.directory.parent
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".sweep-", dir=parent)
+        folder = tempfile.TemporaryDirectory(prefix=".comparing-", dir=parent)
     with folder as name, nullcontext(team) if team else Workers(config.workers) as team:
         work = Path(name, WORK_DIR)
         work.mkdir()
@@ -87,7 +89,7 @@ def sweep(config: PrepareConfig, specs: Sequence[str], team: Team | None = None)
         return measured
 
 
-def sweep_table(measured: Sequence[Measured | DataError], widths: Sequence[int]) -> str:
+def comparison_table(measured: Sequence[Measured | DataError], widths: Sequence[int]) -> str:
     """Return the results as text. `widths`: of the models for which the embedding's parameters are given."""
     columns = "".join(f"{f'width {width:,}':>14}" for width in widths)
     lines = [

@@ -1,24 +1,31 @@
-"""Input files below folders and by patterns: files to read, and the names of those left out.
+"""Many files as one input: below a folder, matching a pattern, or named one by one.
 
 Links to folders are followed, and each folder is read once, so cyclic links end. Hidden files and folders (`.name`),
 folders of prepared data (they hold manifest.json), and their reports (report.html) are never input.
+
+Many files named one by one, such as by an unquoted shell pattern, are one source, because every source has its own
+units, entries in the manifest, and lines in the report. A few files, named by hand, stay separate sources.
 """
 
 from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.formats import READABLE, format_of
+from data_pipeline.plurals import number_of
+from data_pipeline.sources.formats import READABLE, format_of, format_of_named
+from data_pipeline.sources.indexed import indexed_prefix
 from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.manifest import MANIFEST_FILE, WORK_DIR
 
 _REPORT_FILE = "report.html"
+_MANY = 16  # consecutive files named one by one; more are one source
 
 
 def files_below(folder: Path, on_error: str, problems: Problems) -> list[Path]:
@@ -127,3 +134,34 @@ def _leads(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not parts or not pattern:
         return bool(pattern)
     return pattern[0] == "**" or (fnmatchcase(parts[0], pattern[0]) and _leads(parts[1:], pattern[1:]))
+
+
+class Group(str):
+    """Text files as one input; as a string, its name."""
+
+    paths: tuple[str, ...]
+
+    def __new__(cls, paths: Sequence[str]) -> Group:
+        beginning = os.path.commonprefix(list(paths))  # noqa: RUF071 - of characters
+        ending = os.path.commonprefix([path[len(beginning) :][::-1] for path in paths])[::-1]  # noqa: RUF071
+        others = number_of(len(paths) - 1, "other file")
+        name = f"{beginning}*{ending}" if beginning or ending else f"{paths[0]} and {others}"
+        group = super().__new__(cls, name)
+        group.paths = tuple(sorted(paths))  # in the order of a pattern, regardless of the shell's locale
+        return group
+
+
+def grouped(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the inputs with every run of more than 16 text files replaced by a Group."""
+    return tuple(itertools.chain.from_iterable(_groups(names)))
+
+
+def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for is_file, run in itertools.groupby(names, _is_text_file):
+        files = list(run)
+        yield [Group(files)] if is_file and len(files) > _MANY else files
+
+
+def _is_text_file(name: str) -> bool:
+    path = Path(name)
+    return os.path.isfile(name) and format_of_named(path) is not None and indexed_prefix(path) is None

@@ -18,9 +18,8 @@ from typing import Any, Protocol
 from data_pipeline.errors import DataError
 from data_pipeline.sources.default_corpus import corpus
 from data_pipeline.sources.files import Files
-from data_pipeline.sources.folders import files_below, matches_of
+from data_pipeline.sources.folders import Group, files_below, matches_of
 from data_pipeline.sources.formats import COMPRESSED, NOT_TEXT, format_of
-from data_pipeline.sources.grouping import Group
 from data_pipeline.sources.hub import HubDataset, is_saved_dataset
 from data_pipeline.sources.indexed import IndexedFiles, indexed_prefix
 from data_pipeline.sources.plain_text import AUTO, Rule, choose

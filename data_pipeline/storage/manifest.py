@@ -172,7 +172,7 @@ class Manifest:
         """
         found = [file.problem(hashes) for file in self.files(directory)]
         if problems := [problem for problem in found if problem]:
-            raise DataError("\n".join([*problems, what_to_do(directory)]))
+            raise DataError("\n".join([*problems, how_to_repair(directory)]))
 
     def files(self, directory: str | os.PathLike[str]) -> list[WrittenFile]:
         """Return all files of all shards."""
@@ -199,7 +199,7 @@ def is_being_prepared(directory: str | os.PathLike[str]) -> bool:
     return False
 
 
-def what_to_do(directory: str | os.PathLike[str]) -> str:
+def how_to_repair(directory: str | os.PathLike[str]) -> str:
     """Return instructions for repairing a damaged folder, as the end of a message."""
     return f"delete {directory} and prepare the data again, or restore the file from a copy"
 

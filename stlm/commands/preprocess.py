@@ -31,7 +31,7 @@ from data_pipeline.preparation.workers import Workers
 from data_pipeline.report.page import REPORT_FILE, write_report
 from data_pipeline.report.plots import PlotsMissing
 from data_pipeline.report.summary import summary
-from data_pipeline.report.tokenizer_comparison import expand_specs, sweep, sweep_table
+from data_pipeline.report.tokenizer_comparison import compare_tokenizers, comparison_table, expand_specs
 from data_pipeline.sources.text_files import ON_ERROR, QUOTING
 from data_pipeline.storage.manifest import MANIFEST_FILE
 from data_pipeline.tokenizers import find_tokenizer
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             elif adding:
                 append_data(config, ranks)
             elif len(specs) > 1:
-                compare_tokenizers(config, specs, widths, ranks)
+                print_comparison(config, specs, widths, ranks)
             else:
                 prepare_data(config, ranks)
 
@@ -99,10 +99,10 @@ def update_report(directory: Path, new: bool) -> None:
         print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
 
 
-def compare_tokenizers(config: PrepareConfig, specs: list[str], widths: list[int], ranks: MPIRanks | None) -> None:
+def print_comparison(config: PrepareConfig, specs: list[str], widths: list[int], ranks: MPIRanks | None) -> None:
     if ranks is not None:
         ranks.use_workers(config.workers)
-    print(sweep_table(sweep(config, specs, team=ranks), widths))
+    print(comparison_table(compare_tokenizers(config, specs, team=ranks), widths))
 
 
 def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool, bool]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from data_pipeline.errors import DataError
-from data_pipeline.messages import from_plain, to_plain
+from data_pipeline.typed_json import from_plain, to_plain
 from stlm.errors import StlmError
 
 _LENGTH_BYTES = 8  # the length of the JSON, before it

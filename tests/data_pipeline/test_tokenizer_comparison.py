@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
-from data_pipeline.report.tokenizer_comparison import Measured, expand_specs, sweep, sweep_table
+from data_pipeline.report.tokenizer_comparison import Measured, compare_tokenizers, comparison_table, expand_specs
 
 
 def test_numbers_take_the_kind_before_them():
@@ -30,7 +30,7 @@ def test_it_measures_what_a_preparation_would_give_and_leaves_nothing(tmp_path, 
     (tmp_path / "x.txt").write_text("\n<eos>\n".join(topics[name] for name in sorted(topics)[:20]))
     specs = ["byte", "sentencepiece:400", "sentencepiece-bpe:500", "sentencepiece:90000"]
     config = PrepareConfig(("x.txt",), validation_fraction=0.2, workers=1)
-    rows = sweep(config, specs)
+    rows = compare_tokenizers(config, specs)
     assert os.listdir() == ["data", "x.txt"] or os.listdir() == ["x.txt", "data"]
     assert os.listdir("data") == []
 
@@ -44,7 +44,7 @@ def test_it_measures_what_a_preparation_would_give_and_leaves_nothing(tmp_path, 
         assert row.bytes_per_id == pytest.approx(expected)
         assert row.megabytes_per_second > 0
 
-    table = sweep_table(rows, [64, 256]).splitlines()
+    table = comparison_table(rows, [64, 256]).splitlines()
     assert table[3].split()[:3] == ["sentencepiece:400", "400", f"{rows[1].bytes_per_id:.3f}"]
     assert table[3].split()[-2:] == ["25,600", "102,400"]
     assert table[-1].startswith("left out: tokenizer sentencepiece:90000: the corpus is too small")
