@@ -26,7 +26,8 @@ INTRO = """\
 This page lists every key of a run's configuration. `python docs/components/refresh.py` writes it from the code.
 
 A preset or a YAML file sets keys in sections; `--set training.max_steps=200` sets one by its full name. A key that is
-not set has its default. `null` means not set. A component is chosen by its `kind`, and has the settings of that kind.
+not set has its default. `null` means not set. Numbers without a unit are fractions, factors and numbers of layers. A
+component is chosen by its `kind`, and has the settings of that kind.
 
 The column *on resume* says whether a setting may differ when a run is resumed: "no" needs a new run, and
 `--allow-change` is an option of `pretrain.py`.

@@ -16,7 +16,7 @@ class EvalsConfig:
     """Tasks of scripts/evaluate.py, run on the model during training. They do not affect training."""
 
     every_steps: int | None = setting(
-        None, "steps between two evaluations; the last follows the last step; null: none",
+        None, "steps between two evaluations; the last follows the last step; null: none", unit="steps",
         minimum=1, may_change=True,
     )  # fmt: skip
     tasks: str = setting(
@@ -29,6 +29,7 @@ class EvalsConfig:
         None,
         "items of each task to score, the same sample every time; null: all. Tasks over the whole "
         "validation text (bits_per_byte, extrapolation, calibration) and text_quality have no items",
+        unit="items",
         minimum=1,
         may_change=True,
         needs=("every_steps", 500),

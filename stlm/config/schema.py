@@ -19,12 +19,15 @@ PARTS = ("embedder", "core", "head")  # of a model
 class LimitsConfig:
     """Limits in addition to training.max_steps. The first one reached ends the run, and the schedule follows it."""
 
-    ids: int | None = setting(None, "ids predicted in training; null: no limit", minimum=1, may_change=True)
-    bytes: int | None = setting(None, "bytes of text trained on; null: no limit", minimum=1, may_change=True)
+    ids: int | None = setting(None, "ids predicted in training; null: no limit", unit="ids", minimum=1, may_change=True)
+    bytes: int | None = setting(
+        None, "bytes of text trained on; null: no limit", unit="bytes", minimum=1, may_change=True
+    )
     wall_time_s: float | None = setting(
         None,
         "seconds of training, over all starts, after which no step begins (a validation and a checkpoint "
         "follow); learning rates then depend on the speed of the machine; null: no limit",
+        unit="seconds",
         above=0.0,
         may_change=True,
     )
@@ -38,11 +41,16 @@ class RecoveryConfig:
         3,
         "consecutive steps skipped because loss or gradient is not finite; one more rolls back to the "
         "last scheduled checkpoint",
+        unit="steps",
         minimum=0,
         may_change=True,
     )
     max_rollbacks: int = setting(
-        2, "rollbacks to a checkpoint in a run; when one more is needed, the run stops", minimum=0, may_change=True
+        2,
+        "rollbacks to a checkpoint in a run; when one more is needed, the run stops",
+        unit="rollbacks",
+        minimum=0,
+        may_change=True,
     )
     spike_factor: float | None = setting(
         None,
@@ -52,12 +60,12 @@ class RecoveryConfig:
         may_change=True,
     )
     spike_steps: int = setting(
-        10, "consecutive steps with a spike after which the run rolls back", minimum=1, may_change=True,
+        10, "consecutive steps with a spike after which the run rolls back", unit="steps", minimum=1, may_change=True,
         needs=("spike_factor", 1.5),
     )  # fmt: skip
     spike_window: int = setting(
-        100, "losses whose median spikes are measured against; before there are as many, no loss is a spike", minimum=1,
-        may_change=True, needs=("spike_factor", 1.5),
+        100, "losses whose median spikes are measured against; before there are as many, no loss is a spike",
+        unit="steps", minimum=1, may_change=True, needs=("spike_factor", 1.5),
     )  # fmt: skip
 
     def check(self) -> Iterator[Conflict]:
@@ -88,10 +96,14 @@ class TrainingConfig:
         "parts of the model that are not trained: one or two of embedder,core,head, or layers such as "
         "core.stack.blocks.0; empty: none",
     )
-    max_steps: int = setting(1000, "optimizer steps of the whole run", minimum=1, may_change=True)
-    batch_size: int = setting(32, "sequences per step, over all ranks", minimum=1, may_change=ON_REQUEST)
+    max_steps: int = setting(1000, "optimizer steps of the whole run", unit="steps", minimum=1, may_change=True)
+    batch_size: int = setting(32, "windows per step, over all ranks", unit="windows", minimum=1, may_change=ON_REQUEST)
     micro_batch_size: int | None = setting(
-        None, "sequences per rank in one forward pass; null: batch_size / ranks", minimum=1, may_change=True
+        None,
+        "windows per rank in one forward pass; null: batch_size / ranks",
+        unit="windows",
+        minimum=1,
+        may_change=True,
     )
 
     optimizer: str = setting(
@@ -128,10 +140,11 @@ class TrainingConfig:
     warmup_steps: int = setting(
         100,
         "steps over which the learning rate rises from 0; may be more than max_steps",
+        unit="steps",
         minimum=0,
         may_change=ON_REQUEST,
     )
-    decay_steps: int = setting(0, "steps of the final decay (wsd only)", minimum=0, may_change=ON_REQUEST)
+    decay_steps: int = setting(0, "steps of the final decay (wsd only)", unit="steps", minimum=0, may_change=ON_REQUEST)
     final_learning_rate_fraction: float = setting(
         0.1,
         "final learning rate, as a fraction of the peak (cosine, wsd)",
@@ -144,10 +157,11 @@ class TrainingConfig:
         None,
         "bits of each weight in an artifact (convert_checkpoint.py --to artifact), which the last "
         "quantization_steps train for: 8, 6 or 4; null: none do",
+        unit="bits",
         may_change=True,
     )
     quantization_steps: int = setting(
-        0, "last steps, which compute gradients with rounded matrices", minimum=0, may_change=True
+        0, "last steps, which compute gradients with rounded matrices", unit="steps", minimum=0, may_change=True
     )
 
     precision: str = setting(
@@ -162,12 +176,12 @@ class TrainingConfig:
     )
     compile: bool = setting(False, "compile the model with torch.compile at the first step", may_change=True)
 
-    log_every_steps: int = setting(10, "steps between two lines of metrics", minimum=1, may_change=True)
-    eval_every_steps: int = setting(250, "steps between two validations", minimum=1, may_change=True)
-    save_every_steps: int = setting(250, "steps between two checkpoints", minimum=1, may_change=True)
-    keep_last: int = setting(2, "newest checkpoints to keep", minimum=1, may_change=True)
+    log_every_steps: int = setting(10, "steps between two lines of metrics", unit="steps", minimum=1, may_change=True)
+    eval_every_steps: int = setting(250, "steps between two validations", unit="steps", minimum=1, may_change=True)
+    save_every_steps: int = setting(250, "steps between two checkpoints", unit="steps", minimum=1, may_change=True)
+    keep_last: int = setting(2, "newest checkpoints to keep", unit="checkpoints", minimum=1, may_change=True)
     keep_every_steps: int | None = setting(
-        None, "keep checkpoints whose step is a multiple of this; null: none", minimum=1, may_change=True
+        None, "keep checkpoints whose step is a multiple of this; null: none", unit="steps", minimum=1, may_change=True
     )
     keep_best: bool = setting(True, "keep the checkpoint with the lowest validation bits per byte", may_change=True)
 
@@ -178,6 +192,7 @@ class TrainingConfig:
     hang_timeout_s: float = setting(
         600.0,
         "seconds after which ranks that wait for each other write their stacks and exit",
+        unit="seconds",
         above=0.0,
         may_change=True,
     )

@@ -169,10 +169,12 @@ def test_to_dict_from_dict(tmp_path):
     ]
 
 
-def test_every_setting_has_help():
+def test_every_setting_has_help_and_every_count_a_unit():
     def walk(cls):
         for field in dataclasses.fields(cls):
             assert field.metadata["help"], f"{cls.__name__}.{field.name}"
+            if str(field.type).startswith("int") and field.name not in ("seed", "first", "last"):
+                assert field.metadata["unit"], f"{cls.__name__}.{field.name}"
             default = field.default
             if isinstance(default, Component):
                 for member in default.kinds.values():

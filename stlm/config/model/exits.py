@@ -17,7 +17,7 @@ class ExitsConfig:
     number of exits. Loss weights grow with depth l as l (l + 1), as in LayerSkip.
     """
 
-    every: int | None = setting(None, "layers from one exit to the next; null: no exits", minimum=1)
+    every: int | None = setting(None, "layers from one exit to the next; null: no exits", unit="layers", minimum=1)
     loss_weight: float = setting(
         0.3, "weight of all exits together in the loss; the last layer has weight 1", above=0.0
     )

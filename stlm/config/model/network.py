@@ -19,12 +19,13 @@ from stlm.config.yaml.fields import Conflict, setting
 class ModelConfig:
     """Architecture of a model. The vocabulary is determined by the tokenizer, not by this config."""
 
-    context_length: int = setting(512, "ids per training window; attention reaches no further", minimum=1)
-    width: int = setting(256, "width of the core", minimum=2)
+    context_length: int = setting(512, "ids per training window; attention reaches no further", unit="ids", minimum=1)
+    width: int = setting(256, "width of the core", unit="dimensions", minimum=2)
     base_width: int | None = setting(
         None,
         "width at which training.learning_rate was tuned; learning rates, logits and attention scores are "
         "scaled so that it also suits `width` (muP); null: no scaling",
+        unit="dimensions",
         minimum=2,
     )
     embedder: EmbedderConfig = field(default=ByteEmbedderConfig(), metadata={"help": "ids to vectors"})

@@ -13,6 +13,7 @@ def setting(
     default: Any,
     help: str,
     *,
+    unit: str | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -21,16 +22,16 @@ def setting(
     may_change: bool | str = False,
     needs: tuple[str, Any] | None = None,
 ) -> Any:
-    """Return a dataclass field with a help line and limits.
+    """Return a dataclass field with a help line, its unit (None: it has none) and limits.
 
     `minimum` and `maximum` are inclusive, `above` and `below` exclusive. `may_change`: True if the setting may differ
     when a run is resumed, ON_REQUEST if only with --allow-change; otherwise it must stay. `needs` names a setting of
     the same section without which (null, false or 0) this one has no effect, and a value of it that works; a setting
     without effect is refused.
     """
-    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices,
-              "needs": needs}  # fmt: skip
-    given = {name: value for name, value in limits.items() if value is not None}
+    others = {"unit": unit, "minimum": minimum, "maximum": maximum, "above": above, "below": below,
+              "choices": choices, "needs": needs}  # fmt: skip
+    given = {name: value for name, value in others.items() if value is not None}
     return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change, **given})
 
 

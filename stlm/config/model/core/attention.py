@@ -13,7 +13,7 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 class AttentionConfig(Component):
     """Family of attentions. All of them have heads."""
 
-    num_heads: int = setting(4, "query heads", minimum=1)
+    num_heads: int = setting(4, "query heads", unit="heads", minimum=1)
 
     def head_width_of(self, width: int) -> int:
         """Return the width of one head, for vectors of `width`."""
@@ -34,9 +34,12 @@ class GroupedQueryConfig(AttentionConfig):
     """Causal attention in which groups of query heads share keys and values."""
 
     num_kv_heads: int | None = setting(
-        None, "key and value heads; null: as many as num_heads (multi-head attention), 1: multi-query", minimum=1
+        None,
+        "key and value heads; null: as many as num_heads (multi-head attention), 1: multi-query",
+        unit="heads",
+        minimum=1,
     )
-    head_width: int | None = setting(None, "width of a head; null: width / num_heads", minimum=1)
+    head_width: int | None = setting(None, "width of a head; null: width / num_heads", unit="dimensions", minimum=1)
     bias: str = setting(
         "none",
         "matrices with a bias: none, qkv (query, key and value) or all (output too)",
@@ -44,11 +47,15 @@ class GroupedQueryConfig(AttentionConfig):
     )
     qk_norm: bool = setting(False, "normalize the queries and keys of each head")
     window: int | None = setting(
-        None, "positions that attention reaches back over, the current one included; null: all", minimum=1
+        None,
+        "positions that attention reaches back over, the current one included; null: all",
+        unit="positions",
+        minimum=1,
     )
     full_every: int | None = setting(
         None,
         "layers whose number, counted from 1, is a multiple of this attend to all positions (window only); null: none",
+        unit="layers",
         minimum=1,
     )
     logit_cap: float | None = setting(

@@ -27,7 +27,7 @@ class LoopsConfig:
     Every pass has its own keys and values. Initial values are scaled for the number of layers run.
     """
 
-    count: int = setting(1, "times that layers first to last are run", minimum=1)
+    count: int = setting(1, "times that layers first to last are run", unit="passes", minimum=1)
     first: int = setting(0, "first layer of the loop, counted from 0", minimum=0)
     last: int | None = setting(None, "last layer of the loop; null: the last layer of the core", minimum=0)
     embeddings: bool = setting(False, "add a learned vector at the start of each pass, zero at first")

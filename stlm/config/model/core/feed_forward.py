@@ -27,7 +27,7 @@ class SwiGLUConfig(FeedForwardConfig):
     """Gated feed-forward: two input matrices, one of which gates the other through silu, and an output matrix."""
 
     hidden_width: int | None = setting(
-        None, "hidden width; null: 8/3 of the width, rounded up to a multiple of 32", minimum=1
+        None, "hidden width; null: 8/3 of the width, rounded up to a multiple of 32", unit="dimensions", minimum=1
     )
     bias: bool = setting(False, "add a bias to each matrix")
 
@@ -43,7 +43,7 @@ class SwiGLUConfig(FeedForwardConfig):
 class PlainFeedForwardConfig(FeedForwardConfig):
     """Settings shared by feed-forwards of one input and one output matrix."""
 
-    hidden_width: int | None = setting(None, "hidden width; null: 4 times the width", minimum=1)
+    hidden_width: int | None = setting(None, "hidden width; null: 4 times the width", unit="dimensions", minimum=1)
     bias: bool = setting(False, "add a bias to each matrix")
 
     def hidden_width_of(self, width: int) -> int:

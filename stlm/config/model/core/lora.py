@@ -14,7 +14,9 @@ class LoRAConfig:
     """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + (alpha / rank) B A x for each matrix W of the core's attentions
     and feed-forwards. Only A and B learn."""
 
-    rank: int | None = setting(None, "rank of the corrections; null: none, all weights are trained", minimum=1)
+    rank: int | None = setting(
+        None, "rank of the corrections; null: none, all weights are trained", unit="dimensions", minimum=1
+    )
     alpha: float | None = setting(None, "corrections are multiplied by alpha / rank; null: by 1", above=0.0)
 
     targets: str = setting(

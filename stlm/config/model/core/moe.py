@@ -15,15 +15,19 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class MoEConfig(FeedForwardConfig):
     """Mixture of experts: each position passes through a few SwiGLUs, chosen by a router."""
 
-    num_experts: int = setting(8, "experts in a layer", minimum=2)
-    experts_per_token: int = setting(2, "experts that process each position", minimum=1)
+    num_experts: int = setting(8, "experts in a layer", unit="experts", minimum=2)
+    experts_per_token: int = setting(2, "experts that process each position", unit="experts", minimum=1)
     hidden_width: int | None = setting(
         None,
         "hidden width of an expert; null: 8/3 of the width / experts_per_token, rounded up to a multiple of 32",
+        unit="dimensions",
         minimum=1,
     )
     shared_hidden_width: int | None = setting(
-        None, "hidden width of an additional SwiGLU that processes all positions; null: none", minimum=1
+        None,
+        "hidden width of an additional SwiGLU that processes all positions; null: none",
+        unit="dimensions",
+        minimum=1,
     )
     balance_weight: float = setting(
         0.01,

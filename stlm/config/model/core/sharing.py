@@ -38,6 +38,7 @@ class SharingConfig:
     lora_rank: int | None = setting(
         None,
         "rank of each layer's own correction to every shared matrix (LoRA, arXiv 2106.09685); null: none",
+        unit="dimensions",
         minimum=1,
     )
     lora_alpha: float | None = setting(

@@ -22,7 +22,7 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class TransformerCoreConfig(CoreConfig):
     """Pre-norm transformer. The defaults are Llama's recipe: RMSNorm, rotary positions, SwiGLU."""
 
-    num_layers: int = setting(6, "number of layers", minimum=1)
+    num_layers: int = setting(6, "number of layers", unit="layers", minimum=1)
     attention: AttentionConfig = field(default=GroupedQueryConfig(), metadata={"help": "between positions"})
     feed_forward: FeedForwardConfig = field(default=SwiGLUConfig(), metadata={"help": "within each position"})
     norm: NormConfig = field(

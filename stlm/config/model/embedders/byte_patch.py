@@ -22,11 +22,17 @@ class BytePatchEmbedderConfig(EmbedderConfig):
     byte_ids: ClassVar[bool] = True
 
     patching: PatchingConfig = field(default=FixedPatchingConfig(), metadata={"help": "where patches begin"})
-    width: int = setting(128, "width of the local layers, in the embedder and in the byte_patch head", minimum=2)
-    num_layers: int = setting(1, "local layers, which run before patches are formed", minimum=0)
-    num_heads: int = setting(2, "attention heads of a local layer", minimum=1, needs=("num_layers", 1))
+    width: int = setting(
+        128, "width of the local layers, in the embedder and in the byte_patch head", unit="dimensions", minimum=2
+    )
+    num_layers: int = setting(1, "local layers, which run before patches are formed", unit="layers", minimum=0)
+    num_heads: int = setting(2, "attention heads of a local layer", unit="heads", minimum=1, needs=("num_layers", 1))
     window: int = setting(
-        32, "bytes that local attention reaches back over, the current one included", minimum=1, needs=("num_layers", 1)
+        32,
+        "bytes that local attention reaches back over, the current one included",
+        unit="bytes",
+        minimum=1,
+        needs=("num_layers", 1),
     )
     ngrams: ByteNgramsConfig = field(default=ByteNgramsConfig(), metadata={"help": "hash n-grams of bytes"})
 

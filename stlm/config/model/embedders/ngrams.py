@@ -14,10 +14,13 @@ class NgramsConfig:
     """Hash embeddings of the n ids that end at each position, for every n from `shortest` to `longest`."""
 
     table_size: int = setting(
-        0, "vectors in the table of each n; n-grams with equal hashes share one; 0: no n-grams", minimum=0
+        0,
+        "vectors in the table of each n; n-grams with equal hashes share one; 0: no n-grams",
+        unit="vectors",
+        minimum=0,
     )
-    shortest: int = setting(2, "smallest n", minimum=2, needs=("table_size", 4096))
-    longest: int = setting(2, "largest n", minimum=2, needs=("table_size", 4096))
+    shortest: int = setting(2, "smallest n", unit="ids", minimum=2, needs=("table_size", 4096))
+    longest: int = setting(2, "largest n", unit="ids", minimum=2, needs=("table_size", 4096))
 
     def check(self, model: ModelShape, key: str) -> Iterator[Conflict]:
         """Yield the conflicts between these settings and with the context. `key`: that of this section."""
@@ -41,5 +44,5 @@ class NgramsConfig:
 class ByteNgramsConfig(NgramsConfig):
     """Hash n-grams of bytes, with longer defaults."""
 
-    shortest: int = setting(3, "smallest n", minimum=2, needs=("table_size", 4096))
-    longest: int = setting(8, "largest n", minimum=2, needs=("table_size", 4096))
+    shortest: int = setting(3, "smallest n", unit="bytes", minimum=2, needs=("table_size", 4096))
+    longest: int = setting(8, "largest n", unit="bytes", minimum=2, needs=("table_size", 4096))

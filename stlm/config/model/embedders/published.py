@@ -16,11 +16,18 @@ class PublishedEmbedderConfig(EmbedderConfig):
     """Ids of any tokenizer, each read as bytes by a small bidirectional transformer, whose outputs are averaged."""
 
     slots: int = setting(
-        16, "byte slots of an id, in the embedder and in the paper head; no id may have more bytes", minimum=1
+        16,
+        "byte slots of an id, in the embedder and in the paper head; no id may have more bytes",
+        unit="bytes",
+        minimum=1,
     )
-    width: int = setting(128, "width of the layers over bytes, in the embedder and in the paper head", minimum=2)
-    num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
-    num_heads: int = setting(4, "attention heads of a layer over bytes", minimum=1, needs=("num_layers", 1))
+    width: int = setting(
+        128, "width of the layers over bytes, in the embedder and in the paper head", unit="dimensions", minimum=2
+    )
+    num_layers: int = setting(2, "layers over the bytes of an id", unit="layers", minimum=0)
+    num_heads: int = setting(
+        4, "attention heads of a layer over bytes", unit="heads", minimum=1, needs=("num_layers", 1)
+    )
     reconstruction_weight: float = setting(
         0.0, "weight of the paper head's loss in spelling each id read, from its vector; 0: none", minimum=0.0
     )

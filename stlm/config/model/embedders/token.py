@@ -17,7 +17,10 @@ class TokenEmbedderConfig(EmbedderConfig):
     """One learned vector per id of any tokenizer."""
 
     rank: int | None = setting(
-        None, "width of the table, which a second matrix maps to model.width; null: one table of model.width", minimum=1
+        None,
+        "width of the table, which a second matrix maps to model.width; null: one table of model.width",
+        unit="dimensions",
+        minimum=1,
     )
     scaled: bool = scaled_setting()
     ngrams: NgramsConfig = field(default=NgramsConfig(), metadata={"help": "hash n-grams of ids"})

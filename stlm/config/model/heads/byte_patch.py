@@ -16,9 +16,11 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class BytePatchHeadConfig(HeadConfig):
     """A small local transformer that decodes each patch byte by byte, with the width of the embedder's local layers."""
 
-    num_layers: int = setting(1, "local layers", minimum=1)
-    num_heads: int = setting(2, "attention heads of a local layer", minimum=1)
-    window: int = setting(32, "bytes that local attention reaches back over, the current one included", minimum=1)
+    num_layers: int = setting(1, "local layers", unit="layers", minimum=1)
+    num_heads: int = setting(2, "attention heads of a local layer", unit="heads", minimum=1)
+    window: int = setting(
+        32, "bytes that local attention reaches back over, the current one included", unit="bytes", minimum=1
+    )
     logit_cap: float | None = logit_cap_setting()
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:

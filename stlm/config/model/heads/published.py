@@ -16,8 +16,10 @@ from stlm.config.yaml.fields import Conflict, register, setting
 class PublishedHeadConfig(HeadConfig):
     """Prediction of all bytes of the next id at once, by a small bidirectional transformer as in the embedder."""
 
-    num_layers: int = setting(2, "layers over the bytes of an id", minimum=0)
-    num_heads: int = setting(4, "attention heads of a layer over bytes", minimum=1, needs=("num_layers", 1))
+    num_layers: int = setting(2, "layers over the bytes of an id", unit="layers", minimum=0)
+    num_heads: int = setting(
+        4, "attention heads of a layer over bytes", unit="heads", minimum=1, needs=("num_layers", 1)
+    )
 
     def check(self, model: ModelShape) -> Iterator[Conflict]:
         embedder = model.embedder

@@ -27,7 +27,7 @@ class EntropyPatchingConfig(VariablePatchingConfig):
     entropy_model: str | None = setting(
         None, "run or model directory of the byte model; read when the run starts, and saved with the model"
     )
-    width: int = setting(64, "width of the byte model", minimum=2)
+    width: int = setting(64, "width of the byte model", unit="dimensions", minimum=2)
     core: CoreConfig = field(default=TransformerCoreConfig(), metadata={"help": "core of the byte model"})
 
     def byte_model(self, model: Shape) -> Shape:

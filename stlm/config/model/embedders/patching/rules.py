@@ -31,7 +31,7 @@ class PatchingConfig(Component):
 class FixedPatchingConfig(PatchingConfig):
     """A patch begins at every `patch_size`-th byte (MegaByte)."""
 
-    patch_size: int = setting(4, "bytes per patch", minimum=1)
+    patch_size: int = setting(4, "bytes per patch", unit="bytes", minimum=1)
 
     @property
     def span(self) -> int:
@@ -58,9 +58,11 @@ class VariablePatchingConfig(PatchingConfig):
     """Settings shared by rules whose patches vary in length."""
 
     patch_length: float = setting(
-        6.0, "mean bytes per patch that slots are provided for, with a quarter to spare", above=1.0
+        6.0, "mean bytes per patch that slots are provided for, with a quarter to spare", unit="bytes", above=1.0
     )
-    span: int = setting(8, "byte states, up to where a patch begins, that its vector is computed from", minimum=1)
+    span: int = setting(
+        8, "byte states, up to where a patch begins, that its vector is computed from", unit="bytes", minimum=1
+    )
 
     def num_slots(self, context_length: int) -> int:
         return min(context_length, math.ceil(context_length * HEADROOM / self.patch_length))
