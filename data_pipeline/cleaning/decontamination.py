@@ -47,11 +47,11 @@ def describe(files: Sequence[str]) -> list[dict[str, Any]]:
     return described
 
 
-def texts_of(name: str) -> Iterator[str]:
+def texts_of(name: str, encoding: str = "") -> Iterator[str]:
     """Yield the texts of an evaluation file, which may be compressed.
 
-    In JSON, JSON Lines, CSV, TSV and Parquet, these are all string values; in other files, the paragraphs. Raises
-    DataError if it cannot be read.
+    In JSON, JSON Lines, CSV, TSV and Parquet, these are all string values; in other files, the paragraphs. `encoding`:
+    of files that are not UTF-8; if empty, they are refused. Raises DataError if the file cannot be read.
     """
     compression = compression_of(name)
     suffix = Path(name.lower().removesuffix(compression)).suffix
@@ -63,8 +63,7 @@ def texts_of(name: str) -> Iterator[str]:
 
             yield from _strings(parquet.read_table(io.BytesIO(data)).to_pydict())
             return
-        check_text([data], name)
-        text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        text = _decoded(data, name, encoding).replace("\r\n", "\n")
         if suffix in (".json", ".jsonl", ".ndjson"):
             yield from _strings(_parsed(text, lines=suffix != ".json"))
         elif suffix in (".csv", ".tsv"):
@@ -77,6 +76,19 @@ def texts_of(name: str) -> Iterator[str]:
         raise DataError(f"evaluation file: {error}") from error
     except (ValueError, csv.Error) as error:  # includes those of pyarrow
         raise DataError(f"cannot read the evaluation file {name}: {error}; expected UTF-8 text or JSON") from error
+
+
+def _decoded(data: bytes, name: str, encoding: str) -> str:
+    if encoding:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return data.decode(encoding, "replace").removeprefix("\ufeff")
+        if "\0" not in text:
+            return text
+        return data.decode(encoding, "replace")  # UTF-16 without a byte order mark
+    check_text([data], name)
+    return data.decode("utf-8-sig", "replace")
 
 
 def _parsed(text: str, lines: bool) -> Any:
@@ -104,15 +116,16 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def write_runs(files: Sequence[str], path: Path) -> dict[str, int]:
+def write_runs(files: Sequence[str], path: Path, encoding: str = "") -> dict[str, int]:
     """Write the runs of words to search for: an array of (weight, hash, number of the file), sorted, without repeats.
 
-    Return the number of texts, and of those too short to be searched for. Raises DataError if none is long enough.
+    `encoding`: see `texts_of`. Return the number of texts, and of those too short to be searched for. Raises DataError
+    if none is long enough.
     """
     counts = {"texts": 0, "too_short": 0}
     found: list[NDArray[Any]] = [np.empty(0, _RUN)]
     for number, name in enumerate(files):
-        for text in texts_of(name):
+        for text in texts_of(name, encoding):
             words = words_of(_stored(text))
             weight = int(words.weights.sum())
             counts["texts"] += 1

@@ -37,7 +37,7 @@ class PrepareConfig:
         metadata=_option(
             "files of text, HTML, JSON (Lines), CSV or Parquet, also compressed (.gz, .bz2, .xz, .zst); folders; "
             "quoted patterns; - for the standard input; ids of Hugging Face data sets, also ID:CONFIGURATION; folders "
-            "of save_to_disk; MMIDIDX files (.bin with .idx). None: the default corpus"
+            "of save_to_disk; MMIDIDX files (.bin with .idx) (default: the default corpus)"
         ),
     )
     tokenizer: str = field(
@@ -48,16 +48,17 @@ class PrepareConfig:
         ),
     )
     output: str | None = field(
-        default=None, metadata=_option("folder for the prepared data; none: data/NAME-TOKENIZER, NAME after the inputs")
+        default=None,
+        metadata=_option("folder for the prepared data (default: data/NAME-TOKENIZER, with NAME from the inputs)"),
     )
     workers: int | None = field(
         default=None,
         metadata=_option(
-            "processes; none: as many as are worthwhile, at most one per core. The result does not depend on it"
+            "processes; the result does not depend on it (default: as many as are worthwhile, at most one per core)"
         ),
     )
     on_error: str = field(
-        default="stop", metadata=_option("what to do at a broken line or unreadable file: stop, or skip and count it")
+        default="stop", metadata=_option("at a broken line or unreadable file: stop, or skip and count it")
     )
     text_key: str = field(
         default="text",
@@ -66,8 +67,8 @@ class PrepareConfig:
     documents: str = field(
         default=AUTO,
         metadata=_option(
-            "what a document of plain text is: auto, file, separator=TEXT (lines that hold only TEXT separate "
-            "documents), paragraphs (blank lines do), lines. auto: lines that hold only "
+            "how plain text is divided into documents: auto, file, separator=TEXT (at lines that hold only TEXT), "
+            "paragraphs (at blank lines), lines. auto: lines that hold only "
             f"{', '.join(KNOWN_SEPARATORS[:-1])} or {KNOWN_SEPARATORS[-1]} separate documents, otherwise a file is "
             f"one; where that gives fewer than {ENOUGH}, those above {PIECE >> 10} KiB are cut at blank lines"
         ),
@@ -75,8 +76,8 @@ class PrepareConfig:
     encoding: str | None = field(
         default=None,
         metadata=_option(
-            "encoding of all files, such as gb18030, shift_jis, koi8-r or utf-16, from which they are converted to "
-            "UTF-8; none: UTF-8 is expected, other text is refused, and an HTML page is decoded as it declares"
+            "encoding of all files, such as gb18030, shift_jis, koi8-r or utf-16 (default: UTF-8; other text is "
+            "refused, and an HTML page is decoded as it declares)"
         ),
     )
     quoting: str = field(
@@ -89,7 +90,7 @@ class PrepareConfig:
     validation_fraction: float = field(
         default=0.01,
         metadata=_option(
-            "share of the documents, and of their bytes, held back for validation, chosen by hash; 0 < share < 1"
+            "fraction of the documents, and of their bytes, held back for validation, chosen by hash; between 0 and 1"
         ),
     )
     limit: str | None = field(
@@ -114,7 +115,7 @@ class PrepareConfig:
             "data set its split `test` is read"
         ),
     )
-    hub_split: str = field(default="train", metadata=_option("split of a Hugging Face data set that is read"))
+    hub_split: str = field(default="train", metadata=_option("split of Hugging Face data sets to read"))
     hub_streaming: bool = field(
         default=False, metadata=_option("read hub data sets as they come, without a copy in the library's cache")
     )
@@ -146,11 +147,11 @@ class PrepareConfig:
     )
     clean: tuple[str, ...] = field(
         default=(),
-        metadata=_option(f"cleaning steps, separated by commas: {', '.join(STEPS)}; none: the text is not changed"),
+        metadata=_option(f"cleaning steps, separated by commas: {', '.join(STEPS)} (default: none)"),
     )
     languages: tuple[str, ...] = field(
         default=(),
-        metadata=_option("languages that the step `language` keeps, by code or name: en,de or english; none: en"),
+        metadata=_option("languages that the step `language` keeps, by code or name: en,de or english (default: en)"),
     )
     cleaning_limits: tuple[str, ...] = field(
         default=(),

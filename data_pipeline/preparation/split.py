@@ -98,7 +98,7 @@ def split_documents(
     if evaluation_files:
         left = kept.copy()
         runs = units[0].prefix.with_name("runs.npy")
-        counts = decontamination.write_runs(evaluation_files, runs)
+        counts = decontamination.write_runs(evaluation_files, runs, config.source_options.encoding)
         run_all("decontaminating", decontamination.find, [(unit, runs) for unit in units], sizes, team)
         entries = _contaminated(units, names, evaluation_files, kept, record)
         path = output / decontamination.REMOVED_FILE

@@ -1,9 +1,11 @@
-"""Text to prepared data: shards of ids with a manifest, which scripts/pretrain.py reads.
+"""Prepare text for training: shards of ids with a manifest, which scripts/pretrain.py reads.
 
-With nothing else typed, the embedded default corpus is prepared in data/default-byte. With --tokenizer
-sentencepiece:1024,2048,4096 vocabularies are compared instead. `preprocess.py verify DIR` checks every byte of prepared
-data; `preprocess.py report DIR` describes it on a page again; `preprocess.py plan DIR` plans windows of whole
-documents, or from easy to hard.
+Without options, the default corpus is prepared in data/default-byte. Several tokenizers, such as
+sentencepiece:1024,2048,4096, are compared in a table instead. For prepared data:
+
+    preprocess.py verify DIR    check every byte against its hash
+    preprocess.py report DIR    write DIR/report.html again
+    preprocess.py plan DIR      plan windows of whole documents, or from easy to hard
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,19 +23,48 @@ from data_pipeline.loading.prepared_data import PreparedData
 from data_pipeline.loading.verify import verify
 from data_pipeline.loading.window_plans import plan_dir, write_plan
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.appending import append, append_config
+from data_pipeline.preparation.appending import append_config
 from data_pipeline.preparation.dry_run import dry_run
 from data_pipeline.preparation.mpi import MPIRanks, joined
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Workers
-from data_pipeline.report.page import REPORT_FILE, write_report
-from data_pipeline.report.plots import PlotsMissing
-from data_pipeline.report.summary import summary
+from data_pipeline.report.page import write_report
+from data_pipeline.report.preparing import append_and_report, prepare_and_report
 from data_pipeline.report.tokenizer_comparison import compare_tokenizers, comparison_table, expand_specs
 from data_pipeline.sources.text_files import ON_ERROR, QUOTING
-from data_pipeline.storage.manifest import MANIFEST_FILE
 from data_pipeline.tokenizers import find_tokenizer
+from stlm.commands.options import names
+
+SEVERAL: dict[str, Any] = {"action": "extend", "nargs": "+", "default": None}
+# Each option by its field of PrepareConfig, which has its help and its default.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "inputs": SEVERAL | {"option": "--input", "metavar": "PATH|HF_ID"},
+    "tokenizer": {"metavar": "SPEC"},
+    "tokenizer_from": {"metavar": "DIR"},
+    "output": {"metavar": "DIR"},
+    "limit": {"metavar": "N|SIZE"},
+    "workers": {"metavar": "N", "type": int},
+    "on_error": {"choices": ON_ERROR},
+    "documents": {"metavar": "RULE"},
+    "encoding": {"metavar": "NAME"},
+    "quoting": {"choices": QUOTING},
+    "text_key": {"metavar": "KEY"},
+    "score_key": {"metavar": "KEY"},
+    "conversations": {"action": "store_true"},
+    "validation_fraction": {"metavar": "FRACTION", "type": float},
+    "validation": SEVERAL | {"metavar": "PATH|HF_ID"},
+    "test": SEVERAL | {"metavar": "PATH|HF_ID"},
+    "hub_split": {"option": "--split", "metavar": "NAME"},
+    "hub_streaming": {"action": "store_true"},
+    "stdin_format": {"metavar": "SUFFIX"},
+    "input_tokenizer": {"metavar": "SPEC"},
+    "deduplicate": {"option": "--keep-duplicates", "action": "store_false", "help": "keep exact duplicates"},
+    "clean": {"metavar": "STEP,STEP,…", "type": names},
+    "languages": {"metavar": "NAME,NAME,…", "type": names},
+    "cleaning_limits": SEVERAL | {"metavar": "STEP.NAME=VALUE"},
+    "keep_removed": {"metavar": "FILE.jsonl"},
+    "decontaminate": SEVERAL | {"metavar": "FILE"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,218 +72,124 @@ def main(argv: Sequence[str] | None = None) -> None:
     with joined() as ranks:
         if ranks is not None and ranks.rank > 0:
             ranks.serve()
-        elif arguments[:1] == ["verify"]:
-            verify_data(arguments[1:], ranks)
-        elif arguments[:1] == ["report"]:
-            report(arguments[1:])
-        elif arguments[:1] == ["plan"]:
-            plan(arguments[1:])
+        elif arguments and arguments[0] in SUBCOMMANDS:
+            SUBCOMMANDS[arguments[0]](arguments[1:], ranks)
         else:
-            config, specs, widths, adding, trying = parse(arguments)
-            if trying:
-                print(dry_run(config))
-            elif adding:
-                append_data(config, ranks)
-            elif len(specs) > 1:
-                print_comparison(config, specs, widths, ranks)
-            else:
-                prepare_data(config, ranks)
+            prepare(arguments, ranks)
 
 
-def prepare_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
-    start = time.monotonic()
-    if ranks is not None:
-        ranks.use_workers(config.workers)
-    preparation = Preparation(config)
-    new = preparation.existing() is None
-    if not new:
-        print(f"{config.directory} is already prepared; nothing to do\n")
-    print(summary(preparation.run(ranks), config.directory))
-    if config.keep_removed is not None:
-        print(f"what was left out: {config.keep_removed}")
-    update_report(config.directory, new)
-    print(f"done in {time.monotonic() - start:.1f} s")
-
-
-def append_data(config: PrepareConfig, ranks: MPIRanks | None) -> None:
-    start = time.monotonic()
-    if ranks is not None:
-        ranks.use_workers(config.workers)
-    manifest, new = append(config, team=ranks)
-    directory = config.directory.parent
-    if not new:
-        print(f"{directory} already holds this text; nothing to do\n")
-    print(summary(manifest, directory))
-    update_report(directory, new)
-    print(f"done in {time.monotonic() - start:.1f} s")
-
-
-def update_report(directory: Path, new: bool) -> None:
-    """Write the report of new data, or of data whose command was killed between manifest and report."""
-    there, manifest = directory / REPORT_FILE, directory / MANIFEST_FILE
-    if not new and there.exists() and there.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
-        return
-    try:
-        print(f"report: {write_report(directory)}")
-    except PlotsMissing as error:
-        print(f"no report: {error}; then python scripts/preprocess.py report {directory}")
-
-
-def print_comparison(config: PrepareConfig, specs: list[str], widths: list[int], ranks: MPIRanks | None) -> None:
-    if ranks is not None:
-        ranks.use_workers(config.workers)
-    print(comparison_table(compare_tokenizers(config, specs, team=ranks), widths))
-
-
-def parse(arguments: list[str]) -> tuple[PrepareConfig, list[str], list[int], bool, bool]:
-    """Parse the command line.
-
-    Returns the config, the tokenizers (several for a comparison), the widths for the comparison's table, whether text
-    is added to existing data, and whether this is a dry run.
-    """
-    defaults = {field.name: (field.metadata["help"], field.default) for field in dataclasses.fields(PrepareConfig)}
-
-    def explain(name: str) -> dict[str, Any]:
-        help, default = defaults[name]
-        return {
-            "help": help if default in (None, (), False, True) else f"{help} (default: {default})",
-            "default": default,
-        }
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input", dest="inputs", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["inputs"][0]
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--tokenizer", metavar="SPEC", **explain("tokenizer"))
-    which.add_argument("--tokenizer-from", metavar="DIR", **explain("tokenizer_from"))
-    parser.add_argument(
-        "--widths",
-        metavar="W,W,…",
-        help="with several tokenizers, SPEC,SPEC or KIND:N,N: they are compared in a table, and nothing is written; "
-        "widths of models for which it gives the parameters of the embedding (default: 256,512)",
-    )
-    parser.add_argument("--output", metavar="DIR", **explain("output"))
-    parser.add_argument(
-        "--append",
-        action="store_true",
-        help="add the inputs to the finished data in --output: tokenizer, cleaning and the rule of validation stay",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be read, how, and how long it takes; write nothing"
-    )
-    parser.add_argument("--limit", metavar="N|SIZE", **explain("limit"))
-    parser.add_argument("--workers", type=int, metavar="N", **explain("workers"))
-    parser.add_argument("--on-error", choices=ON_ERROR, **explain("on_error"))
-    parser.add_argument("--documents", metavar="RULE", **explain("documents"))
-    parser.add_argument("--encoding", metavar="NAME", **explain("encoding"))
-    parser.add_argument("--quoting", choices=QUOTING, **explain("quoting"))
-    parser.add_argument("--text-key", metavar="KEY", **explain("text_key"))
-    parser.add_argument("--score-key", metavar="KEY", **explain("score_key"))
-    parser.add_argument("--conversations", action="store_true", **explain("conversations"))
-    parser.add_argument("--validation-fraction", type=float, metavar="SHARE", **explain("validation_fraction"))
-    parser.add_argument(
-        "--validation", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["validation"][0]
-    )
-    parser.add_argument("--test", action="extend", nargs="+", metavar="PATH|HF_ID", help=defaults["test"][0])
-    parser.add_argument("--split", dest="hub_split", metavar="NAME", **explain("hub_split"))
-    parser.add_argument("--hub-streaming", action="store_true", **explain("hub_streaming"))
-    parser.add_argument("--stdin-format", metavar="SUFFIX", **explain("stdin_format"))
-    parser.add_argument("--input-tokenizer", metavar="SPEC", **explain("input_tokenizer"))
-    parser.add_argument(
-        "--keep-duplicates",
-        dest="deduplicate",
-        action="store_false",
-        help="do not leave out exact duplicates of documents",
-    )
-    parser.add_argument("--clean", metavar="STEP,STEP,…", type=_names, **explain("clean"))
-    parser.add_argument("--languages", metavar="NAME,NAME,…", type=_names, **explain("languages"))
-    parser.add_argument(
-        "--cleaning-limits",
-        action="extend",
-        nargs="+",
-        metavar="STEP.NAME=VALUE",
-        help=defaults["cleaning_limits"][0],
-    )
-    parser.add_argument("--keep-removed", metavar="FILE.jsonl", **explain("keep_removed"))
-    parser.add_argument(
-        "--decontaminate", action="extend", nargs="+", metavar="FILE", help=defaults["decontaminate"][0]
-    )
+def prepare(arguments: list[str], ranks: MPIRanks | None) -> None:
+    parser = build_parser()
     options = vars(parser.parse_args(arguments))
-    adding, trying = options.pop("append"), options.pop("dry_run")
-    for name in ("inputs", "validation", "test", "decontaminate", "cleaning_limits"):
-        options[name] = tuple(options[name] or ())
-    if adding:
-        unset = object()
-        marked = argparse.Namespace(**{name: unset for name, value in options.items() if not isinstance(value, tuple)})
-        given = {name for name, value in vars(parser.parse_args(arguments, marked)).items() if value is not unset}
-        given -= {name for name, value in options.items() if value == ()}
-        if options.pop("widths"):
-            parser.error("--widths is for several tokenizers, and --append keeps that of the folder")
-        return append_config(options, given), [options["tokenizer"]], [], True, trying
-    if options["tokenizer_from"]:
-        options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
-    specs = expand_specs(options["tokenizer"])
-    widths = options.pop("widths")
-    if len(specs) > 1 and trying:
-        parser.error("--dry-run looks at one preparation: name one tokenizer")
+    appends, dry, widths = (options.pop(name) for name in ("append", "dry_run", "widths"))
+    for name, option in OPTIONS.items():
+        if option.get("nargs"):
+            options[name] = tuple(options[name] or ())
+    if appends and widths:
+        parser.error("--widths: no effect with --append, which keeps the tokenizer of the folder; leave it out")
+    specs = [options["tokenizer"]]
+    if appends:
+        config = append_config(options, given_options(parser, arguments, options))
+    else:
+        if options["tokenizer_from"]:
+            options["tokenizer"] = find_tokenizer(options["tokenizer_from"]).spec
+        specs = expand_specs(options["tokenizer"])
+        config = PrepareConfig(**(options | {"tokenizer": specs[0]}))
     if len(specs) == 1 and widths:
-        parser.error("--widths is for several tokenizers: --tokenizer sentencepiece:1024,2048")
-    if len(specs) > 1 and options["output"]:
-        parser.error("to compare tokenizers writes nothing: leave --output out, or name one tokenizer")
-    if len(specs) > 1 and options["keep_removed"]:
-        parser.error("to compare tokenizers writes nothing: leave --keep-removed out, or name one tokenizer")
-    try:
-        numbers = [int(width) for width in (widths or "256,512").split(",")]
-    except ValueError:
-        parser.error(f"--widths: expected whole numbers such as 256,512, got {widths!r}")
-    return PrepareConfig(**(options | {"tokenizer": specs[0]})), specs, numbers, False, trying
+        parser.error("--widths: needs several tokenizers, for example --tokenizer sentencepiece:1024,2048")
+    for name, value in (("dry-run", dry), ("output", config.output), ("keep-removed", config.keep_removed)):
+        if len(specs) > 1 and value:
+            parser.error(f"--{name}: no effect on a comparison of tokenizers, which writes nothing; name one tokenizer")
+    if ranks is not None:
+        ranks.use_workers(config.workers)
+    if dry:
+        print(dry_run(config))
+    elif appends:
+        append_and_report(config, ranks, print)
+    elif len(specs) > 1:
+        print(comparison_table(compare_tokenizers(config, specs, team=ranks), widths or [256, 512]))
+    else:
+        prepare_and_report(config, ranks, print)
 
 
-def _names(value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tokenizers = parser.add_mutually_exclusive_group()
+    for field in dataclasses.fields(PrepareConfig):
+        option = dict(OPTIONS[field.name])
+        name = option.pop("option", f"--{field.name.replace('_', '-')}")
+        shown = "" if field.default in (None, (), False, True) else f" (default: {field.default})"
+        defaults = {"dest": field.name, "default": field.default, "help": field.metadata["help"] + shown}
+        (tokenizers if field.name.startswith("tokenizer") else parser).add_argument(name, **(defaults | option))
+    parser.add_argument(
+        "--widths", metavar="W,W,…", type=widths_of,
+        help="with several tokenizers: model widths for which the table gives the parameters of the embedding "
+        "(default: 256,512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--append", action="store_true",
+        help="add the inputs to the finished data in --output, with its tokenizer, cleaning and validation rule",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be read, how, and the estimated time; write nothing"
+    )
+    return parser
+
+
+def given_options(parser: argparse.ArgumentParser, arguments: list[str], options: dict[str, Any]) -> set[str]:
+    """Return the names of the options that the user set, whatever their value."""
+    unset = object()
+    marked = argparse.Namespace(**{name: unset for name, value in options.items() if not isinstance(value, tuple)})
+    given = {name for name, value in vars(parser.parse_args(arguments, marked)).items() if value is not unset}
+    return given - {name for name, value in options.items() if value == ()}
+
+
+def widths_of(text: str) -> list[int]:
+    """Argument type: positive integers separated by commas."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected integers such as 256,512")
+    return [int(part) for part in text.split(",")]
+
+
+def subparser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{Path(sys.argv[0]).name} {name}", description=description)
+    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
+    return parser
 
 
 def verify_data(arguments: list[str], ranks: MPIRanks | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="preprocess.py verify", description="Check the sha256 of every shard and plan, and the tokenizer."
-    )
-    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; none: one per core")
-    options = parser.parse_args(arguments)
+    parser = subparser("verify", "Check the sha256 of every shard, plan and tokenizer file.")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    args = parser.parse_args(arguments)
     if ranks is not None:
-        ranks.use_workers(options.workers)
-    with nullcontext(ranks) if ranks else Workers(options.workers) as team:
-        shards = verify(options.dir, team)
-    print(f"{options.dir}: {number_of(shards, 'shard')}, every byte as written")
+        ranks.use_workers(args.workers)
+    with nullcontext(ranks) if ranks else Workers(args.workers) as team:
+        shards = verify(args.dir, team)
+    print(f"{args.dir}: {number_of(shards, 'shard')}, every byte as written")
 
 
-def report(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="preprocess.py report", description="Write DIR/report.html again.")
-    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
-    print(write_report(parser.parse_args(arguments).dir))
+def report_data(arguments: list[str], ranks: MPIRanks | None) -> None:
+    print(write_report(subparser("report", "Write DIR/report.html again.").parse_args(arguments).dir))
 
 
-def plan(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="preprocess.py plan",
-        description="Plan the training windows of prepared data, and say what share of their positions is wasted: "
-        "predicts nothing.",
-    )
-    parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
+def plan_windows(arguments: list[str], ranks: MPIRanks | None) -> None:
+    parser = subparser("plan", "Plan the training windows of prepared data, and print the fraction of padding.")
     parser.add_argument(
-        "--packing", choices=PACKINGS, default="best_fit", help="what a window holds (default: best_fit)"
+        "--packing", choices=PACKINGS, default="best_fit", help="contents of a window (default: best_fit)"
     )
     parser.add_argument(
         "--context-length", type=int, default=512, metavar="IDS", help="model.context_length of the run (default: 512)"
     )
     parser.add_argument("--curriculum", choices=CURRICULA, help="order of the first epoch (default: none)")
-    options = parser.parse_args(arguments)
-    data = PreparedData.open(options.dir)
-    made = write_plan(data, options.packing, options.context_length, options.curriculum)
+    args = parser.parse_args(arguments)
+    data = PreparedData.open(args.dir)
+    made = write_plan(data, args.packing, args.context_length, args.curriculum)
     windows = number_of(made.windows, "window")
-    print(f"{options.packing}: {windows} of {made.context_length} ids, {made.wasted_share:.2%} wasted")
+    print(f"{args.packing}: {windows} of {made.context_length} ids, {made.wasted_share:.2%} wasted")
     if made.files:
         print(f"the plan is in {plan_dir(data.dir, made.packing, made.context_length, made.curriculum)}")
     else:
         print("this packing needs no plan")
+
+
+SUBCOMMANDS = {"verify": verify_data, "report": report_data, "plan": plan_windows}

@@ -476,6 +476,16 @@ def test_evaluation_files_of_many_formats_are_read(tmp_path: Path) -> None:
             list(texts_of(str(tmp_path / name)))
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le"])
+def test_evaluation_files_are_read_in_the_encoding_of_the_inputs(tmp_path: Path, encoding: str):
+    texts = ["第一段文字在这里", "and a second one"]
+    (tmp_path / "a.txt").write_bytes("\n\n".join(texts).encode(encoding))
+    (tmp_path / "b.txt").write_text("\n\n".join(texts))
+    with pytest.raises(DataError, match=r"a\.txt is .*expected UTF-8"):
+        list(texts_of(str(tmp_path / "a.txt")))
+    assert [list(texts_of(str(tmp_path / name), encoding)) for name in ("a.txt", "b.txt")] == [texts, texts]
+
+
 def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
     corpus: tuple[Path, list[str]], tmp_path: Path, monkeypatch
 ) -> None:
