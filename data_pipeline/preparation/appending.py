@@ -24,6 +24,7 @@ from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.settings import differences, recognised
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.preparation.workers import Team, Workers
+from data_pipeline.sources.plain_text import AUTO
 from data_pipeline.storage.atomic import fsync_dir, write_errors_as, write_text, writing
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.storage.shards import bin_path, given_path, idx_path
@@ -67,9 +68,13 @@ def append_config(options: dict[str, Any], given: Set[str]) -> PrepareConfig:
                 f"--{name.replace('_', '-')}: {directory} was prepared with {_shown(there[name])}, which cannot "
                 "change when text is added; leave the option out"
             )
-    reading = {name: settings[name] for name in ("text_key", "on_error") if name not in given}
+    rules = [source["documents"] for source in settings["input"] if "documents" in source]
+    reading = {name: settings[name] for name in ("text_key", "on_error")}
+    reading |= {"documents": rules[0] if rules else AUTO, "quoting": settings.get("quoting", "auto")}
+    reading = {name: value for name, value in reading.items() if name not in given}
     output = str(Path(directory) / APPENDING_DIR)
-    return PrepareConfig(**(options | there | reading | {"tokenizer_from": directory, "output": output}))
+    there |= reading | {"tokenizer_from": directory, "output": output, "taken_over": tuple(reading)}
+    return PrepareConfig(**(options | there))
 
 
 @write_errors_as(DataError)

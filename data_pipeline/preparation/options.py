@@ -178,6 +178,9 @@ class PrepareConfig:
     stdin_format: str = field(
         default="txt", metadata=_option("format of the standard input, as the suffix of a file: txt, jsonl.gz, csv")
     )
+    taken_over: tuple[str, ...] = field(
+        default=(), metadata=_option("options of the folder to which text is added, which apply where they can")
+    )
 
     def __post_init__(self) -> None:
         for name in ("inputs", "validation", "test"):
@@ -246,6 +249,7 @@ class PrepareConfig:
             documents=self.documents,
             encoding="" if self.encoding is None else codec_of(self.encoding),
             quoting=self.quoting,
+            taken_over=self.taken_over,
         )
 
     @property

@@ -86,6 +86,7 @@ class SourceOptions:
     documents: str = AUTO  # division of plain text into documents: see `plain_text`
     encoding: str = ""  # of all files
     quoting: str = "auto"  # of tables: one of text_files.QUOTING
+    taken_over: tuple[str, ...] = ()  # names of options that nobody typed, and that need not apply
 
 
 def open_sources(
@@ -111,12 +112,12 @@ def open_sources(
     rule = Rule.parse(options.documents)
     files = [source for source in found if isinstance(source, Files)]
     text = [file for source in files for file in source.text]
-    if rule.kind != AUTO and not any("text" in source.kinds for source in files):
-        raise DataError(f"--documents {rule.typed} says how plain text is divided, but there is none in the input")
     kinds = {kind for source in files for kind in source.kinds}
+    if rule.kind != AUTO and "text" not in kinds and "documents" not in options.taken_over:
+        raise DataError(f"--documents {rule.typed} says how plain text is divided, but there is none in the input")
     if options.encoding and not kinds - {"parquet"}:
         raise DataError("--encoding says how files of text are read, but there are none in the input: leave it out")
-    if options.quoting != "auto" and "csv" not in kinds:
+    if options.quoting != "auto" and "csv" not in kinds and "quoting" not in options.taken_over:
         raise DataError(
             "--quoting says how tables are read (.csv, .tsv), but there are none in the input: leave it out"
         )

@@ -156,6 +156,20 @@ def test_killed_anywhere_it_is_added_once_or_not_yet(folder: Path) -> None:
     assert sorted(os.listdir("out")) == ["manifest.json", "tokenizer", "train", "validation"]
 
 
+def test_new_text_is_divided_and_quoted_as_the_text_that_is_there(folder: Path) -> None:
+    Path("a.txt").write_text("\n".join(texts(50, 3)))
+    Path("a.csv").write_text("text\n" + "\n".join(texts(5, 4)))
+    prepare(PrepareConfig(("a.txt", "a.csv"), output="out", documents="lines", quoting="none"))
+    Path("b.txt").write_text("\n".join(texts(20, 5)))
+    append(adding("b.txt"))
+    append(adding("b.jsonl"))  # neither rule applies
+    Path("c.txt").write_text("\n\n".join(texts(20, 6)))
+    manifest, _ = append(adding("c.txt", documents="file"))
+    assert [source["documents"] for source in manifest.sources] == [50, 5, 20, 110, 1]
+    assert [record.get("quoting") for record in manifest.settings["appended"]] == ["none"] * 3
+    assert append(adding("b.txt"))[1] is False
+
+
 def test_mistakes(folder: Path) -> None:
     prepare(PrepareConfig(("a.jsonl",), output="out", clean=("normalize",)))
     for options, message in (

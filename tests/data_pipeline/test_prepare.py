@@ -33,6 +33,7 @@ from data_pipeline.preparation.work_folder import locked
 from data_pipeline.report.summary import summary
 from data_pipeline.sources import hub
 from data_pipeline.sources import text_files as textfiles
+from data_pipeline.sources.source import open_sources
 from data_pipeline.storage import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,10 +208,14 @@ def test_kill_minus_9_with_workers_and_repeated_it_ends_with_the_same_bytes(tmp_
     assert contents(killed) == contents(whole)
 
 
-def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_path):
+def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_path, monkeypatch):
     config = PrepareConfig(inputs, output=str(tmp_path / "out"))
-    assert Preparation(config).existing() is None
-    manifest = prepare.prepare(config)
+    opened = []
+    monkeypatch.setattr(prepare, "open_sources", lambda *options: opened.append(1) or open_sources(*options))
+    preparation = Preparation(config)
+    assert preparation.existing() is None
+    manifest = preparation.run()
+    assert preparation.existing() == manifest and len(opened) == 1
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert prepare.prepare(config).fingerprint == manifest.fingerprint == Preparation(config).existing().fingerprint
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
