@@ -93,8 +93,22 @@ def follow(guide: str, root: Path) -> str:
     return printed
 
 
+def follow_and_list(guide: str, root: Path) -> set[str]:
+    """Follow a guide, whose commands pass tests, and return the files written in addition to those that it names."""
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert re.search(r"\d+ passed", follow(guide, root))
+    written = {
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and before.get(path) != path.read_bytes() and "__pycache__" not in path.parts
+    }
+    named = {block.words[-1] for block in blocks(guide) if block.words != ("bash",)}
+    assert named <= written
+    return {name for name in written - named if not name.startswith(("data/", "runs/", "."))}
+
+
 def test_the_guide_adds_a_component_that_trains(copy: Path) -> None:
-    assert re.search(r"\d+ passed", follow("adding_a_component", copy))
+    assert follow_and_list("adding_a_component", copy) == {"docs/components/README.md", "docs/settings.md"}
     metrics = (copy / "runs" / "geglu" / "metrics.jsonl").read_text()
     assert '"step": 2' in metrics
 
@@ -117,17 +131,7 @@ print(right, config.training.objective.smoothing * (nats.mean().item() - right))
 
 
 def test_the_guide_adds_an_objective_that_trains(copy: Path) -> None:
-    """The changed files are those that the page names, and what its commands write."""
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    assert re.search(r"\d+ passed", follow("adding_an_objective", copy))
-    written = {
-        str(path.relative_to(copy))
-        for path in copy.rglob("*")
-        if path.is_file() and before.get(path) != path.read_bytes() and "__pycache__" not in path.parts
-    }
-    named = {block.words[-1] for block in blocks("adding_an_objective") if block.words != ("bash",)}
-    assert {name for name in written if not name.startswith(("data/", "runs/", "."))} == named | {"docs/settings.md"}
-
+    assert follow_and_list("adding_an_objective", copy) == {"docs/settings.md"}
     lines = (copy / "runs" / "smoothed" / "metrics.jsonl").read_text().splitlines()
     first = next(json.loads(line) for line in lines if json.loads(line)["split"] == "train")
     assert first["step"] == 1

@@ -12,8 +12,11 @@ tables of README.md list the pages, each with its first sentence. docs/settings.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -40,6 +43,7 @@ from stlm.config.model.exits import ExitsConfig
 from stlm.config.model.heads.base import HeadConfig
 from stlm.config.objectives import ObjectiveConfig
 from stlm.config.yaml.fields import Component
+from stlm.errors import ConfigError
 from stlm.model import Account, account
 from stlm.stlm import STLM
 
@@ -66,16 +70,7 @@ SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "core.loops": (LoopsConfig, {"count": 2, "embeddings": True}),
     "core.exits": (ExitsConfig, {"every": 2}),
 }
-# Other parts that an example needs.
-PARTNERS: dict[str, dict[str, Any]] = {
-    "embedder: byte_patch": {"head": {"kind": "byte_patch"}},
-    "embedder: paper": {"head": {"kind": "paper"}},
-    "embedder.patching": {"embedder": {"kind": "byte_patch"}, "head": {"kind": "byte_patch"}},
-    "embedder.ngrams": {"embedder": {"kind": "byte"}},
-    "head: byte_patch": {"embedder": {"kind": "byte_patch"}},
-    "head: paper": {"embedder": {"kind": "paper"}},
-}
-EXAMPLE = {"context_length": 240, "width": 256, "embedder": {"kind": "byte"}, "core": {"num_layers": 4}}
+EXAMPLE = {"context_length": 240, "width": 256, "core": {"num_layers": 4}}
 MARK = r"(<!-- {0} -->\n).*?(<!-- end -->)"
 
 
@@ -94,18 +89,21 @@ class Page:
         return FOLDER / ("-".join([*self.key.split("."), *([self.kind] if self.kind else [])]) + ".md")
 
     def model(self) -> ModelConfig:
-        """The example model with the component in it."""
-        settings = dict(EXAMPLE)
-        named = f"{self.key}: {self.kind}"
-        for section, values in PARTNERS.get(named, PARTNERS.get(self.key, {})).items():
-            settings[section] = values
-        *parents, last = self.key.split(".")
-        place: dict[str, Any] = settings
-        for parent in parents:
-            place[parent] = dict(place.get(parent, {}))
-            place = place[parent]
-        place[last] = {**(place.get(last, {}) if last == "core" else {}), **self.example}
-        return from_dict(ModelConfig, settings, source=self.path.name)
+        """The example model with the component in it, and the first embedder and head that fit."""
+        for embedder, head in itertools.product(["byte", *EmbedderConfig.kinds], HeadConfig.kinds):
+            settings: dict[str, Any] = {
+                **copy.deepcopy(EXAMPLE),
+                "embedder": {"kind": embedder},
+                "head": {"kind": head},
+            }
+            *parents, last = self.key.split(".")
+            place: dict[str, Any] = settings
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = {**(place.get(last, {}) if last == "core" else {}), **self.example}
+            with contextlib.suppress(ConfigError):
+                return from_dict(ModelConfig, settings, source=self.path.name)
+        raise ValueError(f"{self.path.name}: no embedder and head fit {self.example}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,10 +227,10 @@ def test_steps_equal_forward(model, pieces):
 @pytest.mark.parametrize("form", ["plain", "fp32"])
 def test_rows_that_join_and_leave_equal_each_alone(model, form):
     """`form`: the layers as they are, or as they are packed for decoding."""
-    if form != "plain":
-        model.optimize_for_decoding(form)
     ids = some_ids(CONTEXT, seed=1)
     alone = model(ids).logits
+    if form != "plain":
+        model.optimize_for_decoding(form)
     for row, read, logits in joins_and_leaves(model, ids, seed=1):
         expected = alone[row, read + 1 : read + 1 + len(logits)]
         torch.testing.assert_close(logits[: len(expected)], expected, atol=1e-5, rtol=0)

@@ -58,13 +58,15 @@ class SwiGLU(FeedForward):
         self.down = nn.Linear(hidden_width, width, bias=config.bias)
 
     def forward(self, x_BTD: Tensor, context: Context | None = None) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        return self.down(self.gated(self.gate(x_BTD), self.up(x_BTD)))
 
-    @staticmethod
-    def inner(gate_and_up: Tensor) -> Tensor:
-        """Compute the input of `down` from the concatenated outputs of `gate` and `up`: [..., 2F] → [..., F]."""
-        gate, up = gate_and_up.chunk(2, dim=-1)
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Compute the input of `down` from the outputs of `gate` and `up`: [..., F] each → [..., F]."""
         return F.silu(gate) * up
+
+    def inner(self, gate_and_up: Tensor) -> Tensor:
+        """Compute the same from their concatenation, as packed matrices return it: [..., 2F] → [..., F]."""
+        return self.gated(*gate_and_up.chunk(2, dim=-1))
 
 
 class PlainFeedForward(FeedForward):
