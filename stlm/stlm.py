@@ -9,7 +9,7 @@ print(model.embed(["The file is closed.", "It is open."]).shape)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,7 @@ from stlm.generation import (
     beam_search,
     generate_ids,
     nats_per_id,
+    resolve_sampling,
     speculate_with_layers,
     speculate_with_ngrams,
 )
@@ -96,7 +97,7 @@ class STLM(Network):
         an approximation. `stats` collects statistics of either. Raises ConfigError immediately if an option is out of
         range.
         """
-        sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
+        sampling, stop = resolve_sampling(sampling, rules), stop_strings(stop)
         check_integer("max_new_ids", max_new_ids, 0)
         if speculative == "auto":
             speculative = "ngram" if sampling.temperature == 0 and exit_threshold is None else None
@@ -117,7 +118,7 @@ class STLM(Network):
             ids = generate_ids(EarlyExit(self, exit_threshold, stats), row.window, row.sampler, **options)
         else:
             ids = generate_ids(self, row.window, row.sampler, **options)
-        return pieces_of_text(ids, TextStream(self.tokenizer, stop))
+        return TextStream(self.tokenizer, stop).decode(ids)
 
     def generate_batch(
         self,
@@ -133,7 +134,7 @@ class STLM(Network):
 
         The options are those of `generate_stream`.
         """
-        sampling, stop = sampling_of(sampling, rules), stop_strings(stop)
+        sampling, stop = resolve_sampling(sampling, rules), stop_strings(stop)
         check_integer("max_new_ids", max_new_ids, 0)
         prompts = check_texts("prompts", prompts, "generate continues one prompt")
         self.eval()
@@ -338,29 +339,6 @@ def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[
         count = max(1, limit // max(1, lengths[order[0]]))
         yield order[:count]
         order = order[count:]
-
-
-def sampling_of(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
-    """Return sampling rules from `sampling` or from its fields by name. Raises ConfigError if given both or unknown."""
-    if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
-        known = ", ".join(Sampling.__dataclass_fields__)
-        raise ConfigError(f"{', '.join(unknown)}: unknown option; expected any of {known}")
-    if sampling is None:
-        return Sampling(**rules)
-    if not isinstance(sampling, Sampling):
-        raise ConfigError(f"sampling: got {type(sampling).__name__}, expected a Sampling; or give its fields by name")
-    if rules:
-        raise ConfigError(f"{', '.join(rules)}: given in addition to sampling; set it in sampling")
-    return sampling
-
-
-def pieces_of_text(ids: Iterable[int], text: TextStream) -> Iterator[str]:
-    """Yield the text of ids as they are drawn, up to a stop string."""
-    for drawn in ids:
-        yield text.push(drawn)
-        if text.stopped:
-            return
-    yield text.close()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -75,20 +75,15 @@ class HarnessModel(LM):
     def _generated(self, prompt: str, settings: dict[str, Any]) -> str:
         settings = dict(settings)
         until = settings.pop("until", None) or []
-        stops = [until] if isinstance(until, str) else list(until)
+        stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
         length = settings.pop("max_gen_toks", 256)
         if not settings.pop("do_sample", False):
             settings["temperature"] = 0.0
         if unknown := sorted(settings.keys() - set(_SAMPLING)):
             raise StlmError(f"generation_kwargs: got {unknown[0]!r}, expected until, max_gen_toks, do_sample, "
                             f"{', '.join(_SAMPLING)}")  # fmt: skip
-        text = ""
         with self._precision():
-            for piece in self.model.generate_stream(prompt, max_new_ids=length, **settings):
-                text += piece
-                if found := [text.index(stop) for stop in stops if stop in text]:
-                    return text[: min(found)]
-        return text
+            return self.model.generate(prompt, max_new_ids=length, stop=stops, **settings)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from stlm.generation.decoding import DecodingBatch, DecodingRow, generate_ids
 from stlm.generation.early_exit import EarlyExit
 from stlm.generation.interfaces import DecodableModel
 from stlm.generation.sampler import Sampler
-from stlm.generation.sampling import Sampling, probabilities
+from stlm.generation.sampling import Sampling, probabilities, resolve_sampling
 from stlm.generation.scoring import ScoredId, nats_per_id, score_ids
 from stlm.generation.speculative import speculate_with_layers, speculate_with_ngrams
 from stlm.generation.stats import DecodingStats
@@ -29,6 +29,7 @@ __all__ = [
     "speculate_with_ngrams",
     "nats_per_id",
     "probabilities",
+    "resolve_sampling",
     "score_ids",
     "speculate_with_layers",
 ]

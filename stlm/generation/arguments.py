@@ -57,8 +57,8 @@ def stop_strings(stop: Any) -> list[str]:
     """Return the stop strings as a list; `stop` may be one string. Raises ConfigError for empty or invalid strings."""
     stops = check_texts("stop", [stop] if isinstance(stop, str) else stop, "a stop string is a str")
     if "" in stops:
-        raise ConfigError("stop: got '', expected a text that is not empty; leave it out to stop nowhere")
+        raise ConfigError("stop: got '', expected a text that is not empty; leave stop out for none")
     for text in stops:
         if any("\ud800" <= character <= "\udfff" for character in text):  # a byte that is not UTF-8, escaped
-            raise ConfigError(f"stop: got {text!r}, which holds a lone surrogate; no text ever does")
+            raise ConfigError(f"stop: got {text!r}, which contains a lone surrogate; expected valid Unicode")
     return stops

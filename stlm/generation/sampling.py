@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,3 +119,17 @@ def apply_penalties(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | Non
         ids, biases = zip(*sampling.logit_bias, strict=True)
         logits_BV = logits_BV.index_add(-1, torch.tensor(ids), torch.tensor(biases).expand(len(logits_BV), -1))
     return logits_BV
+
+
+def resolve_sampling(sampling: Any, rules: Mapping[str, Any]) -> Sampling:
+    """Return sampling rules from `sampling` or from its fields by name. Raises ConfigError if given both or unknown."""
+    if unknown := [name for name in rules if name not in Sampling.__dataclass_fields__]:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise ConfigError(f"{', '.join(unknown)}: unknown option; expected any of {known}")
+    if sampling is None:
+        return Sampling(**rules)
+    if not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling: got {type(sampling).__name__}, expected a Sampling; or give its fields by name")
+    if rules:
+        raise ConfigError(f"{', '.join(rules)}: given in addition to sampling; set it in sampling")
+    return sampling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 
@@ -37,6 +37,14 @@ class TextStream:
         rest = self._add(self._decoder.decode(b"", final=True))
         rest, self._held = rest + self._held, ""
         return rest
+
+    def decode(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they arrive, up to a stop string."""
+        for id in ids:
+            yield self.push(id)
+            if self.stopped:
+                return
+        yield self.close()
 
     def _add(self, text: str) -> str:
         if self.stopped:
