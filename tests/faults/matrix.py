@@ -82,7 +82,7 @@ def stale_lock(run: Path, data: Path) -> None:
 STOP = ((3, 3),)
 LOSS_OF_0 = ((KILLED, 1),)
 LOSS_OF_1 = ((1, KILLED),)
-GONE_0, GONE_1 = (rf"(?m)^error: rank {rank} is gone; the same command continues the run" for rank in (0, 1))
+GONE_0, GONE_1 = (rf"(?m)^error: rank {rank} is gone; rerun the command to resume the run" for rank in (0, 1))
 BOTH = ((2, 2),)
 CUT_OFF = ("--set", "training.recovery.spike_factor=1.2", "training.recovery.spike_steps=2",
            "training.recovery.spike_window=3")  # fmt: skip
@@ -106,11 +106,11 @@ FAULTS = (
     Fault("lost_for_good", "rank 1 is killed, and one rank alone continues", LOSS_OF_1, "kill_rank_1", says=GONE_1,
           ranks_after=1, ends_as="an uninterrupted run, within 1e-5"),
     Fault("stop_rank_0", "rank 0 hangs (SIGSTOP) in a step", ((STOPPED, 1),), "stop_rank_0",
-          says=r"has not gone on for 3 s.*stacks in .*rank_1\.txt", settings=HANG),
+          says=r"made no progress for 3 s.*stacks in .*rank_1\.txt", settings=HANG),
     Fault("stop_rank_1", "rank 1 hangs in a step", ((1, STOPPED),), "stop_rank_1",
-          says=r"has not gone on for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
+          says=r"made no progress for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
     Fault("stop_rank_1_in_validation", "rank 1 hangs in a validation", ((1, STOPPED),),
-          "stop_rank_1_in_validation", says=r"has not gone on for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
+          "stop_rank_1_in_validation", says=r"made no progress for 3 s.*stacks in .*rank_0\.txt", settings=HANG),
     Fault("pause_rank_1", "rank 1 is slow for a while", ((0, 0),), "pause_rank_1", settings=HANG),
     Fault("clock_skew", "the clock of rank 1 is a day ahead", ((0, 0),), "clock_skew", settings=HANG),
     # requests to stop
@@ -159,15 +159,15 @@ FAULTS = (
     Fault("data_deleted_while_running", "the data are deleted during a run", ((0, 0),), "data_deleted_while_running"),
     # found when a run resumes
     Fault("truncated_checkpoint", "the newest checkpoint is cut short", ((0, 0),),
-          damage=lambda run, data: cut(newest(run) / "optimizer.safetensors"), says="is damaged: .*going back"),
+          damage=lambda run, data: cut(newest(run) / "optimizer.safetensors"), says="is damaged: .*trying"),
     Fault("bit_flip_in_model", "a bit of its weights has changed", ((0, 0),),
-          damage=lambda run, data: flip(newest(run) / "model/model.safetensors", 0.9), says="is damaged: .*going back"),
+          damage=lambda run, data: flip(newest(run) / "model/model.safetensors", 0.9), says="is damaged: .*trying"),
     Fault("bit_flip_in_optimizer", "a bit of its optimizer state has changed", ((0, 0),),
-          damage=lambda run, data: flip(newest(run) / "optimizer.safetensors", 0.9), says="is damaged: .*going back"),
+          damage=lambda run, data: flip(newest(run) / "optimizer.safetensors", 0.9), says="is damaged: .*trying"),
     Fault("no_complete", "its file COMPLETE is missing", ((0, 0),),
-          damage=lambda run, data: (newest(run) / "COMPLETE").unlink(), says="is damaged: .*going back"),
+          damage=lambda run, data: (newest(run) / "COMPLETE").unlink(), says="is damaged: .*trying"),
     Fault("corrupt_state", "its state.json is no JSON", ((0, 0),),
-          damage=lambda run, data: (newest(run) / "state.json").write_text("{"), says="is damaged: .*going back"),
+          damage=lambda run, data: (newest(run) / "state.json").write_text("{"), says="is damaged: .*trying"),
     Fault("all_damaged", "all checkpoints are damaged", ((0, 0),), damage=two_damaged, says="is damaged"),
     Fault("half_written", "a half-written checkpoint is left over", ((0, 0),), damage=half_written),
     Fault("torn_line", "the last line of metrics.jsonl is torn", ((0, 0),), damage=torn_line),

@@ -57,10 +57,10 @@ def test_other_code_and_other_data(nodes, data_dir, tmp_path):
     codes, output = nodes(scripts, "--data", "data", "--run", tmp_path / "run")
     assert codes == [2, 2], output
     error, *lines = output.splitlines()
-    assert error == "error: the nodes do not run the same:"
+    assert error == "error: the nodes differ:"
     assert [line.split(":")[0] for line in lines[:-1]] == ["  code", "  data"]
     assert all(" at rank 0 on " in line and " at rank 1 on " in line for line in lines[:-1])
-    assert lines[-1].startswith("bring the same files to all of them")
+    assert lines[-1].startswith("copy the same files to all of them")
     assert not (tmp_path / "run").exists()
 
 
@@ -70,7 +70,7 @@ def test_files_that_one_node_does_not_have(nodes, data_dir, tmp_path):
     codes, output = nodes(same, "--data", data_dir, "--run", "run")
     assert codes == [2, 2], output
     (error,) = output.splitlines()
-    assert error.startswith("error: rank 1 on ") and ": run is not there, though rank 0 has made it; choose" in error
+    assert error.startswith("error: rank 1 on ") and ": run does not exist here, but rank 0 created it; choose" in error
 
     (tmp_path / "node0/data").symlink_to(data_dir)
     codes, output = nodes(same, "--data", "data", "--run", tmp_path / "run")

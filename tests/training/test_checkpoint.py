@@ -175,7 +175,7 @@ def test_a_run_goes_on_with_its_own_settings(make_trainer, stopped):
     assert "training.learning_rate: was 0.003, now 0.001" in message
     assert "model.width: was 32, now 64" in message
     assert "training.max_steps: was" not in message
-    assert "May change: data.dir, data.mixture, data.verify, training." in message
+    assert "Settings that may change: data.dir, data.mixture, data.verify, training." in message
     assert "training.max_steps, training.micro_batch_size" in message
     with pytest.raises(ConfigError, match="already at step 6"):
         make_trainer(stopped, "training.max_steps=5")
@@ -202,12 +202,12 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stoppe
     """Where the config of the run is lost, the checkpoint's own says so, before anything is written."""
     (stopped / "config.yaml").unlink()
     for settings in (("model.width=64",), ("model.embedder={kind: byte_patch}", "model.head={kind: byte_patch}")):
-        with pytest.raises(CheckpointError, match=r"step_00000006 holds a model that was made with another model\."):
+        with pytest.raises(CheckpointError, match=r"step_00000006 holds a model with different settings: model\."):
             make_trainer(stopped, *settings)
     assert not (stopped / "config.yaml").exists()
     trainer = make_trainer(stopped, "training.max_steps=6")
     trainer.config = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, width=64))
-    with pytest.raises(CheckpointError, match=r"another model\.width"):
+    with pytest.raises(CheckpointError, match=r"different settings: model\.width"):
         trainer.load_checkpoint(finished / "checkpoints/step_00000012")
 
 
@@ -227,7 +227,7 @@ def test_copies_of_checkpoints_are_no_checkpoints(make_trainer, finished, stoppe
 
 
 def test_resume_means_what_it_says(make_trainer, finished, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint to continue from"):
+    with pytest.raises(CheckpointError, match="has no checkpoint to resume from"):
         make_trainer(tmp_path / "new", resume="must")
     assert not (tmp_path / "new").exists()
     with pytest.raises(CheckpointError, match="already holds a run"):
@@ -265,7 +265,7 @@ def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypat
 
     if where != "within a file":
         fill() if where == "before writing" else monkeypatch.setattr(checkpoint, "save_file", fail)
-        reason = r"needs [\d.]+ MB, and 0.5 MB are free"
+        reason = r"needs [\d.]+ MB, but only 0.5 MB are free"
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         reason = r"cannot save .*step_00000008"

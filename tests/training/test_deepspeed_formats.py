@@ -121,7 +121,7 @@ def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tm
     told = write_deepspeed(
         "deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join()
     )
-    assert f"step 6, for 1 rank at ZeRO stage {stage}; weights and moments read back from it are the same" in told
+    assert f"step 6, for 1 rank at ZeRO stage {stage}; weights and moments read back are the same" in told
     config = load_run_config(config_file)
     losses = []
     engine = plain_engine(config, stage)
@@ -259,12 +259,12 @@ def test_mistakes(run, config_file, tmp_path, capfd):
         write_deepspeed(
             "deepspeed", run, tmp_path / "none", {"zero_optimization": {"stage": 0}}, Distributed.join(), bf16=True
         )
-    with pytest.raises(ConversionError, match=r"run is no checkpoint of DeepSpeed: it has no \*model_states.pt"):
+    with pytest.raises(ConversionError, match=r"run is not a DeepSpeed checkpoint: it has no \*model_states.pt"):
         import_deepspeed(run, tmp_path / "none", str(config_file))
     other = tmp_path / "other.yaml"
     other.write_text(config_file.read_text().replace("width: 32", "width: 64"))
-    shapes = re.escape("embedder.table.weight is [256, 32], expected [256, 64]")
-    with pytest.raises(ConversionError, match=f"another model than the config describes: {shapes}"):
+    shapes = re.escape("embedder.table.weight has the shape [256, 32], expected [256, 64]")
+    with pytest.raises(ConversionError, match=f"does not fit the model in the config: {shapes}"):
         import_deepspeed(out, tmp_path / "none", str(other))
     (out / "config.yaml").unlink()
     with pytest.raises(ConversionError, match=r"has no config.yaml or .* with --config"):
@@ -275,7 +275,7 @@ def test_mistakes(run, config_file, tmp_path, capfd):
     with pytest.raises(ConversionError, match=r"optim_states.pt: cannot be read"):
         import_deepspeed(out, tmp_path / "none", str(config_file))
     torch.save({"optimizer_state_dict": Evil()}, file)
-    with pytest.raises(ConversionError, match=r"holds print, .* could run code; it is not read"):
+    with pytest.raises(ConversionError, match=r"holds print, .* could run code; the file was not read"):
         import_deepspeed(out, tmp_path / "none", str(config_file))
     assert "this ran" not in capfd.readouterr().out
     file.unlink()

@@ -55,18 +55,18 @@ def test_a_finished_run_is_extended_by_a_larger_limit(tmp_path, finished, config
         return chosen(runs, config_file, data_dir, *overrides, **options)
 
     same, more = "training.max_steps=6", "training.max_steps=9"
-    again = f"{runs}/tiny is finished at step 6; to continue it, raise training.max_steps; this is a new run"
+    again = f"{runs}/tiny is finished at step 6; to extend it, raise training.max_steps; starting a new run"
     assert choose(same) == ("tiny-2", again)
     assert choose("training.max_steps=5")[0] == "tiny-2"
-    assert choose(more) == ("tiny", f"{runs}/tiny is finished, and this command takes it further")
+    assert choose(more) == ("tiny", f"{runs}/tiny is finished; this command extends it")
     assert choose(more, "training.keep_last=9")[0] == "tiny"
     lower_rate = (more, "training.learning_rate=1e-3")
     name, note = choose(*lower_rate)
-    assert name == "tiny-2" and "was made with another training.learning_rate; this is a new run" in note
+    assert name == "tiny-2" and "with different settings: training.learning_rate; starting a new run" in note
     assert choose(*lower_rate, allow_change=True)[0] == "tiny"
     assert choose(more, "seed=2", allow_change=True)[0] == "tiny-2"
     name, note = choose(more, fingerprint="0" * 64)
-    assert name == "tiny-2" and "trained on other data" in note
+    assert name == "tiny-2" and "on different data" in note
     assert choose(more, resume="never")[0] == "tiny-2"
     assert choose(more, "training.limits.bytes=100")[0] == "tiny-2"  # more steps, but not more text
 
@@ -82,7 +82,7 @@ def test_a_limit_that_is_raised_extends_a_run(tmp_path, config_file, data_dir, l
     runs, key = tmp_path / "runs", f"training.limits.{limit}"
     train(build_trainer(config_file, data_dir, runs / "tiny", f"{key}=1000"))
     name, note = chosen(runs, config_file, data_dir, f"{key}=1000")
-    assert name == "tiny-2" and f"; to continue it, raise {key}; this is a new run" in note
+    assert name == "tiny-2" and f"; to extend it, raise {key}; starting a new run" in note
     assert chosen(runs, config_file, data_dir, f"{key}=2000")[0] == "tiny"
     assert chosen(runs, config_file, data_dir)[0] == "tiny"
 
@@ -134,7 +134,9 @@ def test_changes_are_refused_unless_they_are_asked_for(make_trainer, started):
         make_trainer(started, *ASKED, "model.width=64")
     message = str(caught.value)
     assert "training.batch_size: was 8, now 16" in message
-    assert "--allow-change as well, keeping weights and moments: training.batch_size, training.learning_rate" in message
+    assert (
+        "--allow-change, which keeps weights and moments, also: training.batch_size, training.learning_rate" in message
+    )
     with pytest.raises(ConfigError) as caught:
         make_trainer(started, *ASKED, "model.width=64", "seed=3", allow_change=True)
     message = str(caught.value)

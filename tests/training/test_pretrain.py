@@ -308,7 +308,7 @@ def test_a_lost_rank_is_one_line(pretrain, tmp_path):
         processes[victim].kill()
         errors = [process.communicate(timeout=60)[1] for process in processes]
         assert [process.returncode for process in processes] == [-9 if rank == victim else 1 for rank in range(3)]
-        assert "".join(errors) == f"error: rank {victim} is gone; the same command continues the run\n"
+        assert "".join(errors) == f"error: rank {victim} is gone; rerun the command to resume the run\n"
 
 
 def test_what_is_known_of_ranks_elsewhere(monkeypatch):

@@ -118,6 +118,6 @@ def test_a_run_does_not_go_on_with_other_ties(data_dir, shared_config, finished,
         build_trainer(shared_config, data_dir, run_dir, other)
     (run_dir / "config.yaml").unlink()
     with pytest.raises(
-        CheckpointError, match=r"made with another model\.core\.sharing\.modules \(\{'feed_forward': \[\[0, 1\]"
+        CheckpointError, match=r"with different settings: model\.core\.sharing\.modules \(\{'feed_forward': \[\[0, 1\]"
     ):
         build_trainer(shared_config, data_dir, run_dir, other)

@@ -41,7 +41,7 @@ def test_only_what_stands_still_is_ended(tmp_path, ended):
     dog.stop()
     assert ended[0] == 1
     text = (tmp_path / "stacks/rank_3.txt").read_text()
-    assert "a step has not gone on for 0.4 s (training.hang_timeout_s)" in text
+    assert "a step made no progress for 0.4 s (training.hang_timeout_s)" in text
     assert "test_only_what_stands_still_is_ended" in text and "_watch" in text
 
 

@@ -86,7 +86,7 @@ def write_deepspeed(
     if bf16 and (engine.stage == 0 or form == "universal"):
         raise ConversionError(
             f"--bf16: got ZeRO stage {engine.stage} and --to {form}, expected stage 1, 2 or 3 and --to deepspeed; at "
-            "stage 0 a bf16 block keeps its weights in another way, and universal is the same for both"
+            "stage 0 a bf16 block stores its weights differently, and universal checkpoints do not depend on it"
         )
     load_state(engine, state, [torch.zeros(1, config.model.context_length, dtype=torch.long, device=engine.device)])
     steps = progress["step"]
@@ -107,7 +107,9 @@ def write_deepspeed(
         write_text(folder / "config.yaml", dump_run_config(config))
         model.tokenizer.save(folder / "tokenizer")
         if not _equal(read_deepspeed(folder, model, training)[0], state):
-            raise ConversionError(f"{path}: what DeepSpeed wrote is not what was read; nothing was written")
+            raise ConversionError(
+                f"{path}: the checkpoint that DeepSpeed wrote differs from its source; nothing was written"
+            )
         follow_umask(folder)
         fsync_tree(folder)
         os.replace(folder, output)
@@ -124,7 +126,7 @@ def write_deepspeed(
     told = f"for {ranks} rank{'s' * (ranks > 1)} at ZeRO stage {engine.stage}"
     if form == "universal":
         told = f"for any number of ranks at ZeRO stage {'3' if engine.stage == 3 else '1 or 2'}"
-    return f"wrote {output}: step {steps}, {told}; weights and moments read back from it are the same"
+    return f"wrote {output}: step {steps}, {told}; weights and moments read back are the same"
 
 
 def _refuse_unsound(checkpoint: Path) -> None:
@@ -134,7 +136,7 @@ def _refuse_unsound(checkpoint: Path) -> None:
     run = checkpoint.parent.parent
     if not (run / "config.yaml").is_file():
         raise CheckpointError(
-            f"{run / 'config.yaml'} is missing, which says how {checkpoint.name} was trained; expected a run, or a "
+            f"{run / 'config.yaml'} is missing, which holds the settings of {checkpoint.name}; expected a run, or a "
             "checkpoint in its run"
         )
 

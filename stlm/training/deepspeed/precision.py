@@ -47,7 +47,10 @@ def choose_precision(requested: str, deepspeed_config: Mapping[str, Any] | None 
     if torch.cuda.is_available():
         if torch.cuda.get_device_capability() >= (8, 0):
             return Precision("bf16", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware")
-        return Precision("fp32", f"{torch.cuda.get_device_name()} has no bf16 hardware; fp16 is there to be chosen")
+        return Precision(
+            "fp32",
+            f"{torch.cuda.get_device_name()} has no bf16 hardware; training.precision=fp16 is available",
+        )
     found = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
     if found:
         return Precision("bf16", f"this CPU multiplies bf16 in hardware ({', '.join(found)})")

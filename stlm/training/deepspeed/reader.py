@@ -37,9 +37,9 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
     folder = _newest(folder)
     files = sorted(folder.glob("*model_states.pt"))
     if not files:
-        raise ConversionError(f"{folder} is no checkpoint of DeepSpeed: it has no *model_states.pt")
+        raise ConversionError(f"{folder} is not a DeepSpeed checkpoint: it has no *model_states.pt")
     if any("mp_rank_00" not in file.name for file in files):
-        raise ConversionError(f"{folder} was cut by tensor or pipeline parallelism, which cannot be read here")
+        raise ConversionError(f"{folder} was saved with tensor or pipeline parallelism, which is not supported")
     by_rank = [_load(file) for file in sorted(files, key=_rank)]
     common = by_rank[0]
     values: Values
@@ -66,7 +66,7 @@ def read_deepspeed(folder: Path, model: STLM, training: TrainingConfig) -> tuple
         found = list(parameters[name].shape) if name in parameters else "missing"
         if found != list(parameter.shape):
             raise ConversionError(
-                f"{folder} is another model than the config describes: {name} is {found}, expected "
+                f"{folder} does not fit the model in the config: {name} has the shape {found}, expected "
                 f"{list(parameter.shape)}"
             )
     return State(parameters, named, updates), int(common["global_steps"]), common.get("stlm") or {}
@@ -93,7 +93,8 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise ConversionError(
-            f"{path} holds {found[1] if found else 'something'}, which is no tensor and could run code; it is not read"
+            f"{path} holds {found[1] if found else 'something'}, which is not a tensor and could run code; "
+            "the file was not read"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ConversionError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
@@ -201,8 +202,8 @@ def _whole(common: Mapping[str, Any], orders: Sequence[Sequence[Sequence[str]]])
         if fits:
             return values, updates
     raise ConversionError(
-        "the optimizer's groups are none that is known: ours, all parameters in one, or matrices and vectors; "
-        "save at ZeRO stage 1, where parameters have names"
+        "the optimizer's parameter groups are unknown, expected those of this project, one group, or one of matrices "
+        "and one of vectors; save at ZeRO stage 1, which stores the names of parameters"
     )
 
 

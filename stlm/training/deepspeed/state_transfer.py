@@ -61,8 +61,8 @@ def load_state(engine: Engine, state: State, example: Sequence[Tensor]) -> None:
             saved = sorted(key for key in moments if name in moments[key] and parameter.requires_grad)
             if state.moments and kept != saved:
                 raise CheckpointError(
-                    f"{name}: beside its value the checkpoint has {' and '.join(saved) or 'nothing'} of it, and "
-                    f"this optimizer keeps {' and '.join(kept) or 'nothing'}; use the optimizer that wrote it"
+                    f"{name}: the checkpoint holds {' and '.join(saved) or 'no moments'}, but this optimizer keeps "
+                    f"{' and '.join(kept) or 'none'}; use the optimizer that wrote the checkpoint"
                 )
             for key in saved:
                 _scatter(engine, parameter, key, moments[key][name])

@@ -57,8 +57,7 @@ def _compare(everyone: list[tuple[str, dict[str, str]]]) -> None:
             )
     if lines:
         raise EngineError(
-            "the nodes do not run the same:\n" + "\n".join(lines) + "\nbring the same files to all of them, for "
-            "instance by a folder that they share"
+            "the nodes differ:\n" + "\n".join(lines) + "\ncopy the same files to all of them, or share a folder"
         )
 
 

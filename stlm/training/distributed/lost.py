@@ -58,7 +58,7 @@ def find_lost_ranks(
     else:
         return None  # all ranks run: the error has another cause
     reporter = min(other for other in here if other not in gone or other == rank)
-    return f"{what}; the same command continues the run", reporter
+    return f"{what}; rerun the command to resume the run", reporter
 
 
 def _first_lost(gone: list[int], store: Store | None) -> list[int]:

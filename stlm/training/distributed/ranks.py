@@ -167,7 +167,9 @@ def _ranks(
         rank, world_size, local_rank = (int(env[name]) for name in variables)
         ranks = Ranks(rank, world_size, local_rank, int(local), address, int(port), source)
     except (KeyError, ValueError) as error:
-        raise EngineError(f"the environment has no numbers in {', '.join(variables)} or the port: {error}") from None
+        raise EngineError(
+            f"expected numbers in the environment for {', '.join(variables)} and the port: {error}"
+        ) from None
     if not 0 < ranks.port < 1 << 16:
         raise EngineError(f"got the port {port}, expected 1 to {(1 << 16) - 1}")
     if not 0 <= rank < world_size:

@@ -89,7 +89,7 @@ class Watchdog:
                 store.add(BEATS, 1)
             since, what = self._since, self._what
             if since is not None and time.monotonic() - since > timeout_s:
-                reason = f"{what} has not gone on for {timeout_s:g} s (training.hang_timeout_s)"
+                reason = f"{what} made no progress for {timeout_s:g} s (training.hang_timeout_s)"
             elif folder.exists():
                 reason = "another rank hangs"
             else:

@@ -100,13 +100,13 @@ def refuse_other_model(path: Path, config: ModelConfig, tokenizer: Tokenizer | N
     saved = read_model_config(path / "model")
     if changed := [f"model.{key} ({value_at(saved, key)!r} there)" for key in changed_keys(saved, config)]:
         raise CheckpointError(
-            f"{path} holds a model that was made with another {', '.join(changed)}; "
-            "continue it with its own config, or choose another folder with --run"
+            f"{path} holds a model with different settings: {', '.join(changed)}; "
+            "resume it with its own config, or choose another folder with --run"
         )
     if tokenizer is not None and read_progress(path)["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise CheckpointError(
-            f"{path} holds a model of another tokenizer than {tokenizer.spec}, which the data has; name data that was "
-            f"prepared with {path / 'model' / 'tokenizer'}, or choose another folder with --run"
+            f"{path}: the model has another tokenizer than the data, which has {tokenizer.spec}; use data prepared "
+            f"with {path / 'model' / 'tokenizer'}, or choose another folder with --run"
         )
 
 
@@ -203,6 +203,6 @@ def _is_full(error: OSError | SafetensorError, path: Path, need: int) -> bool:
 def _no_space(path: Path, need: int) -> str:
     free = shutil.disk_usage(path.parent).free
     return (
-        f"cannot save {path}: the checkpoint needs {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that "
-        "disk; free some space and repeat the command: it continues from the checkpoint before, which is untouched"
+        f"cannot save {path}: the checkpoint needs {need / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free on "
+        "that disk; free some space and rerun the command: it resumes from the previous checkpoint, which is unchanged"
     )

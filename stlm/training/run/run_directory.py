@@ -89,8 +89,8 @@ def choose_run_directory(
     newest = candidates[new - 1]
     reason = obstacle(newest)
     if reason is None:
-        return newest, f"{newest} is finished, and this command takes it further"
-    return candidates[new], f"{newest} is finished{reason}; this is a new run"
+        return newest, f"{newest} is finished; this command extends it"
+    return candidates[new], f"{newest} is finished{reason}; starting a new run"
 
 
 def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_change: bool) -> str | None:
@@ -103,11 +103,11 @@ def why_not_extended(run_dir: Path, config: RunConfig, fingerprint: str, allow_c
     at = f" at step {made['step']:,}"
     reached = _limits_reached(training, made)
     if reached:
-        return f"{at}; to continue it, raise {' and '.join(reached)}"
+        return f"{at}; to extend it, raise {' and '.join(reached)}"
     changed = changed_keys(load_run_config(run_dir), config, (True, ON_REQUEST) if allow_change else (True,))
     if changed:
-        return f"{at}, and was made with another {', '.join(changed)}"
-    return None if made["data_fingerprint"] in (None, fingerprint) else f"{at}, and was trained on other data"
+        return f"{at} with different settings: {', '.join(changed)}"
+    return None if made["data_fingerprint"] in (None, fingerprint) else f"{at} on different data"
 
 
 def _limits_reached(training: TrainingConfig, made: Mapping[str, Any]) -> list[str]:
@@ -138,28 +138,28 @@ def is_finished(run_dir: Path) -> bool:
 
 
 def begin_run(
-    config: RunConfig, model: STLM, folder: Path, state: State | None = None, known: Mapping[str, Any] | None = None
+    config: RunConfig, model: STLM, folder: Path, state: State | None = None, progress: Mapping[str, Any] | None = None
 ) -> None:  # fmt: skip
     """Write the folder of a run that resumes from `model`: config, tokenizer, and a checkpoint.
 
-    The checkpoint is of step 0 with the model's weights, unless `state`, from elsewhere, and the `known` parts of its
-    progress are given. Where the data is not known, the run may resume with any data prepared with the tokenizer.
+    The checkpoint is of step 0 with the model's weights, unless a `state` from elsewhere and the known parts of its
+    `progress` are given. Where the data is unknown, the run may resume with any data prepared with the tokenizer.
     """
     parameters = {name: parameter.detach().float().cpu() for name, parameter in model.named_parameters()}
     counts = dict.fromkeys(("step", "ids_seen", "bytes_seen", "sequences_seen"), 0)
-    progress = {
+    whole = {
         **counts,
         "seed": config.seed,
         "data_fingerprint": None,
         "tokenizer_fingerprint": model.tokenizer.fingerprint,
         "validation_bits_per_byte": None,
-        **(known or {}),
+        **(progress or {}),
         "scheduled": True,  # even if the source's checkpoint was not: the run may roll back to this one
     }
     write_text(folder / "config.yaml", dump_run_config(config))
     model.tokenizer.save(folder / "tokenizer")
-    path = checkpoint_path(folder, progress["step"])
-    write_checkpoint(path, config.model, model.tokenizer, state or State(parameters, {}, 0), progress)
+    path = checkpoint_path(folder, whole["step"])
+    write_checkpoint(path, config.model, model.tokenizer, state or State(parameters, {}, 0), whole)
 
 
 class RunDirectory:
@@ -177,17 +177,17 @@ class RunDirectory:
         or CheckpointError where the run cannot begin or resume.
         """
         if resume == "must" and not self.path.exists():
-            raise self._nothing_to_continue()
+            raise self._nothing_to_resume()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock_folder()
             if (self.path / "config.yaml").is_file():
                 self._refuse_changes(config, resume, allow_change)
             start = self._find_start(resume)._replace(changed=self._changes_to(config))
             if start.checkpoint is not None:
                 refuse_other_model(start.checkpoint, config.model)
                 self._refuse_other_data(start.checkpoint, config, fingerprint)
-                self._refuse_what_is_over(start.checkpoint, config)
+                self._refuse_passed_limits(start.checkpoint, config)
             write_text(self.path / "config.yaml", dump_run_config(config))
             prune_checkpoints(self.path, config.training)
         except OSError as error:
@@ -205,7 +205,7 @@ class RunDirectory:
         """Raise CheckpointError if this rank does not see the folder. Every rank calls it after rank 0's `open`."""
         if not (self.path / "config.yaml").is_file():
             raise CheckpointError(
-                f"{self.path} is not there, though rank 0 has made it; choose a folder that all nodes share with --run"
+                f"{self.path} does not exist here, but rank 0 created it; choose a shared folder with --run"
             )
 
     @write_errors_as(CheckpointError)
@@ -215,7 +215,7 @@ class RunDirectory:
         try:
             starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"]) if path.is_file() else []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it, the run goes on without") from None
+            raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it: the run does not need it") from None
         starts.append(
             {
                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -236,7 +236,7 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def _take_lock(self) -> None:
+    def _lock_folder(self) -> None:
         """Lock the folder. The kernel releases the lock when the process ends in any way, so no lock becomes stale."""
         lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
@@ -262,23 +262,23 @@ class RunDirectory:
                 return Start(path, notes, {})
             if resume == "must":
                 raise CheckpointError(
-                    f"{path} is damaged: {problem}; with --resume auto the one before is used, or delete this folder"
+                    f"{path} is damaged: {problem}; delete it, or use --resume auto, which tries the one before"
                 )
             aside = path.with_name(f"damaged_{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
-            notes.append(f"{path} is damaged: {problem}; moved to {aside.name}, going back to the checkpoint before")
+            notes.append(f"{path} is damaged: {problem}; moved to {aside.name}; trying the checkpoint before")
         if resume == "must":
-            raise self._nothing_to_continue()
+            raise self._nothing_to_resume()
         return Start(None, notes, {})
 
-    def _nothing_to_continue(self) -> CheckpointError:
-        return CheckpointError(f"{self.path} holds no checkpoint to continue from, expected checkpoints/step_…")
+    def _nothing_to_resume(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} has no checkpoint to resume from, expected checkpoints/step_…")
 
     def _refuse_changes(self, config: RunConfig, resume: str, allow_change: bool) -> None:
         if resume == "never":
             raise CheckpointError(
-                f"{self.path} already holds a run, and --resume never would overwrite it; choose another --run"
+                f"{self.path} already holds a run, which --resume never would overwrite; choose another --run"
             )
         self.saved = saved = load_run_config(self.path)
         changed = changed_keys(saved, config, (True, ON_REQUEST) if allow_change else (True,))
@@ -287,11 +287,11 @@ class RunDirectory:
             lines = [f"  {key}: was {was}, now {now}" for key, was, now in values]
             refused = changed_keys(saved, config, (True, ON_REQUEST))
             requested = [key for key in changed if key not in refused]
-            request = f"With --allow-change as well, keeping weights and moments: {', '.join(requested)}. "
+            request = f"With --allow-change, which keeps weights and moments, also: {', '.join(requested)}. "
             raise ConfigError(
-                f"{self.path} was started with other settings, and a run continues with its own:\n"
+                f"{self.path} was started with different settings, and a run resumes with its own:\n"
                 + "\n".join(lines)
-                + f"\nMay change: {', '.join(_changeable(config))}. "
+                + f"\nSettings that may change: {', '.join(_changeable(config))}. "
                 + (request if requested else "")
                 + "For a new run choose another folder with --run."
             )
@@ -305,35 +305,35 @@ class RunDirectory:
     def _refuse_other_data(self, checkpoint: Path, config: RunConfig, fingerprint: str) -> None:
         progress = read_progress(checkpoint)
         if progress["data_fingerprint"] not in (None, fingerprint):  # None: converted, not trained here
-            self._refuse_other_weights(config)
+            self._refuse_other_mixture_weights(config)
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
                 f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"
             )
 
-    def _refuse_what_is_over(self, checkpoint: Path, config: RunConfig) -> None:
+    def _refuse_passed_limits(self, checkpoint: Path, config: RunConfig) -> None:
         """Raise ConfigError where a new limit is below the run's progress, or `init_from` is set after its start."""
         made, training = read_progress(checkpoint), config.training
         before = (self.saved or config).training
         if made["step"] > training.max_steps:
             raise ConfigError(
                 f"training.max_steps: got {training.max_steps}, but {self.path} is already at step "
-                f"{made['step']}; expected at least that"
+                f"{made['step']}; expected at least {made['step']}"
             )
         for name, key in {"ids": "ids_seen", "bytes": "bytes_seen", "wall_time_s": "seconds"}.items():
             limit, taken = getattr(training.limits, name), made.get(key) or 0
             if limit not in (None, getattr(before.limits, name)) and taken > limit:
                 took = f"trained for {taken:.3g} s" if name == "wall_time_s" else f"seen {taken:,}"
                 raise ConfigError(
-                    f"training.limits.{name}: got {limit}, but {self.path} has already {took}; expected at least that"
+                    f"training.limits.{name}: got {limit}, but {self.path} has already {took}; expected no less"
                 )
         if training.init_from is not None and before.init_from is None:
             raise ConfigError(
-                f"training.init_from: got {training.init_from!r}, which has no effect on {self.path}: it continues "
-                "with its own weights; leave it out, or begin another run with --run"
+                f"training.init_from: got {training.init_from!r}, which has no effect on {self.path}: it resumes "
+                "with its own weights; remove it, or start another run with --run"
             )
 
-    def _refuse_other_weights(self, config: RunConfig) -> None:
+    def _refuse_other_mixture_weights(self, config: RunConfig) -> None:
         """Raise ConfigError where the data differ from the run's only in the weights of a mixture."""
         before, now = (each.data.mixture for each in (self.saved or config, config))
         folders = [[part.dir for part in mixture] for mixture in (before, now)]
@@ -341,7 +341,7 @@ class RunDirectory:
             assert self.saved is not None
             raise ConfigError(
                 f"data.mixture: {self.path} was trained on {_mixed(self.saved)}, now it is {_mixed(config)}; a run "
-                "keeps its weights: name the same ones, or choose another folder with --run and begin it with "
+                "keeps the weights of its mixture: use the same ones, or start another run with --run and "
                 f"training.init_from={self.path}"
             )
 
