@@ -178,9 +178,8 @@ class PrepareConfig:
     stdin_format: str = field(
         default="txt", metadata=_option("format of the standard input, as the suffix of a file: txt, jsonl.gz, csv")
     )
-    taken_over: tuple[str, ...] = field(
-        default=(), metadata=_option("options of the folder to which text is added, which apply where they can")
-    )
+    # Names of options that the folder has to which text is added, and that apply where they can; not an option itself.
+    taken_over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("inputs", "validation", "test"):

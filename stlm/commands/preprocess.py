@@ -116,6 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tokenizers = parser.add_mutually_exclusive_group()
     for field in dataclasses.fields(PrepareConfig):
+        if not field.metadata:
+            continue
         option = dict(OPTIONS[field.name])
         name = option.pop("option", f"--{field.name.replace('_', '-')}")
         shown = "" if field.default in (None, (), False, True) else f" (default: {field.default})"
