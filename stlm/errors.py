@@ -24,7 +24,7 @@ class EngineError(StlmError):
 
 
 class Stopped(StlmError):
-    """Training ended early on a signal, after saving; the same command continues it."""
+    """Training ended early on a signal, after saving; rerunning the command resumes it."""
 
     exit_code = 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from tiny_run import spawn
 
 from stlm.config import TrainingConfig
 from stlm.errors import ConfigError, EngineError
@@ -109,3 +110,36 @@ def test_the_code_of_both_packages_is_compared_between_nodes():
     names = {name for name, _ in code_files()}
     assert {"stlm/model/network.py", "stlm/training/trainer.py", "stlm/presets/quickstart.yaml"} <= names
     assert {"data_pipeline/loading/order.py", "stlm/__init__.py"} <= names
+
+
+EXCHANGES = """
+from stlm.errors import ConfigError
+from stlm.training.distributed.connection import Distributed
+
+first, second = Distributed.join(), Distributed.join()
+for joined in (first, second, first):  # each reads its own messages, whoever exchanged some before
+    assert joined.gather([joined.rank, id(joined) == id(first)]) == [[rank, joined is first] for rank in (0, 1)]
+    assert joined.sum_over_ranks([1.0, joined.rank]) == [2.0, 1.0]
+    assert joined.of_every_rank([joined.rank]) == [[0.0], [1.0]]
+
+
+def fail():
+    raise ConfigError("wrong")
+
+
+for exchange, where in ((first.on_rank_zero, 0), (first.on_every_rank, 1)):
+    try:
+        exchange(fail if first.rank == where or where == 0 else lambda: None)
+    except ConfigError as error:  # one rank reports it
+        assert str(error).endswith("wrong") and first.reported_by_another(error) == (first.rank == 1)
+        assert not second.reported_by_another(error)
+    else:
+        raise AssertionError
+second.leave()
+"""
+
+
+def test_two_ranks_exchange_values_and_errors():
+    processes = spawn([sys.executable, "-c", EXCHANGES], ranks=2)
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends

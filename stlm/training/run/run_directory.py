@@ -308,7 +308,7 @@ class RunDirectory:
             self._refuse_other_mixture_weights(config)
             raise CheckpointError(
                 f"{self.path} was trained on data with the fingerprint {progress['data_fingerprint'][:12]}, and this "
-                f"data has {fingerprint[:12]}; name the same data with --data, or choose another folder with --run"
+                f"data has {fingerprint[:12]}; use the same data with --data, or another folder with --run"
             )
 
     def _refuse_passed_limits(self, checkpoint: Path, config: RunConfig) -> None:
