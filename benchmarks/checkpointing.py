@@ -69,7 +69,7 @@ def measured(options: argparse.Namespace, stage: int, folder: Path, distributed:
 
     def step() -> float:
         started = time.perf_counter()
-        trainer.train_step(trainer.step + 1)
+        trainer.train_step((trainer.step + 1) * trainer.grad_accum_steps - 1)
         return time.perf_counter() - started
 
     for _ in range(2):
@@ -80,7 +80,7 @@ def measured(options: argparse.Namespace, stage: int, folder: Path, distributed:
         started = time.perf_counter()
         trainer.save_checkpoint(trainer.step)
         copies.append(time.perf_counter() - started)
-        while trainer._writer.busy:
+        while trainer._saver.writer.busy:
             beside.append(step())
         writes.append(time.perf_counter() - started - copies[-1])
     usual, copy, write = (statistics.median(values) for values in (alone, copies, writes))

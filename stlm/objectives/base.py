@@ -32,6 +32,15 @@ class Batch(NamedTuple):
         ids, targets, mask, keys = (function(tensor) for tensor in self[:4])
         return Batch(ids, targets, mask, keys, documents)
 
+    def rows(self, first: int, last: int) -> Batch:
+        """Return rows [first, last)."""
+        return self.map(lambda tensor: tensor[first:last])
+
+    def options(self, training: bool) -> dict[str, Tensor]:
+        """Return the optional arguments of the model's forward. Random choices in the model are for training alone."""
+        options = {"document_ids_BT": self.document_ids, "row_keys_B": self.row_keys if training else None}
+        return {name: tensor for name, tensor in options.items() if tensor is not None}
+
     def counts(self, bytes_per_id: Tensor) -> Tensor:
         """Return how many targets count, and the bytes of text that they stand for: [2]. `bytes_per_id`: int [V]."""
         return torch.stack((self.loss_mask.sum(), (bytes_per_id[self.targets] * self.loss_mask).sum()))

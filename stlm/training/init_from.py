@@ -75,15 +75,15 @@ def freeze(model: STLM, training: TrainingConfig) -> None:
     )
 
 
-def told_of_freezing(model: STLM, training: TrainingConfig) -> str | None:
+def describe_freezing(model: STLM, training: TrainingConfig) -> str | None:
     """Return a line on how many parameters learn; None where all of them do."""
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if learning == model.num_parameters():
         return None
-    told = f"{learning:,} of {model.num_parameters():,} parameters learn"
+    text = f"{learning:,} of {model.num_parameters():,} parameters learn"
     frozen = training.frozen_parts.split(",")
     tied = _tied(model) if ("head" in frozen) != ("embedder" in frozen) else ""
-    return f"{told}; training.frozen_parts={training.frozen_parts}: {tied}" if tied else told
+    return f"{text}; training.frozen_parts={training.frozen_parts}: {tied}" if tied else text
 
 
 def _tied(model: STLM) -> str:

@@ -15,13 +15,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_pipeline.plurals import number_of
+from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config.schema import RecoveryConfig
+from stlm.training.deepspeed.engine import Engine
+from stlm.training.run.checkpoint import check_checkpoint, is_scheduled
 
 
 class Recovery:
@@ -53,6 +58,11 @@ class Recovery:
         """True while the run may roll back once more."""
         return self.rollbacks < self._config.max_rollbacks
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Steps without an update and rollbacks so far, for the record."""
+        return {"skipped": self.skipped, "rollbacks": self.rollbacks}
+
     def judge(self, step: int, loss: float, gradient_norm: float) -> bool:
         """Record the outcome of `step`. Returns True if the run has to roll back to a checkpoint older than `since`.
 
@@ -75,16 +85,56 @@ class Recovery:
         self.skipped += 1
         return self._skipped_in_a_row > self._config.max_skipped_in_a_row
 
-    def rolled_back(self, to_step: int) -> None:
-        """Record a rollback. If the same trouble follows, the next rollback goes to an older checkpoint."""
+    def find_checkpoint(self, run_dir: Path) -> Path | None:
+        """Return the newest checkpoint from before the trouble; None if none is left.
+
+        Only scheduled checkpoints are used, so an interrupted run rolls back to the same one as an uninterrupted run.
+        """
+        assert self.since is not None
+        older = [path for path in checkpoints_of(run_dir) if step_of(path) < self.since]
+        return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
+
+    def rolled_back(self, to_step: int, step: int) -> str:
+        """Record a rollback after `step`; return a line for the log. If the same trouble follows, the next rollback
+        goes to an older checkpoint."""
         self.rollbacks += 1
         self.since = to_step
         self._skipped_in_a_row = self._high_in_a_row = 0
+        return (
+            f"going back to the weights of step {self.since} and on with the data behind step {step} "
+            f"(time {self.rollbacks} of at most {self._config.max_rollbacks})"
+        )
+
+    def advice(self, trouble: str, run_dir: Path, step: int, saved_step: int) -> str:
+        """Return the message that ends a run which cannot recover from `trouble`."""
+        last_checkpoint = f"Last checkpoint: step {saved_step}" if saved_step else "No checkpoint was saved yet"
+        skipped, went_back = number_of(self.skipped, "step"), number_of(self.rollbacks, "time")
+        return (
+            f"{trouble}; no update was made in {skipped}, and after going back {went_back} "
+            f"nothing is left to try. {last_checkpoint}. Look at "
+            f"the text: python scripts/describe.py {run_dir} --step {step}. A lower training.learning_rate or "
+            "a longer warm-up may help"
+        )
 
     def _is_high(self, loss: float) -> bool:
         if self._config.spike_factor is None or len(self._losses) < self._config.spike_window:
             return False
         return loss > self._config.spike_factor * statistics.median(self._losses)
+
+
+def describe_skipped(step: int, loss: float, own_losses: Sequence[float], engine: Engine) -> str:
+    """Name what was not finite in a step, the loss or the gradient, and the rows that caused it, as far as known.
+
+    `own_losses`: the loss of each micro-batch of this rank. All ranks call it.
+    """
+    what = "gradient" if math.isfinite(loss) else "loss"
+    size, distributed = engine.split.micro_batch_size, engine.distributed
+    flags = [0.0] * (distributed.world_size * len(own_losses))
+    for index, value in enumerate(own_losses):
+        flags[distributed.rank * len(own_losses) + index] = float(not math.isfinite(value))
+    bad = [index for index, flag in enumerate(distributed.sum_over_ranks(flags)) if flag] or range(len(flags))
+    rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
+    return f"the {what} of step {step} is not finite (rows {rows} of its batch)"
 
 
 def spoilt_unless_finite(loss: Tensor) -> Tensor:

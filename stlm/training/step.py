@@ -1,133 +1,141 @@
-"""Forward and backward passes of a training step, and forward passes of a validation."""
+"""One training step: read, count, forward, loss, backward, reduce, update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from data_pipeline.loading.prepared_data import TrainLoader, ValidationLoader
-from data_pipeline.progress import Progress
+from data_pipeline.loading.prepared_data import TrainLoader
 from stlm.config import RunConfig
-from stlm.objectives import Batch, Objective
+from stlm.model import Output
+from stlm.objectives import Batch, Loss, Objective
 from stlm.stlm import STLM
 from stlm.training.deepspeed.engine import Engine
-from stlm.training.deepspeed.state_transfer import averaged_weights
-from stlm.training.distributed.stopping import Interrupted, never
-from stlm.training.distributed.watchdog import watched
 from stlm.training.loaders import batch_of
-from stlm.training.metrics.throughput import Gauges
+from stlm.training.metrics.throughput import Throughput
+from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.optim.straight_through import rounded
 from stlm.training.recovery import spoilt_unless_finite
 
 
-class Passes:
-    """Passes of a model on its engine. All ranks call every method."""
+class StepResult(NamedTuple):
+    """Outcome of a step: sums over its rows on all ranks, and the gradient's norm before clipping."""
+
+    nats: float  # negative log-likelihood of the predicted ids
+    ids: float  # predicted ids
+    bytes: float  # of text that these ids stand for
+    terms: dict[str, float]  # further terms of the loss by name, in nats
+    measures: dict[str, float]  # measured ratios by name
+    gradient_norm: float
+    learning_rate: float
+    own_losses: list[float]  # of this rank's micro-batches, in nats, with all terms
+
+    @property
+    def loss(self) -> float:
+        """Nats per id, without further terms."""
+        return self.nats / self.ids
+
+    @property
+    def total_loss(self) -> float:
+        """Nats per id with all terms: the function whose gradient was taken."""
+        return math.fsum((self.nats, *self.terms.values())) / self.ids
+
+    @property
+    def is_finite(self) -> bool:
+        """True if the step made an update."""
+        return math.isfinite(self.total_loss) and math.isfinite(self.gradient_norm)
+
+
+class TrainingStep:
+    """Steps of a model on its engine. All ranks call each step."""
 
     def __init__(
-        self, config: RunConfig, model: STLM, engine: Engine, objective: Objective, gauges: Gauges
+        self, config: RunConfig, model: STLM, engine: Engine, objective: Objective, loader: TrainLoader,
+        throughput: Throughput,
     ) -> None:  # fmt: skip
-        self._config = config
-        self._model = model
-        self._engine = engine
+        self.config = config
+        self.model = model
+        self.engine = engine
         self.distributed = engine.distributed
-        self._objective = objective
-        self._gauges = gauges
-        self._bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
+        self.objective = objective
+        self.loader = loader
+        self.throughput = throughput
+        self.bytes_per_id = torch.from_numpy(model.tokenizer.bytes_per_id).to(engine.device)
 
-    def read(self, loader: TrainLoader, step: int) -> list[Batch]:
-        """Return this rank's micro-batches of a step."""
-        split = self._engine.split
-        first = self.distributed.rank * split.rows
-        batch = batch_of(loader.rows(step, first, first + split.rows), self._config.seed, step, first)
-        offsets = range(0, split.rows, split.micro_batch_size)
-        return [self._prepared(batch, slice(offset, offset + split.micro_batch_size)) for offset in offsets]
+    def __call__(self, step: int, used_up: float) -> StepResult:
+        """Make update `step`. `used_up`: fraction of the run that ends with it.
 
-    def count(self, batches: list[Batch]) -> tuple[float, float]:
-        """Return the ids that these batches of all ranks predict, and the bytes of text that those stand for."""
-        counts = torch.stack([batch.counts(self._bytes_per_id) for batch in batches]).sum(0)
+        No update is made where the loss or the gradient is not finite.
+        """
+        training, phase = self.config.training, self.distributed.stopwatch.phase
+
+        with phase("data"):
+            batches = self.read(step)
+        # Every id has the same weight, however the rows are divided: the sums are divided by the count of all ranks.
+        counts = torch.stack([batch.counts(self.bytes_per_id) for batch in batches]).sum(0)
         ids, bytes = self.distributed.sum_over_ranks(counts.tolist())
-        return ids, bytes
 
-    def gradient(
-        self, micro_batches: list[Batch], ids: float, used_up: float
-    ) -> tuple[list[str], list[str], list[list[float]]]:
-        """Compute the gradient of a step in which all ranks together predict `ids` ids.
+        self.engine.train()
+        parts = []
+        with rounded(self.model, training, used_up), self.engine.accumulate():
+            for batch in batches:
+                with phase("forward"):
+                    output = self.forward(batch)
+                    nats, own_terms = self.objective.loss(output, batch)
+                    terms = {**output.auxiliary, **own_terms}
+                    loss = spoilt_unless_finite(sum(terms.values(), nats) / ids)
+                self.engine.backward(loss, last=batch is batches[-1])
+                parts.append(named_sums(Loss(nats, terms), output))
 
-        `used_up`: fraction of the run that ends with this step. Returns the names of the further terms of the loss and
-        of the model's measures, and for each micro-batch: nats, the terms, and a sum and a count of each measure.
-        """
-        self._engine.train()
-        sums = []
-        with rounded(self._model, self._config.training, used_up), self._engine.accumulate():
-            for batch in micro_batches:
-                with self.distributed.stopwatch.phase("forward"):
-                    output = self._counted_forward(batch)
-                    nats, own_terms = self._objective.loss(output, batch)
-                    added = {**output.auxiliary, **own_terms}
-                    loss = spoilt_unless_finite(sum(added.values(), nats) / ids)
-                self._engine.backward(loss, last=batch is micro_batches[-1])
-                terms, measures = sorted(added), sorted(output.measures)  # the same in every forward
-                parts = [nats, *(added[name] for name in terms)]
-                parts += [half for name in measures for half in output.measures[name]]
-                sums.append(torch.stack([value.detach().double() for value in parts]))
-        return terms, measures, torch.stack(sums).tolist()
+        sums, own_losses = self.reduce(parts)
+        learning_rate = learning_rate_at(step, training, used_up)
+        gradient_norm = self.engine.step(learning_rate)
+        return StepResult(
+            nats=sums["nats", ""],
+            ids=ids,
+            bytes=bytes,
+            terms={name: value for (what, name), value in sums.items() if what == "term"},
+            measures={name: value / sums["count", name] for (what, name), value in sums.items() if what == "total"},
+            gradient_norm=gradient_norm,
+            learning_rate=learning_rate,
+            own_losses=own_losses,
+        )
 
-    @watched("validation")
-    @torch.no_grad()
-    def validate(
-        self, loader: ValidationLoader, stop: Callable[[], bool] = never
-    ) -> dict[str, tuple[float, float, float]]:  # fmt: skip
-        """Return (nats, ids, bytes) for each source of the validation text, by name, summed in float64.
+    def read(self, step: int) -> list[Batch]:
+        """Return this rank's rows of a step as micro-batches on the device, prepared for the objective."""
+        split = self.engine.split
+        first = self.distributed.rank * split.rows
+        batch = batch_of(self.loader.rows(step, first, first + split.rows), self.config.seed, step, first)
+        batch = batch.map(lambda tensor: tensor.to(self.engine.device))
+        starts = range(0, split.rows, split.micro_batch_size)
+        return [self.objective.prepare(batch.rows(start, start + split.micro_batch_size)) for start in starts]
 
-        Each rank reads every world_size-th group of windows. All ranks make the same number of forward passes, because
-        ZeRO 3 gathers weights in each. A rank that runs out of windows reads a group again and does not count it. Where
-        an average of the weights is kept, the average is validated, as checkpoints store it as their model. All ranks
-        call `stop` before each forward pass; Interrupted is raised where it returns True.
-        """
-        windows, size = loader.num_windows, self._engine.split.micro_batch_size
-        groups = -(-windows // size)
-        names = loader.source_names
-        totals = torch.zeros(len(names), 3, dtype=torch.float64, device=self._engine.device)
-        ranks = self.distributed.ranks
-        turns = range(0, groups, ranks.world_size)
-        self._engine.eval()
-        with averaged_weights(self._engine):
-            for turn in Progress(turns, "validation", unit=" forwards", leave=False, delay=2, disable=ranks.rank != 0):
-                if stop():
-                    raise Interrupted
-                group = turn + ranks.rank
-                first = min(group, groups - 1) * size
-                last = min(first + size, windows)
-                batch = self._prepared(batch_of(loader.windows(first, last), self._config.seed, 0, first))
-                output = self._forward(batch)
-                if group >= groups:
-                    continue
-                sources = torch.from_numpy(loader.source_ids(first, last)).to(self._engine.device)
-                for source in sources.unique().tolist():  # one source, except where two meet
-                    mine = batch._replace(loss_mask=batch.loss_mask & (sources == source))
-                    nats = self._objective.loss(output, mine).nats
-                    totals[source] += torch.cat((nats[None], mine.counts(self._bytes_per_id)))
-        flat = self.distributed.sum_over_ranks(totals.flatten().tolist())
-        return {name: (flat[3 * n], flat[3 * n + 1], flat[3 * n + 2]) for n, name in enumerate(names)}
+    def forward(self, batch: Batch) -> Output:
+        """Return the model's output. The first forward pass of a job also counts its FLOPs."""
+        options = batch.options(training=True)
+        if self.config.training.compile and not self.throughput.has_counted:
+            with torch.no_grad(), self.throughput.counting():  # a compiled program hides its matrix products
+                self.model.forward(batch.ids, **options)
+            return self.engine.forward(batch.ids, **options)
+        with self.throughput.counting():
+            return self.engine.forward(batch.ids, **options)
 
-    def _prepared(self, batch: Batch, rows: slice = slice(None)) -> Batch:
-        return self._objective.prepare(batch.map(lambda tensor: tensor[rows].to(self._engine.device)))
-
-    def _counted_forward(self, batch: Batch) -> Any:
-        if self._config.training.compile and not self._gauges.has_counted:
-            with torch.no_grad(), self._gauges.counting():  # a compiled program hides its matrix products
-                self._model.forward(batch.ids, **_given(batch, training=True))
-            return self._forward(batch, training=True)
-        with self._gauges.counting():
-            return self._forward(batch, training=True)
-
-    def _forward(self, batch: Batch, training: bool = False) -> Any:
-        return self._engine.forward(batch.ids, **_given(batch, training))
+    def reduce(self, parts: list[dict[tuple[str, str], Tensor]]) -> tuple[dict[tuple[str, str], float], list[float]]:
+        """Return each sum over all micro-batches of all ranks, and the loss of each micro-batch of this rank."""
+        names = sorted(parts[0])  # the same in every forward pass
+        rows = torch.stack([torch.stack([part[name].detach().double() for name in names]) for part in parts]).tolist()
+        totals = self.distributed.sum_over_ranks([math.fsum(column) for column in zip(*rows, strict=True)])
+        in_loss = [place for place, (what, _) in enumerate(names) if what in ("nats", "term")]
+        return dict(zip(names, totals, strict=True)), [math.fsum(row[place] for place in in_loss) for row in rows]
 
 
-def _given(batch: Batch, training: bool) -> dict[str, torch.Tensor]:
-    """Return the optional arguments of the model's forward. Only training makes random choices in the model."""
-    given = {"document_ids_BT": batch.document_ids, "row_keys_B": batch.row_keys if training else None}
-    return {name: value for name, value in given.items() if value is not None}
+def named_sums(loss: Loss, output: Output) -> dict[tuple[str, str], Tensor]:
+    """Return the sums of a micro-batch by what they are: nats, terms of the loss, totals and counts of measures."""
+    sums = {("nats", ""): loss.nats}
+    sums |= {("term", name): nats for name, nats in loss.terms.items()}
+    for name, (total, count) in output.measures.items():
+        sums |= {("total", name): total, ("count", name): count}
+    return sums

@@ -105,10 +105,10 @@ def kill_rank_0_in_save(rank):
 
 @fault
 def kill_rank_1_in_save(rank):
-    from stlm.training import trainer
+    from stlm.training.run import saver
 
     if rank == 1:
-        before(trainer, "full_state", me(signal.SIGKILL), lambda _: saved_once())
+        before(saver, "full_state", me(signal.SIGKILL), lambda _: saved_once())
 
 
 _saved: list[int] = []

@@ -206,8 +206,9 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stoppe
             make_trainer(stopped, *settings)
     assert not (stopped / "config.yaml").exists()
     trainer = make_trainer(stopped, "training.max_steps=6")
-    trainer.config = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, width=64))
-    with pytest.raises(CheckpointError, match=r"different settings: model\.width"):
+    wider = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, width=64))
+    trainer._saver._config = wider
+    with pytest.raises(CheckpointError, match=r"different settings: model\\.width"):
         trainer.load_checkpoint(finished / "checkpoints/step_00000012")
 
 
@@ -291,7 +292,7 @@ def test_checkpoints_are_written_beside_the_next_steps(make_trainer, tmp_path, m
         write_checkpoint(path, *arguments)
         written.append(path.name)
 
-    monkeypatch.setattr("stlm.training.trainer.write_checkpoint", slowly)
+    monkeypatch.setattr("stlm.training.run.saver.write_checkpoint", slowly)
     trainer = make_trainer(tmp_path / "run", "training.save_every_steps=4", "training.max_steps=8")
     for step in trainer.steps():
         trainer.train_step(step)
@@ -310,7 +311,7 @@ def test_which_checkpoints_are_kept(make_trainer, tmp_path, monkeypatch):
     scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.5, 12: 2.6}  # of equals, the newest is the best
 
     def validate(trainer):
-        trainer.validation_bits_per_byte, trainer._validated_step = scores[trainer.step], trainer.step
+        trainer.progress.validation_bits_per_byte = scores[trainer.step]
 
     def kept(run_dir, *settings):
         trainer = make_trainer(run_dir, "training.save_every_steps=2", "training.keep_last=1", *settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch.distributed as dist
+from tiny_run import update
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor")  # of gradients; the rest is about weights
 
@@ -26,10 +27,10 @@ def test_gradients_travel_once_a_step(make_trainer, tmp_path, monkeypatch, stage
             backward(loss, last)
 
         monkeypatch.setattr(trainer.engine, "backward", noting)
-        trainer.train_step(1)
+        update(trainer)
         calls.clear()
         before_the_last.clear()
-        trainer.train_step(2)
+        update(trainer)
         assert before_the_last[-1] == 0, calls
         messages.append(list(calls))
     assert messages[0] == messages[1] != []

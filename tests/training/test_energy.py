@@ -10,8 +10,7 @@ import torch
 from tiny_run import train
 
 from data_pipeline.extras import how_to_install
-from stlm.training.metrics import energy
-from stlm.training.metrics import throughput as gauges
+from stlm.training.metrics import energy, throughput
 from stlm.training.metrics.energy import Energy
 
 CPU = torch.device("cpu")
@@ -98,8 +97,8 @@ def test_a_run_tells_what_its_steps_take(make_trainer, tmp_path, monkeypatch):
 
 
 def test_several_ranks_add_up():
-    watched = object.__new__(gauges.Gauges)
+    watched = object.__new__(throughput.Throughput)
     watched.__dict__.update(_device=CPU, _learns_whole=False, _steps=2, _bytes=4e6, _has_energy=True)
-    base = dict.fromkeys((*gauges.PHASES, *gauges.EXTRA), 1.0)
+    base = dict.fromkeys((*throughput.PHASES, *throughput.EXTRA), 1.0)
     figures = watched._figures([base | {"joules": 10.0}, base | {"joules": 30.0}])
     assert (figures["joules_per_step"], figures["joules_per_megabyte"]) == (20, 10)

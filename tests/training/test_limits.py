@@ -46,7 +46,8 @@ def test_a_run_that_ends_by_what_it_reads(make_trainer, tmp_path, limit):
     train(whole)
     last = whole.step
     size, allowed = limit.split("=")
-    assert whole.seen[size] <= int(allowed) + 5 < whole.seen[size] * (last + 1) / last + 5
+    seen = getattr(whole.progress, f"{size}_seen")
+    assert seen <= int(allowed) + 5 < seen * (last + 1) / last + 5
     metrics = read_metrics(tmp_path / "whole")
     assert [r["step"] for r in metrics if r["split"] == "validation"] == sorted({6, last})
     assert metrics[-2]["learning_rate"] < 0.15 * 3e-3
@@ -79,7 +80,7 @@ def test_a_run_that_ends_by_the_clock(make_trainer, tmp_path, monkeypatch):
     train(build(), until=6)
     now[0] += 1000  # nobody trains
     trainer = build()
-    assert (trainer.step, trainer.seconds) == (6, pytest.approx(0.5))  # as known when step 6 began
+    assert (trainer.step, trainer.progress.seconds) == (6, pytest.approx(0.5))  # as known when step 6 began
     train(trainer)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run", "train")]
     assert 19 <= trainer.step <= 22 and is_finished(tmp_path / "run")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_run import build_trainer
+from tiny_run import build_trainer, update
 
 from stlm.config import TrainingConfig, load_run_config
 from stlm.errors import ConfigError
@@ -53,7 +53,7 @@ def test_a_step_is_that_of_plain_torch(config_file, data_dir, stage, tmp_path):
     torch.nn.utils.clip_grad_norm_(exact.parameters(), training.gradient_clipping)
     optimizer.step()
 
-    assert trainer.train_step(1) == pytest.approx(loss.item(), rel=1e-5)
+    assert update(trainer) == pytest.approx(loss.item(), rel=1e-5)
     for parameter, expected in zip(trainer.model.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(parameter.detach(), expected.detach(), atol=2e-6, rtol=1e-5)
     trainer.close()

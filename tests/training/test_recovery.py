@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from test_training import Explosive
-from tiny_run import read_metrics, train
+from tiny_run import read_metrics, train, update
 
 from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config import RunConfig, from_dict
@@ -76,7 +76,7 @@ def test_when_a_run_goes_back(figures, expected):
         recovery = Recovery(RecoveryConfig(2, 9, 1.5, 3, 3), json.loads(json.dumps(recovery.state())))
         found.append(recovery.judge(step, figure, 1.0))
         if found[-1]:
-            recovery.rolled_back(0)
+            recovery.rolled_back(0, step=9)
     assert found == [bool(each) for each in expected]
     assert recovery.skipped == sum(figure != figure or figure == INF for figure in figures)
 
@@ -84,9 +84,9 @@ def test_when_a_run_goes_back(figures, expected):
 def test_a_second_return_goes_further_back():
     recovery = Recovery(RecoveryConfig(max_skipped_in_a_row=0, max_rollbacks=2))
     assert recovery.judge(7, NAN, 1.0) and recovery.since == 7
-    recovery.rolled_back(4)
+    recovery.rolled_back(4, step=9)
     assert recovery.judge(8, 1.0, INF) and recovery.since == 4 and recovery.may_roll_back
-    recovery.rolled_back(2)
+    recovery.rolled_back(2, step=9)
     assert not recovery.judge(9, 1.0, 1.0) and recovery.since is None and not recovery.may_roll_back
 
 
@@ -105,7 +105,7 @@ def test_a_skipped_step_changes_nothing_and_counts(make_trainer, tmp_path, stage
     whole = spoil(make_trainer(tmp_path / "whole", *EVERY_TWO, stage=stage), {5, 6, 8}, kind)
     for step in range(1, 13):
         before = state_of(whole) if step in (5, 6) else {}
-        loss = whole.train_step(step)
+        loss = update(whole)
         whole.log(step, loss)
         if step in (5, 6, 8):
             assert (loss == loss) == (kind == "gradient")
@@ -128,10 +128,10 @@ def test_too_many_in_a_row_lead_back_to_a_checkpoint(make_trainer, tmp_path, sta
     overrides = (*EVERY_TWO, "training.recovery.max_skipped_in_a_row=2")
     trainer = spoil(make_trainer(tmp_path / "run", *overrides, stage=stage), {6, 7, 8}, "loss")
     train(trainer, until=4)
-    at_four, seen = full_state(trainer.engine), dict(trainer.seen)
+    at_four, ids_seen = full_state(trainer.engine), trainer.progress.ids_seen
     trainer = spoil(make_trainer(tmp_path / "run", *overrides, stage=stage), {6, 7, 8}, "loss")
     losses = train(trainer, until=8)
-    assert (trainer.step, trainer.seen, trainer.recovery.rollbacks, len(losses)) == (8, seen, 1, 4)
+    assert (trainer.step, trainer.progress.ids_seen, trainer.recovery.rollbacks, len(losses)) == (8, ids_seen, 1, 4)
     found = full_state(trainer.engine)
     assert found.updates == at_four.updates == 4
     for name, tensor in at_four.parameters.items():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import ROOT, read_metrics, train
+from tiny_run import ROOT, read_metrics, train, update
 
 from data_pipeline.loading.loaders import train_loader
 from data_pipeline.loading.prepared_data import PreparedData
@@ -64,16 +64,16 @@ def test_bf16_at_every_stage(make_trainer, tmp_path):
     losses, moments = {}, {}
     for stage in (0, 2, 3):
         trainer = make_trainer(tmp_path / f"{stage}", "training.precision=bf16", stage=stage)
-        trainer.train_step(1)
+        update(trainer)
         moments[stage] = full_state(trainer.engine).moments["exp_avg"]
-        losses[stage] = [trainer.train_step(step) for step in range(2, 13)]
+        losses[stage] = [update(trainer) for _ in range(11)]
     # The hooks of stage 3 change the order in which the gradients of activations are added up, in bf16.
     for stage, tolerance in ((2, 1e-5), (3, 2e-2)):
         assert losses[stage] == pytest.approx(losses[0], abs=1e-3)
         for name, tensor in moments[0].items():
             assert (tensor - moments[stage][name]).abs().max() < tolerance * tensor.abs().max()
     fp32 = make_trainer(tmp_path / "fp32", "training.precision=fp32")
-    assert fp32.train_step(1) != pytest.approx(losses[0][0], abs=1e-6)
+    assert update(fp32) != pytest.approx(losses[0][0], abs=1e-6)
 
 
 def test_the_short_loop(tmp_path, data_dir):
@@ -125,7 +125,7 @@ def test_the_short_loop(tmp_path, data_dir):
 def test_validation_is_exact(make_trainer, tmp_path, data_dir):
     """Every id of the split once, end_of_text paid for and counted as no byte, the padding of the last window not."""
     trainer = make_trainer(tmp_path / "run", "training.batch_size=6", stage=3)
-    trainer.train_step(1)
+    update(trainer)
     nats, ids, bytes = trainer.validate()
     data = PreparedData.open(data_dir)
     stream = data.split("validation")
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
     before = full_state(trainer.engine)
     rows = ", ".join(str(row) for row in rows_with[rare])
     with pytest.raises(NonFinite, match=rf"loss of step 3 is not finite \(rows {rows} of its batch\).*step 2"):
-        trainer.train_step(3)
+        update(trainer)
     after = full_state(trainer.engine)
     for name, tensor in before.parameters.items():
         assert torch.equal(tensor, after.parameters[name])
@@ -176,11 +176,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gradient_that_is_not_finite_stops_the_run(make_trainer, tmp_path, stage):
     trainer = make_trainer(tmp_path / "run", "training.gradient_clipping=0", *NO_SKIPPING, stage=stage)
-    trainer.train_step(1)
+    update(trainer)
     before = full_state(trainer.engine)
     blow_up(trainer.engine)
     with pytest.raises(NonFinite, match=r"gradient of step 2 is not finite \(rows 0-7"):
-        trainer.train_step(2)
+        update(trainer)
     after = full_state(trainer.engine)
     for name, tensor in before.parameters.items():
         assert torch.equal(tensor, after.parameters[name])

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_run import train
+from tiny_run import train, update
 
 from stlm.model import account
 from stlm.stlm import STLM
 from stlm.training.distributed.stopwatch import PHASES, CudaClock, HostClock, Stopwatch
-from stlm.training.metrics import throughput as gauges
+from stlm.training.metrics import throughput
 from stlm.training.metrics.mfu import Peak, measure_peak, readable_flops
 from stlm.training.metrics.throughput import peak_memory
 
@@ -179,7 +179,7 @@ def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for():
 
 def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
     """FLOPs of a step: three forward passes, counted as describe.py does; MFU: over what the peak allows."""
-    monkeypatch.setattr(gauges, "measure_peak", lambda device, precision: Peak(1e9, 1024))
+    monkeypatch.setattr(throughput, "measure_peak", lambda device, precision: Peak(1e9, 1024))
     settings = ["training.micro_batch_size=2", "training.activation_checkpointing=true", "training.log_every_steps=3"]
     trainer = make_trainer(tmp_path / "run", *settings, stage=2)
     expected = account(lambda: STLM(trainer.config.model, trainer.model.tokenizer), 256, 32, 2).forward_flops
@@ -196,10 +196,10 @@ def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
 def test_counting_changes_no_bit(make_trainer, tmp_path):
     counted = make_trainer(tmp_path / "counted", stage=1)
     plain = make_trainer(tmp_path / "plain", stage=1)
-    plain._gauges._forward_flops = 1.0
-    losses = [[trainer.train_step(step) for step in (1, 2)] for trainer in (counted, plain)]
+    plain.throughput._forward_flops = 1.0
+    losses = [[update(trainer), update(trainer)] for trainer in (counted, plain)]
     assert losses[0] == losses[1]
-    assert counted._gauges._forward_flops > 1
+    assert counted.throughput._forward_flops > 1
 
 
 def test_frozen_parts_have_no_mfu(make_trainer, tmp_path):
@@ -212,7 +212,7 @@ def test_frozen_parts_have_no_mfu(make_trainer, tmp_path):
 
 def test_figures_of_several_ranks():
     """Means over the ranks, the work of all of them, and who keeps the others waiting."""
-    watched = object.__new__(gauges.Gauges)
+    watched = object.__new__(throughput.Throughput)
     watched.__dict__.update(_device=torch.device("cpu"), _learns_whole=True, _steps=2, _bytes=120.0, _has_energy=False)
     base = dict.fromkeys(PHASES, 0.0) | {"flops": 30.0, "memory": 5.0, "cuda_memory": 0.0}
     everyone = [

@@ -71,6 +71,11 @@ def train(trainer, until=None):
     return losses
 
 
+def update(trainer):
+    """Make the next update outside of `steps`, where micro-steps are counted from 0; returns its loss."""
+    return trainer.train_step((trainer.step + 1) * trainer.grad_accum_steps - 1)
+
+
 def spawn(command, ranks):
     """Start `ranks` processes with the environment that a launcher sets; one is started by plain python."""
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}

@@ -23,7 +23,7 @@ from stlm.training.metrics.energy import Energy
 from stlm.training.metrics.mfu import PASSES, count_flops, measure_peak, readable_flops
 
 
-class Gauges:
+class Throughput:
     """Measurements of steps on `device` in `precision`, and first of the device's peak. Every rank makes one.
 
     `learns_whole`: no weight is frozen. Otherwise the cost of a gradient is unknown, and MFU is not reported.
@@ -40,13 +40,13 @@ class Gauges:
         self._started = time.perf_counter()
         distributed.stopwatch.use(device)
         self._energy = Energy(device, first_of_node=distributed.ranks.local_rank == 0)
-        told = distributed.of_every_rank([self._peak.flops, self._energy.measures])
-        peaks = [peak for peak, _ in told]
-        self._has_energy = any(measures for _, measures in told)
+        everyone = distributed.of_every_rank([self._peak.flops, self._energy.measures])
+        peaks = [peak for peak, _ in everyone]
+        self._has_energy = any(measures for _, measures in everyone)
         ranks = f"{number_of(len(peaks), 'rank')} together" if len(peaks) > 1 else "1 rank"
         threads = torch.get_num_threads()
         on = "GPU" if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
-        self.told = (
+        self.summary = (
             f"peak: {readable_flops(math.fsum(peaks))} of {ranks}, measured on products of {self._peak.size} × "
             f"{self._peak.size} in {precision} ({on}{' each' * (len(peaks) > 1)})"
             + ("" if learns_whole else "; no MFU, for parts of the model are frozen")
