@@ -25,7 +25,6 @@ from stlm.training.distributed.signals import StopSignals
 T = TypeVar("T")
 Sum = Callable[[Sequence[float]], list[float]]  # each value summed over all ranks
 
-ASKED = "stop"  # key of the ranks' store
 POLL_S = 0.25  # between two checks of the flags of this rank and of the others
 AGREE_S = 0.5  # between two agreements of the ranks
 
@@ -77,6 +76,7 @@ class Interruptible:
         self._sum_over_ranks = sum_over_ranks
         self._open_store = open_store
         self._running = False
+        self._runs = 0  # the same on all ranks
         self._armed = False  # whether Interrupted may be raised at any point now
         self._agreed = False  # whether all ranks know that the work is abandoned
         self._told = False  # whether another rank was asked to stop
@@ -86,6 +86,7 @@ class Interruptible:
 
         The work may be interrupted once it has read all of `first(…)`.
         """
+        self._runs, self._told = self._runs + 1, False
         if self._agree(self._asked()):
             return None
         done, value, stopped = threading.Event(), None, False
@@ -150,14 +151,16 @@ class Interruptible:
         while not done.wait(POLL_S):
             here = self._signals.reason() is not None
             try:
-                if here and self._board is not None:
-                    self._board.set(ASKED, "1")
-                self._told = self._told or (self._board is not None and self._board.check([ASKED]))
-            except RuntimeError:  # rank 0, which hosts the board, is gone; the next sum raises an error
+                if self._store is not None:
+                    key = f"stop/{self._runs}"
+                    if here:
+                        self._store.set(key, "1")
+                    self._told = self._told or self._store.check([key])
+            except RuntimeError:  # rank 0, which hosts the store, is gone; the next sum raises an error
                 return
             if (here or self._told) and self._armed:
                 self._signals.wake()
 
     @cached_property
-    def _board(self) -> Store | None:
+    def _store(self) -> Store | None:
         return self._open_store()
