@@ -26,5 +26,5 @@ class DecodingStats:
     def __str__(self) -> str:
         saved = 1 - self.mean_depth / self.depth if self.depth else 0.0
         ids, layers = number_of(self.ids, "id"), number_of(self.depth, "layer")
-        text = f"{ids}, {self.mean_depth:.2f} of {layers} run for each: {saved:.0%} saved"
+        text = f"{ids}; {self.mean_depth:.2f} of {layers} run per id ({saved:.0%} saved)"
         return text + (f"; {self.accepted} of {number_of(self.drafted, 'draft')} accepted" if self.drafted else "")

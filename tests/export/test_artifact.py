@@ -165,7 +165,7 @@ def test_a_run_brings_its_own_texts(tmp_path):
 def test_without_a_text_the_method_is_said_to_be_another(tmp_path):
     make("patches").save(tmp_path / "model")
     packed = convert_to_artifact(tmp_path / "model", tmp_path / "file", 8)
-    assert "rounded to nearest, calibrated on nothing" in str(packed) and "on documentation" in str(packed)
+    assert "rounded to nearest, not calibrated" in str(packed) and "on documentation" in str(packed)
     with pytest.raises(ConversionError, match="exists; expected the name of a new file"):
         convert_to_artifact(tmp_path / "model", tmp_path / "file", 8)
     with pytest.raises(ConversionError, match=r"--calibration: .*absent cannot be read"):

@@ -345,9 +345,9 @@ def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
     _, plain, err = call("generate.py", *arguments)
     assert err == ""
     code, out, err = call("generate.py", *arguments, "--speculative", "self", "--drafts", "2")
-    assert (code, out) == (0, plain) and re.search(r"of 4 layers run for each: .* drafts accepted", err)
+    assert (code, out) == (0, plain) and re.search(r"of 4 layers run per id .* drafts accepted", err)
     code, _, err = call("generate.py", *arguments, "--exit-threshold", "0.0001")
-    assert code == 0 and "19 ids, 1.00 of 4 layers run for each: 75% saved" in err
+    assert code == 0 and "19 ids; 1.00 of 4 layers run per id (75% saved)" in err
 
 
 def test_generate_reads_fewer_bits_where_it_is_told(folder, call, tmp_path):

@@ -35,8 +35,8 @@ class WrittenArtifact:
     def __str__(self) -> str:
         return (
             f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes, "
-            f"{8 * self.bytes / self.parameters:.2f} bits a parameter\n"
-            f"matrices in {self.bits} bits, {self.method}, calibrated on {self.texts.calibrated_on}\n"
+            f"{8 * self.bytes / self.parameters:.2f} bits per parameter\n"
+            f"matrices in {self.bits} bits, {self.method}, {self.texts.calibration_note}\n"
             f"bits per byte: {self.before:.5f} before, {self.after:.5f} after, {self.after - self.before:+.5f}, "
             f"on {self.texts.evaluated_on}"
         )

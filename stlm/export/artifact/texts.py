@@ -33,9 +33,9 @@ class CalibrationTexts:
     """Windows of the model's context, [n, T]."""
 
     calibration: Windows | None
-    calibrated_on: str  # for people
+    calibration_note: str  # names the calibration text, for people
     evaluation: Windows
-    evaluated_on: str
+    evaluated_on: str  # names the evaluation text
 
     @classmethod
     def of(cls, model: STLM, source: Path, calibration: str | os.PathLike[str] | None) -> CalibrationTexts:
@@ -51,16 +51,14 @@ class CalibrationTexts:
             cut = len(text) * 9 // 10
             windows = _spread(_windows_of_text(model, text[:cut]), CALIBRATION_IDS)
             evaluation = _spread(_windows_of_text(model, text[cut:]), EVALUATION_IDS)
-            return cls(
-                windows, f"{calibration}, {_size(model, windows)}", evaluation, f"the last tenth of {calibration}"
-            )
+            note = f"calibrated on {calibration}, {_size(model, windows)}"
+            return cls(windows, note, evaluation, f"the last tenth of {calibration}")
         run_dir = run_directory(source)
         if (run_dir / "config.yaml").is_file():
-            trained, validated = _windows_of_run(model, run_dir)
-            return cls(trained, f"training data, {_size(model, trained)}", validated, "validation data")
-        return cls(
-            None, "nothing", _windows_of_text(model, sample_text()), "documentation of Python's standard library"
-        )
+            windows, evaluation = _windows_of_run(model, run_dir)
+            return cls(windows, f"calibrated on training data, {_size(model, windows)}", evaluation, "validation data")
+        evaluation = _windows_of_text(model, sample_text())
+        return cls(None, "not calibrated", evaluation, "documentation of Python's standard library")
 
 
 def batches(windows: Windows) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

@@ -43,7 +43,7 @@ class WrittenGGUF:
         check = (
             "xllamacpp is not installed, so the file was not run: its tensors were read back and are bit-equal"
             if self.difference is None
-            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} places"
+            else f"largest difference of log-probabilities in llama.cpp: {self.difference:.1e}, at {PLACES} positions"
         )
         lines = [f"wrote {self.output}: {self.parameters:,} parameters, {self.bytes:,} bytes", check, self.note]
         return "\n".join(line for line in lines if line)
