@@ -24,11 +24,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.cleaning.documents import Cleaning
+from data_pipeline.cleaning.exact_duplicates import drop_duplicates
 from data_pipeline.cleaning.near_duplicates import near_duplicates, sign
-from data_pipeline.preparation.gathering import Gathered, drop_duplicates, gather, starts_of
+from data_pipeline.preparation.gathering import gather
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Workers
+from data_pipeline.storage.documents import Gathered, starts_of
 
 _WORDS = 20_000
 _MEAN_LENGTH = 50  # words

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from data_pipeline.cleaning.words import WORD, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.gathering import Gathered
 from data_pipeline.sources.encodings import check_text
 from data_pipeline.sources.formats import compression_of, open_input
 from data_pipeline.storage.atomic import atomic_file, save_array, sha256_file, write_text
+from data_pipeline.storage.documents import Gathered
 from data_pipeline.tokenizers.base import END_OF_STORED_DOCUMENT
 
 LONGEST_RUN, SHORTEST_RUN = 13 * WORD, 8 * WORD

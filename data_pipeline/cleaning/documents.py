@@ -16,8 +16,8 @@ from data_pipeline.cleaning.gopher import GopherLimits, gopher
 from data_pipeline.cleaning.language import Language, LanguageLimits
 from data_pipeline.cleaning.limits import Limits
 from data_pipeline.cleaning.normalization import normalize
-from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
+from data_pipeline.storage.cleaning_record import Record
 
 # The text, and a counter of its changes → the changed text, and the rule that leaves it out, or "".
 Step = Callable[[str, Counter[str]], tuple[str, str]]

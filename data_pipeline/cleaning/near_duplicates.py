@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from data_pipeline.cleaning.words import WORD, Words, mix, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
-from data_pipeline.preparation.gathering import Gathered
 from data_pipeline.storage.atomic import atomic_file
+from data_pipeline.storage.documents import Gathered
 
 THRESHOLD = 0.8
 

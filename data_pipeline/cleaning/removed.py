@@ -18,9 +18,9 @@ import orjson
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.preparation.gathering import REMOVED, Gathered
 from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.storage.atomic import atomic_file
+from data_pipeline.storage.documents import REMOVED, Gathered
 
 _SEGMENT = bytes([END_OF_STORED_SEGMENT])  # between the parts of a conversation
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning.decontamination import REMOVED_FILE
-from data_pipeline.cleaning.record import Record
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
@@ -26,6 +25,7 @@ from data_pipeline.preparation.work_folder import locked
 from data_pipeline.preparation.workers import Team, Workers
 from data_pipeline.sources.plain_text import AUTO
 from data_pipeline.storage.atomic import fsync_dir, write_errors_as, write_text, writing
+from data_pipeline.storage.cleaning_record import Record
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.storage.shards import bin_path, given_path, idx_path
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.gathering import CHOICES, Gathered, gather
+from data_pipeline.preparation.gathering import gather
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import processes_for
@@ -27,6 +27,7 @@ from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import describe
 from data_pipeline.sources.source import Source, Unit
 from data_pipeline.sources.text_files import Problems
+from data_pipeline.storage.documents import CHOICES, Gathered
 from data_pipeline.storage.manifest import WORK_DIR, is_being_prepared
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec
 

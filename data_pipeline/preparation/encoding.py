@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_pipeline.preparation.gathering import CHOICES, TRAIN, Gathered
 from data_pipeline.sources.conversations import encode_conversations
 from data_pipeline.sources.indexed import ids_of_kept
 from data_pipeline.storage.atomic import atomic_file, save_array, write_text
+from data_pipeline.storage.documents import CHOICES, TRAIN, Gathered
 from data_pipeline.storage.manifest import ShardEntry
 from data_pipeline.storage.shards import write_shard
 from data_pipeline.tokenizers import (

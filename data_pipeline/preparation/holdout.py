@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import TooFew
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.gathering import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
+from data_pipeline.storage.documents import DROPPED, TRAIN, VALIDATION, Gathered, starts_of
 from data_pipeline.storage.manifest import Manifest
 
 _HASHES = 1 << 64
@@ -82,23 +82,6 @@ def choose_all(units: Sequence[Gathered], kept: NDArray[np.bool_], choice: int) 
     """Make the same choice for every kept document; drop the others."""
     for unit, mine in _units(units, kept):
         unit.choose(np.where(mine, choice, DROPPED).astype(np.uint8))
-
-
-def copies_of(held: Sequence[Gathered], units: Sequence[Gathered]) -> NDArray[np.bool_]:
-    """Return a mask of the documents of all `units`: true for those equal to a held-back one."""
-    high = np.concatenate([np.empty(0, np.uint64), *(unit.index["high"] for unit in held)])
-    low = np.concatenate([np.empty(0, np.uint64), *(unit.index["low"] for unit in held)])
-    order = np.lexsort((low, high))
-    high, low = high[order], low[order]
-    found = [np.zeros(0, np.bool_)]
-    for unit in units:
-        index = unit.index
-        first, last = np.searchsorted(high, index["high"], "left"), np.searchsorted(high, index["high"], "right")
-        equal = first < last  # rarely true by chance
-        for place in np.flatnonzero(equal).tolist():
-            equal[place] = index["low"][place] in low[first[place] : last[place]]
-        found.append(equal)
-    return np.concatenate(found)
 
 
 def _units(units: Sequence[Gathered], kept: NDArray[np.bool_]) -> Iterator[tuple[Gathered, NDArray[np.bool_]]]:

@@ -20,7 +20,7 @@ from typing import Any
 from data_pipeline.errors import DataError, TooFew
 from data_pipeline.preparation.description import check_separator, describe_sources, split_rule, why_too_few
 from data_pipeline.preparation.encoding import ShardPlan, encode_piece, make_tokenizer, plan_shards, write_planned
-from data_pipeline.preparation.gathering import CHOICES, TEST, VALIDATION, Gathered, gather, gather_finished
+from data_pipeline.preparation.gathering import gather, gather_finished
 from data_pipeline.preparation.holdout import HeldBack
 from data_pipeline.preparation.options import PrepareConfig, default_data_dir
 from data_pipeline.preparation.scores import write_scores
@@ -33,6 +33,7 @@ from data_pipeline.sources.conversations import TEMPLATE
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.source import Unit, open_sources
 from data_pipeline.storage.atomic import write_errors_as
+from data_pipeline.storage.documents import CHOICES, TEST, VALIDATION, Gathered
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_DIR, WORK_DIR, Manifest, ShardEntry
 from data_pipeline.tokenizers import ByteTokenizer, Tokenizer, find_tokenizer, load_tokenizer
 from data_pipeline.tokenizers.base import TOKENIZER_FILE

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.gathering import TRAIN, Gathered
 from data_pipeline.storage.atomic import atomic_file
+from data_pipeline.storage.documents import TRAIN, Gathered
 
 _FILE = Path("train", "scores.npy")
 

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from data_pipeline.cleaning import decontamination
 from data_pipeline.cleaning.documents import NEAR_DUPLICATES, Cleaning
+from data_pipeline.cleaning.exact_duplicates import copies_of, drop_duplicates
 from data_pipeline.cleaning.near_duplicates import THRESHOLD, Signatures, near_duplicates, sign
-from data_pipeline.cleaning.record import EXAMPLES, Record, excerpt
 from data_pipeline.cleaning.removed import Stage, write_removed
 from data_pipeline.cleaning.words import WORD
 from data_pipeline.errors import TooFew
 from data_pipeline.plurals import number_of
-from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered, drop_duplicates, starts_of
-from data_pipeline.preparation.holdout import HeldBack, choose_all, choose_by_hash, copies_of
+from data_pipeline.preparation.holdout import HeldBack, choose_all, choose_by_hash
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.workers import Team, run_all
+from data_pipeline.storage.cleaning_record import EXAMPLES, Record, excerpt
+from data_pipeline.storage.documents import TRAIN, VALIDATION, Gathered, starts_of
 
 EXACT_DUPLICATES, DECONTAMINATION = "exact duplicates", "decontamination"
 HELD_BACK, ALREADY_THERE = "copies of documents that are held back", "copies of documents that are there already"

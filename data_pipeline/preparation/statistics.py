@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.cleaning.record import excerpt
-from data_pipeline.preparation.gathering import CHOICES, DROPPED, Gathered
 from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
+from data_pipeline.storage.cleaning_record import excerpt
+from data_pipeline.storage.documents import CHOICES, DROPPED, Gathered
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 SAMPLE_BYTES = 1 << 18  # of each source

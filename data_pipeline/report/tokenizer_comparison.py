@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.encoding import make_tokenizer
-from data_pipeline.preparation.gathering import TRAIN, VALIDATION, Gathered
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import Team, Workers
 from data_pipeline.storage.atomic import write_errors_as, writing
+from data_pipeline.storage.documents import TRAIN, VALIDATION, Gathered
 from data_pipeline.storage.manifest import WORK_DIR
 from data_pipeline.tokenizers import parse_spec
 

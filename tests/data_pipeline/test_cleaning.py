@@ -27,9 +27,9 @@ from data_pipeline.cleaning.normalization import normalize
 from data_pipeline.cleaning.words import OVERLAP, PIECE, WORD, pieces, words_of
 from data_pipeline.errors import DataError
 from data_pipeline.loading.prepared_data import PreparedData
-from data_pipeline.preparation.gathering import Gathered
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
+from data_pipeline.storage.documents import Gathered
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.cleaning import exact_duplicates
 from data_pipeline.errors import DataError
 from data_pipeline.loading.prepared_data import PreparedData
-from data_pipeline.preparation import encoding, gathering
+from data_pipeline.preparation import encoding
 from data_pipeline.preparation import pipeline as prepare
 from data_pipeline.preparation.options import PrepareConfig, default_data_dir
 from data_pipeline.preparation.pipeline import Preparation, ensure_default_data
@@ -34,7 +35,7 @@ from data_pipeline.report.summary import summary
 from data_pipeline.sources import hub
 from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.source import open_sources
-from data_pipeline.storage import atomic
+from data_pipeline.storage import atomic, documents
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = re.findall(
@@ -69,8 +70,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr("data_pipeline.sources.files.SLICE", 1000)
     monkeypatch.setattr(textfiles, "SLICE", 1000)
     monkeypatch.setattr(encoding, "SHARD_BYTES", 2000)
-    monkeypatch.setattr(gathering, "_BLOCK", 300)
-    monkeypatch.setattr(gathering, "_SORTED_AT_A_TIME", 50)
+    monkeypatch.setattr(documents, "_BLOCK", 300)
+    monkeypatch.setattr(exact_duplicates, "_SORTED_AT_A_TIME", 50)
 
 
 def contents(directory):
@@ -528,12 +529,12 @@ def test_sampling_for_a_tokenizer_is_even_and_from_training_text_only(inputs, tm
         output = tmp_path / str(limit)
         with pytest.raises(DataError, match="enough"):
             prepare.prepare(PrepareConfig(inputs, "sentencepiece:330", str(output), validation_fraction=0.2, workers=1))
-        units = [gathering.Gathered(path.with_suffix("")) for path in sorted(output.rglob("unit_*.text"))]
+        units = [documents.Gathered(path.with_suffix("")) for path in sorted(output.rglob("unit_*.text"))]
         train_documents = [
             document.tobytes()[:-1].decode()
             for unit in units
-            for place in np.flatnonzero(unit.choice == gathering.TRAIN).tolist()
-            for document, _ in unit.documents(place, place + 1, unit.choice == gathering.TRAIN)
+            for place in np.flatnonzero(unit.choice == documents.TRAIN).tolist()
+            for document, _ in unit.documents(place, place + 1, unit.choice == documents.TRAIN)
         ]
         if limit > 6000:
             assert seen["texts"] == train_documents

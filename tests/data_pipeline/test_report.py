@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.cleaning.record import excerpt
 from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
 from data_pipeline.loading.prepared_data import PreparedData
@@ -22,6 +21,7 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.report.page import report, write_report
 from data_pipeline.report.plots import PlotsMissing, byte_plot
+from data_pipeline.storage.cleaning_record import excerpt
 from data_pipeline.storage.manifest import Manifest
 
 SCRIPT = Path(__file__).parents[2] / "scripts/preprocess.py"

@@ -256,9 +256,9 @@ def test_units_are_messages(unit):
         ["job", "os:system"],
         ["os:system", {}],
         ["data_pipeline.storage.atomic:write_bytes", {}],
-        ["data_pipeline.preparation.gathering:Gathered", {}],
-        ["data_pipeline.preparation.gathering:Gathered", {"prefix": ["path", "x"], "file": 1}],
-        ["data_pipeline.preparation.gathering:Path", {}],
+        ["data_pipeline.storage.documents:Gathered", {}],
+        ["data_pipeline.storage.documents:Gathered", {"prefix": ["path", "x"], "file": 1}],
+        ["data_pipeline.storage.documents:Path", {}],
         ["path", 3],
     ],
 )
