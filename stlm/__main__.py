@@ -1,4 +1,4 @@
-"""`python -m stlm NAME` is `stlm NAME`. Launchers start it as a module: `torchrun -m stlm pretrain`."""
+"""`python -m stlm NAME` is `stlm NAME`. Launchers start it as a module: `torchrun -m -- stlm pretrain`."""
 
 from stlm.commands.program import main
 

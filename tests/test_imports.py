@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -274,7 +276,7 @@ def test_preparing_data_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_module_and_the_package_data(tmp_path: Path) -> None:
+def test_a_wheel_holds_every_module_and_its_commands_work(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: building leaves its own files beside the source, and takes up old ones
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
@@ -293,3 +295,20 @@ def test_a_wheel_holds_every_module_and_the_package_data(tmp_path: Path) -> None
     }
     assert packed == expected
     assert "stlm/presets/quickstart.yaml" in packed
+
+    # Installed, it offers the commands, which find everything they need in the package.
+    installed = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(installed)]
+    subprocess.run([*pip, str(wheel)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(installed), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+
+    def stlm(*arguments: str) -> str:
+        command = [str(installed / "bin" / "stlm"), *arguments]
+        finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    assert "\n  pretrain            train a model\n" in stlm()
+    assert stlm("generate", "--help").startswith("usage: stlm generate ")
+    assert re.search(r"^ok +two steps +prepared, trained with ZeRO 2 and saved", stlm("doctor"), re.MULTILINE)
+    assert "quickstart: byte_patch" in stlm("describe", "quickstart")

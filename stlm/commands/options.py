@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 
 PRECISION = "weight precision; lower is faster and changes the output slightly (default: fp32)"
@@ -34,6 +35,11 @@ def refuse(
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         parser.error(f"{names}: no effect with {beside}, {why}; leave one of them out")
+
+
+def typed(command: str) -> str:
+    """Return another command as the user would type it: `stlm NAME` or `python scripts/NAME.py`."""
+    return f"stlm {command}" if sys.argv[0].startswith("stlm ") else f"python scripts/{command}.py"
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

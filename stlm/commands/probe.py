@@ -1,4 +1,4 @@
-"""Learn tasks on top of a trained model.
+"""Train probes on a model's representations.
 
 python scripts/probe.py runs/mine --tasks cola,sst2,rte --tasks-dir DIR
 python scripts/probe.py runs/mine --tasks cola --tasks-dir DIR --method finetune --max-train-examples 2000
@@ -11,26 +11,32 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from stlm.commands.options import add_model
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Learn tasks of GLUE on top of a trained model, which stays as it is, and score what was "
-        "learned on examples that were not seen, beside the majority's label (docs/evals.md).",
+        description="Train a probe for each GLUE task on the representations of a model, which is not changed, and "
+        "score it on unseen examples, compared with the majority label (docs/evals.md).",
     )
-    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="run (its newest checkpoint), checkpoint or model")
+    add_model(parser)
     parser.add_argument(
-        "--tasks", required=True, metavar="NAME,…", help="of cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli"
-    )
+        "--tasks", required=True, metavar="NAME,…",
+        help="tasks: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli",
+    )  # fmt: skip
     items_from = parser.add_mutually_exclusive_group(required=True)
-    items_from.add_argument("--tasks-dir", metavar="DIR", help="folder of glue_NAME.{train,dev}.jsonl[.gz|.xz|.zst]")
+    items_from.add_argument("--tasks-dir", metavar="DIR", help="folder with glue_NAME.{train,dev}.jsonl[.gz|.xz|.zst]")
     items_from.add_argument("--hub", action="store_true", help="fetch the examples from the Hugging Face hub")
     parser.add_argument(
-        "--method", choices=("linear", "finetune", "lora"), default="linear", help="a linear map of frozen vectors; "
-        "all weights of a copy of the model; low-rank corrections of them (default: linear)",
+        "--method", choices=("linear", "finetune", "lora"), default="linear",
+        help="linear: a linear map of frozen vectors; finetune: all weights of a copy of the model; lora: low-rank "
+        "corrections of them (default: linear)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how often it is learned (default: 3)")
-    parser.add_argument("--max-train-examples", type=int, metavar="N", help="learn from N, drawn by each seed")
-    parser.add_argument("--output", metavar="FILE.json|FILE.md", help="also write the results here, with full digits")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs with different seeds (default: 3)")
+    parser.add_argument(
+        "--max-train-examples", type=int, metavar="N", help="train on N examples, drawn by each seed (default: all)"
+    )
+    parser.add_argument("--output", metavar="FILE.json|FILE.md", help="also write the results here, with all digits")
     args = parser.parse_args(argv)
 
     # Imported late, so that --help and usage errors are fast.

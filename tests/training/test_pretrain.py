@@ -61,7 +61,7 @@ def test_what_is_printed(uninterrupted):
     validated = rf"step 10/60  validation {number} nats/id  {number} bits/byte  \([\d,]+ bytes in 0:\d\d\)"
     assert re.fullmatch(validated, lines[12])
     assert lines[-3:] == [
-        f"The run is in {run_dir}. What now:",
+        f"The run is in {run_dir}. Next:",
         f"  python scripts/evaluate.py {run_dir}",
         f"  python scripts/generate.py {run_dir}",
     ]
@@ -205,11 +205,11 @@ def test_a_profile(pretrain, tmp_path):
 
 
 def test_what_a_run_is_called(tmp_path, monkeypatch):
-    from stlm.commands.pretrain import name_of
+    from stlm.training.request import run_name
 
     (tmp_path / "lr-0.5").mkdir()
     monkeypatch.chdir(tmp_path / "lr-0.5")
-    names = [name_of(config) for config in ("quickstart", "../mine.yaml", str(tmp_path / "lr-0.5"), ".", "../lr-0.5/")]
+    names = [run_name(config) for config in ("quickstart", "../mine.yaml", str(tmp_path / "lr-0.5"), ".", "../lr-0.5/")]
     assert names == ["quickstart", "mine", "lr-0.5", "lr-0.5", "lr-0.5"]
 
 

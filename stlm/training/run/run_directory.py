@@ -220,7 +220,7 @@ class RunDirectory:
             {
                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "step": step,
-                "command": shlex.join(sys.argv),
+                "command": shlex.join(sys.argv).replace("'stlm pretrain'", "stlm pretrain", 1),
                 "host": socket.gethostname(),
                 "platform": platform.platform(),
                 "python": platform.python_version(),
