@@ -1,8 +1,8 @@
-"""What a user can cause: each is one clear message and no traceback; `exit_code` is what a script ends with."""
+"""Errors that a user can cause: scripts print one message, without a traceback, and exit with `exit_code`."""
 
 
 class StlmError(Exception):
-    """Base of the errors that say what, where, what was expected and what to do."""
+    """Base of these errors. A message says what, where, what was expected and what to do."""
 
     exit_code = 2
 

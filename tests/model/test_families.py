@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_pairs import CORES, make, random_ids
+from component_examples import CORES
+from test_pairs import make, random_ids
 
 from stlm.config import ByteEmbedderConfig, GroupedQueryConfig, LinearHeadConfig, TransformerCoreConfig
 

@@ -258,7 +258,7 @@ def test_modules_of_different_shapes_do_not_share():
     ("saved", "model", "line"),
     [
         ({}, {"sharing": FFN}, r"sharing\.modules: shares core.stack.blocks.1.feed_forward.gate.weight, which the "
-         r"file has apart; model\.core\.sharing=\{\} would work"),
+         r"file stores separately; model\.core\.sharing=\{\} would work"),
         ({"sharing": FFN}, {}, r"sharing\.modules: does not share core.stack.blocks.1.feed_forward.gate"),
         ({"sharing": corrected(FFN)}, {"sharing": FFN}, r"sharing\.lora_rank: the file has corrections"),
         ({"sharing": FFN}, {"sharing": corrected(FFN)}, r"sharing\.lora_rank: the file has no corrections; null"),

@@ -86,8 +86,7 @@ class LearnedPositions(Positions):
         if end > self.table.num_embeddings:
             raise ConfigError(
                 f"model.core.positions.kind: got 'learned' and a text of {end} positions, expected at most the "
-                f"{self.table.num_embeddings} that model.context_length gives; begin anew with a part of it, or train "
-                "with kind: rope, which reads on"
+                f"{self.table.num_embeddings} of model.context_length; shorten the text, or train with kind: rope"
             )
         position = first + torch.arange(x_BTD.size(1), device=x_BTD.device)
         if documents_BT is not None:

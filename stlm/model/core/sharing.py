@@ -121,12 +121,14 @@ def other_ties(model: nn.Module, saved: Collection[str]) -> list[str]:
     layers = {_layer(name) for name in saved} - {""}
     lacking = [name for name in absent if _layer(name) in layers and LORA not in name]
     if shared := [name for name in apart if _layer(name)]:
-        works = "what was saved with it" if lacking else "model.core.sharing={}"
-        lines.append(f"model.core.sharing.modules: shares {shared[0]}, which the file has apart; {works} would work")
+        works = "the setting saved with it" if lacking else "model.core.sharing={}"
+        lines.append(
+            f"model.core.sharing.modules: shares {shared[0]}, which the file stores separately; {works} would work"
+        )
     elif lacking:
         lines.append(
             f"model.core.sharing.modules: does not share {lacking[0]}, which the file lacks in a layer that it has; "
-            "what was saved with it would work"
+            "the setting saved with it would work"
         )
     return lines
 

@@ -206,7 +206,7 @@ def gathered(caches: Sequence[Any], rows: Sequence[Tensor]) -> Any:
     if first is None or isinstance(first, int | float):
         assert all(cache == first for cache in caches)
         return first
-    assert hasattr(first, "__dict__"), f"what a cache remembers is no {type(first).__name__}"
+    assert hasattr(first, "__dict__"), f"a cache holds a {type(first).__name__}, which cannot be joined"
     new = copy.copy(first)
     columns = {name: [cache.__dict__[name] for cache in caches] for name in first.__dict__}
     new.__dict__.update({name: gathered(column, rows) for name, column in columns.items()})
