@@ -85,7 +85,7 @@ class Page:
 
     @property
     def path(self) -> Path:
-        """Its file in this folder: embedder-byte_patch.md, core-sharing.md."""
+        """File in this folder: embedder-byte_patch.md, core-sharing.md."""
         return FOLDER / ("-".join([*self.key.split("."), *([self.kind] if self.kind else [])]) + ".md")
 
     def model(self) -> ModelConfig:
@@ -115,18 +115,18 @@ class ObjectivePage:
 
     @property
     def path(self) -> Path:
-        """Its file: docs/objectives/next_token.md."""
+        """File, such as docs/objectives/next_token.md."""
         return FOLDER.parent / "objectives" / f"{self.kind}.md"
 
 
 def objective_pages() -> Iterator[ObjectivePage]:
-    """Every training objective that the code knows."""
+    """Yield the page of every training objective."""
     for kind, config in ObjectiveConfig.kinds.items():
         yield ObjectivePage(kind, config)
 
 
 def pages() -> Iterator[Page]:
-    """Every component that the code knows."""
+    """Yield the page of every component."""
     for key, family in FAMILIES.items():
         for kind, config in family.kinds.items():
             yield Page(key, kind, config, {"kind": kind})
@@ -135,7 +135,7 @@ def pages() -> Iterator[Page]:
 
 
 def settings_table(page: Page | ObjectivePage) -> str:
-    """Its settings, with their defaults and limits."""
+    """Return the table of settings, with their defaults and limits."""
     section = f"model.{page.key}" if isinstance(page, Page) else "training.objective"
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for field in dataclasses.fields(page.config):
@@ -161,7 +161,7 @@ def cost_table(page: Page) -> str:
 
 @functools.cache
 def account_of(model: ModelConfig) -> Account:
-    """Measured once for all pages whose examples are alike: the defaults of several families make one model."""
+    """Measure a model, once for all pages with an equal example."""
     tokenizer = build_tokenizer("byte")
     return account(lambda: STLM.from_config(model, tokenizer), tokenizer.vocab_size, model.context_length, 1)
 

@@ -1,4 +1,4 @@
-"""How parts of a model are built: registries map a config's `kind` to a class, and `Vocabulary` spells its ids."""
+"""Registries, which map a config's `kind` to a class, and `Vocabulary`, with which the class is built."""
 
 from __future__ import annotations
 
