@@ -117,7 +117,7 @@ def _encode(tokenizer: Tokenizer, place: int, rows: Sequence[Row]) -> _Question:
         ends = tokenizer.bytes_per_id[ids].cumsum()
         starts.append(1 + int(np.searchsorted(ends, len(context.encode()), side="right")))
         all_ids.append(np.concatenate(([tokenizer.end_of_text_id], ids), dtype=np.int64))
-    return _Question(place, all_ids, starts, _common(all_ids))
+    return _Question(place, all_ids, starts, _common_prefix(all_ids))
 
 
 def _cut(question: _Question, context_length: int) -> _Question:
@@ -126,10 +126,10 @@ def _cut(question: _Question, context_length: int) -> _Question:
     cuts = [max(0, start - kept) for start in question.starts]
     ids = [ids[cut:] for ids, cut in zip(question.ids, cuts, strict=True)]
     starts = [start - cut for start, cut in zip(question.starts, cuts, strict=True)]
-    return _Question(question.place, ids, starts, _common(ids))
+    return _Question(question.place, ids, starts, _common_prefix(ids))
 
 
-def _common(rows: Sequence[NDArray[np.int64]]) -> int:
+def _common_prefix(rows: Sequence[NDArray[np.int64]]) -> int:
     """Return the number of ids that all rows begin with, leaving at least one of each row."""
     shortest = min(map(len, rows)) - 1
     for row in rows[1:]:
@@ -186,15 +186,15 @@ def _score(model: STLM, batch: Sequence[_Question]) -> list[list[Likelihood]]:
     places_T = np.arange(ids_RT.shape[1])
     scored_RT = (places_T >= starts_R[:, None]) & (places_T < lengths_R[:, None])
 
-    saved = (len(rows) - len(batch)) * min(question.prefix for question in batch) + (len(batch) - 1) * _common(rows)
+    common, shared = _common_prefix(rows), min(question.prefix for question in batch)
+    saved = (len(rows) - len(batch)) * shared + (len(batch) - 1) * common
     if model.embedder.ragged or scored_RT[:, 0].any() or saved < _WORTH_SHARING * ids_RT.size:
         row_M, place_M = np.nonzero(scored_RT)
         logits_MV = model(_to_device(ids_RT, model), wanted_BT=_to_device(scored_RT, model)).logits
         parts = [(row_M, *_nats_and_greedy(logits_MV, np.arange(len(row_M)), ids_RT[row_M, place_M]))]
     else:
         question_of_R = np.repeat(np.arange(len(batch)), [len(question.ids) for question in batch])
-        ends = _common(rows), min(question.prefix for question in batch)
-        parts = list(_read_in_parts(model, ids_RT, scored_RT, question_of_R, *ends))
+        parts = list(_read_in_parts(model, ids_RT, scored_RT, question_of_R, common, shared))
 
     row_M, nats_M, greedy_M = map(np.concatenate, zip(*parts, strict=True))
     nats_R, greedy_R = np.bincount(row_M, nats_M, len(rows)), np.ones(len(rows))

@@ -69,7 +69,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
-        """Draw one more id for every row; return the rows, each with its `last_id` id.
+        """Draw one more id for every row; return the rows, each with its `last_id`.
 
         A row that fails is removed from the batch and returned with its `error`.
         """
@@ -124,7 +124,7 @@ class DecodingBatch:
             self._waiting.append(row)
 
     def _advance(self) -> Tensor:
-        """Read the last_id ids of the rows that have a state; return logits [B, V]."""
+        """Read the last ids of the rows that have a state; return logits [B, V]."""
         if len(self._places) < self._size:
             self._state = self.model.join([(self._state, torch.tensor(self._places))])
             self._size, self._places = len(self._places), list(range(len(self._places)))
@@ -157,7 +157,7 @@ class DecodingBatch:
         return torch.cat(logits)
 
 
-PROMPTS_PER_PASS = 16  # prompts
+PROMPTS_PER_PASS = 16
 
 
 def generate_ids(

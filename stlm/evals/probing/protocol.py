@@ -120,7 +120,7 @@ def summarize_scores(
     name: str, truth_N: NDArray[np.float64], predictions: Sequence[NDArray[np.float64]], train: Sequence[Example]
 ) -> dict[str, Any]:
     """Return one measure's mean over seeds, 95 % bootstrap interval over examples, standard deviation over seeds (None
-    for one seed), and value if every example gets the majority_label label of `train`."""
+    for one seed), and value if every example gets the commonest label of `train`."""
     score = SCORES[name]
     of_seeds = [score(truth_N, predicted_N) for predicted_N in predictions]
     estimate = statistic_estimate(
@@ -136,7 +136,7 @@ def summarize_scores(
 
 
 def majority_label(train: Sequence[Example]) -> float:
-    """Return the majority_label label, the smallest in a tie. Where labels are scores, any constant would do: its
+    """Return the commonest label, the smallest in a tie. Where labels are scores, any constant would do: its
     correlation is 0."""
     labels, counts = np.unique(labels_of(train), return_counts=True)
     return float(labels[counts.argmax()])
