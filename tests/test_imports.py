@@ -238,6 +238,17 @@ def test_no_modules_import_each_other() -> None:
     assert circles(graph()) == []
 
 
+def test_packages_of_data_pipeline_import_those_before_them() -> None:
+    order = ["storage", "tokenizers", "sources", "cleaning", "preparation", "loading", "report"]
+
+    def level(module: str) -> int:
+        package = [*module.split("."), ""][1]
+        return order.index(package) if package in order else -1
+
+    for module, targets in graph(("data_pipeline",)).items():
+        assert max(map(level, targets), default=-1) <= level(module), f"{module} imports {sorted(targets)}"
+
+
 def test_no_two_classes_have_one_name() -> None:
     homes: dict[str, list[str]] = {}
     for path in files():

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.preparation.options import PrepareConfig
-from data_pipeline.report.summary import left_out_by_reading
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.plain_text import check_found, describe
+from data_pipeline.sources.problems import Problems, left_out_by_reading
 from data_pipeline.sources.source import Source
-from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.documents import CHOICES, Gathered
 from data_pipeline.storage.manifest import ShardEntry
 from data_pipeline.storage.shards import Shard

@@ -21,12 +21,11 @@ from data_pipeline.preparation.gathering import gather
 from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import Preparation
 from data_pipeline.preparation.workers import processes_for
-from data_pipeline.report.summary import lines_of_problems
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import describe
+from data_pipeline.sources.problems import Problems, lines_of_problems
 from data_pipeline.sources.source import Source, Unit
-from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.documents import CHOICES, Gathered
 from data_pipeline.storage.manifest import WORK_DIR, is_being_prepared
 from data_pipeline.tokenizers import build_tokenizer, find_tokenizer, parse_spec

@@ -24,8 +24,9 @@ from data_pipeline.preparation.workers import Team, run_all
 from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT
 from data_pipeline.sources.limit import Limit
 from data_pipeline.sources.plain_text import LONGEST_DOCUMENT
+from data_pipeline.sources.problems import Problems
 from data_pipeline.sources.source import Unit
-from data_pipeline.sources.text_files import Problems, is_blank
+from data_pipeline.sources.text_files import is_blank
 from data_pipeline.storage.atomic import atomic_file, save_array, write_text
 from data_pipeline.storage.documents import CHOICES, INDEX, REMOVED, Gathered
 from data_pipeline.storage.manifest import TOKENIZER_DIR, Manifest

@@ -18,7 +18,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
 from data_pipeline.preparation.work_folder import locked
 from data_pipeline.report.plots import byte_plot, length_plot
-from data_pipeline.report.summary import PROBLEMS, splits_of, warnings_of
+from data_pipeline.report.summary import splits_of, warnings_of
+from data_pipeline.sources.problems import PROBLEMS
 from data_pipeline.storage.atomic import write_errors_as, write_text
 from data_pipeline.storage.manifest import MANIFEST_FILE, SPLITS, Manifest
 

@@ -3,82 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
 
 from data_pipeline.plurals import number_of
-from data_pipeline.sources.text_files import Problems
+from data_pipeline.sources.problems import lines_of_problems
 from data_pipeline.storage.manifest import SPLITS, Manifest
 
 ENOUGH = 64 << 10  # bytes of text; on less, bits per byte vary by more than models differ
-# Counts made while text is read: singular and plural.
-PROBLEMS = {
-    "invalid_utf8_documents": ("document with invalid UTF-8", "documents with invalid UTF-8"),
-    "replaced_characters": ("character replaced by U+FFFD", "characters replaced by U+FFFD"),
-    "byte_order_marks": ("byte-order mark removed", "byte-order marks removed"),
-    "crlf_line_ends": ("CRLF line end made LF", "CRLF line ends made LF"),
-    "empty_documents": ("empty document left out", "empty documents left out"),
-    "broken_lines": ("broken line left out", "broken lines left out"),
-    "cells_like_rows": (
-        "cell of several lines that look like rows: a quote may lack its partner",
-        "cells of several lines that look like rows: a quote may lack its partner",
-    ),
-    "pages_beyond_limits": (
-        "page left out, too deep or too large for a parser",
-        "pages left out, too deep or too large for a parser",
-    ),
-    "unreadable_files": (
-        "unreadable file left out, or the rest of it",
-        "unreadable files left out, or the rest of them",
-    ),
-    "broken_documents": (
-        "document with ids outside the vocabulary left out",
-        "documents with ids outside the vocabulary left out",
-    ),
-    "files_of_other_formats": ("file of another format left out", "files of other formats left out"),
-    "empty_files": ("empty file", "empty files"),
-    "hidden_files": ("hidden file or folder left out", "hidden files and folders left out"),
-    "linked_folders": (
-        "link left out, to a folder that is already read",
-        "links left out, to folders that are already read",
-    ),
-    "prepared_folders": (
-        "folder of prepared data (with a manifest.json) left out",
-        "folders of prepared data (with a manifest.json) left out",
-    ),
-    "reports": ("report (report.html) left out", "reports (report.html) left out"),
-    "unreadable_folders": ("unreadable folder left out", "unreadable folders left out"),
-}
-_AS_TEXT = ("invalid_utf8_documents", "replaced_characters", "byte_order_marks", "crlf_line_ends", "cells_like_rows")
-
-
-def lines_of_problems(counts: Mapping[str, int], left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return lines with the problems met while a source was read: the count of each kind, and the first names."""
-    lines = []
-    for name, number in sorted(counts.items()):
-        names = left_out.get(name, ())
-        lines.append(f"  {number_of(number, *PROBLEMS[name])}" + ":" * bool(names))
-        lines += [f"    {one}" for one in names]
-        if names and number > len(names):
-            lines.append(f"    and {number - len(names):,} more")
-    return lines
-
-
-def left_out_by_reading(problems: Sequence[Problems]) -> str:
-    """Describe what reading left out of the inputs, with an example of each kind; "" if nothing was left out."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for one in problems:
-        counts.update(one.counts)
-        examples |= {name: names[0] for name, names in one.left_out.items() if names and name not in examples}
-        if one.examples:
-            examples.setdefault("broken_lines", one.examples[0])
-    parts = [
-        number_of(number, *PROBLEMS[name]) + (f" ({examples[name]})" if name in examples else "")
-        for name, number in sorted(counts.items())
-        if number and name not in _AS_TEXT
-    ]
-    return "; ".join(parts)
 
 
 def summary(manifest: Manifest, directory: str | os.PathLike[str]) -> str:

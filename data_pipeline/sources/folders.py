@@ -21,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.plurals import number_of
 from data_pipeline.sources.formats import READABLE, format_of, format_of_named
 from data_pipeline.sources.indexed import indexed_prefix
-from data_pipeline.sources.text_files import Problems
+from data_pipeline.sources.problems import Problems
 from data_pipeline.storage.manifest import MANIFEST_FILE, WORK_DIR
 
 _REPORT_FILE = "report.html"

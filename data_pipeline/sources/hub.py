@@ -16,7 +16,8 @@ from typing import Any
 
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.sources.files import state_of
-from data_pipeline.sources.text_files import Problems, clean, column_of, value_at
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import clean, column_of, value_at
 
 _HUB_ROWS = 1 << 16  # in one unit
 _DATASET_FILES = ("state.json", "dataset_info.json")

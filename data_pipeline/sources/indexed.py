@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.files import state_of
-from data_pipeline.sources.text_files import Problems, clean
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import clean
 from data_pipeline.storage.atomic import sha256_file
 from data_pipeline.storage.shards import Shard, bin_path, idx_path
 from data_pipeline.tokenizers import Tokenizer, build_tokenizer

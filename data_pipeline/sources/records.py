@@ -22,7 +22,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.extras import how_to_install
 from data_pipeline.plurals import number_of
 from data_pipeline.sources.pages import beyond_limits, decoded_page
-from data_pipeline.sources.text_files import LONGEST_RECORD, FileSlice, Problems, Reading, broken_line, column_of
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import LONGEST_RECORD, FileSlice, Reading, broken_line, column_of
 
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 1 << 14  # of a Parquet column, decoded at a time
 _LIKE_ROWS = 2  # lines of one cell that all look like rows: its quote may be unmatched

@@ -23,8 +23,9 @@ from data_pipeline.sources.formats import COMPRESSED, NOT_TEXT, format_of
 from data_pipeline.sources.hub import HubDataset, is_saved_dataset
 from data_pipeline.sources.indexed import IndexedFiles, indexed_prefix
 from data_pipeline.sources.plain_text import AUTO, Rule, choose
+from data_pipeline.sources.problems import Problems
 from data_pipeline.sources.stdin import STDIN, Stdin, is_pipe
-from data_pipeline.sources.text_files import Problems, Reading, clean
+from data_pipeline.sources.text_files import Reading, clean
 
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?::\w[\w.-]*)?$")
 

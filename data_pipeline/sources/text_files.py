@@ -17,7 +17,6 @@ import math
 import re
 import tempfile
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from data_pipeline.sources.conversations import END_OF_STORED_SEGMENT, segments_
 from data_pipeline.sources.encodings import transcode
 from data_pipeline.sources.formats import Format, format_of_named, open_input
 from data_pipeline.sources.plain_text import AUTO, Division, Rule
+from data_pipeline.sources.problems import Problems
 
 SLICE = 64 << 20
 
@@ -40,41 +40,6 @@ BOM = b"\xef\xbb\xbf"
 TEXT_KEY = "text"  # unless the user names another
 ON_ERROR = ("stop", "skip")
 QUOTING = ("auto", "minimal", "none")  # of CSV, TSV: auto is minimal for CSV and none for TSV
-NAMED = 20  # number of inputs named per reason for leaving out; the others are only counted
-
-
-@dataclass
-class Problems:
-    """Problems of the input and their treatment, counted by name, with the first few places."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    division: Counter[str] = field(default_factory=Counter)  # how plain text was divided: see `plain_text.divided`
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # by reason, the first names of inputs left out
-    score: float = math.nan  # of the last document read, if scores are requested
-
-    def count(self, name: str, number: int = 1, example: str = "") -> None:
-        if number:
-            self.counts[name] += number
-            if example and self.wants_examples:
-                self.examples.append(example)
-
-    def leave_out(self, reason: str, name: str) -> None:
-        """Count an input that is left out entirely, or from some point on, and record its name."""
-        self.counts[reason] += 1
-        names = self.left_out.setdefault(reason, [])
-        if len(names) < NAMED:
-            names.append(name)
-
-    def add(self, other: Problems) -> None:
-        """Add the counts and the left-out inputs of another object."""
-        self.counts.update(other.counts)
-        for reason, names in other.left_out.items():
-            self.left_out[reason] = [*self.left_out.get(reason, []), *names][:NAMED]
-
-    @property
-    def wants_examples(self) -> bool:
-        return len(self.examples) < 5
 
 
 @dataclass(frozen=True)

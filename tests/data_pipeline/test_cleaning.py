@@ -343,7 +343,7 @@ def test_signatures_are_cut_into_units_and_bands_without_a_difference(tmp_path: 
     """Many units, small blocks and several passes decide as one of each does."""
     from data_pipeline.cleaning import near_duplicates as module
     from data_pipeline.preparation.gathering import gather
-    from data_pipeline.sources.text_files import Problems
+    from data_pipeline.sources.problems import Problems
 
     class Unit:
         source, size = 0, 0

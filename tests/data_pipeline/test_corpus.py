@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.sources.default_corpus import corpus
 from data_pipeline.sources.default_corpus.prose import paragraphs
+from data_pipeline.sources.problems import Problems
 from data_pipeline.sources.source import DefaultCorpus
-from data_pipeline.sources.text_files import Problems
 
 NUMPY_STYLE = """
     Return the metric closure of the graph, as it is defined

@@ -23,8 +23,8 @@ from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.encodings import codec_of
 from data_pipeline.sources.formats import zstd
 from data_pipeline.sources.pages import MAX_DEPTH, MAX_NODES, beyond_limits
+from data_pipeline.sources.problems import Problems
 from data_pipeline.sources.source import SourceOptions, open_sources
-from data_pipeline.sources.text_files import Problems
 
 RUSSIAN = "Пришла весна, и птицы поют в саду, а дети играют во дворе. "
 JAPANESE = "春が来て、花が咲き、小鳥が枝で歌っています。子供たちは公園で遊びます。"

@@ -15,7 +15,7 @@ from data_pipeline.report.summary import summary
 from data_pipeline.sources import folders
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.folders import files_below, matches_of
-from data_pipeline.sources.text_files import Problems
+from data_pipeline.sources.problems import Problems
 
 
 def write(folder, *names, text="text"):

@@ -15,7 +15,8 @@ from data_pipeline.sources import json_files as jsonfiles
 from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.conversations import segments_of
 from data_pipeline.sources.files import read_slice
-from data_pipeline.sources.text_files import Problems, Reading, clean, is_blank, slices_of
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import Reading, clean, is_blank, slices_of
 
 TEXTS = ['a "quoted" [text], {with} \\ brackets\n', "", "caf\u00e9 \U0001f600", "\\", '"', "end"]
 RECORDS = [{"n": [1, {"m": "}]"}], "text": text, "meta": {"text": f"inner {text}"}} for text in TEXTS]

@@ -20,7 +20,8 @@ from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.files import read_slice
 from data_pipeline.sources.formats import zstd
 from data_pipeline.sources.plain_text import PIECE, Division, Rule, choose, describe
-from data_pipeline.sources.text_files import Problems, Reading, clean, slices_of
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import Reading, clean, slices_of
 
 STORY = 'One day, Mia found a cake.\n\n"Look, Mom!" said Mia.\n\nMom smiled. The end.'
 

@@ -21,8 +21,8 @@ from data_pipeline.preparation.options import PrepareConfig
 from data_pipeline.preparation.pipeline import prepare
 from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.formats import zstd
+from data_pipeline.sources.problems import Problems
 from data_pipeline.sources.source import SourceOptions, open_sources
-from data_pipeline.sources.text_files import Problems
 from data_pipeline.storage.shards import write_shard
 from data_pipeline.tokenizers import build_tokenizer
 

@@ -14,7 +14,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources import text_files as textfiles
 from data_pipeline.sources.files import read_slice
 from data_pipeline.sources.plain_text import Division, Rule
-from data_pipeline.sources.text_files import Problems, Reading, clean, slices_of
+from data_pipeline.sources.problems import Problems
+from data_pipeline.sources.text_files import Reading, clean, slices_of
 
 STOP = Reading(text_key="text", on_error="stop", division=Division(Rule("paragraphs")))
 SKIP = Reading(text_key="text", on_error="skip", division=Division(Rule("paragraphs")))
