@@ -1,11 +1,11 @@
-"""What `pip install` needs to know about this project. Tool settings (ruff, pytest, mypy) are in pyproject.toml."""
+"""Packages, requirements and commands for `pip install`. Settings of tools (ruff, pytest, mypy) are in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
-# What the library and its scripts import, plus what they cannot start without. Tested versions: constraints.txt.
+# Packages that the library and its commands need. Tested versions: constraints.txt.
 #
-# mpi4py is imported only by a preparation of data that mpirun or srun started, and needs an MPI library only then: its
-# wheels find whichever there is. Left out on purpose: ninja, which DeepSpeed itself requires.
+# mpi4py is imported only if mpirun or srun starts a preparation of data, and needs an MPI library only then: its wheels
+# find the installed one. ninja is left out, as DeepSpeed itself requires it.
 CORE = [
     "torch>=2.6",
     "deepspeed>=0.19.7,<0.20",  # before that ZeRO 1 and 2 fail; tested: stlm/training/deepspeed/internals.py

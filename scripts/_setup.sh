@@ -1,27 +1,26 @@
-# Sourced by the other scripts, never run: gives them a ready Python environment, and its commands on PATH.
+# Sourced by the other scripts: make a Python environment, install the project, and put its commands on PATH.
 #
 #     ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 #     source "$ROOT/scripts/_setup.sh"
 #     stlm_setup [EXTRA...]         # extras of setup.py, such as dev; none: what training needs
 #
-# The environment is .venv in the project root, or the one that STLM_VENV names. STLM_PYTHON names the Python to make it
-# with. pip's own settings and environment variables (a mirror, another index for torch) are respected. No compiler is
+# The environment is .venv in the project root, or the one named by STLM_VENV; STLM_PYTHON names the Python for it.
+# pip's own settings and environment variables (a mirror, another index for torch) apply. No compiler is
 # needed: stlm.training.deepspeed.startup starts DeepSpeed without the operators that it would build.
 #
-# What has been done is noted in the environment, in the file stlm-setup. A second call compares that note with what it
-# wants, and does nothing else. A call that finds the unfinished work of a killed one begins again from nothing; two calls
-# at once wait for each other.
+# The file stlm-setup in the environment records what is installed, so that the next call does nothing. After a killed
+# call, the next one starts from an empty environment. Two calls at once wait for each other.
 
 stlm_setup() {
     local extras=$*
     VENV=${STLM_VENV:-$ROOT/.venv}
-    { mkdir -p "$VENV" && [ -w "$VENV" ]; } 2>/dev/null || _die "cannot write to $VENV; STLM_VENV names another place"
+    { mkdir -p "$VENV" && [ -w "$VENV" ]; } 2>/dev/null || _die "cannot write to $VENV; choose another place with STLM_VENV"
     VENV=$(cd "$VENV" && pwd -P)
-    # A change in any of the three is a reason to install again.
+    # A change in any of the three requires another installation.
     WANTED=$(cat "$ROOT/setup.py" "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum | tr ' ' -)
 
     if ! _is_ready; then
-        # The lock is held by this shell and by all that it starts: a pip that outlives a killed script is waited for.
+        # This shell and its children hold the lock, so that a pip that outlives a killed script is waited for.
         command -v flock >/dev/null || _die "no flock command; $(_how_to_install util-linux util-linux)"
         exec 9>>"$VENV/stlm-setup.lock"
         flock --nonblock 9 || { _say "waiting for another set-up of $VENV"; flock 9; }
@@ -36,7 +35,7 @@ _say() { echo "set-up: $*" >&2; }
 
 _die() { echo "error: set-up: $*" >&2; exit 2; }
 
-# _how_to_install DEBIAN_PACKAGE FEDORA_PACKAGE: the command, as far as it is known on this system.
+# _how_to_install DEBIAN_PACKAGE FEDORA_PACKAGE: print how to install it on this system.
 _how_to_install() {
     local sudo=""
     [ "$(id -u)" = 0 ] || sudo="sudo "
@@ -47,8 +46,8 @@ _how_to_install() {
 
 # --- the note --------------------------------------------------------------------------------------------------------
 
-# made: did these lines make the environment, or were they given one?  path: where it was made.  root: whose `import stlm`
-# it serves.  installed: what WANTED was; empty while pip works.  extras: those that were installed.
+# made: yes if this script made the environment.  path: where it was made.  root: the checkout that `import stlm` finds.
+# installed: WANTED at the installation; empty while pip works.  extras: the installed ones.
 _read_note() {
     NOTE_made="" NOTE_path="" NOTE_root="" NOTE_installed="" NOTE_extras=""
     local key value
@@ -64,14 +63,14 @@ _write_note() {
     mv "$VENV/stlm-setup.part" "$VENV/stlm-setup"
 }
 
-# --- what there is ---------------------------------------------------------------------------------------------------
+# --- the state -------------------------------------------------------------------------------------------------------
 
 _is_ready() {
     local extra
     _read_note
-    # An environment holds its own absolute path in many files, so one that was moved or copied is of no use. Several
-    # checkouts may share one by STLM_VENV: `import stlm` leads to the first of them, which must still be there, while
-    # each checkout's scripts import their own code.
+    # An environment contains its absolute path in many files, so a moved or copied one does not work. Several checkouts
+    # may share one by STLM_VENV: `import stlm` finds the first of them, which must still exist; the scripts of each
+    # checkout import their own code.
     [ -x "$VENV/bin/python" ] && [ "$NOTE_installed" = "$WANTED" ] && [ "$NOTE_path" = "$VENV" ] \
         && [ -f "$NOTE_root/setup.py" ] || return 1
     for extra in $extras; do
@@ -94,9 +93,9 @@ _find_python() {
             _die "$PYTHON cannot make environments (no venv or ensurepip); $(_how_to_install "$version-venv" python3)"
         fi
     done
-    if [ -n "${STLM_PYTHON:-}" ]; then _die "STLM_PYTHON=$STLM_PYTHON is no Python 3.10 or later"; fi
+    if [ -n "${STLM_PYTHON:-}" ]; then _die "STLM_PYTHON=$STLM_PYTHON is not Python 3.10 or later"; fi
     _die "no Python 3.10 or later on PATH; $(_how_to_install "python3 python3-venv" python3)" \
-        "or name one by STLM_PYTHON"
+        "or name one with STLM_PYTHON"
 }
 
 _make_environment() {
@@ -108,9 +107,9 @@ _make_environment() {
         && _is_new_enough "$VENV/bin/python"; then
         return
     fi
-    # Only what was made here is ever removed.
+    # Remove only what this script made.
     if [ "$NOTE_made" != yes ] && [ -n "$(ls -A "$VENV" | grep -v '^stlm-setup')" ]; then
-        _die "$VENV holds no working Python 3.10 or later: remove it, or name another place by STLM_VENV"
+        _die "$VENV holds no working Python 3.10 or later: remove it, or choose another place with STLM_VENV"
     fi
     _find_python
     _say "making the environment $VENV with $("$PYTHON" --version)"
@@ -128,17 +127,17 @@ _install() {
         case " $NOTE_extras " in *" $extra "*) ;; *) NOTE_extras="${NOTE_extras:+$NOTE_extras }$extra" ;; esac
     done
     [ -z "$NOTE_extras" ] || what="$ROOT[${NOTE_extras// /,}]"
-    [ ! -t 2 ] || quiet=""   # a person sees the progress of pip, a log only its errors
+    [ ! -t 2 ] || quiet=""   # pip's progress on a terminal, only errors in a log
 
-    _say "installing stlm and what it needs into $VENV (minutes, the first time)"
+    _say "installing stlm and its requirements into $VENV (takes minutes the first time)"
     NOTE_made=${NOTE_made:-no} NOTE_path=$VENV NOTE_installed=""
     _write_note
     # shellcheck disable=SC2086
     if ! PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install $quiet --no-input \
         --editable "$what" --constraint "$ROOT/constraints.txt" >&2; then
-        NOTE_installed=$installed NOTE_extras=$had   # pip gave up and changed nothing: what there was is still good
+        NOTE_installed=$installed NOTE_extras=$had   # pip has changed nothing: the earlier installation still works
         _write_note
-        _die "pip could not install what is needed (its message is above); run the same command again when that is mended"
+        _die "pip failed (its message is above); fix the problem and rerun the command"
     fi
     NOTE_root=$ROOT NOTE_installed=$WANTED
     _write_note

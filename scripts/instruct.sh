@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From the quickstart model to one that answers: questions over the embedded text, their answers, fine-tuning on the
-# answers alone, and new questions to see what was learned: the form of an answer, hardly yet its content. Some minutes on
-# two cores; nothing comes from the network but what pip installs.
+# Fine-tune the quickstart model to answer questions: write questions about the default corpus with answers, train on
+# the answers alone, evaluate, and ask new questions. The model learns the form of answers and little of their content.
+# It takes a few minutes on two cores. Only pip uses the network.
 #
 #     bash scripts/instruct.sh
 #
-# Trains the quickstart model first if it is missing. Interrupted, the same command goes on where it was.
+# The quickstart model is trained first if it is missing. Rerun the command to resume an interrupted run.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -15,7 +15,7 @@ source "$ROOT/scripts/_setup.sh"
 stlm_setup
 cd "$ROOT"
 
-# What is shown is what is run.
+# Print a command, then run it.
 step() { printf '\n$ %s\n' "$1"; eval "$1"; }
 
 [ -e runs/quickstart ] || step 'python scripts/pretrain.py --config quickstart --run runs/quickstart'

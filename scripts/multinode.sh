@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Starts scripts/pretrain.py on all nodes of a hostfile, by DeepSpeed's launcher, and prints the command that it runs.
+# Start scripts/pretrain.py on all nodes of a hostfile with DeepSpeed's launcher, and print the command.
 #
 #     bash scripts/multinode.sh [--hostfile FILE] [--launcher pdsh|openmpi] [--master_addr ADDRESS] [--master_port PORT]
 #                               [--dry-run] [options of scripts/pretrain.py]
 #
 # Each line of the hostfile names a node and its ranks: `node1 slots=8`. The nodes share this folder and the environment,
-# and answer to ssh without a password. Defaults: ./hostfile, pdsh, the first node's address in ssh's configuration, 29500.
-# Other variables than PYTHON… and NCCL… reach the ranks by the file .deepspeed_env (NAME=value in each line).
+# and accept ssh without a password. Defaults: ./hostfile, pdsh, the first node's address for ssh, 29500.
+# Ranks get environment variables that begin with PYTHON or NCCL; list others in .deepspeed_env, one NAME=value a line.
 #
-# Before anything is started the nodes are asked whether they are there and whether the port is free; --dry-run asks
-# nobody, and only prints. Exit code: 2 for a mistake, else that of the training.
+# Before the start, the script checks that all nodes can be reached and that the port is free. --dry-run checks nothing
+# and only prints the command. Exit code: 2 after a user error, else that of the training.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -45,9 +45,9 @@ case $launcher in
 esac
 [[ $port =~ ^[0-9]{1,5}$ ]] && ((port > 0 && port < 65536)) || die "--master_port: got '$port', expected 1 to 65535"
 
-# --- the hostfile: DeepSpeed trains on this machine alone where it finds none ----------------------------------------
+# --- the hostfile (without one, DeepSpeed would train on this machine alone) -----------------------------------------
 
-[ -f "$hostfile" ] || die "no hostfile '$hostfile'; --hostfile names it, its lines are like 'node1 slots=8'"
+[ -f "$hostfile" ] || die "there is no hostfile '$hostfile'; name one with --hostfile, with lines such as 'node1 slots=8'"
 nodes=() number=0
 while IFS= read -r line || [ -n "$line" ]; do
     number=$((number + 1))
@@ -55,16 +55,16 @@ while IFS= read -r line || [ -n "$line" ]; do
     [[ $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]] \
         || die "$hostfile:$number: got '$line', expected a name and its number of ranks: 'node1 slots=8'"
     node=${BASH_REMATCH[1]}
-    case " ${nodes[*]-} " in *" $node "*) die "$hostfile:$number: $node stands there twice" ;; esac
+    case " ${nodes[*]-} " in *" $node "*) die "$hostfile:$number: $node is listed twice" ;; esac
     nodes+=("$node")
 done < "$hostfile"
-[ ${#nodes[@]} -gt 0 ] || die "$hostfile names no node; its lines are like 'node1 slots=8'"
+[ ${#nodes[@]} -gt 0 ] || die "$hostfile lists no node; expected lines such as 'node1 slots=8'"
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 source "$ROOT/scripts/_setup.sh"
 stlm_setup
-# What ssh makes of the name of the first node, which the others have to reach as well.
+# The address of the first node in ssh's configuration; the other nodes must reach it too.
 [ -n "$address" ] || address=$(ssh -G "${nodes[0]}" | sed -n 's/^hostname //p')
 
 command=(deepspeed --hostfile "$hostfile" --force_multi --launcher "$launcher"
@@ -93,13 +93,13 @@ for node in "${nodes[@]}"; do
     if [ "$(cat "$answers/$node.code")" = 255 ]; then
         problems+=("$hostfile: $node cannot be reached: $(tr -d '\r' <"$answers/$node" | tail -n 1)")
     else
-        problems+=("$node does not see $PWD, $VENV or $ROOT, which all nodes have to share")
+        problems+=("$node does not see $PWD, $VENV or $ROOT, which all nodes must share")
     fi
 done
 [ ${#problems[@]} = 0 ] || die "${problems[@]}"
 printf -v listens 'exec 2>/dev/null 3<>/dev/tcp/%q/%q' "$address" "$port"
 if ssh -o BatchMode=yes "${nodes[0]}" "bash -c '$listens'" </dev/null; then
-    die "port $port of ${nodes[0]} is taken, maybe by another run; choose another with --master_port"
+    die "port $port of ${nodes[0]} is in use, maybe by another run; choose another with --master_port"
 fi
 
 rm -rf "$answers"

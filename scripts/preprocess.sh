@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text to shards: scripts/preprocess.py in the project's environment, which is made first where there is none.
-# All arguments are passed on; with none the embedded default corpus is prepared. Options: bash scripts/preprocess.sh --help
+# Prepare text for training: run scripts/preprocess.py in the project's environment, which is made first if missing.
+# All arguments are passed on; without any, the default corpus is prepared. Options: bash scripts/preprocess.sh --help
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

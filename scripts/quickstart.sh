@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to a trained, scored, talking model: makes the environment, prepares the default text, trains the
-# quickstart preset on it for some minutes, scores the model beside general compressors, and lets it write.
+# Make the environment, prepare the default corpus, train the quickstart preset on it for a few minutes, evaluate the
+# model (compared with general compressors), and generate text.
 #
 #     bash scripts/quickstart.sh
 #
-# Interrupted, the same command goes on where it was; finished, it only scores and writes again. Nothing is read from the
-# network but what pip installs.
+# Rerun the command to resume an interrupted run; after a finished one, it evaluates and generates again. Only pip uses
+# the network.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -15,12 +15,12 @@ source "$ROOT/scripts/_setup.sh"
 stlm_setup
 cd "$ROOT"
 
-# What is shown is what is run.
+# Print a command, then run it.
 step() { printf '\n$ %s\n' "$1"; eval "$1"; }
 
 SECONDS=0
 step 'bash scripts/preprocess.sh'
-# One rank, which needs no launcher: it starts sooner, and Ctrl-C and kill reach it directly.
+# One rank needs no launcher: it starts faster, and receives Ctrl-C and kill directly.
 step 'python scripts/pretrain.py --ds_config ds_configs/zero0.json --config quickstart --run runs/quickstart'
 step 'python scripts/evaluate.py runs/quickstart'
 step 'python scripts/generate.py runs/quickstart --prompt "The module" --max-ids 400'
@@ -28,10 +28,10 @@ step 'python scripts/generate.py runs/quickstart --prompt "The module" --max-ids
 activate=${VENV/#"$ROOT"\//}/bin/activate
 cat <<END
 
-Done in $((SECONDS / 60)) min $((SECONDS % 60)) s, installation not counted. The run is in runs/quickstart. To go on:
+Done in $((SECONDS / 60)) min $((SECONDS % 60)) s, without the installation. The run is in runs/quickstart. Next:
 
     source $activate
-    python scripts/generate.py runs/quickstart                                 # type prompts, read what it writes
+    python scripts/generate.py runs/quickstart                                 # a conversation
     bash scripts/preprocess.sh --input YOUR_TEXT --output data/yours           # a file, a folder, a .jsonl
     deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --data data/yours --run runs/yours
 END

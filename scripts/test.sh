@@ -2,13 +2,13 @@
 # Run every check of the project: ruff, codespell, mypy on the two packages, and the tests. Needs only Python and pip's
 # index: the environment is made first.
 #
-#     bash scripts/test.sh                        the tests that take seconds each
-#     bash scripts/test.sh --all                  the slow ones as well (README's long commands, wheels, a cluster, …);
-#                                                 root on Debian also gets the Slurm, Open MPI, pdsh and sshd that they
-#                                                 take, and skip without
-#     bash scripts/test.sh tests/model -k causal  anything else goes to pytest as it is
+#     bash scripts/test.sh                        run the tests that take seconds
+#     bash scripts/test.sh --all                  run the slow tests too (README's long commands, wheels, a cluster, …).
+#                                                 Root on Debian gets Slurm, Open MPI, pdsh and sshd installed;
+#                                                 elsewhere tests that need a missing one are skipped
+#     bash scripts/test.sh tests/model -k causal  pass other arguments to pytest
 #
-# Exit code: pytest's; if ruff, codespell or mypy finds something, its exit code, and no test is run.
+# Exit code: that of pytest. If ruff, codespell or mypy finds a problem, its exit code, and no test runs.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -31,9 +31,8 @@ ruff format --check .
 codespell
 mypy
 
-# One thread in each worker, one worker on each core: for models this small that is faster than threads inside one
-# process, and sums come out the same on every machine. All tests of a file stay together, so that what they share is
-# made once.
+# One worker for each core, with one thread: for models this small that is faster than threads inside one process, and
+# sums are the same on every machine. A worker runs all tests of a file, so that shared fixtures are made once.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=1
 

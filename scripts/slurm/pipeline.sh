@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From text to scored and exported models as Slurm jobs, each waiting for the one before: preprocess, then pretrain, and
-# then evaluate and export, for each seed. Prints the commands that it runs.
+# Submit Slurm jobs from text to evaluated and exported models, each waiting for the one before: preprocess, then for
+# each seed pretrain, evaluate and export. Print each command.
 #
 #     bash scripts/slurm/pipeline.sh [--name NAME] [--input PATH|HF_ID]... [--tokenizer SPEC] [--config PRESET|FILE]
 #                                    [--ds_config FILE] [--seeds 1-3] [--to FORMAT]... [--dry-run]
 #                                    [-- options of sbatch for pretrain]
 #
-# The data is made in data/NAME, the runs are runs/NAME-seed-1 …; --dry-run submits nothing. Defaults: NAME is that of
-# the config, the quickstart preset on the default corpus, ZeRO 0, seed 1, safetensors. For example, 2 nodes of 8 GPUs:
+# Data is prepared in data/NAME; the runs are runs/NAME-seed-1 …; --dry-run submits nothing. Defaults: the name of the
+# config, the quickstart preset on the default corpus, ZeRO 0, seed 1, safetensors. For example, 2 nodes of 8 GPUs:
 #
 #     bash scripts/slurm/pipeline.sh --input texts/ --config mine.yaml --seeds 1-3 \
 #         -- --nodes=2 --ntasks-per-node=8 --gpus-per-node=8
@@ -31,16 +31,16 @@ while [ $# -gt 0 ]; do
         --to) formats+=("$2") ;;
         --input|--tokenizer) prepare+=("$1" "$2") ;;
         --ds_config) train+=("$1" "$2") ;;
-        *) die "unknown option $1; options of sbatch stand behind --" ;;
+        *) die "unknown option $1; give options of sbatch after --" ;;
     esac
     shift 2
 done
-[[ $seeds =~ ^[0-9][0-9,-]*$ ]] || die "--seeds: got '$seeds', expected numbers as 1-3 or 1,5,7"
+[[ $seeds =~ ^[0-9][0-9,-]*$ ]] || die "--seeds: got '$seeds', expected numbers such as 1-3 or 1,5,7"
 [ ${#formats[@]} -gt 0 ] || formats=(safetensors)
 [ -n "$name" ] || { name=${config##*/}; name=${name%.*}; }
-[ -n "$dry_run" ] || command -v sbatch >/dev/null || die "no sbatch on this machine; --dry-run shows what would be run"
+[ -n "$dry_run" ] || command -v sbatch >/dev/null || die "no sbatch on this machine; --dry-run prints the commands"
 
-# submit PLACEHOLDER COMMAND...: prints the command and runs it; JOB is the number of the job.
+# submit PLACEHOLDER COMMAND...: print the command and run it; JOB becomes the number of the job.
 submit() {
     JOB=$1; shift
     printf '%q ' "$@"; echo
@@ -51,7 +51,7 @@ submit() {
     fi
 }
 
-# A job whose predecessor failed is taken out of the queue; seeds do not wait for each other.
+# A job whose predecessor failed is removed from the queue; seeds do not wait for each other.
 submit PREPROCESS sbatch --parsable scripts/slurm/preprocess.sbatch --output "data/$name" ${prepare[@]+"${prepare[@]}"}
 submit PRETRAIN sbatch --parsable --dependency="afterok:$JOB" --kill-on-invalid-dep=yes --array="$seeds" \
     ${nodes[@]+"${nodes[@]}"} scripts/slurm/pretrain.sbatch "runs/$name" \

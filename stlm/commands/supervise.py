@@ -1,7 +1,7 @@
 """Restart a training command after a failure; it resumes from its last checkpoint.
 
-    stlm supervise -- deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --run runs/long
-    stlm supervise --ranks 4 --min-ranks 2 -- deepspeed --num_accelerators {ranks} scripts/pretrain.py …
+    python scripts/supervise.py -- deepspeed scripts/pretrain.py --ds_config ds_configs/zero2.json --run runs/long
+    python scripts/supervise.py --ranks 4 --min-ranks 2 -- deepspeed --num_accelerators {ranks} scripts/pretrain.py …
 
 The supervisor stops when the command exits with 0 (done), 2 (user error) or a code named by --final, or when the
 supervisor itself receives SIGINT, SIGTERM, SIGHUP or SIGUSR1, which it forwards. It exits with the command's exit code.

@@ -86,8 +86,8 @@ def test_the_end_of_the_command_is_the_end_of_the_ranks(project, multinode, unin
         ),
         ("node1 slots=1\n127.0.0.3 slots=1\n", "127.0.0.3 cannot be reached: ssh: connect to host 127.0.0.3 port"),
         ("node1 slots=1\nnode2 slot=1\n", ":2: got 'node2 slot=1', expected a name and its number of ranks"),
-        ("node1 slots=1\nnode1 slots=1\n", ":2: node1 stands there twice"),
-        ("# nothing\n", "hostfile names no node"),
+        ("node1 slots=1\nnode1 slots=1\n", ":2: node1 is listed twice"),
+        ("# nothing\n", "hostfile lists no node"),
     ],
     ids=["unknown", "unreachable", "misspelt", "twice", "empty"],
 )
@@ -107,7 +107,7 @@ def test_a_port_that_is_taken(project, multinode):
         process = multinode("--master_port", str(port), *OPTIONS, "--run", "runs/none")
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors == f"error: port {port} of node1 is taken, maybe by another run; choose another with --master_port\n"
+    assert errors == f"error: port {port} of node1 is in use, maybe by another run; choose another with --master_port\n"
 
 
 def test_ranks_that_do_not_divide_the_batch(project, multinode):

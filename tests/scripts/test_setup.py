@@ -153,7 +153,7 @@ def test_a_missing_python_is_named_in_one_line_with_the_command(project: Project
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     assert project.setup(STLM_PYTHON=str(old)) == (
-        2, "", f"error: set-up: STLM_PYTHON={old} is no Python 3.10 or later\n"
+        2, "", f"error: set-up: STLM_PYTHON={old} is not Python 3.10 or later\n"
     )  # fmt: skip
 
     bare = tmp_path / "bare"  # a PATH without any Python
