@@ -1,4 +1,4 @@
-"""Packages, requirements and commands for `pip install`. Settings of tools (ruff, pytest, mypy) are in pyproject.toml."""
+"""Packages, requirements and commands for pip. Settings of tools (ruff, pytest, mypy) are in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -108,7 +108,7 @@ def test_after_a_failed_upgrade_there_is_what_was_there_before(project: Project)
     assert project.setup()[0] == 0
     (project.root / "setup.py").write_text("# changed\n")
     code, _, said = project.setup("dev", PIP_EXIT="1")
-    assert code == 2 and said.splitlines()[-1].startswith("error: set-up: pip could not install")
+    assert code == 2 and said.splitlines()[-1].startswith("error: set-up: pip failed")
     project.done()
     assert project.setup()[0] == 0
     assert project.done() == [f"pip {project.root}"], "neither the environment made anew nor an extra left behind"
