@@ -1,5 +1,5 @@
-"""What the manifest records of every source: the text that was read, its problems, its division into documents, and its
-span of every split, by which bits per byte are reported for each source.
+"""The manifest's description of every source: the text that was read, its problems, its division into documents, and
+its span of every split, by which bits per byte are reported for each source.
 
 The documents of a split are in the order of the sources, so each source has one contiguous span.
 """

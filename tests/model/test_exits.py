@@ -254,7 +254,7 @@ def test_keys_depend_on_seed_step_and_row_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exits": ExitsConfig(every=5)}, r"got 5, .* the 5 layers run; model\.core\.exits\.every=2 would work"),
+        ({"exits": ExitsConfig(every=5)}, r"got 5, .* 5, the number of layers run; model\.core\.exits\.every=2"),
         (
             {"num_layers": 1, "layer_dropout": 0.0, "exits": ExitsConfig(every=1)},
             r"got 1, .*; model\.core\.num_layers=2 would work",

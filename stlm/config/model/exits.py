@@ -34,8 +34,8 @@ class ExitsConfig:
         if self.every is not None and self.every >= depth:
             yield Conflict(
                 "every",
-                f"got {self.every}, which leaves no exit before the last layer, expected less than the {depth} layers "
-                f"run; {works} would work",
+                f"got {self.every}, which leaves no exit before the last layer, expected less than {depth}, the "
+                f"number of layers run; {works} would work",
             )
         if self.every is None and self.loss_weight != ExitsConfig.loss_weight:
             yield Conflict(
