@@ -117,7 +117,7 @@ class PrepareConfig:
     )
     hub_split: str = field(default="train", metadata=_option("split of Hugging Face data sets to read"))
     hub_streaming: bool = field(
-        default=False, metadata=_option("read hub data sets as they come, without a copy in the library's cache")
+        default=False, metadata=_option("stream Hugging Face data sets, without a copy in the library's cache")
     )
     input_tokenizer: str | None = field(
         default=None,

@@ -5,8 +5,8 @@
 
 Without options, the preset quickstart is trained on the default corpus in runs/quickstart; data that is missing is
 prepared first. deepspeed, torchrun, mpirun and srun start several ranks; for several machines see
-scripts/multinode.sh and scripts/slurm/. From an installed package: `torchrun -m -- stlm pretrain`, `deepspeed --module
-stlm pretrain`.
+scripts/multinode.sh and scripts/slurm/. From an installed package, start `deepspeed --module stlm pretrain` or
+`torchrun -m -- stlm pretrain`.
 """
 
 from __future__ import annotations
