@@ -17,7 +17,7 @@ from stlm.commands.options import add_model
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Train a probe for each GLUE task on the representations of a model, which is not changed, and "
-        "score it on unseen examples, compared with the majority label (docs/evals.md).",
+        "score it on unseen examples, compared with the majority label (docs/evals_reference.md).",
     )
     add_model(parser)
     parser.add_argument(
