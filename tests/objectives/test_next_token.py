@@ -81,16 +81,3 @@ def test_z_loss_is_the_squared_log_of_the_softmax_divisor_of_counted_ids():
     expected = (2 + math.log(4)) * torch.full((4,), 0.25)  # d log Z / d logit is the probability
     torch.testing.assert_close(logits.grad[0, 0], expected)
     assert not logits.grad[0, 1:].any()
-
-
-def test_sums_of_parts_add_up():
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 5, 4, generator=generator)
-    ids = torch.randint(0, 4, (4, 5), generator=generator)
-    mask = torch.rand(4, 5, generator=generator) < 0.7
-
-    def sums(rows: slice) -> torch.Tensor:
-        nats = loss_of(Output(logits[rows], {}, {}), ids[rows], mask[rows]).nats
-        return torch.stack((nats, *batch_of(ids[rows], mask[rows]).counts(BYTES_PER_ID).double()))
-
-    torch.testing.assert_close(sums(slice(0, 1)) + sums(slice(1, 4)), sums(slice(0, 4)), rtol=1e-12, atol=0)
