@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stoppe
     trainer = make_trainer(stopped, "training.max_steps=6")
     wider = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, width=64))
     trainer._saver._config = wider
-    with pytest.raises(CheckpointError, match=r"different settings: model\\.width"):
+    with pytest.raises(CheckpointError, match=r"different settings: model\.width"):
         trainer.load_checkpoint(finished / "checkpoints/step_00000012")
 
 
