@@ -16,6 +16,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from stlm.checkpoints import checkpoints_of, step_of
 from stlm.config.schema import RecoveryConfig
 from stlm.training.deepspeed.engine import Engine
 from stlm.training.run.checkpoint import check_checkpoint, is_scheduled
+from stlm.training.run.progress import RunProgress
+from stlm.training.run.saver import Saver
 
 
 class Recovery:
@@ -35,6 +38,7 @@ class Recovery:
     def __init__(self, config: RecoveryConfig, state: Mapping[str, Any] | None = None) -> None:
         state = state or {}
         self._config = config
+        self._trouble = ""  # why the newest skipped step made no update
         self.skipped: int = state.get("skipped", 0)  # steps without an update, in the whole run
         self.rollbacks: int = state.get("rollbacks", 0)
         self.since: int | None = state.get("since")  # first step of what is wrong now
@@ -85,32 +89,61 @@ class Recovery:
         self.skipped += 1
         return self._skipped_in_a_row > self._config.max_skipped_in_a_row
 
-    def find_checkpoint(self, run_dir: Path) -> Path | None:
-        """Return the newest checkpoint from before the trouble; None if none is left.
-
-        Only scheduled checkpoints are used, so an interrupted run rolls back to the same one as an uninterrupted run.
+    def skipped_line(self, step: int, loss: float, own_losses: Sequence[float], engine: Engine) -> str:
+        """Return a line on a step that made no update: the loss or the gradient, and the rows that caused it, as far
+        as they are known. `own_losses`: the loss of each micro-batch of this rank. All ranks call it.
         """
-        assert self.since is not None
-        older = [path for path in checkpoints_of(run_dir) if step_of(path) < self.since]
-        return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
+        what = "gradient" if math.isfinite(loss) else "loss"
+        size, distributed = engine.split.micro_batch_size, engine.distributed
+        flags = [0.0] * (distributed.world_size * len(own_losses))
+        for index, value in enumerate(own_losses):
+            flags[distributed.rank * len(own_losses) + index] = float(not math.isfinite(value))
+        bad = [index for index, flag in enumerate(distributed.sum_over_ranks(flags)) if flag] or range(len(flags))
+        rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
+        self._trouble = f"the {what} of step {step} is not finite (rows {rows} of its batch)"
+        return f"{self._trouble}; its update is left out"
 
-    def rolled_back(self, to_step: int, step: int) -> str:
-        """Record a rollback after `step`; return a line for the log. If the same trouble follows, the next rollback
-        goes to an older checkpoint."""
+    def roll_back(self, saver: Saver, step: int) -> RunProgress | None:
+        """Restore the newest checkpoint from before the trouble; the step number does not go back.
+
+        Returns the progress to go on with; None where no checkpoint is left, or the limit of rollbacks is reached. Only
+        scheduled checkpoints are used, so an interrupted run rolls back to the same one as an uninterrupted run.
+        """
+        since = self.since
+        assert since is not None
+
+        def find() -> Path | None:
+            older = (path for path in checkpoints_of(saver.run_dir) if step_of(path) < since)
+            return next((path for path in older if check_checkpoint(path) is None and is_scheduled(path)), None)
+
+        if not self.may_roll_back:
+            return None
+        found = saver.when_written(find)
+        if found is None:
+            return None
+        progress = saver.restore(found, at_step=step)
+        self.rolled_back(step_of(found))
+        return replace(progress, step=step, pending=[], validation_bits_per_byte=None)
+
+    def rolled_back(self, to_step: int) -> None:
+        """Record a rollback. If the same trouble follows, the next rollback goes to an older checkpoint."""
         self.rollbacks += 1
         self.since = to_step
         self._skipped_in_a_row = self._high_in_a_row = 0
+
+    def rollback_line(self, step: int) -> str:
+        """Return a line on the newest rollback, after `step`."""
         return (
             f"going back to the weights of step {self.since} and on with the data behind step {step} "
             f"(time {self.rollbacks} of at most {self._config.max_rollbacks})"
         )
 
-    def advice(self, trouble: str, run_dir: Path, step: int, saved_step: int) -> str:
-        """Return the message that ends a run which cannot recover from `trouble`."""
+    def advice(self, run_dir: Path, step: int, saved_step: int) -> str:
+        """Return the message that ends a run which cannot recover."""
         last_checkpoint = f"Last checkpoint: step {saved_step}" if saved_step else "No checkpoint was saved yet"
         skipped, went_back = number_of(self.skipped, "step"), number_of(self.rollbacks, "time")
         return (
-            f"{trouble}; no update was made in {skipped}, and after going back {went_back} "
+            f"{self._trouble}; no update was made in {skipped}, and after going back {went_back} "
             f"nothing is left to try. {last_checkpoint}. Look at "
             f"the text: python scripts/describe.py {run_dir} --step {step}. A lower training.learning_rate or "
             "a longer warm-up may help"
@@ -120,21 +153,6 @@ class Recovery:
         if self._config.spike_factor is None or len(self._losses) < self._config.spike_window:
             return False
         return loss > self._config.spike_factor * statistics.median(self._losses)
-
-
-def describe_skipped(step: int, loss: float, own_losses: Sequence[float], engine: Engine) -> str:
-    """Name what was not finite in a step, the loss or the gradient, and the rows that caused it, as far as known.
-
-    `own_losses`: the loss of each micro-batch of this rank. All ranks call it.
-    """
-    what = "gradient" if math.isfinite(loss) else "loss"
-    size, distributed = engine.split.micro_batch_size, engine.distributed
-    flags = [0.0] * (distributed.world_size * len(own_losses))
-    for index, value in enumerate(own_losses):
-        flags[distributed.rank * len(own_losses) + index] = float(not math.isfinite(value))
-    bad = [index for index, flag in enumerate(distributed.sum_over_ranks(flags)) if flag] or range(len(flags))
-    rows = ", ".join(f"{i * size}-{(i + 1) * size - 1}" if size > 1 else str(i) for i in bad)
-    return f"the {what} of step {step} is not finite (rows {rows} of its batch)"
 
 
 def spoilt_unless_finite(loss: Tensor) -> Tensor:

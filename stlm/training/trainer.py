@@ -9,11 +9,9 @@
 Steps are numbered from 1: "at step s" means after the s-th update. `log`, `val_step` and `save_checkpoint` act only
 when they are due, and at the last step. All ranks call every method.
 
-A loop of your own, without `steps`, counts micro-steps from 0 and decides itself what is due: there the same methods
-act at once. `train_step(step)` makes an update where (step + 1) % grad_accum_steps == 0, which reads the rows of the
-last grad_accum_steps micro-steps; the losses are those of the loop above. When such a program is started again, micro-
-steps of updates that the newest checkpoint holds do nothing. After a signal the next update is not made: the run is
-saved, and the program exits with code 3. Micro-steps after the end of the run do nothing either.
+A loop without `steps` counts micro-steps from 0 (micro_steps.py), and the same methods act at once. `train_step(step)`
+makes an update where (step + 1) % grad_accum_steps == 0; the losses are those of the loop above. After a signal the
+next update is not made: the run is saved, and the program exits with code 3.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from typing import Any, NoReturn
 import torch
 
 from data_pipeline.loading.prepared_data import TrainLoader, ValidationLoader
-from stlm.checkpoints import step_of
 from stlm.config import RunConfig
 from stlm.errors import ConfigError, NonFinite, StlmError, Stopped
 from stlm.objectives import build_objective
@@ -43,8 +40,9 @@ from stlm.training.metrics.monitor import Monitor, progress_line, readable_time
 from stlm.training.metrics.records import step_figures, training_record, validation_line, validation_record
 from stlm.training.metrics.summary import evals_cost_line
 from stlm.training.metrics.throughput import Throughput
+from stlm.training.micro_steps import MicroSteps
 from stlm.training.opening import check_run, open_run, record_start
-from stlm.training.recovery import Recovery, describe_skipped
+from stlm.training.recovery import Recovery
 from stlm.training.run.async_writer import AsyncWriter
 from stlm.training.run.checkpoint import checkpoint_path
 from stlm.training.run.run_directory import RunDirectory
@@ -111,15 +109,14 @@ class Trainer:
         if opened.start.checkpoint is not None:
             self.load_checkpoint(opened.start.checkpoint)
         record_start(opened, config, engine, self.progress)
-        self._saver.step = self._resumed_step = self.step
+        self._saver.step = self.step
+        self._micro_steps = MicroSteps(self.step, self.grad_accum_steps)  # of a loop without `steps`
         self._figures: dict[str, float] = {}  # of the newest step; empty if it made no update
         self._loss = math.nan  # of the newest step
-        self._trouble = ""  # why the newest skipped step made no update
         self._logged_step: int | None = None
         self._has_evaluated = False  # whether this job has evaluated by tasks
         self._begun: float | None = None  # when the first step began, less the seconds of earlier jobs
         self._in_steps = False  # whether the loop runs over `steps`
-        self._is_idle = False  # whether the newest micro-step belongs to an update of an earlier job, or to none
         distributed.signals.listen()
         self._outlasting = self._saver.writer, self.monitor, distributed, opened.directory
         weakref.finalize(self, _release, *self._outlasting)  # for a loop without `steps`
@@ -167,11 +164,17 @@ class Trainer:
         recovery.py describes what follows. Raises NonFinite where recovery is not possible; the model is unchanged
         then.
         """
-        update = step if self._in_steps else self._update_of(step)
-        if update is not None:
-            if update != self.step + 1:
-                raise ValueError(f"the next step is {self.step + 1}, got {step}")
-            self._make_update(update)
+        if not self._in_steps:
+            is_first = self._begun is None
+            if is_first and self._micro_steps.reaches(step, self.step):
+                self._begin()
+            if not self._micro_steps.advance(step, self.step, self._is_finished()):
+                return self._loss
+            if not is_first:
+                self._check_requests()
+        elif step != self.step + 1:
+            raise ValueError(f"the next step is {self.step + 1}, got {step}")
+        self._make_update(self.step + 1)
         return self._loss
 
     @watched("a training step")
@@ -192,8 +195,7 @@ class Trainer:
                     f"step {step}: a gradient overflowed in fp16; its update is left out, the loss scale halved"
                 )
             else:
-                self._trouble = describe_skipped(step, result.total_loss, result.own_losses, self.engine)
-                self._log_recovery(f"{self._trouble}; its update is left out")
+                self._log_recovery(self.recovery.skipped_line(step, result.total_loss, result.own_losses, self.engine))
             self.throughput.add(result.bytes)
         if go_back:
             self._roll_back()
@@ -204,7 +206,7 @@ class Trainer:
         A step that made no update is not recorded; `train_step` has logged it. `val_step` records its own figures; with
         another `split` or value, the value is recorded as the loss of that split.
         """
-        if self._is_idle or loss is None:
+        if self._micro_steps.is_idle or loss is None:
             return
         if split != "train":
             if loss != self.progress.validation_bits_per_byte:
@@ -226,7 +228,7 @@ class Trainer:
         Also evaluates by tasks every `evals.every_steps`. Outside of `steps` it acts at once, and returns nan in
         micro-steps that do nothing.
         """
-        if self._is_idle:
+        if self._micro_steps.is_idle:
             return math.nan
         self._run_evals()
         return self._validate()
@@ -237,7 +239,7 @@ class Trainer:
         The state is copied at once and written to disk during the next steps; the end of the loop waits for it. Outside
         of `steps` it acts at once, unless no update was made yet.
         """
-        if self._is_idle or self.step == 0 or not self._is_due(self.config.training.save_every_steps):
+        if self._micro_steps.is_idle or self.step == 0 or not self._is_due(self.config.training.save_every_steps):
             return None
         return self._save(scheduled=True)
 
@@ -255,22 +257,6 @@ class Trainer:
         _release(*self._outlasting)
 
     # ------------------------------------------------------------------ parts of the loop
-
-    def _update_of(self, step: int) -> int | None:
-        """Return the update that micro-step `step` of a loop without `steps` has to make; None if none."""
-        made, part = divmod(step, self.grad_accum_steps)  # updates and micro-steps before it
-        is_over = self._is_finished() and made >= self.step
-        if made > self.step and not is_over:
-            raise ValueError(f"the next step is {self.step * self.grad_accum_steps}, got {step}")
-        self._is_idle = is_over or made < self._resumed_step
-        is_first = self._begun is None
-        if is_first and made >= self.step - 1:
-            self._begin()
-        if is_over or made < self.step or part + 1 < self.grad_accum_steps:
-            return None
-        if not is_first:
-            self._check_requests()
-        return self.step + 1
 
     def _begin(self) -> None:
         """Do what precedes the first step: evaluate, or finish the work that an interruption left undone."""
@@ -355,25 +341,13 @@ class Trainer:
         return checkpoint_path(self.run_dir, self.step)
 
     def _roll_back(self) -> None:
-        """Replace the weights by those of an older checkpoint; the step number does not go back.
-
-        Where none is left, or the limit of rollbacks is reached, raises NonFinite, except after a mere loss spike.
-        """
-
-        def find() -> Path | None:
-            self._saver.writer.wait()
-            return recovery.find_checkpoint(self.run_dir)
-
-        step, recovery = self.step, self.recovery
-        found = self.distributed.on_rank_zero(find) if recovery.may_roll_back else None
-        if found is not None:
-            self.load_checkpoint(found)
-            self.recovery, self.progress.step, self.progress.pending = recovery, step, []
-            self.progress.validation_bits_per_byte = None
-            self.engine.count_steps(step)
-            self._log_recovery(recovery.rolled_back(step_of(found), step))
+        """Go back to the weights of an older checkpoint. Raises NonFinite where there is none, except after a spike."""
+        progress = self.recovery.roll_back(self._saver, self.step)
+        if progress is not None:
+            self.progress = progress
+            self._log_recovery(self.recovery.rollback_line(self.step))
         elif not self._figures:
-            text = recovery.advice(self._trouble, self.run_dir, step, self._saver.step)
+            text = self.recovery.advice(self.run_dir, self.step, self._saver.step)
             self.monitor.say(f"error: {text}")
             raise NonFinite(text)
 

@@ -76,7 +76,7 @@ def test_when_a_run_goes_back(figures, expected):
         recovery = Recovery(RecoveryConfig(2, 9, 1.5, 3, 3), json.loads(json.dumps(recovery.state())))
         found.append(recovery.judge(step, figure, 1.0))
         if found[-1]:
-            recovery.rolled_back(0, step=9)
+            recovery.rolled_back(0)
     assert found == [bool(each) for each in expected]
     assert recovery.skipped == sum(figure != figure or figure == INF for figure in figures)
 
@@ -84,9 +84,9 @@ def test_when_a_run_goes_back(figures, expected):
 def test_a_second_return_goes_further_back():
     recovery = Recovery(RecoveryConfig(max_skipped_in_a_row=0, max_rollbacks=2))
     assert recovery.judge(7, NAN, 1.0) and recovery.since == 7
-    recovery.rolled_back(4, step=9)
+    recovery.rolled_back(4)
     assert recovery.judge(8, 1.0, INF) and recovery.since == 4 and recovery.may_roll_back
-    recovery.rolled_back(2, step=9)
+    recovery.rolled_back(2)
     assert not recovery.judge(9, 1.0, 1.0) and recovery.since is None and not recovery.may_roll_back
 
 

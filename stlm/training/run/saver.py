@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Saver:
         self._model = model
         self._engine = engine
         self._loader = loader
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._copied: State | None = None  # the state in the newest checkpoint; the next one reuses its memory
         self.writer = AsyncWriter()  # works on rank 0
         self.step = 0  # of the newest checkpoint
@@ -65,11 +65,11 @@ class Saver:
             scheduled=scheduled,
             pending=list(pending),
         )
-        path, contents = checkpoint_path(self._run_dir, progress.step), progress.to_json(self._config.training)
+        path, contents = checkpoint_path(self.run_dir, progress.step), progress.to_json(self._config.training)
 
         def write() -> None:
             write_checkpoint(path, self._config.model, self._model.tokenizer, state, contents)
-            prune_checkpoints(self._run_dir, self._config.training)
+            prune_checkpoints(self.run_dir, self._config.training)
 
         self._engine.distributed.on_rank_zero(lambda: self.writer.start(write))
         self.step = progress.step
@@ -79,16 +79,26 @@ class Saver:
         """Wait until the newest checkpoint is on disk. Raises the error of writing it, on all ranks."""
         self._engine.distributed.on_rank_zero(self.writer.wait)
 
-    def restore(self, path: Path) -> RunProgress:
+    def when_written(self, function: Callable[[], Path | None]) -> Path | None:
+        """Return the value of `function` on rank 0, called once the newest checkpoint is on disk."""
+
+        def after_writing() -> Path | None:
+            self.writer.wait()
+            return function()
+
+        return self._engine.distributed.on_rank_zero(after_writing)
+
+    def restore(self, path: Path, at_step: int | None = None) -> RunProgress:
         """Restore weights, moments and loss scale from a checkpoint of any number of ranks and any ZeRO stage.
 
-        Returns its progress. Raises CheckpointError if it holds another model.
+        Returns its progress. Steps are counted on from `at_step`, by default from the checkpoint's. Raises
+        CheckpointError if it holds another model.
         """
         refuse_other_model(path, self._config.model, self._model.tokenizer)
         example = torch.zeros(1, self._config.model.context_length, dtype=torch.long, device=self._engine.device)
         load_state(self._engine, read_state(path), [example])
         progress = RunProgress.of(read_progress(path))
-        self._engine.count_steps(progress.step)
+        self._engine.count_steps(progress.step if at_step is None else at_step)
         if self._engine.loss_scale is not None:
             self._engine.loss_scale = LossScale(**progress.loss_scale or {})
         return progress
