@@ -92,7 +92,7 @@ def test_two_ranks(pretrain, runs, tmp_path):
 def test_a_checkpoint_of_another_optimizer_is_refused(make_trainer, runs, tmp_path):
     root, _ = runs
     trainer = make_trainer(tmp_path / "run", "training.optimizer=muon")
-    with pytest.raises(CheckpointError, match="has exp_avg and exp_avg_sq of it, and this optimizer keeps momentum"):
+    with pytest.raises(CheckpointError, match="holds exp_avg and exp_avg_sq, but this optimizer keeps momentum"):
         trainer.load_checkpoint(root / "plain" / LAST)
-    with pytest.raises(CheckpointError, match="has ema and exp_avg and exp_avg_sq of it"):
+    with pytest.raises(CheckpointError, match="holds ema and exp_avg and exp_avg_sq"):
         make_trainer(tmp_path / "other").load_checkpoint(root / "averaged" / LAST)
