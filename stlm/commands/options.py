@@ -28,13 +28,13 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, options: Iterable[str], beside: str, why: str
+    parser: argparse.ArgumentParser, args: argparse.Namespace, options: Iterable[str], other: str, why: str
 ) -> None:
-    """Exit with a usage error if any of `options` is given: they have no effect with `beside`."""
+    """Exit with a usage error if any of `options` is given: they have no effect with `other`."""
     given = [name for name in options if getattr(args, name) is not None and getattr(args, name) is not False]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        parser.error(f"{names}: no effect with {beside}, {why}; leave one of them out")
+        parser.error(f"{names}: no effect with {other}, {why}; leave one of them out")
 
 
 def typed(command: str) -> str:

@@ -126,7 +126,7 @@ def operator_cache() -> Path:
 
 
 def check_operator_cache(cache: Path) -> Iterator[Finding]:
-    """Report stale locks. A killed build leaves a lock behind, on which every later build of that operator hangs."""
+    """Report stale locks. A killed build leaves a lock, on which every later build of that operator hangs."""
     built = sorted(path.parent.name for path in cache.glob("*/*.so"))
     yield Finding("operators", f"{', '.join(built) or 'none built'} in {cache}")
     for lock in sorted(cache.glob("*/lock")):
