@@ -12,7 +12,7 @@ CURRICULA = ("length", "score")
 class MixturePart:
     """One of several prepared folders and its share of the windows."""
 
-    dir: str = field(metadata={"help": "folder made by scripts/preprocess.py"})
+    dir: str = field(metadata={"help": "folder made by scripts/preprocess.py", "may_change": True})
     weight: float = field(
         default=1.0,
         metadata={

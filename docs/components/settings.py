@@ -14,8 +14,7 @@ from stlm.config import ON_REQUEST, RunConfig
 from stlm.config.deepspeed import OWNED, OWNED_SECTIONS
 from stlm.config.yaml.fields import Component, FreeSection
 
-FOLDER = Path(__file__).resolve().parent
-PAGE = FOLDER.parent / "settings.md"
+PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 TYPES = {int: "integer", float: "number", str: "text", bool: "true or false"}
 LIMITS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 ON_RESUME = {True: "yes", ON_REQUEST: "`--allow-change`", False: "no"}
@@ -100,8 +99,9 @@ def _is_family(hint: Any) -> bool:
 def _about(config: type, key: str, kind: str | None) -> str:
     """Return the first sentence on a config, with a link to its page where it has one."""
     text = " ".join((config.__doc__ or "").split("\n\n")[0].split())
-    page = "-".join([*key.split(".")[1:], *([kind] if kind else [])]) + ".md"
-    return f"{text} [More](components/{page})." if (FOLDER / page).is_file() else text
+    section, *names = [*key.split("."), *([kind] if kind else [])]
+    page = f"components/{'-'.join(names)}.md" if section == "model" else f"objectives/{kind}.md"
+    return f"{text} [More]({page})." if (PAGE.parent / page).is_file() else text
 
 
 def _row(key: str, field: dataclasses.Field[Any], hint: Any, listed: str | None) -> str:
