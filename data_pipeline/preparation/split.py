@@ -78,22 +78,22 @@ def split_documents(
     names = [source_names[unit.source] for unit in units]
     kept = np.ones(starts_of(units)[-1], np.bool_)
     stages: list[Stage] = []
+
+    def leave_out(rule: str, gone: NDArray[np.bool_]) -> None:
+        kept[gone] = False
+        _count(record, rule, units, gone)
+        stages.append(Stage(rule, gone))
+
     if held:
-        copies = copies_of(held, units)
-        kept &= ~copies
-        _count(record, HELD_BACK, units, copies)
-        stages.append(Stage(HELD_BACK, copies))
+        leave_out(HELD_BACK, copies_of(held, units))
     if finished:
-        there = copies_of([unit for unit, choice in finished if config.deduplicate or choice != TRAIN], units)
-        kept &= ~there
-        _count(record, ALREADY_THERE, units, there)
-        stages.append(Stage(ALREADY_THERE, there))
+        compared = [unit for unit, choice in finished if config.deduplicate or choice != TRAIN]
+        leave_out(ALREADY_THERE, copies_of(compared, units))
         held = [unit for unit, _ in finished] + held
     if config.deduplicate:
         left = kept.copy()
-        drop_duplicates(units, kept)
-        _count(record, EXACT_DUPLICATES, units, left & ~kept)
-        stages.append(Stage(EXACT_DUPLICATES, left & ~kept))
+        drop_duplicates(units, left)
+        leave_out(EXACT_DUPLICATES, kept & ~left)
     sizes = [int(unit.index["length"].sum()) for unit in units]
     decontaminated: dict[str, Any] = {}
     if evaluation_files:
