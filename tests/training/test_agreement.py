@@ -77,3 +77,9 @@ def test_files_that_one_node_does_not_have(nodes, data_dir, tmp_path):
     assert codes == [2, 2], output
     (error,) = output.splitlines()
     assert error.startswith("error: rank 1 on ") and ": no prepared data in data" in error
+
+
+def test_code_from_the_standard_input_has_a_fingerprint():
+    script = "from stlm.config import RunConfig\nfrom stlm.training.distributed.agreement import fingerprints\n"
+    script += "assert len(fingerprints(RunConfig(), None, 'data')['code']) == 64"
+    subprocess.run([sys.executable, "-"], input=script, cwd=ROOT, text=True, check=True)

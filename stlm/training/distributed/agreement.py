@@ -67,7 +67,7 @@ def _of_code() -> str:
     for name, path in code_files():
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if script is not None:
+    if script is not None and Path(script).is_file():  # not "<stdin>"
         digest.update(Path(script).read_bytes())
     return digest.hexdigest()
 
