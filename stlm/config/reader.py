@@ -185,9 +185,11 @@ def _read_with_bases(path: Path, problems: list[Problem], above: tuple[Path, ...
     above = (*above, path.resolve())
     try:
         if not isinstance(base.value, str):
-            raise ConfigError(f"got {describe(base.value)}, expected the name of a preset, or a file beside this one")
-        beside = Path(base.value).suffix or len(Path(base.value).parts) > 1
-        below = _locate(path.parent / base.value if beside else base.value)
+            raise ConfigError(
+                f"got {describe(base.value)}, expected the name of a preset, or a file in the same folder"
+            )
+        is_path = Path(base.value).suffix or len(Path(base.value).parts) > 1
+        below = _locate(path.parent / base.value if is_path else base.value)
         if below.resolve() in above:
             raise ConfigError(f"got {base.value!r}, which is based on this file itself, expected another")
         return _laid_over(root, _read_with_bases(below, problems, above))

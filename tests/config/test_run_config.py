@@ -83,7 +83,7 @@ def test_a_file_holds_only_what_differs_from_its_base(load, tmp_path):
 def test_bases_that_are_none(problems, tmp_path):
     (tmp_path / "other.yaml").write_text("base: run.yaml\nseed: x\n")
     assert problems("seed: 1\nbase: 3") == [
-        "run.yaml:2: base: got 3, expected the name of a preset, or a file beside this one"
+        "run.yaml:2: base: got 3, expected the name of a preset, or a file in the same folder"
     ]
     assert problems("base: quickstrat")[0] == (
         "run.yaml:1: base: unknown preset 'quickstrat'; nearest: quickstart; expected a path, or one of"

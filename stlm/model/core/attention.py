@@ -78,13 +78,13 @@ class GroupedQueryAttention(Attention):
 
     def place(self, heads_BHTK: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
         """Split the result of one product into queries, keys and values, normed and rotated for `mix`."""
-        queries, turned = self.num_heads, self.num_heads + self.num_kv_heads
-        v_BMTK = heads_BHTK[:, turned:]
+        queries, rotated = self.num_heads, self.num_heads + self.num_kv_heads
+        v_BMTK = heads_BHTK[:, rotated:]
         if self.query_norm is None:
-            placed_BHTK = self._placed(heads_BHTK[:, :turned], None, placement)
+            placed_BHTK = self._placed(heads_BHTK[:, :rotated], None, placement)
             return placed_BHTK[:, :queries], placed_BHTK[:, queries:], v_BMTK
         q_BNTK = self._placed(heads_BHTK[:, :queries], self.query_norm, placement)
-        k_BMTK = self._placed(heads_BHTK[:, queries:turned], self.key_norm, placement)
+        k_BMTK = self._placed(heads_BHTK[:, queries:rotated], self.key_norm, placement)
         return q_BNTK, k_BMTK, v_BMTK
 
     def mix(

@@ -129,8 +129,8 @@ def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
     """Rotate each pair (r, r + R/2) by its position's angle. Computed in float32, returned in x's dtype."""
     rotary_width = table.cosine.size(-1)
     if rotary_width < x_BNTK.size(-1):
-        turned, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
-        return torch.cat((rotate(turned, table), rest), dim=-1)
+        rotated, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
+        return torch.cat((rotate(rotated, table), rest), dim=-1)
     left_and_right = x_BNTK.unflatten(-1, (2, -1))
     exchanged_BNTK = left_and_right.flip(-2).flatten(-2)
     return torch.addcmul(x_BNTK * table.cosine, exchanged_BNTK, table.sine).to(x_BNTK.dtype)

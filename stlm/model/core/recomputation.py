@@ -37,10 +37,10 @@ class Layers(nn.Module):
             y = layer(x, *(next(rest) if isinstance(given, Context) else given for given in inputs))
             return y, apart
 
-        y, told = checkpoint(
+        y, copies = checkpoint(
             run, x, *(context.values for context in contexts), use_reentrant=False, preserve_rng_state=False
         )
-        for context, part in zip(contexts, told, strict=True):
+        for context, part in zip(contexts, copies, strict=True):
             context.take(part)
         return y
 

@@ -13,9 +13,9 @@ from stlm.config.yaml.fields import Component, Conflict, register, setting
 
 @dataclass(frozen=True)
 class PositionsConfig(Component):
-    """Family of positions. `turning`: they rotate pairs of numbers, so heads need an even width."""
+    """Family of positions. `rotates_pairs`: they rotate pairs of elements, so heads need an even width."""
 
-    turning: ClassVar[bool] = False
+    rotates_pairs: ClassVar[bool] = False
 
     def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
         """Yield the conflicts with the attention, keys relative to the ModelConfig."""
@@ -27,7 +27,7 @@ class PositionsConfig(Component):
 class RoPEConfig(PositionsConfig):
     """Rotary positions: queries and keys are rotated by angles proportional to the position."""
 
-    turning: ClassVar[bool] = True
+    rotates_pairs: ClassVar[bool] = True
 
     theta: float = setting(10000.0, "base of the wavelengths, in positions", minimum=1.0)
     fraction: float = setting(
@@ -40,12 +40,12 @@ class RoPEConfig(PositionsConfig):
 
     def fit(self, attention: AttentionConfig, model: ModelShape) -> Iterator[Conflict]:
         head_width = attention.head_width_of(model.width)
-        turned = self.rotary_width_of(head_width)
-        if head_width % 2 == 0 and (turned % 2 or not turned):
+        rotated = self.rotary_width_of(head_width)
+        if head_width % 2 == 0 and (rotated % 2 or not rotated):
             yield Conflict(
                 "core.positions.fraction",
-                f"got {self.fraction:g}, which rotates {turned} elements of a head of {head_width}, expected an even "
-                f"number, as they are rotated in pairs; {max(2, turned - 1) / head_width:g} would work",
+                f"got {self.fraction:g}, which rotates {rotated} elements of a head of {head_width}, expected an even "
+                f"number, as they are rotated in pairs; {max(2, rotated - 1) / head_width:g} would work",
                 ("core.attention.num_heads", "core.attention.head_width", "width"),
             )
 

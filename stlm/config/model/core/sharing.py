@@ -141,12 +141,12 @@ def _faults(
     except ValueError as error:
         yield str(error)
         return
-    told = set()
+    reported = set()
     for each in covered:
         for layer in (layer for group in groups for layer in group):
             other = taken.setdefault((each, layer), name)
-            if other != name and other not in told:
-                told.add(other)
+            if other != name and other not in reported:
+                reported.add(other)
                 yield (
                     f"shares {each} of layer {layer}, which model.core.sharing.modules.{other} shares already; "
                     "expected each matrix of a layer in one group at most"

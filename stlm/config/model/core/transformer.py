@@ -60,7 +60,7 @@ class TransformerCoreConfig(CoreConfig):
     def check(self, model: ModelShape) -> Iterator[Conflict]:
         for part in (self.attention, self.feed_forward, self.norm, self.positions):
             yield from part.check(model)
-        yield from self.attention.fit(model, even=self.positions.turning)
+        yield from self.attention.fit(model, even=self.positions.rotates_pairs)
         if getattr(self.attention, "value_residual", False) and self.num_layers == 1:
             yield Conflict(
                 "core.attention.value_residual",
