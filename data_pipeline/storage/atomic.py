@@ -31,6 +31,7 @@ _REASONS = {
     errno.EACCES: "permission denied; choose a folder that you may write to",
     errno.EPERM: "the operation is not permitted; choose a folder that you may write to",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",  # from mkdir
     errno.EISDIR: "it is a folder",
     errno.EIO: "the device reports an input/output error",
 }

@@ -1,6 +1,7 @@
 """A model directory that is not what it should be is refused with the reason."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -40,6 +41,22 @@ def test_truncated_weights(saved):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*damaged"):
         STLM.load(saved)
+
+
+@pytest.mark.parametrize("limit", [200, 20_000])
+def test_a_model_that_does_not_fit_leaves_nothing(saved, tmp_path, limit):
+    """Neither where Python writes the config, nor where safetensors writes the weights."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = STLM.load(saved)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*other: "):
+            model.save(tmp_path / "other")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(CheckpointError, match=r"cannot write .*config\.json/a: a part of the path is a file"):
+        model.save(saved / "config.json" / "a")
 
 
 def test_a_foreign_config(saved):
