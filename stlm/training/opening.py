@@ -108,9 +108,9 @@ def record_start(opened: OpenRun, config: RunConfig, engine: Engine, progress: R
     before = None if directory.saved is None else directory.saved.training
     for line in change_lines(changed, config.training, before, progress) if start.checkpoint else ():
         monitor.say(line)
-    asked = {key: values for key, values in changed.items() if key in REQUESTED}
-    if asked and start.checkpoint:
-        was, now = ({key: values[place] for key, values in asked.items()} for place in (0, 1))
+    requested = {key: values for key, values in changed.items() if key in REQUESTED}
+    if requested and start.checkpoint:
+        was, now = ({key: values[place] for key, values in requested.items()} for place in (0, 1))
         record = {"step": progress.step, "split": "changes", "was": was, "now": now}
         distributed.on_rank_zero(lambda: monitor.record(record))
     environment = {

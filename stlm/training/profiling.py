@@ -80,6 +80,6 @@ class Profiler:
             (folder / f"{name}.txt").write_text(table + "\n", encoding="utf-8")
             recorded.export_chrome_trace(str(folder / f"{name}.pt.trace.json.gz"))
         self._trainer.monitor.say(
-            f"profile of steps {self._steps[0]} to {self._newest}: {folder / name}.txt has the operators, the trace "
-            "beside it is for ui.perfetto.dev or TensorBoard; the same of each rank"
+            f"profile of steps {self._steps[0]} to {self._newest}: {folder / name}.txt lists the operators; the "
+            "trace next to it opens in ui.perfetto.dev or TensorBoard; each rank writes both"
         )

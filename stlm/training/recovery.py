@@ -134,8 +134,8 @@ class Recovery:
     def rollback_line(self, step: int) -> str:
         """Return a line on the newest rollback, after `step`."""
         return (
-            f"going back to the weights of step {self.since} and on with the data behind step {step} "
-            f"(time {self.rollbacks} of at most {self._config.max_rollbacks})"
+            f"going back to the weights of step {self.since}, and on with the data after step {step} "
+            f"(rollback {self.rollbacks} of at most {self._config.max_rollbacks})"
         )
 
     def advice(self, run_dir: Path, step: int, saved_step: int) -> str:

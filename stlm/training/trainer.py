@@ -283,13 +283,13 @@ class Trainer:
     def _end_on_request(self, *given_up: str) -> NoReturn:
         """Save, release the run directory and raise Stopped; without `steps`, exit with its code. `given_up`: work of
         this step that is still to be done."""
-        asked = f"stopped by {self.distributed.signals.reason() or 'a request to another rank'}"
+        why = f"stopped by {self.distributed.signals.reason() or 'a request to another rank'}"
         if self.step == 0:  # nothing is lost
-            text = f"{asked} before the first step"
+            text = f"{why} before the first step"
         else:
             self._save(scheduled=False, pending=given_up)
             self._saver.wait()
-            text = f"{asked} at step {self.step} after saving"
+            text = f"{why} at step {self.step} after saving"
         self.monitor.say(f"{text}; the same command {'continues' if self.step else 'begins'} it")
         self.close()
         raise Stopped(text) if self._in_steps else SystemExit(Stopped.exit_code)

@@ -138,7 +138,7 @@ def test_too_many_in_a_row_lead_back_to_a_checkpoint(make_trainer, tmp_path, sta
         assert torch.equal(tensor, found.parameters[name])
         assert torch.equal(at_four.moments["exp_avg"][name], found.moments["exp_avg"][name])
     assert (
-        "going back to the weights of step 4 and on with the data behind step 8 (time 1 of at most 2)"
+        "going back to the weights of step 4, and on with the data after step 8 (rollback 1 of at most 2)"
         in (tmp_path / "run/train.log").read_text()
     )
 
