@@ -84,7 +84,7 @@ def load_tasks(names: str, options: Options, key: str = "--tasks") -> dict[str, 
         if getattr(options, option) not in (None, False) and users.isdisjoint(chosen):
             expected = f"expected one of {', '.join(sorted(users))}, or leave it out"
             setting = f"evals.{option}" if key.startswith("evals.") else f"--{option.replace('_', '-')}"
-            raise StlmError(f"{setting}: without effect on {', '.join(chosen)}; {expected}")
+            raise StlmError(f"{setting}: no effect on {', '.join(chosen)}; {expected}")
     return {name: _at_precision(_load_task(name, options), options.precision) for name in chosen}
 
 
