@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from stlm.config import GroupedQueryConfig, NormConfig
 from stlm.model.context import Context
+from stlm.model.core.blockwise import Visibility, blockwise_attention
 from stlm.model.core.normalization import NORMS, Norm, soft_cap
 from stlm.model.core.positions import Placement, rotate
 from stlm.model.decoding.cache import KeyValueCache, visible
 from stlm.model.registry import Registry
 
-SHORT = 256  # keys: up to here, plain products beat the fused kernel on a CPU
+# Measured by benchmarks/attention.py on CPUs, in positions.
+NARROW = 64  # windows below this are cut into blocks of their own width, all of them one product
+LONGEST = {torch.bfloat16: 2048, torch.float16: 2048, torch.float32: 1024}  # of blockwise attention; above: fused
+SHORT = 256  # keys: up to here, plain products beat the fused kernel
 FEW = 16  # queries in decoding: up to here, they do not
 
 
@@ -104,22 +108,16 @@ class GroupedQueryAttention(Attention):
         elif self.value_mix is not None:
             assert context.values is not None
             v_BMTK = self.value_mix(v_BMTK, context.values)
-        slopes_N, cap, documents_BT, length = placement.slopes_N, self.logit_cap, context.documents, q_BNTK.size(2)
         if cache is not None and not cache.length:  # the first ids see only each other, with a cache or without
             cache.append(k_BMTK, v_BMTK)
             cache = None
         if cache is not None:
             keys, values, first_key = cache.append(k_BMTK, v_BMTK)
-            mask = self._mask(length, keys.size(2), first_key, cache, context)
-            y_BNTK = attend(q_BNTK, keys, values, mask, slopes_N, cap, decoding=True)
-        elif self.window is not None and self.window < length:
-            y_BNTK = windowed_attention(q_BNTK, k_BMTK, v_BMTK, self.window, documents_BT, slopes_N, cap)
-        elif documents_BT is not None:
-            causal_TT = visible(length, 0, length, 0, None, q_BNTK.device)
-            same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-            y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, (causal_TT & same_BTT)[:, None], slopes_N, cap)
+            mask = self._mask(q_BNTK.size(2), keys.size(2), first_key, cache, context)
+            y_BNTK = attend(q_BNTK, keys, values, mask, placement.slopes_N, self.logit_cap, decoding=True)
         else:
-            y_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, None, slopes_N, cap)
+            seen = Visibility(self.window, context.documents, placement.slopes_N, self.logit_cap)
+            y_BNTK = causal_attention(q_BNTK, k_BMTK, v_BMTK, seen)
         return y_BNTK.transpose(1, 2)
 
     def _mask(
@@ -152,6 +150,24 @@ class ValueMix(nn.Module):
 
     def forward(self, values: Tensor, first_values: Tensor) -> Tensor:
         return self.weight[0] * values + self.weight[1] * first_values
+
+
+def causal_attention(q_BNTK: Tensor, k_BMTK: Tensor, v_BMTK: Tensor, seen: Visibility) -> Tensor:
+    """Attention of a whole sequence to itself: [B, N, T, K]. N query heads are a multiple of M key and value heads."""
+    length, (window, documents_BT, slopes_N, cap) = q_BNTK.size(2), seen
+    if window is not None and window >= length:
+        window = None
+    blockwise = q_BNTK.device.type == "cpu" and not torch.compiler.is_exporting()
+    if window is not None and (window < NARROW or not blockwise):
+        return windowed_attention(q_BNTK, k_BMTK, v_BMTK, window, documents_BT, slopes_N, cap)
+    fused = cap is None and window is None and length > LONGEST.get(q_BNTK.dtype, 0)
+    if blockwise and not fused:
+        return blockwise_attention(q_BNTK, k_BMTK, v_BMTK, Visibility(window, documents_BT, slopes_N, cap))
+    if documents_BT is None:
+        return attend(q_BNTK, k_BMTK, v_BMTK, None, slopes_N, cap)
+    causal_TT = visible(length, 0, length, 0, None, q_BNTK.device)
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return attend(q_BNTK, k_BMTK, v_BMTK, (causal_TT & same_BTT)[:, None], slopes_N, cap)
 
 
 def attend(
