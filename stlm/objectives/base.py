@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stlm.model import Output
+from stlm.objectives.cross_entropy import cross_entropy
 
 
 class Batch(NamedTuple):
@@ -88,10 +88,9 @@ def register(kind: str) -> Callable[[Kind], Kind]:
     return add
 
 
-def cross_entropy(logits_BTV: Tensor, batch: Batch) -> Tensor:
+def nats_of_rows(logits_BTV: Tensor, batch: Batch) -> Tensor:
     """Return the nats of each row's targets that count, computed in fp32 and summed in float64: [B]."""
-    nats_N = F.cross_entropy(logits_BTV.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
-    return torch.where(batch.loss_mask, nats_N.view_as(batch.targets), 0.0).double().sum(1)
+    return torch.where(batch.loss_mask, cross_entropy(logits_BTV, batch.targets), 0.0).double().sum(1)
 
 
 def z_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:

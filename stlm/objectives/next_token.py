@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stlm.model import Output
 from stlm.model.exits import ExitLogits
-from stlm.objectives.base import Batch, Loss, Objective, cross_entropy, register, z_loss
+from stlm.objectives.base import Batch, Loss, Objective, nats_of_rows, register, z_loss
 
 
 @register("next_token")
@@ -18,7 +18,7 @@ class NextToken(Objective):
         terms = {} if output.exits is None else _exit_terms(output.exits, batch)
         if self.z_loss_weight:
             terms["z"] = self.z_loss_weight * z_loss(output.logits, batch)
-        return Loss(cross_entropy(output.logits, batch).sum(), terms)
+        return Loss(nats_of_rows(output.logits, batch).sum(), terms)
 
 
 def _exit_terms(exits: ExitLogits, batch: Batch) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def _exit_terms(exits: ExitLogits, batch: Batch) -> dict[str, Tensor]:
     Each row is read at one exit only, so its loss is multiplied by the number of exits: in expectation, the terms are
     the weighted loss of all exits on all rows.
     """
-    nats_B = cross_entropy(exits.logits, batch) * len(exits.weights)
+    nats_B = nats_of_rows(exits.logits, batch) * len(exits.weights)
     return {
         f"exit_{depth}": weight * torch.where(exits.chosen == number, nats_B, 0.0).sum()
         for number, (depth, weight) in enumerate(exits.weights.items())

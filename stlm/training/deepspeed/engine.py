@@ -61,6 +61,7 @@ class Engine:
         )
         if isinstance(optimizer, Muon):
             optimizer.shards = {shard.flat: shard for shard in shards}
+            optimizer.dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
         # Parameter → the flat tensor that the optimizer has in its place; empty at stage 0.
         self.held_in = {parameter: shard.flat for shard in shards for parameter in shard.parameters}
         self._norms = GradientNorms(model, shards, self.distributed.rank)
