@@ -1,12 +1,14 @@
-"""Requirements of torch.compile, checked before a run begins."""
+"""torch.compile for training: its requirements, checked before a run begins, and what is compiled."""
 
 from __future__ import annotations
 
 import os
 
 import torch
+from torch import nn
 
 from stlm.errors import ConfigError, EngineError
+from stlm.model.core.blocks import Block
 
 
 def refuse_uncompilable(stage: int) -> None:
@@ -34,3 +36,11 @@ def refuse_uncompilable(stage: int) -> None:
 
     if torch.cuda.is_available() and not has_triton():
         raise EngineError("training.compile: got true, which needs triton on a GPU; or use training.compile=false")
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the blocks of a model, at the first step. Blocks of equal shape share one program, so the time this takes
+    does not grow with the number of layers; torch keeps programs on disk, so the next start takes seconds."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()
