@@ -17,11 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,13 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cost_model import volume
+from benchmarks.workers import Figures, Worker, serve
 from stlm.config import load_run_config
 from stlm.training.distributed.ranks import BatchSplit, free_port
 
 if TYPE_CHECKING:
     from stlm.training.distributed.connection import Distributed
-
-ANSWER = "@ "  # prefix of a worker's lines for the parent
 
 
 class Variant(NamedTuple):
@@ -86,19 +82,16 @@ class Group:
     """The processes of one variant's ranks, which wait for commands."""
 
     def __init__(self, variant: Variant) -> None:
-        environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // variant.ranks)))
+        environment = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // variant.ranks))}
         environment |= {"WORLD_SIZE": str(variant.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, *sys.argv, "--worker", json.dumps(variant)]
         self.workers = [
-            subprocess.Popen(
-                command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
+            Worker(json.dumps(variant), environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(variant.ranks)
-        ]  # fmt: skip
-        self._ask("")  # wait until they are ready
+        ]
+        for worker in self.workers:
+            worker.wait_until_ready()
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> Figures:
         """Run one step, and return seconds of the slowest rank, CPU seconds of all, peak MB of the largest."""
         told = self._ask("step")
         return {
@@ -113,21 +106,12 @@ class Group:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.stdin.close()
-            worker.wait()
+            worker.close()
 
-    def _ask(self, what: str) -> list[dict[str, float]]:
-        if what:
-            for worker in self.workers:
-                worker.stdin.write(f"{what}\n")
-                worker.stdin.flush()
-        return [self._answer(worker) for worker in self.workers]
-
-    def _answer(self, worker: subprocess.Popen[str]) -> dict[str, float]:
-        for line in worker.stdout:
-            if line.startswith(ANSWER):
-                return json.loads(line.removeprefix(ANSWER))
-        raise SystemExit(f"a worker has ended with {worker.wait()}")
+    def _ask(self, what: str) -> list[Figures]:
+        for worker in self.workers:
+            worker.ask(what)
+        return [worker.answer() for worker in self.workers]
 
 
 def worker(arguments: argparse.Namespace, variant: Variant) -> None:
@@ -141,16 +125,7 @@ def worker(arguments: argparse.Namespace, variant: Variant) -> None:
     step, num_parameters = build(arguments, variant, distributed)
     gradient = torch.zeros(num_parameters)
     actions: dict[str, Callable[[], Any]] = {"step": step, "link": lambda: torch.distributed.all_reduce(gradient)}
-    print(ANSWER + "{}", flush=True)
-    for line in sys.stdin:
-        started, worked = time.perf_counter(), time.process_time()
-        actions[line.strip()]()
-        figures = {
-            "seconds": time.perf_counter() - started,
-            "cpu": time.process_time() - worked,
-            "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        }
-        print(ANSWER + json.dumps(figures), flush=True)
+    serve(actions)
     distributed.leave()
     sys.stdout.flush()
     os._exit(0)

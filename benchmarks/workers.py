@@ -32,12 +32,12 @@ class Worker:
 
     def wait_until_ready(self) -> None:
         """Wait until the worker serves."""
-        self._answer()
+        self.answer()
 
     def do(self, action: str = "step") -> Figures:
         """Let the worker do something, and wait for it."""
         self.ask(action)
-        return self._answer()
+        return self.answer()
 
     def ask(self, action: str) -> None:
         """Let the worker do something; `answer` waits for it."""
@@ -51,7 +51,8 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
 
-    def _answer(self) -> Figures:
+    def answer(self) -> Figures:
+        """Wait for the worker, and return its figures."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(PREFIX):
