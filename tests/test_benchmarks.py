@@ -23,9 +23,9 @@ def test_every_benchmark_is_listed_with_what_it_measures():
 
 
 def test_a_misspelt_name_lists_the_names():
-    answer = run("attention", "trainig")
+    answer = run("attention", "train")
     assert answer.returncode == 2 and answer.stdout == ""
-    assert answer.stderr.startswith("error: there is no benchmark 'trainig'; there are architectures, attention,")
+    assert answer.stderr.startswith("error: there is no benchmark 'train'; there are architectures, attention,")
 
 
 def test_options_reach_the_benchmark():
