@@ -27,6 +27,7 @@ from stlm.training.deepspeed.precision import Precision
 from stlm.training.deepspeed.startup import load_deepspeed
 from stlm.training.distributed.connection import Distributed
 from stlm.training.distributed.ranks import BatchSplit, rank_environment
+from stlm.training.memory import keep_freed_memory
 from stlm.training.optim.averaging import keep_average
 from stlm.training.optim.muon import Muon
 
@@ -57,6 +58,8 @@ class Engine:
         if self.stage == 0 and self.distributed.world_size == 1:
             reduce_no_gradients(self.native)
         self.device: torch.device = self.native.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         shards = (
             shards_of(self.native.optimizer, self.stage, distributed.ranks, distributed.stopwatch) if self.stage else []
         )
