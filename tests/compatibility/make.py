@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SAVED = Path("/tmp/stlm-saved")  # manifests record the paths of their inputs: those of nobody's machine
+SAVED = Path("/tmp/stlm-saved")  # manifests record the paths of their inputs, here of no real machine
 
 CONFIG = """\
 data:
@@ -70,7 +70,7 @@ def main() -> None:
         "artifact": STLM.load(SAVED / "model.stlm").log_likelihood(TEXT[:500]),
     }
     (SAVED / "losses.json").write_text(json.dumps(losses, indent=1) + "\n")
-    shutil.rmtree(SAVED / "run" / "checkpoints" / "step_00000008")  # the test makes it again, from step 4 on
+    shutil.rmtree(SAVED / "run" / "checkpoints" / "step_00000008")  # the test runs these steps again
     for left in ("run/tensorboard", "run/train.log", "run/stacks", "prepared/report.html", "subwords/report.html"):
         path = SAVED / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files saved by an earlier commit open, resume and give the losses that were stored with them: see make.py."""
+"""Files saved by an earlier commit open, resume and give the losses stored with them; see make.py."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ TEXT = (HERE / "saved" / "text.txt").read_text()
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
-    """A copy of the saved files, as the current folder."""
+    """Copy the saved files and make the copy the current folder."""
     shutil.copytree(HERE / "saved", tmp_path / "saved")
     monkeypatch.chdir(tmp_path / "saved")
     return tmp_path / "saved"
@@ -32,7 +32,7 @@ def script(name, *arguments):
 
 
 @pytest.mark.parametrize("folder", ["prepared", "subwords"])
-def test_data_are_whole_and_recognised(saved, folder):
+def test_saved_data_verify_and_are_recognised(saved, folder):
     script("preprocess.py", "verify", folder)
     before = {path: path.stat().st_mtime_ns for path in (saved / folder).rglob("*.bin")}
     spec = [] if folder == "prepared" else ["--tokenizer", "sentencepiece:296"]
@@ -41,12 +41,12 @@ def test_data_are_whole_and_recognised(saved, folder):
     assert before == {path: path.stat().st_mtime_ns for path in (saved / folder).rglob("*.bin")}
 
 
-def test_models_say_what_they_said(saved):
+def test_saved_models_give_the_stored_losses(saved):
     assert STLM.load(saved / "run").log_likelihood(TEXT[:500]) == pytest.approx(LOSSES["model"], rel=1e-6)
     assert STLM.load("model.stlm").log_likelihood(TEXT[:500]) == pytest.approx(LOSSES["artifact"], rel=1e-6)
 
 
-def test_a_run_resumes_with_the_losses_that_it_had(saved):
+def test_a_saved_run_resumes_with_the_stored_losses(saved):
     script("pretrain.py", "--config", "config.yaml", "--run", "run", "--resume", "must")
     records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     train = {str(record["step"]): record["loss"] for record in records if record["split"] == "train"}

@@ -1,4 +1,4 @@
-"""Parts of a transformer core that do not go together: the key, and a value that works."""
+"""Settings of a transformer core that conflict: each error names the key and a value that works."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loader of ds_configs: DeepSpeed's own keys, strictly; nothing that the run config owns."""
+"""The loader of ds_configs accepts DeepSpeed's own keys, and none that the run config owns."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def problems(tmp_path, monkeypatch):
-    """problems(text) gives the lines of the ConfigError that reading the text as ds.json raises."""
+    """Return a function that reads text as ds.json and returns the lines of its ConfigError."""
     monkeypatch.chdir(tmp_path)
 
     def problems(text):
@@ -81,7 +81,7 @@ def test_misspelt_keys_are_named_with_the_nearest(problems):
         ('{"bf16": {"check_grad_overflow": false}}', "bf16.check_grad_overflow: got false", "training.precision"),
     ],
 )
-def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, tmp_path):
+def test_keys_of_the_run_config_may_only_be_auto(problems, text, key, owner, tmp_path):
     (problem,) = problems(text)
     assert problem.startswith(
         f'ds.json:1: {key}, expected "auto" or no such key: the run config decides it with {owner}'
@@ -143,18 +143,18 @@ def test_what_the_run_config_owns_may_only_be_auto(problems, text, key, owner, t
         ("", "ds.json:1: not readable as JSON: "),
     ],
 )
-def test_refused(problems, text, problem):
+def test_invalid_files_are_refused(problems, text, problem):
     (got,) = problems(text)
     assert got.startswith(problem)
 
 
-def test_missing_file_names_those_that_are_there(tmp_path):
+def test_a_missing_file_lists_the_existing_ones(tmp_path):
     (tmp_path / "zero2.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"no such file.*zero2\.json"):
         load_deepspeed_config(tmp_path / "zero22.json")
 
 
-# Every key that DeepSpeed 0.19 reads and this project refuses: a value, and what the message says to use instead.
+# Every key that DeepSpeed 0.19 reads and this project refuses: a value, and the replacement that the message names.
 REFUSED_KEYS = [
     ({"gradient_allreduce_op": "sum"}, "leave it out"),
     ({"prescale_gradients": True}, "leave it out"),
@@ -221,7 +221,7 @@ def test_keys_that_cannot_work_are_refused_by_name(problems, config, instead):
 
 
 def test_harmless_values_of_refused_keys_pass(tmp_path):
-    """Files made for other programs often state what is so in any case."""
+    """Files written for other programs often state default values explicitly."""
     config = {
         "gradient_allreduce_op": "mean",
         "prescale_gradients": False,

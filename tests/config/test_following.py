@@ -1,4 +1,4 @@
-"""Tokenizer, embedder and head follow the data, unless the user has chosen others."""
+"""Tokenizer, embedder and head follow the data unless the user has chosen others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_file_that_names_no_embedder_follows(tmp_path: Path) -> None:
         ("base: quickstart\nmodel: {embedder: {window: 16}}\n", [], True),
     ],
 )
-def test_an_embedder_that_was_chosen_is_kept_and_the_mistake_told(
+def test_a_chosen_embedder_that_does_not_fit_is_an_error(
     tmp_path: Path, source: str, overrides: list[str], chosen: bool
 ) -> None:
     if "\n" in source:
@@ -65,7 +65,7 @@ def test_an_embedder_that_was_chosen_is_kept_and_the_mistake_told(
         following(SP, source, overrides, chosen)
 
 
-def test_what_was_chosen_is_left_as_it_is(tmp_path: Path) -> None:
+def test_chosen_components_are_kept(tmp_path: Path) -> None:
     assert following(SP, "quickstart", ["data.tokenizer=sentencepiece:512"], False) == {}
     assert followed("quickstart", SP, "model.embedder={kind: token}", "model.head={kind: linear}") == {
         "data.tokenizer": f'"{SP}"'

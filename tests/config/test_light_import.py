@@ -1,4 +1,4 @@
-"""`import stlm` and the config are cheap: no torch, no deepspeed, no numpy."""
+"""Importing `stlm` and its config loads neither torch nor deepspeed nor numpy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""training.objective: a name, or a section with a kind and settings."""
+"""The setting training.objective: a name, or a section with a kind and settings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_objective_without_settings_is_saved_as_its_name(tmp_path):
         ("objective: {share: 0.5}", "kind 'next_token' has no such key, only 'masked'"),
     ],
 )  # fmt: skip
-def test_errors_name_what_would_work(tmp_path, text, message):
+def test_errors_name_a_value_that_works(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
         load(tmp_path / "config.yaml", f"training:\n  {text}")
     assert message in str(error.value) and "config.yaml:2" in str(error.value)

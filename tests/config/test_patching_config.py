@@ -1,4 +1,4 @@
-"""Rules of patching in a config: what does not go together, and slots."""
+"""Patching rules in a config: conflicting settings, and the number of slots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KEY = "model.embedder.patching"
 
 
 def load(*settings):
-    """The quickstart, whose windows have 512 bytes, with other settings."""
+    """Load the quickstart preset, with windows of 512 bytes, and overrides."""
     return load_run_config("quickstart", settings)
 
 
@@ -45,13 +45,13 @@ def test_each_kind_has_its_slots():
         ),
     ],
 )
-def test_what_does_not_go_together(setting, message):
+def test_conflicting_settings_are_named(setting, message):
     with pytest.raises(ConfigError) as error:
         load(setting)
     assert message in str(error.value)
 
 
-def test_the_value_named_would_work():
+def test_the_suggested_value_works():
     assert load(KEY + "={kind: space, patch_length: 4}").model.embedder.patching == SpacePatchingConfig(4.0)
     load(KEY + ".patch_size=5", "model.context_length=515")
     load(KEY + "={kind: entropy, width: 30, core: {attention: {num_heads: 3}}}")

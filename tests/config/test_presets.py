@@ -1,4 +1,4 @@
-"""The presets have the sizes that they are named after, and modules around bytes that cost little."""
+"""Each preset has the size in its name, and its byte modules cost few parameters."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TABLE = 50_257  # vectors of GPT-2
 
 
 class Vocabulary:
-    """As much of a tokenizer as a model's shape depends on."""
+    """The properties of a tokenizer that a model's shape depends on."""
 
     start_id = 1
 
@@ -41,7 +41,7 @@ def test_a_preset_has_the_size_of_its_name(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if name.endswith("byte-patch")])
-def test_modules_around_bytes_are_small_beside_a_table_of_subwords(name):
+def test_byte_modules_are_smaller_than_a_subword_table(name):
     model = build(name)
     around = model.num_parameters() - sum(parameter.numel() for parameter in model.core.parameters())
     table = TABLE * model.config.width

@@ -1,4 +1,4 @@
-"""RunConfig from presets, files and overrides: what is accepted, and the exact words for what is not."""
+"""RunConfig from presets, files and overrides: accepted settings, and the exact messages for refused ones."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ from stlm.errors import ConfigError
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """load(text, *overrides) reads the text as run.yaml."""
+    """Read the text as run.yaml."""
     monkeypatch.chdir(tmp_path)
 
     def load(text, *overrides):
@@ -44,7 +44,7 @@ def load(tmp_path, monkeypatch):
 
 @pytest.fixture
 def problems(load):
-    """problems(text, *overrides) gives the lines of the ConfigError that reading raises."""
+    """Return a function (text, *overrides) that returns the lines of the ConfigError."""
 
     def problems(text, *overrides):
         with pytest.raises(ConfigError) as error:
@@ -54,7 +54,7 @@ def problems(load):
     return problems
 
 
-# What is accepted.
+# Accepted.
 
 
 def test_defaults_then_file_then_overrides(load):
@@ -69,7 +69,7 @@ def test_an_empty_file_is_the_defaults(load):
 
 
 def test_a_file_holds_only_what_differs_from_its_base(load, tmp_path):
-    """Files lie over files beside them, which lie over presets; a component of another kind replaces the whole one."""
+    """A file overrides its base file, which overrides a preset; a component of another kind replaces the whole one."""
     (tmp_path / "middle.yaml").write_text("base: quickstart\nmodel:\n  width: 96\n  core:\n    num_layers: 2\n")
     config = load("base: middle.yaml\nmodel:\n  core: {num_layers: 3}\ntraining:\n", "training.max_steps=700")
     quickstart = load_run_config("quickstart")
@@ -80,7 +80,7 @@ def test_a_file_holds_only_what_differs_from_its_base(load, tmp_path):
     assert (other.embedder, other.head) == (ByteEmbedderConfig(), LinearHeadConfig(tied=False))
 
 
-def test_bases_that_are_none(problems, tmp_path):
+def test_invalid_bases_are_refused(problems, tmp_path):
     (tmp_path / "other.yaml").write_text("base: run.yaml\nseed: x\n")
     assert problems("seed: 1\nbase: 3") == [
         "run.yaml:2: base: got 3, expected the name of a preset, or a file in the same folder"
@@ -210,7 +210,7 @@ def test_changed_keys_names_only_what_may_not_change():
     ]
 
 
-# What is not.
+# Refused.
 
 
 def test_misspelt_override_golden():
@@ -404,7 +404,7 @@ def test_settings_that_do_not_go_together(problems, load, overrides, key, messag
     assert problems(PATCHES, *overrides) == [f"--set {overrides[-1]}: {key}: {message}"]
 
 
-def test_the_value_named_would_work(load):
+def test_the_suggested_value_works(load):
     load(PATCHES, "model.core.attention.num_heads=2")
     load(PATCHES, "model.width=100", "model.core.attention.num_heads=5")
     load(PATCHES, "model.embedder.patching.patch_size=5", "model.context_length=515")
@@ -420,13 +420,13 @@ def test_a_conflict_is_blamed_on_its_line_unless_a_key_in_it_is_in_doubt(problem
         "run.yaml:4: model.core.attention.num_heads: got 4, expected a divisor of model.width = 90 "
         "that leaves each head an even width; 3 would work"
     ]
-    # Which width was meant is not known, so nothing is said of the heads.
+    # The intended width is unknown, so no conflict with the heads is reported.
     assert problems("model:\n  widht: 90\n  core:\n    attention: {num_heads: 3}\n") == [
         "run.yaml:2: model.widht: unknown key; nearest: model.width"
     ]
 
 
-def test_an_override_through_something_that_is_no_section(problems):
+def test_an_override_below_a_plain_value_is_refused(problems):
     assert problems("training: 3\n", "training.max_steps=5") == [
         "--set training.max_steps=5: training: got 3, expected a section of keys",
         "run.yaml:1: training: got 3, expected a section of keys",
@@ -436,7 +436,7 @@ def test_an_override_through_something_that_is_no_section(problems):
     ]
 
 
-def test_sources_that_are_none(tmp_path, monkeypatch):
+def test_invalid_sources_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     (tmp_path / "quickstart").mkdir()
@@ -476,7 +476,7 @@ def test_an_override_without_a_value_does_not_take_a_section_back(problems):
 
 
 def test_settings_without_effect_are_refused_together(problems):
-    """In a file and as overrides, also where the value is the default; each message has a line that would work."""
+    """Both in a file and as overrides, and also where the value is the default; each message has a line that works."""
     found = problems(IDLE, "evals.tasks_dir=items", "training.recovery.spike_window=50", "training.warmup_stpes=3")
     found = "\n".join(found)
     for expected in (
@@ -515,15 +515,15 @@ def test_a_setting_without_effect_is_refused(problems, overrides, message):
     assert message in found
 
 
-def test_what_is_put_back_to_a_default_is_no_setting_in_vain(load):
+def test_a_value_reset_to_its_default_is_not_refused(load):
     text = "training: {recovery: {spike_factor: 1.5, spike_steps: 5}}\nevals: {every_steps: 9, tasks: blimp}\n"
     off = ("training.recovery.spike_factor=null", "training.recovery.spike_steps=10", "evals.every_steps=null",
            "evals.tasks=minimal_pairs")  # fmt: skip
     assert load(text, *off) == RunConfig()
 
 
-def test_a_saved_run_keeps_what_has_no_effect(load, tmp_path):
-    """Refusing it would lose runs of earlier versions; an override of it is refused as anywhere."""
+def test_a_saved_run_keeps_settings_without_effect(load, tmp_path):
+    """Refusing them would lose runs of earlier versions; overriding them is refused as usual."""
     (tmp_path / "run").mkdir()
     text = dump_run_config(RunConfig()).replace("tasks: minimal_pairs", "tasks: blimp")
     text = text.replace("schedule: cosine", "schedule: constant").replace("_fraction: 0.1", "_fraction: 0.0")

@@ -1,4 +1,4 @@
-"""Share maps and loops: what they stand for, and the exact words for what does not fit."""
+"""Share maps and loops: their expansion, and the exact messages for maps that do not fit."""
 
 import pytest
 
@@ -12,7 +12,7 @@ CORE = "model:\n  core:\n    num_layers: 6\n"
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """load(*overrides) reads them on top of a core of six layers."""
+    """Load the overrides on top of a core of six layers."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(CORE)
     return lambda *overrides: load_run_config("run.yaml", [f"model.core.{override}" for override in overrides])
@@ -34,7 +34,7 @@ def test_the_order_of_loops():
 
 
 def test_sections_and_dotted_names_are_the_same(load, tmp_path):
-    """However a key was written, an override of it wins; what is dumped reads back equal."""
+    """An override replaces a key in either spelling; a dumped config loads back equal."""
     (tmp_path / "run.yaml").write_text(
         CORE + "    sharing:\n      modules: {attention.output: all, attention: {key: all}}\n"
     )
@@ -110,7 +110,7 @@ NO_MATRIX = (
         ),
     ],
 )
-def test_what_does_not_fit_is_named(load, overrides, message):
+def test_maps_that_do_not_fit_are_named(load, overrides, message):
     with pytest.raises(ConfigError) as error:
         load(*overrides)
     key = overrides[-1].partition("=")[0]

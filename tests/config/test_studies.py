@@ -1,4 +1,4 @@
-"""The configs of studies load by path, and those of weight tying have the sizes of the study."""
+"""Study configs load by path; those of weight tying have the sizes stated in the study."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from stlm.config import dump_run_config, load_run_config
 from stlm.model import CORES, EMBEDDERS, HEADS, Vocabulary, count_parameters
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
-# In millions: what the preregistration states, and what sharing between all of the layers that it names comes to.
+# Millions of parameters: stated in the preregistration, and with sharing between all layers that it names.
 SIZES = {
     "tying-baseline": (49, 49.37),
     "tying-untied": (76, 75.90),
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def model_of(config):
-    """Embedder, core and head of a config without memory for their tensors."""
+    """Build embedder, core and head of a config on the meta device."""
     vocabulary = Vocabulary((b"",) * int(config.data.tokenizer.removeprefix("sentencepiece:")))
     model = config.model
     with torch.device("meta"):
@@ -58,7 +58,7 @@ def test_every_config_has_a_twin_and_its_line_on_the_page(tmp_path):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_of_the_study(name):
-    """Where feed-forwards are shared, the preregistration counts one more, and the corrections of one layer less."""
+    """With shared feed-forwards, the preregistration counts one more of them, and corrections for one layer fewer."""
     stated, size = SIZES[name]
     config = load(name)
     parameters = count_parameters(model_of(config))
@@ -67,11 +67,11 @@ def test_sizes_of_the_study(name):
     hidden_width, rank = config.model.core.feed_forward.hidden_width, sharing.lora_rank or 0
     if "feed_forward" in sharing.groups(config.model.core.num_layers):
         parameters += 3 * width * hidden_width - 3 * rank * (width + hidden_width)
-    assert parameters / 1e6 == pytest.approx(stated, abs=0.5)  # which is rounded to millions
+    assert parameters / 1e6 == pytest.approx(stated, abs=0.5)  # the page rounds it to millions
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_twins_are_alike_in_all_but_size(name):
+def test_twins_differ_only_in_size(name):
     large, small = load(name), load(f"{name}-small")
     assert small.model.core.sharing.modules == large.model.core.sharing.modules
     assert small.model.core.num_layers == large.model.core.num_layers

@@ -1,4 +1,4 @@
-"""The scalars that plain YAML gets wrong, repeated keys, and what is not used here at all."""
+"""YAML pitfalls: scalars that plain YAML misreads, repeated keys, and unsupported features."""
 
 import pytest
 import yaml
@@ -40,7 +40,7 @@ def read(text):
         (".", "."),
     ],
 )
-def test_scalar(text, value):
+def test_scalars_have_the_intended_types(text, value):
     tree, problems = read(f"key: {text}")
     assert problems == []
     got = tree.value["key"].value
@@ -73,13 +73,13 @@ def test_repeated_key_names_both_lines():
         ("a: \x07\n", "a.yaml: not readable as YAML: "),
     ],
 )
-def test_refused(text, message):
+def test_unsupported_yaml_is_refused(text, message):
     (problem,) = read(text)[1]
     assert problem.startswith(message)
 
 
 def test_every_value_knows_its_line():
     tree, _ = read("a:\n  b: 1\n\n  c:\n    d: 2\n")
-    assert tree.value["a"].place == "a.yaml:1"  # where its name stands
+    assert tree.value["a"].place == "a.yaml:1"  # the place of its name
     assert tree.value["a"].value["b"].place == "a.yaml:2"
     assert tree.value["a"].value["c"].value["d"].place == "a.yaml:5"

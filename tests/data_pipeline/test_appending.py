@@ -1,4 +1,4 @@
-"""Text added to finished data: everything that is there stays, and nothing is ever half added."""
+"""Appending to finished data keeps everything that exists, and never adds text partially."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def adding(*inputs: str, **options: Any) -> PrepareConfig:
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "sentencepiece:290"])
-def test_what_is_there_stays_and_new_documents_are_divided_by_the_same_rule(folder: Path, tokenizer: str) -> None:
+def test_existing_documents_stay_and_new_ones_are_split_by_the_same_rule(folder: Path, tokenizer: str) -> None:
     prepare(PrepareConfig(("a.jsonl",), tokenizer, "out", validation_fraction=0.1))
     before, tokens = (
         {split: documents("out", split) for split in ("train", "validation")},
@@ -131,7 +131,7 @@ print(appending.append(adding("b.jsonl"))[0].fingerprint)
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_is_added_once_or_not_yet(folder: Path) -> None:
+def test_text_is_added_once_or_not_at_all_wherever_the_process_is_killed(folder: Path) -> None:
     prepare(PrepareConfig(("a.jsonl",), "sentencepiece:290", "out", validation_fraction=0.1))
     before = Manifest.load("out").fingerprint
     shutil.copytree("out", "whole")
@@ -156,7 +156,7 @@ def test_killed_anywhere_it_is_added_once_or_not_yet(folder: Path) -> None:
     assert sorted(os.listdir("out")) == ["manifest.json", "tokenizer", "train", "validation"]
 
 
-def test_new_text_is_divided_and_quoted_as_the_text_that_is_there(folder: Path) -> None:
+def test_new_text_is_read_with_the_rules_of_the_existing_text(folder: Path) -> None:
     Path("a.txt").write_text("\n".join(texts(50, 3)))
     Path("a.csv").write_text("text\n" + "\n".join(texts(5, 4)))
     prepare(PrepareConfig(("a.txt", "a.csv"), output="out", documents="lines", quoting="none"))
@@ -170,7 +170,7 @@ def test_new_text_is_divided_and_quoted_as_the_text_that_is_there(folder: Path) 
     assert append(adding("b.txt"))[1] is False
 
 
-def test_mistakes(folder: Path) -> None:
+def test_user_errors_are_one_message(folder: Path) -> None:
     prepare(PrepareConfig(("a.jsonl",), output="out", clean=("normalize",)))
     for options, message in (
         ({"tokenizer": "sentencepiece:512"}, "--tokenizer: out was prepared with byte, which cannot change when"),
@@ -196,7 +196,7 @@ def test_the_command(folder: Path) -> None:
         assert (result.returncode, result.stderr) == (0, "")
         assert printed in result.stdout
         assert "b.jsonl" in Path("out/report.html").read_text()
-        Path("out/report.html").write_text("of the text before")  # as a command leaves it that is killed
+        Path("out/report.html").write_text("of the text before")  # as an interrupted command leaves it
         os.utime("out/report.html", (0, 0))
     result = subprocess.run(
         [*script, "b.jsonl", "--append", "--clean", "c4"], check=False, capture_output=True, text=True

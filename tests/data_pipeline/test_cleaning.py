@@ -1,4 +1,4 @@
-"""Cleaning: each rule on a text that just breaks it, and on one that just does not."""
+"""Cleaning: each rule on a text that just breaks it, and on one that just passes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzäöü"
 
 
 def prose(number: int, seed: int = 0) -> str:
-    """Words in no order that repeats; with stop words, so that Gopher's rules let it pass."""
+    """Return words in an order that does not repeat, with stop words, so that Gopher's rules accept it."""
     generator = random.Random(f"{number} {seed}")
     return " ".join(["the", "of", *(generator.choice(WORDS) for _ in range(number - 2))])
 
@@ -56,7 +56,7 @@ def spelled(text: np.ndarray) -> list[tuple[int, str]]:
     return [(document, text[start:stop].tobytes().decode()) for document, start, stop in spans]
 
 
-def test_normalization_joins_what_looks_the_same_and_does_so_once() -> None:
+def test_normalization_unifies_lookalikes_and_is_idempotent() -> None:
     edits: Counter[str] = Counter()
     text = "\n\nCafe\u0301\u00a0noir \t\r\nA\x00\ufeffB\u2028C\n \n\n\n  indented  inner\n"
     assert normalize(text, edits) == ("Caf\u00e9 noir\nAB\nC\n\n  indented  inner", "")
@@ -313,7 +313,7 @@ def changed(text: str, number: int) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """300 documents; behind them 100 of these with one word changed, 50 with 20, 20 as they are."""
+    """Return 300 documents, then 100 of them with one word changed, 50 with 20 changed, and 20 unchanged."""
     texts = [prose(80, seed) for seed in range(300)]
     texts += [changed(texts[n], 1) for n in range(100)] + [changed(texts[n], 20) for n in range(100, 150)] + texts[:20]
     path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
@@ -340,7 +340,7 @@ def test_near_duplicates_go_and_the_first_stays_on_either_side(corpus: tuple[Pat
 
 
 def test_signatures_are_cut_into_units_and_bands_without_a_difference(tmp_path: Path, monkeypatch) -> None:
-    """Many units, small blocks and several passes decide as one of each does."""
+    """Many units, small blocks and several passes give the same decisions as one of each."""
     from data_pipeline.cleaning import near_duplicates as module
     from data_pipeline.preparation.gathering import gather
     from data_pipeline.sources.problems import Problems
@@ -373,7 +373,7 @@ def test_signatures_are_cut_into_units_and_bands_without_a_difference(tmp_path: 
     assert decide("parts", [10, 10, 77]) == whole
     assert sum(stays != number for number, stays in enumerate(whole)) == 51
     twins = {frozenset((texts[n], texts[stays])) for n, stays in enumerate(whole) if n != stays}
-    assert frozenset(("two words", "Two, words!")) in twins  # what has no words at all is like nothing
+    assert frozenset(("two words", "Two, words!")) in twins  # a text without words resembles no other
 
 
 def test_decontamination_lists_what_it_removes(corpus: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_decontamination_finds_every_script_in_every_disguise(tmp_path: Path, fo
     evaluation = tmp_path / "evaluation.jsonl.gz"
     lines = [json.dumps({"q": unicodedata.normalize(form, text)}) for text in EVALUATED.values()]
     evaluation.write_bytes(gzip.compress("\n".join(lines).encode()))
-    # What surrounds it is of the same script and touches it where there are no spaces.
+    # Surrounding text is of the same script, and adjacent where the script has no spaces.
     hidden = [
         text[:9] + disguise(text) + text[:9]
         if name in ("zh", "ja", "th")
@@ -550,7 +550,7 @@ def test_cleaned_data_is_the_same_for_any_workers_and_after_an_interruption(
         ({"clean": ("near-duplicates",)}, "39 by near-duplicates (a similarity of 0.8 or more to one that was kept"),
     ],
 )
-def test_what_removes_everything_is_named_with_its_limit_and_count(
+def test_a_rule_that_removes_everything_is_named_with_its_limit_and_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, rules: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -567,7 +567,7 @@ def test_what_removes_everything_is_named_with_its_limit_and_count(
     assert rules in message and message.endswith("; change the limit of a rule, or leave its step out")
 
 
-def test_all_that_is_removed_is_written_by_source_and_rule(
+def test_removed_documents_are_listed_by_source_and_rule(
     corpus: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, texts = corpus
@@ -610,14 +610,14 @@ def test_all_that_is_removed_is_written_by_source_and_rule(
     assert found["text"] == texts[250] and found["ngram"] in texts[250]
     assert all("stays" in entry for entry in entries if entry["rule"] == "near-duplicates")
 
-    # The list changes nothing in the data: finished data is recognised without it, but not if it is asked for and gone.
+    # The list does not change the data: finished data is recognised without it, unless it is requested and missing.
     assert prepare(config("one", 1, None)).fingerprint == one.fingerprint
     (tmp_path / "one-removed.jsonl").unlink()
     with pytest.raises(DataError, match=r"is already prepared, but .*one-removed.jsonl is missing"):
         prepare(config("one", 1))
 
 
-def test_the_list_of_what_is_removed_overwrites_nothing_else(tmp_path: Path) -> None:
+def test_the_list_of_removed_documents_overwrites_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "list.jsonl").write_text('{"source": "a", "rule": "b", "text": "c"}\n')

@@ -1,4 +1,4 @@
-"""Conversations: what is given and what counts, from the line of JSON to the loss mask of a window."""
+"""Conversations, from the line of JSON to the loss mask of a window: which ids are context and which are scored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MESSAGES = [
 ]
 
 
-def test_only_what_the_assistant_says_is_an_answer() -> None:
+def test_only_turns_of_the_assistant_are_answers() -> None:
     assert segments_of({"messages": MESSAGES}) == [
         "\x02system\nBe brief.\x03\x02user\n2 + 2?\x03\x02assistant\n",
         "4 …\x03",
@@ -61,7 +61,7 @@ def test_the_jinja_template_renders_the_same() -> None:
         ({"text": "x"}, "expected the key 'messages' or 'conversations', or 'prompt' and 'completion', or"),
     ],
 )
-def test_what_is_no_conversation_is_refused(record: dict, message: str) -> None:
+def test_malformed_conversations_are_refused(record: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segments_of(record)
 
@@ -145,7 +145,7 @@ def test_the_tokenizer_says_how_conversations_are_read(prepared: PreparedData, t
     assert prepared.tokenizer.fingerprint == ByteTokenizer().fingerprint  # ids are the same
 
 
-def test_what_is_given_is_part_of_the_data(prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_damaged_loss_mask_is_named(prepared: PreparedData, tmp_path: Path) -> None:
     given = prepared.dir / "train/shard_00000.given"
     good = given.read_bytes()
     try:
@@ -158,7 +158,7 @@ def test_what_is_given_is_part_of_the_data(prepared: PreparedData, tmp_path: Pat
     finally:
         given.write_bytes(good)
     shard = prepared.manifest.splits["train"][0]
-    assert shard.given_sha256 in shard.identity  # so that another mask is other data
+    assert shard.given_sha256 in shard.identity  # so that another mask counts as other data
 
 
 def test_a_tokenizer_is_taken_from_elsewhere(tmp_path: Path) -> None:

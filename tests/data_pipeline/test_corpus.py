@@ -1,4 +1,4 @@
-"""The default corpus: prose out of docstrings, the same each time, without importing what it is read from."""
+"""The default corpus: prose from docstrings, the same each time, read without importing the packages."""
 
 from __future__ import annotations
 

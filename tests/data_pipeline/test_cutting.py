@@ -1,4 +1,4 @@
-"""Long texts are encoded in pieces: the ids are those of the whole, whatever the text, in bounded memory."""
+"""Long texts are encoded in pieces, in bounded memory, with the ids of the whole text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ PARTS = [
 
 
 def hostile(rng: random.Random, length: int) -> str:
-    """Parts in any order; sometimes a few of them only, so that runs grow long."""
+    """Return parts in random order; sometimes only a few kinds, so that runs grow long."""
     parts = rng.sample(PARTS, rng.choice([2, 4, len(PARTS)]))
     return "".join(rng.choice(parts) * rng.choice([1, 1, 1, 2, 7]) for _ in range(length))
 
@@ -83,8 +83,8 @@ def definition(pre_tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_parts_are_split_as_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the library's own pre-tokenizer, so for every vocabulary."""
+def test_pieces_are_split_like_the_whole_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with the library's own pre-tokenizer, so the result holds for every vocabulary."""
     monkeypatch.setattr(cutting, "PIECE", 12)
     cutter, rng, cuts = Cutter(definition(FAMILIES[name])), random.Random(name), 0
     for number in range(3000):
@@ -98,7 +98,7 @@ def test_the_parts_are_split_as_the_whole(name: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", [*UNKNOWN, "normalized"])
-def test_what_is_not_known_is_not_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_unknown_pre_tokenizers_are_not_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "PIECE", 12)
     cutter = Cutter(
         definition(UNKNOWN.get(name, byte_level()), **({} if name in UNKNOWN else {"normalizer": {"type": "NFC"}}))
@@ -124,8 +124,8 @@ def write_tokenizer(folder: Path, pre_tokenizer: Any, texts: list[str], words: l
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_the_ids_are_those_of_the_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With merges of just such texts, words that were added with a space in them, and nothing but runs of one kind."""
+def test_pieces_have_the_ids_of_the_whole_text(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merges fit these texts, added words contain spaces, and some texts are runs of one kind of character."""
     rng = random.Random(1)
     texts = [hostile(rng, 300) for _ in range(60)]
     tokenizer = build_tokenizer(write_tokenizer(tmp_path / "t", FAMILIES[name], texts, ["a b", "1 ", "z!z", "   "]))
@@ -156,7 +156,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len
 
 @pytest.mark.parametrize("kind", ["hf", "sentencepiece"])
 def test_a_long_document_takes_little_memory(kind: str, tmp_path: Path) -> None:
-    """Per byte of text, without what the library takes for a piece; encoded whole it would be 130."""
+    """Memory grows by less than 20 bytes per byte of text; encoding the text whole would take 130."""
     if kind == "hf":
         tokenizer = build_tokenizer(
             write_tokenizer(tmp_path / "t", byte_level(), ["The quick brown fox, 12 times."], [])
@@ -172,8 +172,8 @@ def test_a_long_document_takes_little_memory(kind: str, tmp_path: Path) -> None:
     assert (used[1] - used[0]) / (5 << 20) < 20
 
 
-def test_what_is_taken_for_a_letter_is_one_and_what_for_another_character_is_none() -> None:
-    """In any version of Unicode: that of Python's database of 2002, too."""
+def test_characters_are_classified_as_letters_correctly() -> None:
+    """Valid for any version of Unicode, down to the database of 2002 in Python."""
     characters = [chr(code) for code in range(0x110000)]
     letters = [one for one in characters if re.fullmatch(f"[{cutting._LETTERS}]", one)]
     others = [one for one in characters if re.fullmatch(f"[{cutting._OTHERS}]", one)]

@@ -1,4 +1,4 @@
-"""--dry-run says what would be read and how, and writes nothing."""
+"""--dry-run prints the inputs and how they would be read, and writes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """A folder of five texts and a picture, and 1,000 lines of JSON, compressed."""
+    """Make a folder of five texts and a picture, and 1,000 lines of JSON, compressed."""
     monkeypatch.chdir(tmp_path)
     Path("texts").mkdir()
     for number in range(5):
@@ -33,7 +33,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     return "texts", "lines.jsonl.gz"
 
 
-def test_it_says_what_would_be_read_and_how(inputs: tuple[str, ...]) -> None:
+def test_it_prints_the_inputs_and_their_rules(inputs: tuple[str, ...]) -> None:
     before = sorted(Path().rglob("*"))
     text = dry_run(PrepareConfig(inputs, output="out", test=("texts/0.txt",)))
     assert "nothing is written; the output would be out" in text

@@ -1,4 +1,4 @@
-"""Encodings: what is not UTF-8 is refused with a guess or converted; pages and tables as other programs write them."""
+"""Encodings other than UTF-8: refused with a guess or converted; pages and tables as other programs write them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FRENCH = "L'été, les élèves ne vont plus à l'école, et la forêt s'éveill
 
 
 def read(*inputs: Path, **options: Any) -> tuple[list[str], Problems]:
-    """All documents of some inputs, and the problems met."""
+    """Return all documents of some inputs, and the problems found."""
     chosen = {"hub_streaming": False, "input_tokenizer": None, "keep_ids": False, "stdin_format": "txt"}
     chosen |= {"text_key": "text", "on_error": "stop", "hub_split": "train", "spool": Path("spool")} | options
     sources = open_sources([str(name) for name in inputs], SourceOptions(**chosen))
@@ -63,7 +63,7 @@ def read(*inputs: Path, **options: Any) -> tuple[list[str], Problems]:
 def test_text_that_is_not_utf8_is_refused_with_a_guess_or_converted(
     tmp_path: Path, text: str, codec: str, guess: str
 ) -> None:
-    """Both ways that the message names give the text."""
+    """Both options that the message names read the text correctly."""
     path = tmp_path / "it's.txt"
     path.write_bytes((text * 20).encode(codec))
     with pytest.raises(DataError) as caught:
@@ -84,7 +84,7 @@ def test_few_broken_bytes_are_replaced_and_many_refuse_the_file_once(
     path = tmp_path / "a.txt"
     path.write_bytes((RUSSIAN * 200).encode() + b"\xff\xfe\xe9 caf\xe9, \xe9t\xe9")
     assert read(path)[1].counts == {"invalid_utf8_documents": 1, "replaced_characters": 6}
-    # ASCII at the beginning says nothing about the rest; and all slices of a file decide alike.
+    # An ASCII beginning does not determine the encoding of the rest; all slices of a file decide alike.
     monkeypatch.setattr(textfiles, "SLICE", 100_000)
     path.write_bytes(b"licence and such\n" * 20_000 + (FRENCH * 8000).encode("latin-1"))
     with pytest.raises(DataError, match="largely not UTF-8; it may be cp1252"):
@@ -94,7 +94,7 @@ def test_few_broken_bytes_are_replaced_and_many_refuse_the_file_once(
     assert read(path, documents="paragraphs", encoding="utf-8")[1].counts["replaced_characters"] > 9
 
 
-def test_data_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_binary_data_is_named(tmp_path: Path) -> None:
     text = (ENGLISH * 50).encode()
     with zipfile.ZipFile(tmp_path / "zip.txt", "w") as archive:
         archive.writestr("a.txt", text)
@@ -119,7 +119,7 @@ def test_data_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_encoding_is_that_of_every_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes of slices and byte-order marks change nothing, and lines keep their numbers."""
+    """Neither slice sizes nor byte-order marks change the result, and lines keep their numbers."""
     monkeypatch.setattr(textfiles, "SLICE", 64)
     stories = [f"{JAPANESE}\n{number}" for number in range(20)]
     files = {
@@ -151,7 +151,7 @@ def test_the_order_of_bytes_is_found_where_no_mark_tells_it(tmp_path: Path, code
         (document,), problems = read(tmp_path / name, encoding=codec)
         assert document.startswith(ENGLISH.strip()), name
         assert not problems.counts
-    (tmp_path / "a.jsonl").write_bytes('{"text":"x"}'.encode(f"{codec}-le"))  # too little to tell
+    (tmp_path / "a.jsonl").write_bytes('{"text":"x"}'.encode(f"{codec}-le"))  # too short to decide
     assert read(tmp_path / "a.jsonl", encoding=codec)[0] == ["x"]
 
 
@@ -193,10 +193,10 @@ BODY = "<body><article><p>{}</p></article></body></html>"
         ("<html><meta charset=iso-2022-jp>", "iso2022_jp", JAPANESE),
         ("<html>" + "<!-- far behind -->" * 200 + "<meta charset=koi8-r>", "koi8_r", RUSSIAN),
         ('<?xml version="1.0" encoding="iso-8859-2"?><html>', "iso8859_2", "Zażółć gęślą jaźń"),
-        ("<html><meta charset=koi8-r>", "utf-8", RUSSIAN),  # valid UTF-8 is that
-        ("<html><meta charset=koi8-r>", "utf-8-sig", RUSSIAN),  # a byte-order mark goes before all
+        ("<html><meta charset=koi8-r>", "utf-8", RUSSIAN),  # valid UTF-8 is read as UTF-8
+        ("<html><meta charset=koi8-r>", "utf-8-sig", RUSSIAN),  # a byte-order mark has precedence
         ("<html><meta charset=koi8-r>", "utf-16", RUSSIAN),
-        ("<html><meta charset=utf-16>", "utf-8", RUSSIAN),  # it could not have been read so far
+        ("<html><meta charset=utf-16>", "utf-8", RUSSIAN),  # a file that was unreadable before
         ("<html>", "utf-8", FRENCH),
     ],
 )
@@ -252,7 +252,7 @@ def test_pages_that_are_too_deep_or_too_large_are_named_and_the_others_read(tmp_
         b"<b>x</b>" * 5000,
     ],
 )
-def test_what_only_looks_deep_is_not(page: bytes) -> None:
+def test_pages_that_are_not_nested_deeply_are_within_the_limits(page: bytes) -> None:
     assert beyond_limits(b"<html><body>" + page) == ""
 
 

@@ -1,4 +1,4 @@
-"""Nothing is left out without its name: links, folders and files that cannot be read, other formats, prepared data."""
+"""Inputs left out are named: links, unreadable folders and files, other formats, prepared data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(folder, *names, text="text"):
 
 
 def below(folder, pattern=None, on_error="stop"):
-    """Names of what is read, and of what is left out by reason."""
+    """Return names of files read, and of those left out, by reason."""
     problems = Problems()
     found = files_below(folder, on_error, problems) if pattern is None else matches_of(pattern, on_error, problems)
     names = [path.relative_to(folder).as_posix() for path in found]
@@ -38,7 +38,7 @@ def below(folder, pattern=None, on_error="stop"):
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """A folder called `closed` cannot be read, also by root."""
+    """Make a folder called `closed` unreadable, also for root."""
     scandir = os.scandir
 
     def refuse(path):
@@ -118,7 +118,7 @@ def test_files_that_cannot_be_read_stop_the_run_or_are_named(tmp_path, monkeypat
     assert files.problems.counts == {"unreadable_files": 3}
 
 
-def test_what_is_left_out_is_named_and_beyond_twenty_counted(tmp_path):
+def test_inputs_left_out_are_named_and_beyond_twenty_counted(tmp_path):
     write(tmp_path, "in/a.txt", "in/b.txt", *(f"in/{number:02}.pdf" for number in range(25)))
     (tmp_path / "in/empty.txt").write_text("")
     manifest = prepare(PrepareConfig((str(tmp_path / "in"),), output=str(tmp_path / "out"), workers=1))

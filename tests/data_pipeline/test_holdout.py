@@ -1,4 +1,4 @@
-"""What is held back: the user's own files whole, or a share of documents and of bytes; and what is too little."""
+"""Held-back text: the user's own files whole, or a share of documents and bytes; warnings where it is too little."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_a_test_alone_leaves_validation_to_the_hash(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, message: str) -> None:
+def test_user_errors_are_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     lines(tmp_path / "train.jsonl", texts(40))
     lines(tmp_path / "dev.jsonl", texts(4, 1))
@@ -124,7 +126,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any,
 @pytest.mark.parametrize("fraction", [0.02, 0.5])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_share_is_one_of_bytes_too(tmp_path: Path, fraction: float, seed: int) -> None:
-    """One book and many notes: by hash alone the book would be held back now and then, or hardly a byte."""
+    """With one book and many notes, a hash alone would hold back either the whole book or hardly a byte."""
     rng = random.Random(seed)
     found = [" ".join(texts(1, number, rng.randint(1, 20))) for number in range(300)] + texts(3, seed, 800)
     prepare(
@@ -186,7 +188,7 @@ def test_what_a_warning_advises_cures_it(tmp_path: Path) -> None:
 
 
 def test_pipes_of_the_shell_are_read_once_and_known_by_what_they_hold(tmp_path: Path) -> None:
-    """The split of one text at a byte, as nanoGPT makes it, in one command."""
+    """Splitting one text at a byte, as nanoGPT does, takes one command."""
     (tmp_path / "input.txt").write_text(" ".join(f"{number}: to be, or not to be" for number in range(200)))
     command = (
         f"{sys.executable} {ROOT}/scripts/preprocess.py --input <(head -c 4000 input.txt) "
@@ -203,7 +205,7 @@ def test_pipes_of_the_shell_are_read_once_and_known_by_what_they_hold(tmp_path: 
 
 
 def test_one_very_long_document_takes_no_others_with_it(tmp_path: Path) -> None:
-    """Half of the share of bytes would be all the short ones."""
+    """Half of the share of bytes would otherwise take all short documents."""
     path = lines(tmp_path / "a.jsonl", [*texts(100, 1), " ".join(texts(1, 2, 30_000))])
     manifest = prepare(PrepareConfig((path,), output=str(tmp_path / "out")))
     assert 1 <= manifest.total("validation", "documents") <= 5

@@ -1,4 +1,4 @@
-"""Instructions: every answer is right by its rule, and the same seed asks the same."""
+"""Instructions: every answer is correct by its rule, and equal seeds give equal questions."""
 
 from __future__ import annotations
 

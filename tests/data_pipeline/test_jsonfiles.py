@@ -1,4 +1,4 @@
-"""Documents of .json files, in bounded memory; text and turns within records; blank documents; files that shrink."""
+"""Documents of .json files: bounded memory, text and turns within records, blank documents, files that shrink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout on disk is what docs/data_reference.md says: its reader is run."""
+"""The layout on disk matches docs/data_reference.md, whose reader is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part of the input: the first documents, or the first bytes, and no more of it is read."""
+"""A limited part of the input, the first documents or bytes: no more of it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = [f"document {number:04} of nine words or so, no more" for number in rang
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Two files of many pieces of work, and one that cannot be read."""
+    """Make two files of many units, and one that cannot be read."""
     monkeypatch.setattr("data_pipeline.sources.files.SLICE", 1000)
     monkeypatch.setattr("data_pipeline.sources.text_files.SLICE", 1000)
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_the_first_ones_are_read_and_no_more(inputs: tuple[str, ...], limit: str
         prepare(PrepareConfig(inputs, output="one"))
 
 
-def test_what_is_held_back_is_read_whole(inputs: tuple[str, ...]) -> None:
+def test_held_back_files_are_read_whole(inputs: tuple[str, ...]) -> None:
     manifest = prepare(PrepareConfig(("a.jsonl",), output="out", limit="5", validation=("b.jsonl",)))
     assert [manifest.total(split, "documents") for split in ("train", "validation")] == [5, 80]
 

@@ -1,4 +1,4 @@
-"""The limits that docs/data.md and docs/data_reference.md state are those of the code."""
+"""The limits stated in docs/data.md and docs/data_reference.md match the code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = [(DOCS / name).read_text(encoding="utf-8") for name in ("data.md", "data
 PAGE = " ".join(" ".join(PAGES).split())
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
-# What the page says, the number in a group, and the constant.
+# The page's sentence, with the number as a group, and the constant.
 LIMITS = [
     (r"trained on up to (\d+ MiB) of the documents for training", encoding._SAMPLE_BYTES),
     (r"read in slices of (\d+ MiB) by all workers", textfiles.SLICE),

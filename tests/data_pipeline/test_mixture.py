@@ -1,4 +1,4 @@
-"""Mixtures: exact shares at every position, the order of each part unchanged, one tokenizer."""
+"""Mixtures: exact shares at every position, unchanged order within each part, one tokenizer."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_all_text_is_validated_and_each_source_known(folders):
     assert np.array_equal(loader.source_ids(1, 2), loader.source_ids(0, 2)[1:])
 
 
-def test_a_mixture_is_known_by_its_weights(folders):
+def test_the_identity_of_a_mixture_includes_its_weights(folders):
     fingerprints = {open_data(mixed(folders, weights)).fingerprint for weights in ((3, 1), (0.75, 0.25), (1, 1))}
     assert len(fingerprints) == 2
 

@@ -1,4 +1,4 @@
-"""The order of windows: a permutation per epoch, the same in whatever pieces it is asked for."""
+"""The order of windows: one permutation per epoch, independent of how it is divided into requests."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_all_orders_of_three_windows_are_equally_likely():
 
 
 def test_the_order_is_the_one_that_runs_have_used():
-    """A change here would make every resumed run see other data than it would have seen."""
+    """Changing it would give every resumed run different data."""
     assert window_at(np.arange(8), 10, seed=1).tolist() == [5, 1, 4, 0, 2, 9, 3, 6]
     far = window_at([10**17, 10**12 - 1], 10**12, seed=3)
     assert far.dtype == np.int64
     assert far.tolist() == [974920135783, 650972420488]
 
 
-def test_nonsense_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="num_windows"):
         window_at(0, 0, 1)
     with pytest.raises(ValueError, match="negative"):

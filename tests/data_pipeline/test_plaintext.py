@@ -1,4 +1,4 @@
-"""Documents of plain text: what each rule makes of files, the same in blocks and slices of any size."""
+"""Documents of plain text: the result of each rule, the same for blocks and slices of any size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STORY = 'One day, Mia found a cake.\n\n"Look, Mom!" said Mia.\n\nMom smiled. The
 
 
 def read(paths, rule="auto", others=0, counts=None):
-    """The documents of some files, and how they were divided."""
+    """Return the documents of some files, and the rules that divided them."""
     files = [(str(path), path.stat().st_size) for path in paths]
     division = choose(Rule.parse(rule), files, others)
     reading, problems = Reading("text", "stop", division=division), Problems()
@@ -72,7 +72,7 @@ def test_known_separators_that_stand_alone_on_lines_divide_and_are_removed(tmp_p
 
 
 def test_separators_that_stand_within_lines_only_are_named(tmp_path):
-    """Joined stories, and files whose lines end in CR alone: they stay text, but not in silence."""
+    """Joined stories, and files with CR line ends: they stay whole, with a message."""
     for text in ("one</s>two</s>three", "one\r</s>\rtwo\r</s>\rthree"):
         counts = Counter()
         assert read([write(tmp_path / "a.txt", text)], others=1, counts=counts) == [text]
@@ -201,7 +201,7 @@ def test_text_without_any_line_end_is_cut(tmp_path):
         assert max(len(document.encode()) for document in found) <= PIECE
 
 
-def test_what_was_chosen_is_reported_and_a_rule_without_effect_refused(tmp_path):
+def test_the_chosen_rule_is_reported_and_a_rule_without_effect_refused(tmp_path):
     write(tmp_path / "in/a.txt", f"a\n<eos>\n{STORY}\n<eos>\n")
     write(tmp_path / "in/b.txt", "b")
     write(tmp_path / "in/c.html", f"<h1>c</h1><p>{STORY}</p><p>more</p>")

@@ -1,4 +1,4 @@
-"""Packing and curriculum: every id predicted once, nothing lost or doubled, waste as small as stated."""
+"""Packing and curriculum: every id is predicted exactly once, and waste stays within the stated bound."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def epoch_of(folder, packing, curriculum=None, context_length=8, seed=1):
 
 
 def simple_best_fit(sizes, capacity):
-    """The algorithm as the paper states it: the number of windows."""
+    """Return the number of windows by the algorithm as the paper states it."""
     rooms = []
     for size in sorted(sizes, reverse=True):
         fitting = [room for room in rooms if room >= size]
@@ -171,7 +171,7 @@ def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_
     with pytest.raises(DataError, match=rf"pieces\.npy is missing or cut short.*{command}"):
         epoch_of(folder, "best_fit")
     (directory / "pieces.npy").write_bytes(pieces[:-1] + bytes([pieces[-1] ^ 1]))
-    for verify in (True, None):  # None: it is small
+    for verify in (True, None):  # None: few windows
         with pytest.raises(DataError, match=rf"pieces\.npy is damaged.*{command}"):
             train_loader(data, DataConfig(dir=str(folder), packing="best_fit", verify=verify), 8, 1, 1)
     monkeypatch.setattr("data_pipeline.loading.prepared_data._VERIFIED_BYTES", 1)
@@ -183,7 +183,7 @@ def test_a_missing_damaged_or_foreign_plan_is_named_with_the_command_that_makes_
 
 
 def test_a_curriculum_by_score_begins_with_the_low_ones(tmp_path):
-    """Scores go with their documents, though some documents are dropped, validated, or in another shard."""
+    """Scores stay with their documents although some documents are dropped, held back, or in another shard."""
     lines = []
     for number in range(400):
         score = (number * 37) % 200 / 8 - 9

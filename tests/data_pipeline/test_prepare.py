@@ -1,7 +1,4 @@
-"""From text to a folder of prepared data:
-
-the same bytes however the work is done, and nothing that only looks finished.
-"""
+"""Preparing data: the same bytes for any division of the work, and no unfinished folder that looks finished."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def sentences(seed, number):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """A folder with three text files and one of another format, and a .jsonl file; some documents are equal."""
+    """Make a folder of three text files and one of another format, and a .jsonl file; some documents are equal."""
     folder = tmp_path / "texts"
     (folder / "more").mkdir(parents=True)
     (folder / "a.txt").write_text("\n<eos>\n".join(sentences(1, 100)))
@@ -66,7 +63,7 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """Many units and shards from little text."""
+    """Divide little text into many units and shards."""
     monkeypatch.setattr("data_pipeline.sources.files.SLICE", 1000)
     monkeypatch.setattr(textfiles, "SLICE", 1000)
     monkeypatch.setattr(encoding, "SHARD_BYTES", 2000)
@@ -75,7 +72,7 @@ def small_pieces(monkeypatch):
 
 
 def contents(directory):
-    """sha256 of every file below a folder but the report, which says the folder's name."""
+    """Return the sha256 of every file in a folder except the report, which contains the folder's name."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(directory).rglob("*"))
@@ -149,7 +146,7 @@ def test_the_number_of_workers_changes_no_byte(inputs, tmp_path, small_pieces, t
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-# A preparation in a process of its own that kills itself just before it would rename its n-th file.
+# A preparation in a separate process that kills itself just before it would rename its n-th file.
 KILLED = """
 import os, signal, sys
 from data_pipeline.preparation import encoding
@@ -250,7 +247,7 @@ def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path, capsy
     assert contents(output) == contents(tmp_path / "fresh")
 
 
-def test_a_folder_that_one_process_prepares_twice_holds_nothing_of_the_first_time(inputs, tmp_path):
+def test_preparing_a_folder_again_in_one_process_leaves_nothing_of_the_first_time(inputs, tmp_path):
     output, texts = tmp_path / "out", [tmp_path / "a.txt", tmp_path / "b.txt"]
     for number, text in enumerate(texts):
         text.write_text(json.loads(Path(inputs[1]).read_text().splitlines()[number])["text"])
@@ -326,7 +323,7 @@ def test_workers_begin_as_copies_of_a_process_without_threads_only():
 
 
 def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs, tmp_path):
-    """The largest allowed file stands for the disk: writing beyond it fails as writing to a full disk does."""
+    """The file size limit acts as the disk: writing beyond it fails like writing to a full disk."""
     output = tmp_path / "out"
     command = [sys.executable, "scripts/preprocess.py", "--input", inputs[0], "--output", str(output), "--workers", "1"]
     limited = ["bash", "-c", 'ulimit -f 5; exec "$0" "$@"', *command]
@@ -352,7 +349,7 @@ def test_errors_of_the_disk_are_told_apart(tmp_path):
 
 
 def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, monkeypatch):
-    """The system reports it once: to the thread that flushes meanwhile, and not when all is flushed at the end."""
+    """The system reports an error once, to the thread that flushes meanwhile, and not again at the last flush."""
     failed = threading.Event()
 
     def fsync(descriptor):
@@ -397,7 +394,7 @@ def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, monkey
         (["verify", "nowhere"], "no prepared data in nowhere"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
+def test_user_errors_are_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "blank.txt").write_text(" \n\n \n")
@@ -424,7 +421,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 
 def test_names_that_are_no_utf8(tmp_path):
-    """They are shown as Python writes them, wherever they are shown, and found again."""
+    """They are printed in Python's notation everywhere, and resolve to the same files again."""
     folder = os.fsencode(tmp_path) + b"/te\xffts"
     os.mkdir(folder)
     for name, text in ((b"a\xfe.txt", "\n<eos>\n".join(sentences(1, 50))), (b"b\xfe.jsonl", '{"text": 7}\n')):

@@ -1,4 +1,4 @@
-"""Progress on a terminal, and in a log."""
+"""Progress bars on a terminal, and progress lines in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that advances only on request."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
 
 def work(clock, file, seconds, **options):
-    """An update each second."""
+    """Report one update each second."""
     with Progress(total=seconds, desc="reading", unit=" documents", file=file, **options) as bar:
         bar._time = lambda: clock.now
         bar.start_t = bar.last_print_t = 0.0
@@ -39,7 +39,7 @@ def work(clock, file, seconds, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"leave": False}, {"delay": 1}])
-def test_a_log_has_a_line_now_and_then(clock, options):
+def test_a_log_has_a_line_at_intervals(clock, options):
     log = io.StringIO()
     work(clock, log, 200, **options)
     text = log.getvalue()
@@ -55,8 +55,8 @@ def test_a_log_of_short_work_has_none(clock):
     assert log.getvalue() == ""
 
 
-def test_lines_between_bring_no_others(clock, capsys):
-    """What is written by tqdm.write, such as a step of training, redraws bars on a terminal."""
+def test_lines_written_in_between_add_no_progress_lines(clock, capsys):
+    """Lines written by tqdm.write, such as those of training steps, redraw bars on a terminal."""
     with Progress(total=9, desc="validation") as bar:
         for _ in range(9):
             bar.update()
@@ -73,7 +73,7 @@ def test_a_terminal_has_a_bar(clock):
 
 
 @pytest.mark.parametrize("folder", ["data_pipeline", "stlm", "scripts", "benchmarks"])
-def test_all_progress_is_told_so(folder):
+def test_all_progress_is_reported_this_way(folder):
     for path in sorted((ROOT / folder).rglob("*.py")):
         if path != Path(progress.__file__):
             calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]

@@ -1,4 +1,4 @@
-"""Shards and their reader: the format that others read, windows that lose no id, damage that is named."""
+"""Shards and their reader: a format that other programs read, windows that lose no id, damage reported by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = {"train": [["one", "two two"], ["", "thrée \U0001f600"], ["four\n" * 30
 
 
 def write_prepared(directory, texts):
-    """A folder of prepared data: per split a list of shards, each a list of documents."""
+    """Write a folder of prepared data: per split a list of shards, each a list of documents."""
     tokenizer = build_tokenizer("byte")
     tokenizer.save(directory / "tokenizer")
     splits = {}
@@ -83,7 +83,7 @@ def test_deepspeed_reads_what_is_written_here_and_the_reverse(tmp_path, dtype):
 
 
 def test_files_of_other_programs_are_read_by_what_their_type_codes_mean_to_them(tmp_path):
-    """uint16 is code 6 to DeepSpeed and 8 to Megatron-LM; documents may consist of several sequences."""
+    """The type code of uint16 is 6 in DeepSpeed and 8 in Megatron-LM; documents may consist of several sequences."""
     sizes, ids = np.array([2, 3, 0, 4], np.int32), np.arange(60_000, 60_009).astype(np.uint16)
     offsets, entries = np.array([0, 4, 10, 10], np.int64), np.array([0, 2, 4], np.int64)
     for code in (6, 8):
@@ -129,7 +129,7 @@ def test_an_epoch_predicts_every_id_once(prepared, context_length):
     assert loader.epoch(loader.num_windows) == 1.0
 
 
-def test_rows_do_not_depend_on_who_asks(prepared):
+def test_rows_do_not_depend_on_how_a_batch_is_divided(prepared):
     stream = PreparedData.open(prepared).split("train")
     loader = shuffled(stream, 8, batch_size=6)
     ids, mask, _ = loader.rows(12, 0, 6)

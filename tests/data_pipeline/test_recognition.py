@@ -1,4 +1,4 @@
-"""The same input is recognised by its contents; what is another is told in words."""
+"""Finished data is recognised by the contents of its input; differences are described in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = [f"{number} document of some words" for number in range(20)]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """texts/a.txt, b.md and c.jsonl, below the current folder."""
+    """Make texts/a.txt, b.md and c.jsonl below the current folder."""
     monkeypatch.chdir(tmp_path)
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("\n\n".join(TEXTS))
@@ -31,7 +31,7 @@ def config(*inputs: str, **options: object) -> PrepareConfig:
     return PrepareConfig(inputs or ("texts",), **({"output": "out"} | options))  # type: ignore[arg-type]
 
 
-def test_the_same_files_are_recognised_wherever_they_lie_and_whatever_their_names(folder: Path) -> None:
+def test_equal_files_are_recognised_in_any_place_and_by_any_name(folder: Path) -> None:
     fingerprint = prepare(config()).fingerprint
     os.utime("texts/a.txt")
     os.utime("texts/b.md", (1, 1))
@@ -60,8 +60,8 @@ def test_the_same_files_are_recognised_wherever_they_lie_and_whatever_their_name
         (lambda: os.rename("texts/c.jsonl", "texts/c.txt"), "texts has changed since: the same number of bytes"),
     ],
 )
-def test_what_has_changed_is_told_in_words(folder: Path, change: object, words: str) -> None:
-    """Another order, or another way of reading, is another text."""
+def test_changes_of_the_input_are_described_in_words(folder: Path, change: object, words: str) -> None:
+    """A different order, or a different way of reading, makes a different text."""
     prepare(config())
     change()  # type: ignore[operator]
     with pytest.raises(DataError, match=words) as caught:
@@ -81,7 +81,7 @@ def test_what_has_changed_is_told_in_words(folder: Path, change: object, words: 
         (config(decontaminate=("texts/b.md",)), "the evaluation files of --decontaminate differ"),
     ],
 )
-def test_other_settings_are_told_in_words(folder: Path, other: PrepareConfig, words: str) -> None:
+def test_changes_of_settings_are_described_in_words(folder: Path, other: PrepareConfig, words: str) -> None:
     prepare(config())
     with pytest.raises(DataError, match=words):
         prepare(other)
@@ -104,7 +104,7 @@ def test_interrupted_work_goes_on_where_the_input_was_moved(folder: Path, monkey
     assert Preparation(config("elsewhere")).existing() is not None
 
 
-def test_evaluation_files_are_known_by_what_they_hold(folder: Path) -> None:
+def test_evaluation_files_are_recognised_by_their_contents(folder: Path) -> None:
     Path("questions.txt").write_text("nothing of the kind is in the corpus")
     prepare(config(decontaminate=("questions.txt",)))
     os.rename("questions.txt", "asked.txt")
@@ -112,7 +112,7 @@ def test_evaluation_files_are_known_by_what_they_hold(folder: Path) -> None:
 
 
 def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: Path) -> None:
-    """Each of them as a source would cost a piece of work, and entries in the manifest and the report."""
+    """As separate sources, each file would need a unit, and entries in the manifest and the report."""
     Path("many").mkdir()
     names = [f"many/{number:03}.txt" for number in range(40)]
     for name in names:
@@ -128,7 +128,7 @@ def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: P
     assert [source["name"] for source in few.sources] == ["texts/c.jsonl", *names[:5]]
 
 
-def test_what_is_the_same_is_not_named_beside_what_differs(folder: Path) -> None:
+def test_only_differences_are_named(folder: Path) -> None:
     prepare(config(validation=("texts/b.md",)))
     os.utime("texts/b.md")
     with pytest.raises(DataError) as caught:

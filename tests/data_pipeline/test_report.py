@@ -1,4 +1,4 @@
-"""DIR/report.html: the manifest's numbers, any text made harmless, and nothing that is fetched from elsewhere."""
+"""The report DIR/report.html shows the manifest's numbers, escapes all text, and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """Collects the elements, the addresses, and the text of a page."""
+    """Collects the elements, addresses and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

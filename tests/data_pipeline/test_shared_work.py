@@ -1,4 +1,4 @@
-"""A preparation shared by the ranks of an MPI job, with a real mpirun where there is one."""
+"""A preparation shared by the ranks of an MPI job, with a real mpirun where one is installed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ needs_mpirun = pytest.mark.skipif(
     shutil.which("mpirun") is None, reason="there is no mpirun; on Debian: apt-get install openmpi-bin"
 )
 
-# scripts/preprocess.py with small pieces of work, so that little text is enough to give every rank some of it, and with
-# what FAULT asks for on rank 1.
+# scripts/preprocess.py with small units, so that little text gives every rank some of it, and with the fault that
+# FAULT names on rank 1.
 PREPROCESS = f"""
 import os, signal, sys
 from pathlib import Path
@@ -73,7 +73,7 @@ def inputs(tmp_path):
 
 
 def mpirun(ranks, tmp_path, *arguments, **environment):
-    """Run the script above under mpirun, with the environment given, and without the settings of a launcher outside."""
+    """Run the script above under mpirun with the given environment, without the settings of an outer launcher."""
     script = tmp_path / "preprocess_in_small_pieces.py"
     script.write_text(PREPROCESS)
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -91,13 +91,13 @@ def alone(*arguments, **environment):
 
 
 def hashes(directory):
-    """sha256 of every file but the report, which names its folder."""
+    """Return the sha256 of every file except the report, which contains its folder's name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
 
 
 def told(result):
-    """The lines of our own on stderr: mpirun adds some when a rank ends with another code than 0."""
+    """Return our own lines on stderr; mpirun adds some when a rank exits with a code other than 0."""
     return [line for line in result.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
 
 
@@ -152,7 +152,7 @@ def test_ranks_clean_as_one_process_does_and_tell_the_same(tmp_path):
 @needs_mpirun
 def test_an_error_on_any_rank_ends_all_of_them_with_one_message(tmp_path):
     (tmp_path / "small.txt").write_text("one\n<eos>\ntwo\n")
-    (tmp_path / "b.jsonl").write_text("{\n")  # the second piece of work, and so the one of rank 1, is broken
+    (tmp_path / "b.jsonl").write_text("{\n")  # the second unit, and so that of rank 1, is invalid
     broken = ["--input", "small.txt", "--input", "b.jsonl", "--workers", "1", "--output", "out"]
     result = mpirun(2, tmp_path, *broken)
     assert result.returncode == 2
@@ -182,7 +182,7 @@ def test_a_lost_rank_ends_the_others_and_the_same_command_resumes(inputs, tmp_pa
 
 
 def test_ranks_that_cannot_find_each_other_are_one_message(tmp_path):
-    """A launcher of one MPI and a library of another, or none, would be as many preparations of the same folder."""
+    """With the launcher of one MPI and the library of another, or none, every process would prepare the same folder."""
     for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
         result = alone("--output", tmp_path / "out", **{size: "2", rank: "0"})
         assert result.returncode == 2
@@ -207,7 +207,7 @@ def test_mpi_is_not_touched_by_a_process_that_was_started_alone():
 
 
 class Posted(Workers):
-    """Workers that get their jobs and give their results as ranks do: as messages."""
+    """Workers that receive jobs and return results as ranks do: as messages."""
 
     def run(self, function, jobs, size):
         self.functions.add(function.__name__)
@@ -221,7 +221,7 @@ class Posted(Workers):
 
 
 def test_all_jobs_and_results_are_messages(inputs, tmp_path):
-    """Those of a preparation with every step, and of its verification."""
+    """The jobs are those of a preparation with every step, and of its verification."""
     team = Posted(1)
     team.functions = set()
     (tmp_path / "a.jsonl").write_text('{"text": "some of the text of a line that is long enough"}\n' * 3)

@@ -1,4 +1,4 @@
-"""What is read from each kind of input: the same documents however they are wrapped, and a name for each problem."""
+"""Reading each kind of input: the same documents in every container, and a name for each problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.c
 
 
 def read(*inputs, text_key="text", on_error="stop", split="train", **options):
-    """All documents of some inputs, as text, and the problems met."""
+    """Return all documents of some inputs, as text, and the problems found."""
     chosen = {"hub_streaming": False, "input_tokenizer": None, "keep_ids": False}
     chosen |= {"stdin_format": "txt", "spool": Path("spool")} | options
     sources = open_sources([str(name) for name in inputs], SourceOptions(text_key, on_error, split, **chosen))
@@ -42,7 +42,7 @@ def read(*inputs, text_key="text", on_error="stop", split="train", **options):
 
 
 def contents(suffix, texts=TEXTS, column="text"):
-    """A file of some format that holds the texts."""
+    """Return a file of some format that holds the texts."""
     if suffix == ".jsonl":
         return "".join(json.dumps({"n": 1, column: text}) + "\n" for text in texts).encode()
     if suffix in (".csv", ".tsv"):
@@ -334,7 +334,7 @@ def test_ids_that_are_no_ids_of_the_tokenizer_are_refused(tmp_path):
         read(tmp_path / "x", input_tokenizer="gpt2")
 
 
-def test_what_is_not_there_is_said_so(tmp_path):
+def test_missing_inputs_are_named(tmp_path):
     for name in ("nowhere.csv", "nowhere.parquet.zst", "x.bin", "no such thing", "a/b/c"):
         with pytest.raises(DataError, match=r"does not exist: expected a file, a folder, or the id"):
             read(name)

@@ -1,4 +1,4 @@
-"""Which validation text is of which source: counted while preparing, told id by id while validating."""
+"""Validation text by source: counted during preparation, reported id by id during validation."""
 
 from __future__ import annotations
 

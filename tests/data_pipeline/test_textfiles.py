@@ -1,7 +1,4 @@
-"""Documents of files:
-
-none is lost or invented, however a file is sliced, and what is wrong with one is said and counted.
-"""
+"""Documents of files: slices neither lose nor invent any, and problems are named and counted."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def documents(path, reading=STOP, problems=None):
 
 
 def random_text(seed, size):
-    """Paragraphs of all lengths, characters of one to four bytes, both kinds of line ends, blank lines with spaces."""
+    """Return paragraphs of all lengths: characters of one to four bytes, both line ends, blank lines with spaces."""
     rng = random.Random(seed)
     parts = []
     while size > 0:
@@ -90,7 +87,7 @@ def test_a_broken_line_is_named_by_its_number_or_skipped_and_counted(tmp_path, m
     assert "a.jsonl:3" in problems.examples[0]
 
 
-def test_a_line_that_no_memory_holds_is_refused_or_skipped(tmp_path, monkeypatch):
+def test_a_line_too_long_for_memory_is_refused_or_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(textfiles, "LONGEST_RECORD", 100)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "first"}\n{"text": "' + "x" * 1000 + '"}\n{"text": "last"}\n')

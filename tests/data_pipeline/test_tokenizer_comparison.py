@@ -1,4 +1,4 @@
-"""The table that compares tokenizers says what a preparation with each of them would find."""
+"""The table that compares tokenizers gives the figures of a preparation with each of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_numbers_take_the_kind_before_them():
         expand_specs("1024,2048")
 
 
-def test_it_measures_what_a_preparation_would_give_and_leaves_nothing(tmp_path, monkeypatch):
+def test_it_gives_the_figures_of_a_preparation_and_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("\n<eos>\n".join(topics[name] for name in sorted(topics)[:20]))
     specs = ["byte", "sentencepiece:400", "sentencepiece-bpe:500", "sentencepiece:90000"]

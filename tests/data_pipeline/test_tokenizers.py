@@ -1,4 +1,4 @@
-"""Every tokenizer gives back every text, counts its bytes exactly, and knows itself again after a save."""
+"""Every tokenizer restores every text, counts its bytes exactly, and is equal after saving and loading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOSTILE = [
 
 
 def write_byte_level(folder, **pre_tokenizer):
-    """A tokenizer as GPT-2's: byte-level, with one symbol for everything."""
+    """Write a byte-level tokenizer like GPT-2's, with one symbol for all purposes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     library = Tokenizer(models.BPE())
@@ -62,7 +62,7 @@ def write_byte_level(folder, **pre_tokenizer):
 
 
 def write_byte_fallback(folder):
-    """A tokenizer as Llama's: a space is U+2581, one is put before each text, unknown characters become bytes."""
+    """Write a tokenizer like Llama's: spaces are U+2581, one precedes each text, unknown characters become bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 
     trained = Tokenizer(models.BPE())
@@ -129,7 +129,7 @@ def test_every_id_decodes_to_as_many_bytes_as_the_table_says(tokenizer):
         tokenizer.decode([0, tokenizer.vocab_size])
 
 
-def test_it_is_the_same_after_save_and_load(tokenizer, tmp_path):
+def test_a_loaded_tokenizer_equals_the_saved_one(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert (loaded.spec, loaded.fingerprint, loaded.dtype) == (tokenizer.spec, tokenizer.fingerprint, tokenizer.dtype)
@@ -137,7 +137,7 @@ def test_it_is_the_same_after_save_and_load(tokenizer, tmp_path):
     assert np.array_equal(loaded.encode(PROSE[0]), tokenizer.encode(PROSE[0]))
 
 
-def test_lone_surrogates_are_refused_by_place(tokenizer):
+def test_lone_surrogates_are_refused_with_their_position(tokenizer):
     with pytest.raises(DataError, match=r"U\+D800 at character 2"):
         tokenizer.encode("ab\ud800")
 
@@ -269,7 +269,7 @@ def test_damaged_tokenizer_folders_are_named(tmp_path):
 
 
 def write_with_symbols_among_pieces(folder, kind):
-    """Tokenizers whose models know special symbols as pieces: a unigram model, and BPE that takes whole words first."""
+    """Write tokenizers whose models list special symbols as pieces: unigram, and BPE that takes whole words first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     symbols = ["<unk>", "</s>", "<|endoftext|>", "<|im_start|>"]

@@ -1,4 +1,4 @@
-"""Prepared data that can be trusted, whatever happens while it is made: kills, lost workers, full disks, rivals."""
+"""Prepared data survives failures while it is made: kills, lost workers, full disks, concurrent commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.storage.atomic import WriteError, atomic_file, save_array, sh
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# scripts/preprocess.py with small pieces of work: many files, and so many moments to be killed at.
+# scripts/preprocess.py with small units: many files, and so many moments at which to kill it.
 PREPROCESS = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def command(tmp_path):
-    """The command that prepares some text with two workers, without its last word, the output."""
+    """Return the command that prepares some text with two workers, without the output as its last argument."""
     rng = random.Random(1)
     words = ["the", "of", "and", "to", "in", "is", "was", "it", "for", "with", "he", "be", "are", "é😀", "\u2581"]
     paragraphs = [" ".join(rng.choices(words, k=rng.randint(5, 30))) for _ in range(3000)]
@@ -63,7 +63,7 @@ def run(command, output, cwd):
 
 
 def hashes(directory):
-    """sha256 of every file but the report, which names its folder."""
+    """Return the sha256 of every file except the report, which contains its folder's name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "report.html")
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
 
@@ -84,7 +84,7 @@ def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(comma
         process = start(command, "killed", tmp_path)
         moments.append(rng.uniform(0.2, 1) * duration)
         time.sleep(moments[-1])
-        # Alone, as the system does it when memory runs out, or with its workers, as a batch system does it.
+        # Alone, as when memory runs out, or with its workers, as a batch system does.
         (os.kill if rng.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
         process.communicate()
     assert run(command, "killed", tmp_path)[0] == 0
@@ -93,22 +93,22 @@ def test_killed_at_random_moments_and_repeated_it_ends_with_the_same_bytes(comma
 
 def test_killed_at_its_report_and_repeated_nothing_unfinished_is_left(command, tmp_path):
     assert run(command, "out", tmp_path)[0] == 0
-    (tmp_path / "out/plans/.tmp-0000-best_fit-512").mkdir(parents=True)  # of another process, which is at it
+    (tmp_path / "out/plans/.tmp-0000-best_fit-512").mkdir(parents=True)  # of another running process
     files = sorted(tmp_path.glob("out/**/*"))
     (tmp_path / "out/report.html").rename(tmp_path / "out/.tmp-0000-report.html")
     assert run(command, "out", tmp_path)[0] == 0
     assert sorted(tmp_path.glob("out/**/*")) == files
 
 
-def test_ctrl_c_is_for_the_parent_even_while_its_workers_start():
-    """They begin with the signal blocked, before any code of theirs could ignore it."""
+def test_ctrl_c_reaches_only_the_parent_while_its_workers_start():
+    """Workers start with the signal blocked, before any of their own code could ignore it."""
     with process_pool(1) as pool:
         inherited = result_of(submit(pool, signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
     assert signal.SIGINT in inherited
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_a_lost_worker_is_one_message_and_what_it_had_not_done_is_done_later(command, tmp_path):
+def test_a_lost_worker_is_one_message_and_its_work_is_done_on_rerun(command, tmp_path):
     process = start(command, "out", tmp_path)
     await_file(process, tmp_path / "out" / "tokenizer" / "tokenizer.json")
     deadline = time.monotonic() + 60
@@ -124,7 +124,7 @@ def test_a_lost_worker_is_one_message_and_what_it_had_not_done_is_done_later(com
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
-def test_a_rival_is_refused_while_the_first_lives_and_takes_over_when_it_is_dead(command, tmp_path):
+def test_a_second_process_is_refused_until_the_first_has_ended(command, tmp_path):
     first = start(command, "out", tmp_path)
     await_file(first, tmp_path / "out" / ".preparing" / "settings.json")
     os.kill(first.pid, signal.SIGSTOP)
@@ -142,7 +142,7 @@ def test_a_rival_is_refused_while_the_first_lives_and_takes_over_when_it_is_dead
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk: a function that mounts it with the given options, or changes them."""
+    """Return a function that mounts a small disk with the given options, or changes them."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -174,7 +174,7 @@ def test_an_array_that_does_not_fit_names_the_limit(tmp_path):
         assert np.load(file).tolist() == [0, 2, 4, 6, 8] and np.load(file).tolist() == []
 
 
-def test_a_full_disk_is_one_message_and_the_work_goes_on_when_there_is_space(command, tmp_path, disk):
+def test_a_full_disk_is_one_message_and_the_work_resumes_when_there_is_space(command, tmp_path, disk):
     assert run(command, "whole", tmp_path)[0] == 0
     for size in ("24k", "120k", "300k"):
         folder = disk(f"size={size}")
@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_message_and_the_work_goes_on_when_there_is_space(com
     assert hashes(folder / "out") == hashes(tmp_path / "whole")
 
 
-def test_a_plan_that_does_not_fit_is_an_error_and_no_signal(disk):
+def test_a_plan_that_does_not_fit_is_an_error_and_not_a_signal(disk):
     with pytest.raises(OSError, match="No space left"):
         _new(disk("size=24k") / "plan.npy", np.dtype("<i8"), 100_000)
 

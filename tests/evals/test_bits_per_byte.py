@@ -1,4 +1,4 @@
-"""Bits per byte on models with known probabilities, against numbers worked by hand, and against brute force."""
+"""Bits per byte of models with known probabilities, against numbers worked out by hand and against brute force."""
 
 import bz2
 import gzip
@@ -84,7 +84,7 @@ def tiny_model(patched, context=24):
 
 
 class Given:
-    """What stands beside the ids of conversations."""
+    """The loss mask that accompanies the ids of conversations."""
 
     def __init__(self, given):
         self._given = np.array(given, np.uint8)
@@ -93,7 +93,7 @@ class Given:
         return self._given[start:stop]
 
 
-def test_of_conversations_only_what_counts_is_scored():
+def test_only_answers_of_conversations_are_scored():
     stream = Stream("aab", "ba")
     stream.given = Given([1, 1, 0, 0, 0, 1, 1])  # "b" with its end, and "b" without
     sources = [SourceRange("first", 0, 4), SourceRange("second", 4, 7)]
@@ -163,7 +163,7 @@ def test_strided_windows_equal_scoring_each_id_by_itself(patched, stride, monkey
     ids = torch.from_numpy(stream.read(0, len(stream))).long()
     nats = 0.0
     for t in range(len(ids)):
-        # The window that scores id t: the first one that reaches it.
+        # Find the first window that includes id t.
         start = max(0, -(-(t + 1 - 24) // stride) * stride)
         logits = model(ids[None, start : t + 1]).logits[0, -1]
         nats -= logits.double().log_softmax(-1)[ids[t]].item()
@@ -171,7 +171,7 @@ def test_strided_windows_equal_scoring_each_id_by_itself(patched, stride, monkey
 
 
 @torch.no_grad()
-def test_documents_apart_are_scored_as_if_each_stood_alone_behind_an_end():
+def test_isolated_documents_are_scored_as_if_each_were_alone_after_an_end():
     model, texts = tiny_model(False), ["quick daft", "vow", "zebra"]
     nats = 0.0
     for number, text in enumerate(texts):
@@ -187,7 +187,7 @@ def test_documents_apart_are_scored_as_if_each_stood_alone_behind_an_end():
     assert score_split(model, stream).nats != pytest.approx(nats, rel=1e-4)
 
 
-def test_the_hash_is_of_the_text_and_of_where_documents_end():
+def test_the_hash_covers_the_text_and_the_ends_of_documents():
     def of(tokenizer, *texts):
         documents = [np.append(tokenizer.encode(text), tokenizer.end_of_text_id) for text in texts]
         return text_fingerprint(SimpleNamespace(documents=lambda: iter(documents)), tokenizer)

@@ -1,4 +1,4 @@
-"""Tasks of choices: the schema, the prompts, and scores of a model with known probabilities."""
+"""Multiple-choice tasks: the schema, the prompts, and scores of a model with known probabilities."""
 
 import gzip
 import hashlib
@@ -69,7 +69,7 @@ def test_minimal_pairs_by_phenomenon_and_paradigm(tmp_path):
     assert values["published_50m"] == 0.78
 
 
-def test_partial_scoring_judges_the_text_behind_the_blank(tmp_path):
+def test_partial_scoring_scores_the_text_after_the_blank(tmp_path):
     item = {"id": "1", "context": "a _ b .", "choices": ["a", "bb"], "answer": 1}
     task = CHOICE_TASKS["winogrande"]
     assert rows_of(task, LoadedTask.read("winogrande", write(tmp_path, "winogrande.jsonl", item), 0).items[0]) == [
@@ -105,7 +105,7 @@ PLAIN = {"hellaswag", "copa", "openbookqa"}
 BLANKS = {"winogrande", "wsc273"}
 
 
-def test_every_task_asks_as_the_page_says():
+def test_prompts_match_the_documentation():
     item = choice_item({"id": "1", "context": "Why _ not?", "choices": ["so", "no"], "answer": 0})
     expected = dict.fromkeys(QUESTIONS, ("Question: Why _ not?\nAnswer:", " no"))
     expected |= dict.fromkeys(PASSAGES, ("Why _ not?\nAnswer:", " no")) | dict.fromkeys(PLAIN, ("Why _ not?", " no"))
@@ -114,7 +114,7 @@ def test_every_task_asks_as_the_page_says():
     assert CHOICE_TASKS.keys() - expected == {"blimp", "lambada"}
 
 
-def test_shots_stand_in_front_in_their_order(tmp_path):
+def test_shots_precede_the_question_in_order(tmp_path):
     write(tmp_path, "arc_easy.jsonl", ITEM)
     shots = [{**ITEM, "id": str(n), "context": f"c{n}", "answer": n % 2} for n in range(3)]
     write(tmp_path, "arc_easy.shots.jsonl", *shots)
@@ -132,7 +132,7 @@ def test_shots_stand_in_front_in_their_order(tmp_path):
         LoadedTask.read("blimp", tmp_path, 1)
 
 
-def test_what_was_scored_has_one_hash_however_it_was_packed(tmp_path):
+def test_the_hash_of_the_scored_text_does_not_depend_on_batching(tmp_path):
     line = json.dumps(ITEM).encode() + b"\n"
     hashes = []
     for name, content in [
@@ -151,7 +151,7 @@ def test_what_was_scored_has_one_hash_however_it_was_packed(tmp_path):
 
 
 def test_another_prompt_or_another_shot_is_another_hash(tmp_path):
-    """The file stays the same; what is scored does not."""
+    """The file is the same, but the scored text differs."""
     for name in ("copa", "arc_easy"):
         write(tmp_path, f"{name}.jsonl", ITEM)
         write(tmp_path, f"{name}.shots.jsonl", {**ITEM, "context": "c"}, {**ITEM, "id": "2", "context": "d"})
@@ -180,7 +180,7 @@ def test_another_prompt_or_another_shot_is_another_hash(tmp_path):
         ("hellaswag", {"choices": ["a", "b\udc00"]}, "choices: holds the lone surrogate U+DC00"),
     ],
 )
-def test_what_breaks_the_schema_is_named_with_its_line_and_field(tmp_path, name, change, message):
+def test_schema_violations_are_named_with_line_and_field(tmp_path, name, change, message):
     first = {"lambada": {**ITEM, "choices": ["a"]}, "winogrande": {**ITEM, "context": "a _ b"}, "blimp": PAIR}
     write(tmp_path, f"{name}.jsonl", first.get(name, ITEM), {**ITEM, "id": "2", **change})
     with pytest.raises(DataError) as error:
@@ -188,7 +188,7 @@ def test_what_breaks_the_schema_is_named_with_its_line_and_field(tmp_path, name,
     assert str(error.value).startswith(f"{tmp_path / name}.jsonl:2: ") and message in str(error.value)
 
 
-def test_tasks_that_are_unknown_or_without_data(tmp_path):
+def test_unknown_tasks_and_missing_data_are_named(tmp_path):
     with pytest.raises(StlmError, match=r"'helaswag' \(nearest: hellaswag\)"):
         load_tasks("blimp,helaswag", Options(tmp_path))
     with pytest.raises(DataError, match=r"put them into .*/hellaswag\.jsonl \(or hellaswag\.jsonl\.gz"):

@@ -1,4 +1,4 @@
-"""Comparisons on numbers that were worked out by hand, and of two models from their files to the page."""
+"""Comparisons: statistics worked out by hand, and two models from their files to the page."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def documents(pairs):
 
 
 def test_mcnemar_by_hand():
-    """Nine won and one lost of ten that differ: 2 (C(10,0) + C(10,1)) / 2^10; the rest say nothing."""
+    """Of ten items that differ nine are won: 2 (C(10,0) + C(10,1)) / 2^10; ties do not count."""
     delta = np.array([1.0] * 8 + [0.5] + [-1.0] + [0.0] * 5)
     assert mcnemar(delta) == pytest.approx(22 / 1024)
     assert mcnemar(np.zeros(4)) == 1.0
@@ -44,7 +44,7 @@ def test_mcnemar_by_hand():
 
 
 def test_holm_by_hand():
-    """Sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, and none less than the one before."""
+    """Sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, and each at least the previous one."""
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
@@ -63,7 +63,7 @@ def test_bits_per_byte_are_compared_by_ratio_of_sums():
 
 
 def test_each_item_is_compared_with_itself():
-    """Documents cost from 10 to 300 bits, and each costs one model a bit more: that bit alone is the difference."""
+    """Documents cost from 10 to 300 bits, and each costs one model a bit more: only that bit is the difference."""
     sizes = [10 * n for n in range(1, 31)]
     found = difference(documents([(bits + 1, 10) for bits in sizes]), documents([(bits, 10) for bits in sizes]))
     assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
@@ -72,13 +72,13 @@ def test_each_item_is_compared_with_itself():
     assert (same[:3], same.p) == ((0, 0, 0), 1)
 
 
-def test_one_item_decides_nothing():
+def test_one_item_is_never_significant():
     found = difference(documents([(5, 1)]), documents([(7, 1)]))
     assert (found.value, found.p, found.low, found.high) == (-2, 1, -math.inf, math.inf)
 
 
 def test_items_of_one_passage_count_as_one():
-    """Twenty items won are much; if they are of two passages, they are as good as nothing."""
+    """Twenty items won are significant; twenty items of only two passages are not."""
     won, lost = [1.0] * 20, [0.0] * 20
     alone = difference(choices(won), choices(lost))
     assert (alone.test, alone.p) == ("McNemar", pytest.approx(2 / 2**20))
@@ -130,14 +130,14 @@ def test_seeds_of_groups_by_hand():
     found = group_difference(first, second)
     assert found.value == pytest.approx(-0.1) and found.p == pytest.approx(0.00360, abs=2e-5)
     assert found.high - found.value == pytest.approx(2.776 * 0.016330, abs=1e-4)
-    alone = group_difference(first, second[1:2])  # its seeds are taken to vary as the others: 0.0004 (1/3 + 1), 2
+    alone = group_difference(first, second[1:2])  # variance assumed equal: 0.0004 (1/3 + 1), 2
     assert alone.high - alone.value == pytest.approx(4.303 * 0.023094, abs=1e-4)
     same = group_difference(first[:1], second[:1])
     assert same == difference(first[0], second[0])
 
 
-def test_items_count_beside_seeds():
-    """No spread over seeds: what is left is the t-test of the items' differences, 1 for twelve and 0 for eight."""
+def test_items_contribute_to_the_variance_in_addition_to_seeds():
+    """Without spread over seeds, the t-test of the items' differences remains: 1 for twelve items and 0 for eight."""
     won, lost = choices([1.0] * 12 + [0.0] * 8), choices([0.0] * 20)
     found = group_difference([won, won], [lost, lost])
     error = np.std([1.0] * 12 + [0.0] * 8, ddof=1) / np.sqrt(20)
@@ -200,7 +200,7 @@ def test_runs_are_grouped_by_equal_settings(tmp_path):
             groups_of([], named)
 
 
-def test_curves_are_placed_by_what_was_read(tmp_path):
+def test_curves_are_plotted_over_the_bytes_read(tmp_path):
     run = Path(run_folder(tmp_path / "run", 1, validation=[(0, 8.0), (5, 4.5), (15, 3.5), (20, 3.0)]))
     assert read_curve(run) == Curve([0.0006, 0.0012], [1.0, 2.0], [4, 3])
     found = read_curve(run, "validation")
@@ -208,7 +208,7 @@ def test_curves_are_placed_by_what_was_read(tmp_path):
     assert found.megabytes == pytest.approx([0, 0.0003, 0.0009, 0.0012])
     assert found.minutes == pytest.approx([0, 0.5, 1.5, 2])
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "spl')  # a run that goes on, or was killed, leaves half a line
+        file.write('{"step": 30, "spl')  # a running or killed run leaves half a line
     assert read_curve(run, "validation") == found
     assert read_curve(tmp_path) is None
 
@@ -223,7 +223,7 @@ def test_seeds_without_a_common_range_are_lines_of_their_own(tmp_path):
 
 
 def test_page_and_figures(tmp_path: Path):
-    """Of two groups, and of a single run: everything stands in one file, and each figure in two."""
+    """Results of two groups and of a single run go into one file, and each figure into two."""
     runs = {f"a{seed}": Path(run_folder(tmp_path / f"a{seed}", seed, validation=[(10, 4.0 + seed), (20, 3.0)]))
             for seed in (1, 2)}  # fmt: skip
     samples = {name: {"blimp": choices(credits)} for name, credits in

@@ -1,4 +1,4 @@
-"""Corruptions of text: what each may and may not change, and the score of models that know one thing."""
+"""Corruptions of text: the permitted changes of each, and scores of models with one known ability."""
 
 from collections import Counter
 from random import Random
@@ -18,7 +18,7 @@ def corrupted(name):
     return CORRUPTIONS[name](PASSAGE, Random(1), ["new"])
 
 
-def test_there_are_thirteen():
+def test_there_are_thirteen_corruptions():
     assert len(CORRUPTIONS) == 13
 
 
@@ -58,7 +58,7 @@ def test_words_are_deleted_inserted_and_replaced_at_the_stated_rate(name, change
 
 
 @pytest.mark.parametrize(("name", "sign"), [("deletion", -1), ("insertion", 1), ("substitution", 0)])
-def test_characters_likewise(name, sign):
+def test_characters_are_changed_at_the_stated_rate(name, sign):
     length = len(PASSAGE.continuation)
     assert len(corrupted(f"character_{name}")) == length + sign * round(0.15 * length)
 
@@ -86,7 +86,7 @@ def test_passages_are_drawn_from_the_first_two_thousand():
 
 
 def test_the_interval_is_over_passages():
-    """Two of them, so that a quarter of the resamplings are of one of them alone."""
+    """With two passages, a quarter of the resamples consist of one passage alone."""
     first = " ".join(SENTENCES[:4])
     pairs, values = score_corruptions(letters(w=1 / 4), corruption_items([first, first.replace("w", "y")]))
     of_passages = [sum(pair.measures.accuracy for pair in pairs if pair.item.passage == f"passage-{n}") / 13

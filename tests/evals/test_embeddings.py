@@ -1,4 +1,4 @@
-"""Similarity and retrieval, with vectors that are known."""
+"""Similarity and retrieval with known vectors."""
 
 import json
 
@@ -14,7 +14,7 @@ from stlm.evals.tasks.embeddings import load_retrieval, load_similarity, query_r
 
 
 class Angles:
-    """A model whose vector of "30 …" has an angle of 30 degrees."""
+    """A model that embeds the text "30 …" at an angle of 30 degrees."""
 
     tokenizer, longest_text = build_tokenizer("byte"), 12
 
@@ -64,7 +64,7 @@ def test_retrieval_by_hand(tmp_path):
     assert values["chance"] == pytest.approx(chance) and "61.1" in text
 
 
-def test_documents_that_are_as_similar_share_their_ranks():
+def test_documents_of_equal_similarity_share_their_ranks():
     assert query_ranks(np.array([0.9, 0.5, 0.5, 0.1]), 1) == pytest.approx((0, 1, (1 / 2 + 1 / 3) / 2))
     assert query_ranks(np.zeros(20), 3) == pytest.approx((1 / 20, 10 / 20, sum(1 / n for n in range(1, 21)) / 20))
 
@@ -83,7 +83,7 @@ def test_documents_that_are_as_similar_share_their_ranks():
         ("retrieval", [query("a", "b"), query("c", "b")], "expected two documents or more"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path, name, records, message):
+def test_invalid_records_are_named(tmp_path, name, records, message):
     write(tmp_path, f"{name}.jsonl", *records)
     with pytest.raises(DataError) as error:
         load_tasks(name, Options(tmp_path))

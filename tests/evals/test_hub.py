@@ -1,4 +1,4 @@
-"""Items from the hub, which is played by data sets in memory: the schema, and what is said when it is not there."""
+"""Items from a simulated hub, with data sets in memory: the schema, and messages where one is missing or changed."""
 
 import pytest
 from datasets import Dataset
@@ -45,7 +45,7 @@ TRUTHS = {  # the row of the truth
 
 @pytest.fixture
 def hub(monkeypatch):
-    """hub(record): what every data set holds from now on."""
+    """Return a function that sets the record of every data set."""
 
     def hold(record):
         monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_list([record]))
@@ -68,7 +68,7 @@ def test_records_become_items(hub, name):
     assert values["items"] == 1 and len(values["sha256"]) == 64 and "file_sha256" not in values
 
 
-def test_what_is_not_there_or_not_as_it_was(hub, monkeypatch):
+def test_missing_or_changed_data_sets_are_named(hub, monkeypatch):
     hub({**RECORDS["arc_easy"], "answerKey": "7"})
     with pytest.raises(DataError, match=r"allenai/ai2_arc ARC-Easy test\[0\]: its fields have changed"):
         load_tasks("arc_easy", Options(hub=True))

@@ -1,4 +1,4 @@
-"""Likelihoods of continuations: known models, every road through the batches against one row at a time, long texts."""
+"""Likelihoods of continuations: known models, every batching against one row at a time, and long texts."""
 
 import math
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ BYTE = build_tokenizer("byte")
 
 
 class Unigram:
-    """A model that gives every id the same probability everywhere: those of `probabilities`, and equal ones else."""
+    """A model that gives each id the same probability everywhere: as in `probabilities`, or else uniform."""
 
     device = torch.device("cpu")
     embedder = SimpleNamespace(ragged=True)
@@ -72,7 +72,8 @@ def tiny_model(patched=False, context=48):
 
 @torch.no_grad()
 def one_by_one(model, row):
-    """ln P(continuation | context), each id by a pass of its own."""
+    """Return ln P(continuation
+    context), with a separate pass for each id."""
     ids = torch.tensor([[BYTE.end_of_text_id, *(row.context + row.continuation).encode()]])
     log_probabilities = model(ids).logits[0].double().log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
     return log_probabilities[1 + len(row.context.encode()) :].sum().item()
@@ -124,7 +125,7 @@ def test_batches_and_shared_beginnings_equal_one_row_at_a_time(patched, monkeypa
     assert steps, "beginnings were read once"
 
 
-def test_what_questions_and_rows_share_is_read_once(monkeypatch):
+def test_shared_prefixes_are_read_once(monkeypatch):
     model, steps = tiny_model(), []
     monkeypatch.setattr(model, "step", lambda *args, step=model.step: steps.append(tuple(args[0].shape)) or step(*args))
     shots = "One and one is two. "
@@ -137,7 +138,7 @@ def test_what_questions_and_rows_share_is_read_once(monkeypatch):
         assert [one.log_probability for one in likelihoods] == pytest.approx(expected, abs=1e-4)
 
 
-def test_only_what_is_wanted_becomes_logits(monkeypatch):
+def test_only_requested_logits_are_computed(monkeypatch):
     model, made = tiny_model(), []
     monkeypatch.setattr(model.head, "predict", lambda x, old=model.head.predict: made.append(len(x)) or old(x))
     log_likelihoods(model, [[Row("The zebra that you saw", " ran")], [Row("", "é")]])
@@ -167,7 +168,7 @@ def test_choices_longer_than_the_model_are_scored_whole():
 
 @torch.no_grad()
 def test_windows_of_a_choice_that_is_too_long_overlap_by_half():
-    """Read from the choice alone, 48 ids at a time, every 24: each id but the first 48 has 24 to 47 in front."""
+    """Read from the choice alone in windows of 48 ids, every 24: each id after the first 48 has 24 to 47 before it."""
     model, text = tiny_model(), "Sphinx of black quartz, judge my vow; how vexingly quick daft zebras jump"
     ids = torch.tensor([list(text.encode())])
     expected = 0.0

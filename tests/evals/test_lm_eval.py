@@ -1,4 +1,4 @@
-"""The harness on a tiny model and local files: its numbers are the project's own, item by item."""
+"""The harness with a tiny model and local files gives the project's own numbers, item by item."""
 
 import json
 import math
@@ -37,7 +37,7 @@ ITEMS = [{"id": str(n), "context": "The zebra that you saw" * (1 + n % 3), "choi
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """The model, the folder of the items, and what the harness says of them."""
+    """Return the model, the folder of items, and the harness's results on them."""
     folder = tmp_path_factory.mktemp("harness")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -53,7 +53,7 @@ def judged(tmp_path_factory):
             task = TASK.format(name=name, file=folder / "hellaswag.jsonl", kind=kind, rest=rest)
             (folder / f"{name}.yaml").write_text(task)
         model = tiny_model()
-        for number, item in enumerate(ITEMS):  # one of three is what the model would say
+        for number, item in enumerate(ITEMS):  # one of the three targets is the model's own continuation
             said = model.generate(item["context"], temperature=0.0, max_new_ids=2)
             item["target"] = said if number % 3 == 1 else said[0] + "a"
         (folder / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
@@ -65,7 +65,7 @@ def judged(tmp_path_factory):
     return model, folder, found
 
 
-def test_choices_are_the_projects_own_to_the_item(judged):
+def test_choices_equal_evaluate_py_item_by_item(judged):
     model, folder, found = judged
     scored, values = LoadedTask.read("hellaswag", folder, 0).score(model)
     assert found["results"]["choose"]["acc,none"] == values["accuracy"]["value"]
@@ -76,8 +76,8 @@ def test_choices_are_the_projects_own_to_the_item(judged):
     assert values["contexts_cut"] == 4, "contexts longer than the model are among them"
 
 
-def test_the_command_says_the_same(judged, tmp_path):
-    """As docs/evals.md has it, offline: what it writes of each item is what evaluate.py writes."""
+def test_the_documented_command_gives_the_same_results(judged, tmp_path):
+    """The command of docs/evals.md, offline, writes the same result for each item as evaluate.py."""
     _, folder, _ = judged
     arguments = f"run --model stlm --model_args checkpoint={folder / 'model'} --tasks choose --include_path {folder}"
     environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
@@ -92,27 +92,27 @@ def test_the_command_says_the_same(judged, tmp_path):
     assert f"|{sum(theirs.values()) / len(ITEMS):.4f}|" in finished.stdout
 
 
-def test_texts_of_any_length(judged):
+def test_rolling_likelihoods_equal_log_likelihood(judged):
     model, _, found = judged
     texts = [item["context"] for item in ITEMS]
     bits = -sum(map(model.log_likelihood, texts)) / math.log(2)
     assert found["results"]["roll"]["bits_per_byte,none"] == pytest.approx(bits / sum(map(len, texts)), rel=1e-5)
 
 
-def test_what_is_written_ends_where_it_is_told_to(judged):
+def test_generated_text_ends_at_the_stop_string(judged):
     model, _, found = judged
     told = [sample["resps"][0][0] for sample in found["samples"]["write"]]
     whole = [model.generate(item["context"], temperature=0.0, max_new_ids=12) for item in ITEMS]
     assert told == [text.split("\x1c")[0] for text in whole] != whole
 
 
-def test_a_target_is_right_where_the_model_would_say_it(judged):
+def test_a_target_is_right_if_greedy_decoding_gives_it(judged):
     _, _, found = judged
     right = {sample["doc"]["id"]: sample["acc"] for sample in found["samples"]["last"]}
     assert [bool(right[item["id"]]) for item in ITEMS] == [False, True, False] * 2
 
 
-def test_settings_it_does_not_know(judged):
+def test_unknown_settings_are_refused(judged):
     from stlm.evals.lm_eval import HarnessModel
 
     _, folder, _ = judged

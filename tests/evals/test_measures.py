@@ -1,4 +1,4 @@
-"""Every measure against numbers worked on paper."""
+"""Every measure against numbers worked out on paper."""
 
 import math
 
@@ -12,7 +12,7 @@ from stlm.evals.measures import calibration_error, credit, estimates, measures_o
     ("scores", "expected"),
     [((-1.0, -2.0), 1.0), ((-2.0, -1.0), 0.0), ((-1.0, -1.0), 0.5), ((-3.0, -3.0, -3.0), 1 / 3), ((-3.0, -1, -1), 0.0)],
 )
-def test_ties_count_by_how_many_share_them(scores, expected):
+def test_ties_are_shared_equally(scores, expected):
     assert credit(scores, 0) == pytest.approx(expected)
 
 
@@ -59,12 +59,12 @@ def test_calibration_by_hand():
     assert calibration_error([0.5, 0.5], [1, 0]) == 0
 
 
-def test_too_sure_in_one_bin_does_not_make_up_for_too_modest_in_another():
+def test_overconfidence_and_underconfidence_do_not_cancel():
     # 0.6 and 0.8 are both right, 0.7 against 1; 0.2 and 0.4 are both wrong, 0.3 against 0.
     assert calibration_error([0.6, 0.8, 0.2, 0.4], [1, 1, 0, 0], bins=2) == pytest.approx(0.3)
 
 
-def test_there_are_fifteen_bins():
+def test_calibration_has_fifteen_bins():
     # 9/15 = 0.6 and 10/15 = 0.667 are edges: 0.61 and 0.66 share a bin, 0.65 and 0.68 do not.
     assert calibration_error([0.61, 0.66], [1, 0]) == pytest.approx((0.61 + 0.66 - 1) / 2)
     assert calibration_error([0.65, 0.68], [1, 0]) == pytest.approx((0.35 + 0.68) / 2)

@@ -1,5 +1,5 @@
-"""Gold labels of the built-in minimal pairs, checked by rules written apart from the templates: each looks at the
-finished sentence alone, with its own idea of English."""
+"""Gold labels of the built-in minimal pairs, checked by rules independent of the templates: each rule sees only the
+finished sentence, with its own idea of English."""
 
 import re
 
@@ -33,7 +33,7 @@ def determiner(sentence):
     return (this == "these") == plural(noun)
 
 
-def reflexive(sentence):  # of the first noun, whatever stands behind it
+def reflexive(sentence):  # of the first noun, regardless of the words after it
     _, subject, *_, pronoun = words(sentence)
     if plural(subject) and subject != "princess":
         return pronoun == "themselves"
@@ -60,7 +60,7 @@ def negation(sentence):
     return re.fullmatch(r"The \w+ does not \w+[^s] the \w+\.", sentence) is not None
 
 
-def transitivity(sentence):  # two words behind the verb: an object, which it must be able to take
+def transitivity(sentence):  # two words after the verb: an object, which the verb must allow
     return words(sentence)[2] not in OBJECTLESS
 
 

@@ -1,4 +1,4 @@
-"""Learning on top: the protocol, with methods that are known; each method, on labels that can be read off the text."""
+"""Probing: the protocol with known methods, and each method on labels that can be read off the text."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def model():
 
 
 def examples(number, seed, part="train"):
-    """Sentences with a good or a bad word in them; a tenth of the labels are wrong."""
+    """Return sentences with a good or a bad word; a tenth of the labels are wrong."""
     rng, found = random.Random(seed), []
     for place in range(number):
         label = rng.randrange(2)
@@ -46,7 +46,7 @@ def data(num_train=120, num_dev=60, name="sst2"):
 
 
 class Told:
-    """A method that says what it was told to, seed by seed."""
+    """A method that returns given predictions, seed by seed."""
 
     def __init__(self, *predictions):
         self.predictions, self.trained_on = predictions, []
@@ -69,18 +69,18 @@ def of_labels(name, train, dev):
 
 
 def test_means_spread_and_majority_by_hand(monkeypatch):
-    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # their intervals are not looked at
+    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # without their intervals
     task = of_labels("mrpc", [1] * 6 + [0] * 5, [1, 1, 0, 0])
     found = probe(task, Told([1, 1, 0, 0], [1, 0, 0, 0]), ProbeOptions(seeds=2))["measures"]
     assert found["accuracy"]["seeds"] == [1, 3 / 4] and found["accuracy"]["value"] == 7 / 8
-    assert found["accuracy"]["std"] == pytest.approx((2 * (1 / 8) ** 2) ** 0.5)  # of a sample: divided by 2 - 1
+    assert found["accuracy"]["std"] == pytest.approx((2 * (1 / 8) ** 2) ** 0.5)  # sample variance: divided by 2 - 1
     assert found["f1"]["seeds"] == pytest.approx([1, 2 / 3])
     assert (found["accuracy"]["majority"], found["f1"]["majority"]) == (1 / 2, pytest.approx(2 / 3))
     assert probe(task, Told([1, 1, 0, 0]), ProbeOptions(seeds=1))["measures"]["accuracy"]["std"] is None
 
 
-def test_constant_answers_are_worth_nothing_to_correlations(monkeypatch):
-    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # their intervals are not looked at
+def test_constant_answers_have_a_correlation_of_zero(monkeypatch):
+    monkeypatch.setattr("stlm.evals.measures._RESAMPLES", 10)  # without their intervals
     cola = probe(of_labels("cola", [1] * 5 + [0] * 5, [1, 0]), Told([1, 1]), ProbeOptions(1))["measures"]["matthews"]
     assert cola["value"] == cola["majority"] == 0
     scores = of_labels("stsb", [0.5, 1, 2.5, 4, 5], [1, 3, 2])
@@ -96,7 +96,7 @@ def test_the_interval_is_over_dev():
     assert (found["low"], found["high"]) == pytest.approx((0.75 - half, 0.75 + half), abs=0.01)
 
 
-def test_fewer_examples_are_drawn_by_each_seed_and_told():
+def test_smaller_training_sets_are_drawn_by_seed_and_reported():
     task, method = data(), Told(*[[0] * 60] * 2)
     values = probe(task, method, ProbeOptions(2, 40))
     assert (values["train_examples"], values["train_available"], values["dev_examples"]) == (40, 120, 60)
@@ -130,7 +130,7 @@ def test_the_inner_split_parts_train_by_class():
 
 
 class Leaking(LinearProbe):
-    """Chooses by the labels of dev."""
+    """Chooses its settings by the labels of dev."""
 
     def __init__(self, model, dev):
         super().__init__(model)
@@ -144,7 +144,7 @@ class Leaking(LinearProbe):
 
 
 def require_blindness(method_for):
-    """Whatever the labels of dev say, the same is chosen."""
+    """Check that the labels of dev do not change the choice."""
     task, chosen = data(), []
     for seed in range(4):
         labels = labels_of(task.dev)
@@ -175,7 +175,7 @@ def methods(model):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_can_be_read_off_is_learned_the_same_each_time_and_the_model_stays(model, name):
+def test_separable_labels_are_learned_reproducibly_without_changing_the_model(model, name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     task = data(240, 100)
     values = probe(task, methods(model)[name], ProbeOptions(2))
@@ -208,7 +208,7 @@ def test_features_of_pairs_by_hand():
 
 
 def trained(model, **options):
-    """A classifier behind two steps."""
+    """Return the names of the parameters that training changes."""
     task, train = GLUE_TASKS["sst2"], examples(64, 1)
     method = FineTuning(model, epochs=1, **options)
     classifier = method._classifier(task, train, seed=0)
@@ -236,8 +236,8 @@ def test_a_corrected_model_is_merged_first(model):
     assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
-def test_the_weights_of_the_best_epoch_answer(model):
-    """Asked for what was held back, they get the score that they were chosen by; at this rate the last are worse."""
+def test_the_weights_of_the_best_epoch_are_used(model):
+    """The chosen weights reach the best score on held-back examples; at this learning rate the last are worse."""
     task, train, rate = GLUE_TASKS["sst2"], examples(60, 4), 0.1
     learned, held_back = inner_split(task, train, seed=0)
     texts, truth = [one.texts for one in held_back], labels_of(held_back)
@@ -250,7 +250,7 @@ def test_the_weights_of_the_best_epoch_answer(model):
     assert found.chosen["epochs"] == 1 + scores.index(max(scores))
 
 
-def test_texts_of_a_pair_that_do_not_fit_lose_the_end_of_the_longer_one(model):
+def test_pairs_that_do_not_fit_lose_the_end_of_the_longer_text(model):
     classifier = Classifier(model, GLUE_TASKS["rte"], np.zeros(1))
     assert model.longest_text == 31
 
@@ -270,7 +270,7 @@ def test_texts_of_a_pair_that_do_not_fit_lose_the_end_of_the_longer_one(model):
     assert [linear.is_cut(("a" * n, "b")) for n in (31, 32)] == [False, True]
 
 
-def test_a_batch_has_every_place_once_an_epoch_and_texts_about_as_long():
+def test_batches_cover_each_example_once_per_epoch_with_similar_lengths():
     lengths = [n % 50 for n in range(1000)]
     batches = shuffled_batches(lengths, np.random.default_rng(0))
     assert sorted(place for batch in batches for place in batch) == list(range(1000))
@@ -305,7 +305,7 @@ def write(folder, name, *records):
         ("cola", {"id": "0"}, "id: got '0' again"),
     ],
 )
-def test_what_breaks_the_schema(tmp_path, name, change, message):
+def test_schema_violations_are_named(tmp_path, name, change, message):
     texts = {"sentence": "a"} if name == "cola" else {"sentence1": "a", "sentence2": "b"}
     lines = [{"id": str(label), **texts, "label": label} for label in (0, 1)]
     write(tmp_path, f"glue_{name}.train.jsonl", *lines)
@@ -318,7 +318,7 @@ def test_what_breaks_the_schema(tmp_path, name, change, message):
     assert message in str(error.value)
 
 
-def test_what_is_missing(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(StlmError, match=r"'colla' \(nearest: cola\)"):
         load_glue("colla", tmp_path)
     line = {"id": "0", "sentence": "a", "label": 1}

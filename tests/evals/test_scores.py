@@ -1,4 +1,4 @@
-"""Scores of predictions against numbers worked out on paper."""
+"""Scores of predictions, against numbers worked out on paper."""
 
 import numpy as np
 import pytest
@@ -29,18 +29,18 @@ def test_correlations_on_paper():
 
 
 @pytest.mark.parametrize("constant", [0, 1])
-def test_saying_always_the_same_is_worth_nothing(constant):
+def test_constant_predictions_have_no_correlation(constant):
     truth, same = labels(1, 0, 1, 1), np.full(4, float(constant))
     assert matthews(truth, same) == pearson(truth, same) == spearman(truth, same) == 0
     assert f1(truth, same) == pytest.approx(constant * 2 * (3 / 4) / (3 / 4 + 1))
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_what_is_right_gets_one(name):
+def test_correct_predictions_score_one(name):
     assert SCORES[name](labels(1, 0, 1, 0), labels(1, 0, 1, 0)) == pytest.approx(1)
 
 
-def test_an_interval_is_that_of_resampled_items():
+def test_intervals_resample_items():
     truth = np.arange(400.0)
     noise = np.random.default_rng(1).normal(0, 400, 400)
     found = statistic_estimate(lambda places: pearson(truth[places], (truth + noise)[places]), 400)

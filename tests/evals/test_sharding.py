@@ -26,7 +26,7 @@ def model():
 
 
 def of_all_ranks(score, world_size):
-    """What each rank puts into the sum, and what it finds once it gets the sum of all."""
+    """Return each rank's contribution to the sum, and its result from the sum over all ranks."""
     given = []
     for rank in range(world_size):
         score(shard=EvalShard(rank, world_size, lambda values: given.append(list(values)) or given[-1]))
@@ -35,18 +35,18 @@ def of_all_ranks(score, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
-def test_likelihoods(model, monkeypatch, world_size):
+def test_likelihoods_do_not_depend_on_the_number_of_ranks(model, monkeypatch, world_size):
     monkeypatch.setattr(stlm.evals.likelihood, "_IDS_PER_BATCH", 64)  # several batches
     texts = ["a cat", "two cats sat", "none " * 12, "and so it goes on"]  # the third one is longer than the model
     questions = [[Row("Say: ", f"{text}{end}") for end in (".", "!!")] for text in texts]
     alone = log_likelihoods(model, questions)
     given, found = of_all_ranks(partial(log_likelihoods, model, questions), world_size)
-    assert str(found) == str([alone] * world_size)  # as text: a number that is none equals nothing
+    assert str(found) == str([alone] * world_size)  # compared as text, since NaN equals nothing
     assert sum(any(value != 0 for value in values) for values in given) == min(world_size, 3)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_bits_per_byte(model, monkeypatch, tmp_path, world_size):
+def test_bits_per_byte_do_not_depend_on_the_number_of_ranks(model, monkeypatch, tmp_path, world_size):
     monkeypatch.setattr(stlm.evals.tasks.bits_per_byte, "_WINDOWS_PER_SEGMENT", 2)
     (tmp_path / "text.txt").write_text("\n<eos>\n".join(f"Text {n} of {n % 7} words." for n in range(99)))
     output = tmp_path / "data"

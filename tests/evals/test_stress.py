@@ -1,4 +1,4 @@
-"""Perturbed text, windows beyond the context, calibration: models with known probabilities."""
+"""Perturbed text, windows beyond the context, and calibration, on models with known probabilities."""
 
 import math
 from random import Random
@@ -35,7 +35,7 @@ class Stream:
         return self.ids[start:stop]
 
 
-def test_perturbations_change_what_they_say_and_nothing_else():
+def test_perturbations_change_only_what_they_state():
     assert perturbed("clean", TEXT) == TEXT
     assert perturbed("no_spaces", "a b c") == "abc" and perturbed("double_spaces", "a b") == "a  b"
     assert perturbed("upper_case", "aB") == "AB" and perturbed("lower_case", "aB") == "ab"
@@ -80,7 +80,7 @@ def test_robustness_of_a_model_that_knows_how_frequent_letters_are():
 
 
 def test_both_sentences_of_a_pair_are_changed_by_the_same_draws():
-    """So two that are one and the same stay tied."""
+    """Two identical sentences therefore stay tied."""
     model, sentence = letters(w=1 / 4), "who was where when winter went away with us " * 4
     pairs = [Item(str(n), "", (sentence, sentence), 0) for n in range(5)]
     _, values = measure_robustness(model, [" ".join(SENTENCES)], pairs)
@@ -88,7 +88,7 @@ def test_both_sentences_of_a_pair_are_changed_by_the_same_draws():
 
 
 class Forgetful(Unigram):
-    """Knows every id within its context, and beyond it none."""
+    """Knows every id within its context and none beyond it."""
 
     def __call__(self, ids_BT, wanted_BT=None):
         logits_BTV = torch.nn.functional.one_hot(ids_BT, self.tokenizer.vocab_size) * 100.0
@@ -96,7 +96,7 @@ class Forgetful(Unigram):
         return Output(logits_BTV, {}, {})
 
 
-def test_the_curve_shows_where_a_model_ends():
+def test_the_curve_shows_the_end_of_the_context():
     model = Forgetful({}, context=16)
     _, values = bits_by_position(model, Stream(np.full(70, ord("a"))))
     assert (values["context_length"], values["longest"], values["windows"]) == (16, 64, 1)
@@ -121,7 +121,7 @@ def test_learned_positions_end_with_the_context():
     assert values["curve"][0]["stop"] == 2 and first > 0
 
 
-def test_calibration_of_a_model_that_is_always_as_sure():
+def test_calibration_of_a_model_with_constant_confidence():
     model = letters(a=1 / 2)
     text, values = next_id_calibration(model, Stream(np.frombuffer(b"abab" * 32, np.uint8)))
     assert values["top_1"] == 0.5 and values["calibration_error"] == pytest.approx(0, abs=1e-6)
@@ -131,7 +131,7 @@ def test_calibration_of_a_model_that_is_always_as_sure():
 
 
 class Alternating(Unigram):
-    """Sure of "a" by 0.65 and by 0.68 in turn."""
+    """A model that gives "a" alternating probabilities of 0.65 and 0.68."""
 
     def __call__(self, ids_BT, wanted_BT=None):
         logits_BTV = self.logits_V.expand(*ids_BT.shape, -1).clone()

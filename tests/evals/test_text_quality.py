@@ -1,4 +1,4 @@
-"""Each measure of written text by hand, on texts of a few words."""
+"""Each measure of generated text by hand, on texts of a few words."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_a_report_of_texts():
         measure_text(["", ""], ["x"])
 
 
-def test_what_is_written_is_the_same_every_time(monkeypatch):
+def test_generated_texts_are_reproducible(monkeypatch):
     monkeypatch.setattr("stlm.evals.tasks.text_quality.NUM_TEXTS", 3)
     monkeypatch.setattr("stlm.evals.tasks.text_quality.MAX_NEW_IDS", 8)
     model = tiny_model()
