@@ -1,4 +1,4 @@
-"""A model in one file: nothing but rounding changes it, and a file that is not whole is refused."""
+"""A model in one file: only rounding changes it, and a damaged file is refused."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_a_file_is_the_rounded_model(name, bits, tmp_path):
 
     written = STLM.load(tmp_path / "file")
     assert written.config == model.config and written.tokenizer.fingerprint == model.tokenizer.fingerprint
-    assert written.num_parameters() == model.num_parameters()  # tied ones are one again
+    assert written.num_parameters() == model.num_parameters()  # tied tensors are one tensor again
     for parameter, original in zip(written.parameters(), model.parameters(), strict=True):
         if parameter.ndim == 1:
             assert torch.equal(parameter, original)
@@ -82,7 +82,7 @@ def test_a_file_is_the_rounded_model(name, bits, tmp_path):
 
 
 def test_nothing_is_rounded_twice(tmp_path):
-    """What is packed comes back to the last bit: levels, steps and vectors."""
+    """Packing is lossless: levels, steps and vectors are restored exactly."""
     model = make("shared layers, experts, untied")
     matrices = quantize(model, 6, [])
     vectors = {name: vector.detach() for name, vector in model.named_parameters() if vector.ndim == 1}
@@ -104,8 +104,8 @@ def test_integers_come_back_in_no_more_than_their_entropy(size):
         assert np.array_equal(unpack(memoryview(pack(few, size)), len(few), size), few)
 
 
-def test_calibration_spares_what_the_layer_gives():
-    """Against plain rounding, on inputs that hang together; inputs that do not leave nothing to win."""
+def test_calibration_reduces_the_error_of_the_layers_output():
+    """Compared with plain rounding, on correlated inputs; on uncorrelated ones there is nothing to gain."""
     generator = torch.Generator().manual_seed(1)
     weight_RC = torch.randn(24, 48, generator=generator)
     x_NC = torch.randn(500, 6, generator=generator) @ torch.randn(6, 48, generator=generator)
@@ -135,7 +135,7 @@ def test_the_better_rounding_is_taken(better, monkeypatch, tmp_path):
 # ---------------------------------------------------------------------- texts
 
 
-def test_a_run_brings_its_own_texts(tmp_path):
+def test_a_run_is_calibrated_on_its_own_texts(tmp_path):
     texts = [sample_text()[start : start + 300] for start in range(0, 12_000, 300)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     data = str(tmp_path / "data")
@@ -172,7 +172,7 @@ def test_without_a_text_the_method_is_said_to_be_another(tmp_path):
         convert_to_artifact(tmp_path / "model", tmp_path / "new", 8, tmp_path / "absent")
 
 
-# ---------------------------------------------------------------------- files that are not whole
+# ---------------------------------------------------------------------- damaged files
 
 
 def shorten(data):
@@ -196,7 +196,7 @@ def foreign(data):
 
 
 @pytest.mark.parametrize("spoil", [shorten, shorten_to_nothing, change, another_version, foreign])
-def test_a_file_that_is_not_whole_is_refused(spoil, tmp_path):
+def test_a_damaged_file_is_refused(spoil, tmp_path):
     model = make("patches")
     description = describe_model(model.config, model.tokenizer)
     vectors = {name: vector for name, vector in model.named_parameters() if vector.ndim == 1}

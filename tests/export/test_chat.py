@@ -26,7 +26,7 @@ TOKENIZERS = ("byte", "sentencepiece", "sentencepiece-bpe", "hf", "hf that joins
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """make(tokenizer): a model that has learned conversations, or acts so, and writes ASCII alone."""
+    """Return a function that makes, for a tokenizer, a chat model that writes only ASCII."""
 
     def make(kind):
         if kind == "byte":
@@ -62,14 +62,14 @@ def make(tmp_path_factory):
 
 
 def conversation(number):
-    """Several turns, of which the last is a question."""
+    """Return several turns, of which the last is a question."""
     turns = [{"role": "system", "content": f"System {number}"}, {"role": "user", "content": "Hi " + "x" * number}]
     turns += [{"role": "assistant", "content": "Yes?"}, {"role": "user", "content": HOSTILE[: 6 * number]}]
     return turns if number % 2 else turns[1:2]
 
 
 def exported(model, folder):
-    """Tokenizer and model as transformers loads them."""
+    """Return tokenizer and model as transformers loads them."""
     model.save(folder / "model")
     convert_to("huggingface", folder / "model", folder / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "out")
@@ -94,7 +94,7 @@ def test_a_conversation_has_the_ids_of_generate_and_its_answers(make, kind, tmp_
         written = there.generate(**given, max_new_tokens=24, do_sample=False, tokenizer=there_tokenizer)[0]
         said = there_tokenizer.decode(written[ids.size(1) :], skip_special_tokens=True)
         expected = model.generate(prompt, max_new_ids=24, temperature=0, stop=template.stop)
-        if "joins" in kind:  # there the end of a turn is a character like others
+        if "joins" in kind:  # there the end of a turn is an ordinary character
             said = said.partition(END_OF_TURN)[0]
         assert said == expected
         ended += len(written) - ids.size(1) < 24
@@ -107,7 +107,7 @@ def test_a_conversation_has_the_ids_of_generate_and_its_answers(make, kind, tmp_
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS[:4])
-def test_the_way_back(make, kind, tmp_path):
+def test_converting_back_restores_the_tokenizer_and_its_template(make, kind, tmp_path):
     model = make(kind)
     exported(model, tmp_path)
     back, _ = read_huggingface(tmp_path / "out")
@@ -128,7 +128,7 @@ def test_llama_cpp_answers_the_same(make, kind, tmp_path):
     ended = 0
     for number in range(20):
         messages = conversation(number)
-        if kind == "sentencepiece":  # of which llama.cpp reads what was not learned as unknown
+        if kind == "sentencepiece":  # llama.cpp reads untrained pieces as unknown
             messages = json.loads(json.dumps(messages, ensure_ascii=False).encode("ascii", "ignore"))
         given = there_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
         prompt = other.request("/apply-template", messages=messages)["prompt"]

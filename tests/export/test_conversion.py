@@ -1,4 +1,4 @@
-"""What all conversions have in common: equal logits or nothing at all."""
+"""Common to all conversions: equal logits, or nothing is written."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture
 def checkpoint(model, tmp_path):
-    """A run of one checkpoint, whose bytes are on record."""
+    """Make a run of one checkpoint with a record of its files."""
     path = tmp_path / "run" / "checkpoints" / "step_00000007"
     model.save(path / "model")
     weights = path / "model" / "model.safetensors"
@@ -49,8 +49,8 @@ def test_a_model_directory_alone_is_the_same_model(checkpoint, model, tmp_path):
     assert converted.bytes > 4 * converted.parameters == 4 * model.num_parameters()
 
 
-def test_what_was_written_is_read_back(model):
-    """Differences count wherever they are, and no number at all is one."""
+def test_logits_that_differ_are_refused(model):
+    """A difference in any place counts, and NaN is a difference."""
     ids_BT = sample_ids(model)
     right_BTV = model.eval()(ids_BT).logits
     for wrong in (2 * TOLERANCE, -2 * TOLERANCE, float("nan")):
@@ -75,7 +75,7 @@ def test_a_failed_conversion_leaves_nothing(checkpoint, monkeypatch, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_a_target_cannot_express_is_named_with_those_that_can(checkpoint, monkeypatch, tmp_path):
+def test_unsupported_settings_are_named_with_targets_that_support_them(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setitem(TARGETS, "narrow", ExportFormat(lambda config: [f"model.width = {config.width}"], None))
     with pytest.raises(ConversionError, match=r"narrow cannot express model\.width = 32; .* converted to safetensors"):
         convert_to("narrow", checkpoint, tmp_path / "out")
@@ -140,7 +140,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(spoil, error, message, 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """call(*arguments) runs convert_checkpoint.py in this process: (exit code, stdout, stderr)."""
+    """Return a function that runs convert_checkpoint.py in this process and returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -153,7 +153,7 @@ def call(monkeypatch, capsys):
     return call
 
 
-def test_the_command_says_what_it_did_and_refuses_the_second_time(call, checkpoint, model, tmp_path):
+def test_the_command_reports_its_output_and_refuses_to_overwrite_it(call, checkpoint, model, tmp_path):
     command = (tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out")
     code, out, _ = call(*command)
     assert code == 0
@@ -163,7 +163,7 @@ def test_the_command_says_what_it_did_and_refuses_the_second_time(call, checkpoi
     assert (code, out) == (2, "") and "is a folder that is not empty" in err
 
 
-def test_the_command_reads_other_forms_and_refuses_what_is_none(call, tmp_path):
+def test_the_command_reads_other_formats_and_refuses_unknown_ones(call, tmp_path):
     pytest.importorskip("transformers", reason="needs transformers: the extra `export`")
     code, out, err = call(tmp_path / "nothing", "--from", "huggingface", "--output", tmp_path / "out")
     assert (code, out) == (2, "") and "holds no config.json" in err

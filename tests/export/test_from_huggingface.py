@@ -1,4 +1,4 @@
-"""Models of transformers become runs of this project: same logits, the weights to the last bit, and back again."""
+"""Models of transformers become runs of this project: same logits, exactly the same weights, and back again."""
 
 import json
 import shutil
@@ -50,20 +50,20 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def subwords(tmp_path_factory):
-    """A folder with tokenizer.json of 400 ids, as GPT-2 has it: one symbol, for everything."""
+    """Make a folder with a tokenizer.json of 400 ids like GPT-2's: one symbol for all purposes."""
     from tokenizers import ByteLevelBPETokenizer, normalizers
 
     folder = tmp_path_factory.mktemp("subwords")
     library = ByteLevelBPETokenizer()
     library.train_from_iterator([sample_text()], vocab_size=400, special_tokens=["<|endoftext|>"])
-    library._tokenizer.normalizer = normalizers.NFC()  # as Qwen has it
+    library._tokenizer.normalizer = normalizers.NFC()  # like Qwen's
     library.save(str(folder / "tokenizer.json"))
     return folder
 
 
 @pytest.fixture
 def make(subwords, tmp_path):
-    """make(name, **fields) writes a model of transformers with random weights, biases and norms included."""
+    """Return a function (name, **fields) that writes a transformers model with random weights, biases and norms."""
 
     def make(name, vocab_size=403, **fields):
         torch.manual_seed(5)
@@ -91,19 +91,19 @@ def test_the_model_is_the_same(name, make, tmp_path):
     model = STLM.load(tmp_path / "run")
     tokenizer = model.tokenizer
     assert model.num_parameters() == there.num_parameters() and converted.num_ids == 128
-    assert tokenizer.vocab_size == 403  # three more than the tokenizer knows: they stand for no text
+    assert tokenizer.vocab_size == 403  # three more than the tokenizer has: they stand for no text
     assert (tokenizer.bytes_per_id == 0).sum() == 4
     assert tokenizer.start_id == tokenizer.pad_id == tokenizer.end_of_text_id == 0
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
-    # This project reads the start symbol, and then that of a document: here they are one, twice.
+    # This project reads the start symbol, then the end-of-text symbol: here both are the same id, read twice.
     ids = torch.tensor([[0, 0, *tokenizer.encode("The file is").tolist()]])
     new = there.generate(ids, max_new_tokens=20, do_sample=False, suppress_tokens=[400, 401, 402], eos_token_id=0)
     new_ids = [id for id in new[0, ids.size(1) :].tolist() if id != 0]
     assert model.generate("The file is", max_new_ids=20, temperature=0.0) == tokenizer.decode(new_ids)
 
 
-def test_the_run_says_what_it_takes_to_go_on(make, subwords, tmp_path):
+def test_the_config_of_the_run_loads_its_tokenizer_and_model(make, subwords, tmp_path):
     make("llama")
     read(tmp_path)
     config = load_run_config(tmp_path / "run")
@@ -125,7 +125,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_there_and_back_again(kind, subwords, tmp_path):
+def test_a_round_trip_restores_the_model(kind, subwords, tmp_path):
     tokenizer = {
         "byte": ByteTokenizer,
         "sentencepiece": lambda: train_sentencepiece([sample_text()], 500),
@@ -212,7 +212,7 @@ def test_more_ids_than_the_model_has_are_refused(make, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "telepathy"])
 def test_code_beside_a_model_is_neither_run_nor_asked_about(kind, make, monkeypatch, tmp_path):
-    """Where transformers has no class of that type, it would ask whether the code shall be run."""
+    """For an unknown type, transformers would ask whether to run the code."""
     make("llama")
     (tmp_path / "there" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
     edit(tmp_path / "there", model_type=kind, auto_map={"AutoConfig": "evil.Config"})
@@ -227,7 +227,7 @@ def test_code_beside_a_model_is_neither_run_nor_asked_about(kind, make, monkeypa
 
 
 def test_another_model_is_noticed(make, monkeypatch, tmp_path):
-    """What decides is the logits: queries and keys changed for one another leave all shapes as they were."""
+    """Logits decide: swapped queries and keys leave all shapes unchanged."""
     from stlm.export.huggingface import foreign_models as foreign
 
     make("gpt2")

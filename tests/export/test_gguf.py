@@ -1,4 +1,4 @@
-"""What llama.cpp runs is the same model: ids of texts, probabilities, and the likeliest 64 ids."""
+"""llama.cpp runs the same model: ids of texts, probabilities, and the likeliest 64 ids."""
 
 import sys
 from dataclasses import replace
@@ -42,7 +42,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """make(name): one of MODELS, with weights that make a difference."""
+    """Return a function that makes one of MODELS by name, with weights that make a difference."""
     from tokenizers import ByteLevelBPETokenizer
 
     folder = tmp_path_factory.mktemp("hf")
@@ -82,7 +82,7 @@ def test_llama_cpp_has_the_same_model(make, name, tmp_path):
     ids = [tokenizer.start_id, tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
     answer = there.complete(ids, n_predict=64, logit_bias=[[id, False] for id in never])
     found = [id for id in answer["tokens"] if id != tokenizer.end_of_text_id]
-    assert len(set(found)) > 5  # more than one id over and over
+    assert len(set(found)) > 5  # not one id repeated
     assert tokenizer.decode(found) == model.generate(prompt, max_new_ids=64, temperature=0.0)
 
 
@@ -99,8 +99,8 @@ def test_fewer_bits_are_another_model_but_close(make, tmp_path):
 
 
 @needs_llama_cpp
-def test_another_model_in_the_file_is_noticed(make, monkeypatch, tmp_path):
-    """Rows of queries in the order of transformers are another model to llama.cpp."""
+def test_a_wrong_order_of_rows_is_detected(make, monkeypatch, tmp_path):
+    """llama.cpp orders the rows of queries differently from transformers."""
     make("llama, byte").save(tmp_path / "model")
     monkeypatch.setattr("stlm.export.gguf.writer._halves_to_neighbours", lambda rows, num_heads: rows)
     with pytest.raises(ConversionError, match="does not compute the same model"):
@@ -121,7 +121,7 @@ def test_without_llama_cpp_the_tensors_are_read_back(make, monkeypatch, type, tm
     assert not (tmp_path / "other").exists()
 
 
-def test_what_cannot_be_expressed_is_named(make, monkeypatch, tmp_path):
+def test_unsupported_settings_are_named(make, monkeypatch, tmp_path):
     patches = ModelConfig(128, 32, embedder=BytePatchEmbedderConfig(), core=CORE, head=BytePatchHeadConfig())
     STLM.from_config(patches, build_tokenizer("byte")).save(tmp_path / "patches")
     with pytest.raises(ConversionError, match=r"model\.embedder\.kind = byte_patch .* safetensors or .*artifact"):
@@ -137,7 +137,7 @@ def test_what_cannot_be_expressed_is_named(make, monkeypatch, tmp_path):
 
 
 def save_model_cut_by(cut, folder):
-    """A model whose tokenizer merges bytes within what the expression `cut` finds."""
+    """Save a model whose tokenizer merges bytes within the matches of the expression `cut`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     library = Tokenizer(models.BPE())
@@ -159,7 +159,7 @@ def test_texts_are_cut_as_llama_3_and_qwen2_cut_them(cut, tmp_path):
 
 
 @needs_llama_cpp
-def test_other_ids_are_noticed(monkeypatch, tmp_path):
+def test_different_ids_are_detected(monkeypatch, tmp_path):
     save_model_cut_by(_LLAMA3, tmp_path)
     monkeypatch.setitem(_PRE_TOKENIZERS, _LLAMA3, "gpt-2")
     with pytest.raises(ConversionError, match=r"data\.tokenizer: llama\.cpp gives other ids"):

@@ -1,4 +1,4 @@
-"""What transformers loads is the same model: logits, ids of texts, and what is generated, in a process of its own."""
+"""transformers loads the same model in a separate process: logits, ids of texts, and generated text."""
 
 import json
 import subprocess
@@ -131,7 +131,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("obstacle", OTHERS)
-def test_a_setting_in_the_way_is_named(obstacle):
+def test_an_unsupported_setting_is_named(obstacle):
     assert obstacles(PLAIN) == []
     assert obstacles(OTHERS[obstacle]) == [obstacle]
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes is the same, on batches and lengths that were not those of the export."""
+"""ONNX Runtime computes the same, on batch sizes and lengths other than those of the export."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ PLAIN = ModelConfig(context_length=300, width=32, core=CORE)
 
 
 def test_batches_and_lengths_are_free(tmp_path):
-    """Also beyond the length from which other lengths are computed in another way."""
+    """Lengths include those for which attention is computed in a different way."""
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: the extra `export`")
     model = STLM.from_config(PLAIN, build_tokenizer("byte"), seed=2)
     model.save(tmp_path / "model")
@@ -50,7 +50,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("obstacle", OTHERS)
-def test_a_setting_in_the_way_is_named(obstacle, tmp_path):
+def test_an_unsupported_setting_is_named(obstacle, tmp_path):
     assert onnx_obstacles(PLAIN) == []
     STLM.from_config(OTHERS[obstacle], build_tokenizer("byte")).save(tmp_path / "model")
     forms = "safetensors or huggingface or artifact$"

@@ -76,7 +76,7 @@ def tokenizers():
 
 
 def make(tokenizers, config, *overrides):
-    """A small model of a config's kind, with values that make its texts varied."""
+    """Make a small model of a config's kind, with weights that make its texts varied."""
     config = load_run_config(config, [*SMALL, *overrides])
     model = STLM.from_config(config.model, tokenizers[config.data.tokenizer.partition(":")[0]], seed=3)
     with torch.no_grad():
@@ -87,12 +87,12 @@ def make(tokenizers, config, *overrides):
 
 @pytest.fixture(autouse=True)
 def nobody_to_ask(monkeypatch):
-    """transformers asks whoever is there before it runs code that it was not told to trust."""
+    """Fail where transformers asks whether to run code that it was not told to trust."""
     monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail(f"asked: {prompt}"))
 
 
 def export(models, folder):
-    """Where each of the models lies, converted."""
+    """Convert the models, and return their folders."""
     for name, model in models.items():
         model.save(folder / name / "model")
         converted = convert_to("huggingface", folder / name / "model", folder / name / "out")
@@ -110,7 +110,7 @@ def in_a_fresh_process(folder, folders, again="none"):
 
 
 def check(model, found):
-    """The logits, and the greedy ids with a cache and without, alone and beside a longer text."""
+    """Check the logits, and greedy ids with and without a cache, alone and together with a longer text."""
     tokenizer = model.tokenizer
     read = [tokenizer.end_of_text_id, *tokenizer.encode(PROMPTS[0]).tolist()]
     assert found["ids"] == [tokenizer.start_id, *read]
@@ -141,8 +141,8 @@ def test_patches_and_shared_layers_go_with_their_code(tokenizers, tmp_path):
     assert "trust_remote_code=True" in card and "StlmForCausalLM" in card
 
 
-def test_back_again(tokenizers, tmp_path):
-    """The weights to the last bit; tied and shared ones are one again."""
+def test_converting_back_gives_the_same_model(tokenizers, tmp_path):
+    """Weights are exactly equal; tied and shared tensors are one tensor again."""
     model = make(tokenizers, SHARED, "model.core.num_layers=3")
     (folder,) = export({"shared": model}, tmp_path)
     convert_from("huggingface", folder, tmp_path / "run", begin_run)
@@ -152,8 +152,8 @@ def test_back_again(tokenizers, tmp_path):
     assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_the_files_stand_for_themselves():
-    """Flat, importing one another alone and what transformers brings, and found from the first of them."""
+def test_the_exported_files_are_self_contained():
+    """One folder holds all files; they import only each other and transformers' dependencies."""
     files = remote_files()
     assert {"modeling_stlm.py", "stlm_model_network.py", "stlm_config.py", "data_pipeline_config.py"} <= files.keys()
     known = {"torch", "transformers", "yaml", *sys.stdlib_module_names}

@@ -1,4 +1,4 @@
-"""Exported models under what transformers' users do: caches, padding, losses, trainers, and refusals by name."""
+"""Exported models in common uses of transformers: caches, padding, losses, trainers, and refusals by name."""
 
 import copy
 import re
@@ -46,14 +46,14 @@ def make(parts, seed=3, context=64):
     config = from_dict(ModelConfig, {"context_length": context, "width": 32, **parts})
     model = STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
     with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):  # untrained, it would say the same to everything
+        for number, parameter in enumerate(model.parameters()):  # an untrained model would predict the same everywhere
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
             parameter.mul_(2 if parameter.ndim > 1 else 1)
     return model
 
 
 def remote(model):
-    """The same as an object of the classes that travel with a model."""
+    """Return the model as an object of the classes exported with it."""
     from stlm.export.remote.modeling_stlm import StlmConfig, StlmForCausalLM
 
     tokenizer = model.tokenizer
@@ -68,7 +68,7 @@ def remote(model):
 
 
 def native(model):
-    """The same as an object of a class of transformers."""
+    """Return the model as an object of transformers' own class."""
     from stlm.export.huggingface.writer import _native_model
 
     symbols = {"bos_token_id": START, "eos_token_id": model.tokenizer.end_of_text_id, "pad_token_id": PAD}
@@ -83,7 +83,7 @@ def there(request):
 
 @pytest.fixture(scope="module")
 def bytes_there():
-    """A byte model of each class: of this project, and of transformers."""
+    """Return a byte model of each class: of this project and of transformers."""
     model = make(FAMILIES["native"])
     return {"remote": remote(model), "native": native(model)}
 
@@ -96,7 +96,7 @@ def ids():
 
 
 def padded(ids, left, width=12):
-    """Rows of LENGTHS ids with padding in front or behind, and the mask."""
+    """Return rows of LENGTHS ids with padding before or after them, and the mask."""
     rows, mask = torch.full((3, width), PAD), torch.zeros(3, width, dtype=torch.long)
     for row, length in enumerate(LENGTHS):
         place = slice(width - length, width) if left else slice(0, length)
@@ -112,7 +112,7 @@ OPTIONS = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [i for i 
 
 
 @torch.no_grad()
-def test_what_follows_in_a_cache_equals_the_whole(there, ids):
+def test_cached_steps_equal_one_pass(there, ids):
     whole = there(ids, use_cache=False).logits
     first = there(ids[:, :7])
     close(first.logits, whole[:, :7])
@@ -123,7 +123,7 @@ def test_what_follows_in_a_cache_equals_the_whole(there, ids):
     cache.crop(-3)
     assert cache.get_seq_length() == 9
     close(there(ids[:, 9:], cache=cache).logits, whole[:, 9:])
-    kept.crop(-4)  # beyond all that was read in one piece
+    kept.crop(-4)  # beyond the ids read in one piece
     close(there(ids[:, 3:], past_key_values=kept).logits, whole[:, 3:])
 
 
@@ -136,7 +136,9 @@ def test_padding_on_either_side_changes_nothing(there, ids, request):
             logits = there(rows, attention_mask=mask, use_cache=use_cache).logits
             for row, length in enumerate(LENGTHS):
                 close(logits[row][mask[row].bool()], there(ids[row : row + 1, :length], use_cache=False).logits[0])
-            if left or "StlmForCausalLM" in type(there).__name__:  # transformers' classes go on behind the padding
+            if (
+                left or "StlmForCausalLM" in type(there).__name__
+            ):  # transformers' own classes continue after the padding
                 texts = there.generate(rows, attention_mask=mask, use_cache=use_cache, **OPTIONS)[:, 12:]
                 assert [text.tolist() for text in texts] == [text.tolist() for text in alone]
 
@@ -166,7 +168,7 @@ def test_ways_of_generating_agree(there, ids):
 
 
 @torch.no_grad()
-def test_what_else_is_given_out(there, ids):
+def test_optional_outputs_are_returned(there, ids):
     whole = there(ids, use_cache=False).logits
     close(there(ids, logits_to_keep=2).logits, whole[:, -2:])
     close(there(ids, logits_to_keep=torch.tensor([5, 2]), use_cache=False).logits, whole[:, [5, 2]])
@@ -240,14 +242,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_is_not_there_is_refused(ids, message):
+def test_unsupported_options_are_refused(ids, message):
     there = remote(make(FAMILIES["fixed patches"]))
     options, error = REFUSED[message]
     with pytest.raises(error, match=message):
         there(ids, **options)
 
 
-def test_more_that_is_refused(ids):
+def test_unsupported_calls_are_refused(ids):
     there = remote(make(FAMILIES["fixed patches"]))
     with pytest.raises(ValueError, match="inputs_embeds: this model also reads the ids themselves"):
         there(inputs_embeds=torch.zeros(3, 20, 16))
@@ -269,7 +271,7 @@ def test_more_that_is_refused(ids):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Folders of two models that have learned conversations, by the class that loads them."""
+    """Make folders of two models that have learned conversations, by the class that loads them."""
     folder = tmp_path_factory.mktemp("exported")
     for kind, parts in (("native", FAMILIES["native"]), ("remote", FAMILIES["fixed patches"])):
         model = make(parts, context=128)
@@ -288,7 +290,7 @@ def load(exported, kind):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["native", "remote"])
-def test_loading_and_making_anew(exported, kind, tmp_path, ids):
+def test_models_can_be_loaded_and_created_from_a_config(exported, kind, tmp_path, ids):
     tokenizer, there = load(exported, kind)
     assert "token_type_ids" not in tokenizer("a")
     config, options = there.config, {"trust_remote_code": True}
@@ -321,7 +323,7 @@ def test_initial_values_are_made_once_and_are_those_of_a_new_model(monkeypatch):
     there = remote(make(FAMILIES["fixed patches"]))
     builds.clear()
     new = modeling_stlm.StlmForCausalLM(there.config)
-    assert len(builds) == 2  # the model, and one for its values, however many modules there are
+    assert len(builds) == 2  # one model, and one generator of its values, for any number of modules
     fresh = STLM.from_config(there.config.settings(), build_tokenizer("byte"), seed=0)
     for name, parameter in fresh.named_parameters():
         assert torch.equal(new.network.get_parameter(name), parameter), name

@@ -1,4 +1,4 @@
-"""A tiny run on two ranks: what starts it, what it reads, and what it is when nothing happens to it."""
+"""A tiny run on two ranks: its command, its data, and its uninterrupted result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def launchpad(tmp_path_factory):
 
 
 class Stage:
-    """Runs at one ZeRO stage, and two of them that faults are compared with and begin from."""
+    """Runs at one ZeRO stage: an uninterrupted one to compare with, and a stopped one from which faults start."""
 
     def __init__(self, launchpad: Launchpad, folder: Path, stage: int) -> None:
         self._launchpad = launchpad
@@ -67,7 +67,7 @@ class Stage:
         return self._launchpad.run(arguments, ranks, fault)
 
     def suffer(self, fault: Fault, folder: Path) -> None:
-        """Put a run through a fault; fails if anything is not as the matrix promises."""
+        """Put a run through a fault; fail if its outcome differs from the promise in the matrix."""
         run_dir, data = folder / "run", folder / "data"
         shutil.copytree(self.data, data)
         if fault.damage is not None:
@@ -97,7 +97,7 @@ class Stage:
             assert (run_dir / weights).read_bytes() == (self.undisturbed / weights).read_bytes()
         elif fault.ranks_after == 1:
             assert [record["loss"] for record in found] == pytest.approx([r["loss"] for r in expected], abs=1e-5)
-        else:  # until it happened, and it was told
+        else:  # until it happened and was reported
             untouched = [record for record in expected if record["step"] < 6]
             assert found[: len(untouched)] == untouched
             assert any(record["split"] == "recovery" for record in found)

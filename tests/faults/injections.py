@@ -1,4 +1,4 @@
-"""What goes wrong inside a rank, by name: each function prepares the fault in the process that it is called in.
+"""Faults inside a rank, by name: each function prepares the fault in the process that calls it.
 
 The tiny run has 12 steps, saves after 4, 8 and 12, and validates after 6 and 12.
 """
@@ -24,7 +24,7 @@ def fault(function: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def before(owner, name, action, when=lambda *args: True):
-    """Call `action` before a method or function, once, when `when` says so of its arguments."""
+    """Call `action` before a method or function, once, when `when` is true of its arguments."""
     original, done = getattr(owner, name), []
 
     def inside(*args, **kwargs):
@@ -49,7 +49,7 @@ def in_validation(action):
 
 
 def in_save_of(step, action):
-    """When the weights of the checkpoint are on the disk and the optimizer's state is not."""
+    """Call `action` after a checkpoint's weights are written and before the optimizer's state is."""
     from stlm.training.run import checkpoint
 
     before(checkpoint, "save_file", lambda *_: action(None), lambda _, path: f"step_{step:08d}" in str(path))
@@ -77,7 +77,7 @@ def spoil(steps, change):
     Trainer.train_step, Engine.forward = noting_train_step, spoilt_forward
 
 
-# ---------------------------------------------------------------------- ranks that are lost
+# ---------------------------------------------------------------------- lost ranks
 
 
 @fault
@@ -115,7 +115,7 @@ _saved: list[int] = []
 
 
 def saved_once():
-    """Whether this is the second time."""
+    """Return whether this is the second call."""
     _saved.append(1)
     return len(_saved) == 2
 
@@ -291,7 +291,7 @@ def exception_on_rank_0(rank):
 
 @fault
 def disk_full_in_save(rank):
-    """The kernel refuses what goes beyond 20 kB of a file, as a full disk or a quota does."""
+    """The kernel refuses to write beyond 20 kB of a file, like a full disk or a quota."""
     if rank == 0:
         at_step(7, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)))
 
@@ -319,7 +319,7 @@ def read_only_in_save(rank):
 
 @fault
 def slow_disk(rank):
-    """A checkpoint that takes longer than ranks may hang."""
+    """Writing a checkpoint takes longer than the hang timeout of a rank."""
     if rank == 0:
         in_save_of(4, lambda _: time.sleep(6))
 

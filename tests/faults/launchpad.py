@@ -1,4 +1,4 @@
-"""Starts ranks in a fraction of a second: forks of a process that has imported everything already.
+"""Start ranks in a fraction of a second, as forks of a process that has already imported everything.
 
 That process is called torchrun, and forks a launcher for each run, which forks the ranks: to them it all looks as if a
 real launcher had started them, and its death is noticed like the death of one. Run as a script, this file is it.
@@ -20,18 +20,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2] if (Path(__file__).parents[2] / "stlm").is_dir() else Path(os.environ["STLM_ROOT"])
 FAULTS = ROOT / "tests" / "faults"
-# What a rank imports, and what its libraries import only when they are used.
+# The modules that a rank imports, and those that its libraries import on first use.
 IMPORTED = (
     "stlm.commands.pretrain", "data_pipeline.loading.loaders", "stlm.stlm", "stlm.training.trainer",
     "stlm.training.optim.optimizers",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch.utils.tensorboard",
-    "deepspeed.runtime.zero.muon.original_muon",  # which compiles something, and so imports torch's compiler: 2 s
+    "deepspeed.runtime.zero.muon.original_muon",  # compiles a function, and so imports torch's compiler: 2 s
 )  # fmt: skip
-STOPPED = "stopped"  # in the place of the exit code of a rank that has to be killed because it stands still
+STOPPED = "stopped"  # stands for the exit code of a rank that was killed because it hung
 
 
 class Launchpad:
-    """The process that forks; from its construction to `close`."""
+    """The process that forks; it lives from construction to `close`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -46,13 +46,13 @@ class Launchpad:
         self._read()  # ready
 
     def run(self, arguments: list[str], ranks: int, fault: str | None = None, timeout_s: float = 120) -> Run:
-        """pretrain.py with `arguments` on so many ranks, to its end. `fault` names a function of injections.py."""
+        """Run pretrain.py with `arguments` on `ranks` ranks to its end. `fault` names a function of injections.py."""
         run = self.start(arguments, ranks, fault)
         run.wait(timeout_s)
         return run
 
     def start(self, arguments: list[str], ranks: int, fault: str | None = None) -> Run:
-        """The same, without waiting for it."""
+        """Start such a run without waiting for it."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         job = {"arguments": arguments, "ranks": ranks, "fault": fault, "folder": str(folder)}
         assert self._process.stdin is not None
@@ -89,11 +89,11 @@ class Run:
             time.sleep(0.02)
 
     def pids(self) -> list[int]:
-        """The processes of the ranks and of their launcher."""
+        """Return the process ids of the ranks and of their launcher."""
         return json.loads((self._folder / "pids").read_text())
 
     def codes(self) -> list[Any] | None:
-        """The exit code of each rank; None if the launcher was not there to see them."""
+        """Return the exit code of each rank; None if the launcher did not live to see them."""
         path = self._folder / "codes"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -102,7 +102,7 @@ class Run:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and not only its entry."""
+    """Return whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -113,11 +113,11 @@ def is_running(pid: int) -> bool:
 
 
 def serve() -> None:
-    """Import everything, then fork a launcher for each line that comes."""
+    """Import everything, then fork a launcher for each line of input."""
     sys.path[:0] = [str(ROOT), str(FAULTS)]
     for name in IMPORTED:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # launchers vanish by themselves
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # finished launchers are reaped by the kernel
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -129,7 +129,7 @@ def serve() -> None:
 
 
 def launch(job: dict[str, Any]) -> None:
-    """A launcher: forks the ranks, waits for them, writes what they ended with."""
+    """Run a launcher: fork the ranks, wait for them, write their exit codes."""
     from stlm.training.distributed.ranks import free_port
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -163,7 +163,7 @@ def launch(job: dict[str, Any]) -> None:
 
 
 def train(rank: int, job: dict[str, Any]) -> None:
-    """A rank: scripts/pretrain.py as it is, with a fault in it."""
+    """Run a rank: scripts/pretrain.py, unchanged, with a fault in it."""
     output = os.open(Path(job["folder"], f"rank{rank}"), os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)

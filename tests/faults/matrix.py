@@ -1,4 +1,4 @@
-"""Every fault that a run is put through, what is promised, and how that is seen; docs/faults.md shows it as a table.
+"""Every fault in the tests, its promised outcome, and how the test observes it; docs/faults.md shows them as a table.
 
 Run as a script, this file writes the table into the docs: python tests/faults/matrix.py
 """
@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- made by tests/faults/matrix.py -->", "<!-- end of what is made -->"
 STAGES = (0, 2, 3)
 KILLED = -9
-LOST = "lost"  # an exit code that cannot be seen, for the launcher is gone
+LOST = "lost"  # an unknown exit code, since the launcher is gone
 SAME = "an uninterrupted run, digit for digit"
 
 
@@ -30,12 +30,12 @@ class Fault:
     """One row of the table."""
 
     name: str
-    what: str  # is done, for people
-    codes: tuple[tuple[object, ...], ...]  # what the two ranks end with: one of these
+    what: str  # described for readers
+    codes: tuple[tuple[object, ...], ...]  # possible exit codes of the two ranks
     inject: str | None = None  # in injections.py; None: applied to a stopped run
     damage: Callable[[Path, Path], None] | None = None  # to run directory and data
-    says: str = ""  # a pattern of what is printed
-    restore_data: bool = False  # before the same command is given again
+    says: str = ""  # a pattern in the printed output
+    restore_data: bool = False  # before the command is rerun
     ends_as: str = SAME
     ranks_after: int = 2
     settings: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def cut(path: Path) -> None:
 
 
 def half_written(run: Path, data: Path) -> None:
-    """What processes leave that are killed while they write or delete a checkpoint."""
+    """Leave the files of processes killed while they write or delete a checkpoint."""
     shutil.copytree(newest(run), run / f"checkpoints/{TEMPORARY_PREFIX}abandoned")
     (run / f"checkpoints/{TEMPORARY_PREFIX}abandoned/COMPLETE").unlink()
 
@@ -89,7 +89,7 @@ CUT_OFF = ("--set", "training.recovery.spike_factor=1.2", "training.recovery.spi
 HANG = ("--set", "training.hang_timeout_s=3")
 
 FAULTS = (
-    # ranks that are lost
+    # lost ranks
     Fault("kill_rank_0", "rank 0 is killed (SIGKILL) in a step", LOSS_OF_0, "kill_rank_0",
           says=GONE_0),
     Fault("kill_rank_1", "rank 1 is killed in a step", LOSS_OF_1, "kill_rank_1",
@@ -203,7 +203,7 @@ def in_docs() -> str:
 
 
 def metrics_of(run: Path) -> list[dict]:
-    """The records of metrics.jsonl without what depends on the clock."""
+    """Return the records of metrics.jsonl without fields that depend on the clock."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "timing"} for record in records]
 

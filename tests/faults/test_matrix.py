@@ -1,4 +1,4 @@
-"""The table in docs/faults.md is that of the faults which are tested."""
+"""The table in docs/faults.md lists exactly the faults that are tested."""
 
 from __future__ import annotations
 

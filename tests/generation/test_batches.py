@@ -1,4 +1,4 @@
-"""Rows that are decoded together: each is the text that it would be alone, whatever stands beside it."""
+"""Rows decoded together: each gets the text that it would get alone, whatever the other rows are."""
 
 import pytest
 import torch
@@ -43,12 +43,12 @@ def make(name):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter *= 3  # untrained, it would say the same whatever it has read
+                parameter *= 3  # an untrained model would predict the same after any text
     return model
 
 
 @torch.no_grad()
-def test_joined_rows_read_on_as_each_would_alone(model):
+def test_joined_rows_continue_as_each_would_alone(model):
     ids = torch.randint(32, 127, (3, 31), generator=torch.Generator().manual_seed(1))
     whole = model(ids).logits
     states = [model.begin(1, ids[[row], :read])[1] for row, read in enumerate((7, 1, 16))]
@@ -58,7 +58,7 @@ def test_joined_rows_read_on_as_each_would_alone(model):
     for row, read in enumerate((7, 1, 16)):
         together = torch.cat(said, 1)[row]
         torch.testing.assert_close(together, whole[row, read + 1 : read + 6], atol=1e-5, rtol=0)
-    # One leaves, one comes again, and what is read at once is read by all.
+    # One row leaves, one joins again, and all read several ids at once.
     state = model.join([(state, torch.tensor([1, 0])), (states[2], zero)])
     assert state.lengths == [6, 12, 16]
     said = model.step(torch.stack([ids[1, 6:14], ids[0, 12:20], ids[2, 16:24]]), state)
@@ -68,7 +68,7 @@ def test_joined_rows_read_on_as_each_would_alone(model):
 
 @pytest.mark.parametrize("rules", [{"temperature": 0}, {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.1}])
 def test_each_row_is_the_text_alone(model, rules):
-    """Beyond the context too, where rows begin anew at different times."""
+    """Texts also exceed the context, where rows begin anew at different times."""
     together = model.generate_batch(PROMPTS, max_new_ids=40, seed=5, **rules)
     alone = [model.generate(prompt, max_new_ids=40, **{"seed": 5 + row, **rules}) for row, prompt in enumerate(PROMPTS)]
     assert together == alone
@@ -76,7 +76,7 @@ def test_each_row_is_the_text_alone(model, rules):
 
 
 def test_rows_join_and_leave_at_any_step(model):
-    """A batch to which a row comes at every second step, each with rules of its own, and which the third one leaves."""
+    """A row joins at every second step, each with its own rules, and the third one leaves early."""
     rules = [Sampling(temperature=n % 3 / 2, seed=n) for n in range(len(PROMPTS))]
     expected = [model.generate(prompt, max_new_ids=12, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
     batch, drawn, rows = DecodingBatch(model, 32), {}, []
@@ -127,13 +127,13 @@ def test_a_model_optimized_for_decoding_is_the_same_but_for_rounding(model, tmp_
     assert files[0] == files[1]
 
 
-def test_copied_drafts_change_no_text(model):
+def test_copied_drafts_do_not_change_texts(model):
     text = "one two three, one two three, one"
     plain = model.generate(text, max_new_ids=40, temperature=0, speculative=None)
     assert model.generate(text, max_new_ids=40, temperature=0, speculative="ngram") == plain
     copied, drawn = DecodingStats(), DecodingStats()
     assert model.generate(text, max_new_ids=40, temperature=0, stats=copied) == plain
-    assert copied.ids  # that it may copy shows in its being told
+    assert copied.ids  # the model is told of it, which shows that it may copy
     drawn_text = model.generate(text, max_new_ids=40, seed=1, stats=drawn)
     assert drawn_text == model.generate(text, max_new_ids=40, seed=1, speculative=None) and not drawn.ids
 
@@ -168,7 +168,7 @@ def test_copied_drafts_change_no_text(model):
         (lambda model: model.generate_batch(["a"], sampling=Sampling(), seed=1), "seed: given in addition to sampling"),
     ],
 )
-def test_what_is_out_of_range_is_refused(call, message):
+def test_values_out_of_range_are_refused(call, message):
     with pytest.raises(ConfigError, match=message):
         call(make("bytes"))
 
@@ -177,7 +177,7 @@ def test_a_stop_string_alone_is_one_string():
     model = make("bytes")
     drawn = {"max_new_ids": 60, "temperature": 0.2, "seed": 3}
     text = model.generate("a", **drawn)
-    # One that is there for the first time, though its first letter comes before.
+    # A string that occurs for the first time, although its first letter occurs earlier.
     stop = next(text[at : at + 2] for at in range(1, len(text) - 2)
                 if text[at] in text[:at] and text.index(text[at : at + 2]) == at)  # fmt: skip
     ended = model.generate("a", **drawn, stop=stop)
@@ -185,8 +185,8 @@ def test_a_stop_string_alone_is_one_string():
     assert model.generate_batch(["a"], **drawn, stop=stop) == [ended]
 
 
-def test_rows_that_go_on_together_when_others_have_stopped(model):
-    """Two that have read equally many ids remain of a batch whose rows had not."""
+def test_rows_continue_together_when_others_have_stopped(model):
+    """Two rows of equal length remain of a batch whose rows had different lengths."""
     prompts, rules = ["The text is long", "The text", "A texts "], {"max_new_ids": 20, "temperature": 0}
     alone = [model.generate(prompt, **rules) for prompt in prompts]
     stop = next(piece for piece in (alone[0][n : n + 2] for n in range(2, 18)) if piece not in alone[1] + alone[2])
@@ -196,7 +196,7 @@ def test_rows_that_go_on_together_when_others_have_stopped(model):
 
 @pytest.mark.parametrize("place", ["begin", "step", "accept"])
 def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, place):
-    """Whether the model fails on what a row has read, in its first step or later, or the row itself does."""
+    """Either the model fails on the row's ids, in its first step or later, or the row itself fails."""
     rules = [Sampling(temperature=n % 2, seed=n) for n in range(len(PROMPTS))]
     expected = [model.generate(prompt, max_new_ids=40, sampling=rules[n]) for n, prompt in enumerate(PROMPTS)]
     rows = [model.row(prompt, rules[n], 40) for n, prompt in enumerate(PROMPTS)]
@@ -207,7 +207,7 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, plac
         whole = place == "begin" and any(row == poisoned.window for row in given[1].tolist())
         later = place == "step" and len(given[0]) == len(PROMPTS) and poisoned.sampler.remaining == 35
         if whole or later or (place == "accept" and poisoned.sampler.remaining == 35):
-            poisoned.window[-1] = -1  # no id: whatever reads this row from now on fails
+            poisoned.window[-1] = -1  # no valid id: reading this row fails from now on
             raise RuntimeError("poison")
         return original(*given)
 
@@ -226,7 +226,7 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(model, monkeypatch, plac
 
 
 def test_rows_with_one_prompt_share_one_reading_of_it(model, monkeypatch):
-    """Each still draws what it would alone, and reads on by itself."""
+    """Each row still draws its own ids, and continues independently."""
     read, begin = [], model.begin
 
     def counted(batch_size, ids_BN=None):

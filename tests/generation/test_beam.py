@@ -1,4 +1,4 @@
-"""Beam search against all texts there are."""
+"""Beam search against an enumeration of all texts."""
 
 import itertools
 
@@ -14,7 +14,7 @@ BANNED = torch.tensor([False, False, True, False, False])
 
 
 class Markov:
-    """Says what follows an id by a table; a state is the ids that its rows have read."""
+    """A model that predicts the next id from a table; its state is the ids read by each row."""
 
     def begin(self, batch_size, ids=None):
         return FOLLOW[ids[:, -1]], [row.tolist() for row in ids]
@@ -30,7 +30,7 @@ class Markov:
 
 
 def brute_force(start, length):
-    """All texts of at most `length` ids, ended or cut off there, and their log-probabilities; the likeliest first."""
+    """Return all texts of at most `length` ids, ended or cut off, and their log-probabilities; the likeliest first."""
     log = FOLLOW.double().masked_fill(BANNED, -torch.inf).log_softmax(-1)
     found = []
     for n in range(length + 1):
@@ -52,7 +52,7 @@ def search(num_beams, length, context_length=50):
 def test_enough_beams_find_the_likeliest_texts(length, context_length):
     expected = brute_force(0, length)
     found = search(200, length, context_length)
-    scores = {tuple(ids): score for ids, score in expected}  # some are alike: the order of those is open
+    scores = {tuple(ids): score for ids, score in expected}  # some have equal probability, in any order
     assert {tuple(text.ids): text.log_probability for text in found} == pytest.approx(scores)
     assert [text.log_probability for text in found] == pytest.approx([score for _, score in expected])
 

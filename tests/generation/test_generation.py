@@ -13,7 +13,7 @@ NOTHING_BANNED = torch.zeros(4, dtype=torch.bool)
 
 
 def shares(logits, times=4000, prompt=(), **rules):
-    """Share of each id over many draws, each of a row of its own."""
+    """Return the share of each id over many draws, one row each."""
     rows = [Sampler(Sampling(**rules, seed=seed), prompt, NOTHING_BANNED, 1, 99) for seed in range(times)]
     drawn = sample_ids(torch.tensor([logits]).expand(times, -1), rows)
     return torch.bincount(torch.tensor(drawn), minlength=len(logits)) / times
@@ -47,7 +47,7 @@ def test_sampling_draws_from_the_stated_distribution(options, expected):
 
 
 def test_penalties_follow_their_formulas():
-    """Of prompt [1] and text [2, 2, 3], whose logits are 2, 1, -1 and 3."""
+    """For prompt [1] and text [2, 2, 3], with logits 2, 1, -1 and 3."""
     logits = torch.tensor([[2.0, 1.0, -1.0, 3.0]])
     for rules, expected in [
         ({"repetition_penalty": 2.0}, [2.0, 0.5, -2.0, 1.5]),
@@ -58,7 +58,7 @@ def test_penalties_follow_their_formulas():
         for id in (2, 2, 3):
             row.accept(id)
         ahead = row.copy()
-        ahead.accept(0)  # what is only supposed leaves no trace
+        ahead.accept(0)  # rejected drafts leave no trace
         torch.testing.assert_close(distribution(logits, [row]), torch.tensor([expected]).softmax(-1))
 
 
@@ -101,7 +101,7 @@ ALL_BYTES = UTF8Automaton([bytes([byte]) for byte in range(256)])
 
 
 def test_the_automaton_agrees_with_pythons_decoder():
-    """All beginnings of up to four bytes, at the edges of its classes."""
+    """Checked on all beginnings of up to four bytes at the edges of the automaton's classes."""
     edges = (0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE, 0xEF,
              0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xFF)  # fmt: skip
     reached = [(b"", 0)]
@@ -119,7 +119,7 @@ def test_the_automaton_agrees_with_pythons_decoder():
 
 
 def can_be_valid(text, left):
-    """Whether up to `left` bytes more can make it valid."""
+    """Return whether up to `left` more bytes can make it valid."""
     ways = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\x80", b"\xbf\x80\x80", b"\x90\x80\x80")
     for way in ways:
         try:
@@ -143,7 +143,7 @@ def test_constrained_text_is_valid_and_whole_whatever_the_model_says():
 
 
 class Counter:
-    """Says that the next id is the last one plus 1 (mod 4); records what it is made to read at once."""
+    """Predicts the last id plus 1 (mod 4) as the next id; records the ids read at once."""
 
     def __init__(self):
         self.reads = []
@@ -181,7 +181,7 @@ def test_banned_ids_are_never_drawn():
     assert 1 not in run([0], banned=torch.tensor([False, True, False, False]))[0]
 
 
-def test_a_full_context_is_read_anew_from_its_last_half():
+def test_a_full_context_is_reread_from_its_last_half():
     ids, reads = run([0, 1], context_length=4, max_new_ids=5)
     assert ids == [2, 3, 0, 1, 2]
     assert reads == [[0, 1], [2], [2, 3], [0], [0, 1]]
@@ -202,7 +202,7 @@ def test_any_seed_will_do():
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 20, 33])
 @pytest.mark.parametrize("stride", [1, 3, 8])
 def test_windows_score_every_id_once_with_at_least_the_promised_context(length, stride):
-    """The logits tell how many ids of the window came before: the score of an id is then that number."""
+    """The logits encode the number of preceding ids in the window, so the score of an id is that number."""
 
     def logits_of(ids_BT):
         nats = torch.arange(ids_BT.size(1), dtype=torch.float64).expand(ids_BT.shape)
@@ -240,7 +240,7 @@ def test_a_stop_string_ends_the_text_wherever_pieces_begin():
         return [*said, stream.close()]
 
     PIECES = [b"ab", b"a", b"ba", b"cd ", "é".encode()[:1], "é".encode()[1:]]
-    assert "".join(shown("abac")) == "ab"  # in "ababac" the first "aba" only looked like it
+    assert "".join(shown("abac")) == "ab"  # in "ababac" the first "aba" is only a partial match
     assert shown("bac", "é")[:3] == ["a", "", "ba"]
     assert shown("é") == ["ab", "a", "ba", "cd ", "", "", ""]
     assert "".join(shown("abx", "d é!")) == "ababacd é"

@@ -1,4 +1,4 @@
-"""docs/generation.md is kept: its commands and its Python run, on a tiny model in the place of the quickstart's."""
+"""The commands and the Python of docs/generation.md run, with a tiny model in place of the quickstart's."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Speculation and early exit, on a model whose every probability is known."""
+"""Speculative decoding and early exit, on a model with known probabilities."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ class State:
 
 
 class Table:
-    """Says what follows an id by a table: one for the first two layers, one for all eight. Records what it is told."""
+    """Predicts the next id from tables: one for the first two layers, one for all eight. Records its calls."""
 
     depths = (2, 8)
 
@@ -88,7 +88,7 @@ def drafting_by(function, model, prompt, sampler, num_drafts, context_length=100
 
 
 def shares(draw, times):
-    """How often each text of up to three ids comes out, end included."""
+    """Return the share of each text of up to three ids, with its end."""
     counts = torch.zeros(5, 5, 5)
     for seed in range(times):
         a, b, c, *_ = [*draw(seed), STOP, STOP, STOP]
@@ -96,13 +96,33 @@ def shares(draw, times):
     return counts / times
 
 
-PROMPT = [0, 1, 2, 3, 0, 1, 0, 2, 2, 3, 3, 1, 0, 0, 3, 2, 1, 1, 3]  # all pairs: whatever is drawn, something follows it
+PROMPT = [
+    0,
+    1,
+    2,
+    3,
+    0,
+    1,
+    0,
+    2,
+    2,
+    3,
+    3,
+    1,
+    0,
+    0,
+    3,
+    2,
+    1,
+    1,
+    3,
+]  # all pairs, so that every drawn id has a continuation
 
 
 @pytest.mark.parametrize("drafting", [by_layers, by_ngrams])
 @pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
 def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
-    """Against the probabilities worked out by hand: chi-square over all texts, at 5 standard deviations."""
+    """Compared with probabilities worked out by hand: chi-square over all texts, within 5 standard deviations."""
     times, stats = 1500, DecodingStats()
     found = shares(
         lambda seed: drafting(Table(), PROMPT, sampler_of(PROMPT, seed=seed, **rules), num_drafts=2, stats=stats), times
@@ -132,9 +152,9 @@ def test_drafts_leave_the_distribution_as_it_is(rules, drafting):
 @pytest.mark.parametrize("drafting", [by_layers, by_ngrams])
 @pytest.mark.parametrize("num_drafts", [1, 2, 5, 50])
 @pytest.mark.parametrize("context_length", [1, 2, 7, 100])
-def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_length, drafting):
+def test_drafts_do_not_change_the_likeliest_text(num_drafts, context_length, drafting):
     banned, stats = torch.tensor([False, True, False, False, True]), DecodingStats()
-    rules = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.05}  # or it would soon go round
+    rules = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.05}  # avoids a repeating text
 
     def sampler():
         return sampler_of([0, 1, 2], max_new_ids=40, banned=banned, **rules)
@@ -144,14 +164,14 @@ def test_the_likeliest_text_is_the_same_whatever_is_drafted(num_drafts, context_
     assert len(expected) == 40 and stats.accepted <= stats.drafted
 
 
-def test_what_is_copied_followed_the_longest_repetition():
+def test_copies_continue_the_longest_repetition():
     assert ngram_draft([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [9, 2, 3, 8]
     assert ngram_draft([1, 2, 3, 9, 2, 3], 1) == [9]
     assert ngram_draft([1, 2, 3, 4], 4) == [] == ngram_draft([1, 1, 1], 0)
 
 
 def test_copying_saves_passes():
-    """Of a text that goes round, all drafts are right but those across its end."""
+    """In a repeating text, only drafts across its end are wrong."""
     model, stats = Table(), DecodingStats()
     drawn = list(by_ngrams(model, [0], sampler_of([0], max_new_ids=60, temperature=0), 4, stats=stats))
     passes = sum(name == "step" for name, _ in model.said)
@@ -159,8 +179,8 @@ def test_copying_saves_passes():
     assert passes < 30 and stats.accepted > 30
 
 
-def test_copies_that_are_always_wrong_are_made_ever_more_rarely():
-    """Pairs recur at once among five ids; what comes is never what followed them."""
+def test_copies_that_are_always_wrong_become_rarer():
+    """Among five ids pairs recur at once, but the next id never follows the copied pattern."""
 
     class Never(Table):
         def step(self, ids, state):
@@ -174,7 +194,7 @@ def test_copies_that_are_always_wrong_are_made_ever_more_rarely():
     model, stats = Never(), DecodingStats()
     drawn = list(by_ngrams(model, PROMPT, sampler_of(PROMPT, max_new_ids=60, temperature=0), 1, stats=stats))
     assert len(drawn) == 60 and stats.accepted == 0
-    assert 3 <= stats.drafted <= 6  # after 1, 3, 7, 15 and 31 passes without
+    assert 3 <= stats.drafted <= 6  # after 1, 3, 7, 15 and 31 passes without drafts
 
 
 def test_statistics_are_counted():
@@ -187,8 +207,8 @@ def test_statistics_are_counted():
     assert str(stats).endswith(f"; {stats.accepted} of {stats.drafted} drafts accepted")
 
 
-def test_an_exit_that_is_sure_is_believed():
-    """Ids after which the first exit is sure wait; the next that is not takes them along."""
+def test_a_confident_exit_is_used():
+    """Ids with a confident first exit wait; the next unconfident id is computed together with them."""
     sure = SHALLOW.softmax(-1).amax(-1)
     threshold = sure[:4].median().item() + 1e-6  # two of four are
     model, stats = Table(), DecodingStats()

@@ -1,4 +1,4 @@
-"""A copy of the project, a tiny corpus, and a run on two ranks that was never stopped."""
+"""A copy of the project, a tiny corpus, and an uninterrupted run on two ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_COPIED = {".git", ".venv", "data", "runs", "build", "dist", "tests", ".pytes
 
 @pytest.fixture(scope="session", autouse=True)
 def environment():
-    """What every process of these tests has, and their children: one thread, this environment, no launcher's words."""
+    """Set the environment of every process in these tests: one thread, no variables of an outer launcher."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("SLURM_", "OMPI_", "PMIX_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -35,10 +35,10 @@ def environment():
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
-    """The project in a folder of its own, with tiny.yaml, text/, and data/tiny, which was made of it."""
+    """Copy the project, with tiny.yaml, text/, and data/tiny, which is prepared from it."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("needs a virtual environment: run.sh makes one")
-    # Made ready from here, so that no job in the copy installs the copy.
+    # Set up from here, so that no job in the copy installs it.
     ready = f'set -eu; ROOT="{ROOT}"; source "$ROOT/scripts/_setup.sh"; stlm_setup dev'
     subprocess.run(["bash", "-c", ready], check=True, stdin=subprocess.DEVNULL)
 
@@ -61,8 +61,8 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(project) -> list[dict]:
-    """The metrics of two ranks on one node, which torchrun started and nobody stopped."""
-    # Without `--` torchrun takes --run for an abbreviation of an option of its own.
+    """Return the metrics of an uninterrupted run of two ranks on one node, started by torchrun."""
+    # Without `--` torchrun reads --run as an abbreviation of one of its own options.
     torchrun = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command = [*torchrun, "--", "scripts/pretrain.py", *OPTIONS, "--run", "runs/uninterrupted"]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True)

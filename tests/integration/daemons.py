@@ -1,4 +1,4 @@
-"""Background programs of a test: started in one folder, watched while it waits, and stopped at its end."""
+"""Background programs of a test: started in one folder, monitored while the test waits, and stopped at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"
 
 
 class Daemons:
-    """Programs that run in the foreground of their own processes; what they print is in FOLDER/*.log."""
+    """Programs that run in the foreground of their own processes; their output goes to FOLDER/*.log."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,17 +31,17 @@ class Daemons:
             )
 
     def check(self) -> None:
-        """Fails the test if one has ended."""
+        """Fail the test if a program has ended."""
         for name, process in self._processes.items():
             if process.poll() is not None:
                 raise AssertionError(f"{name} ended with {process.returncode}\n{self.logs()}")
 
     def logs(self) -> str:
-        """The last lines of each."""
+        """Return the last lines of each log."""
         return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
 
     def stop(self) -> None:
-        """In the order opposite to that of their start."""
+        """Stop the programs in reverse order of their start."""
         for process in reversed(self._processes.values()):
             process.terminate()
         for process in self._processes.values():
@@ -53,7 +53,7 @@ class Daemons:
 
 
 def wait_until(true: Callable[[], bool], what: str, daemons: Daemons, timeout_s: float = 60) -> None:
-    """Return when it is true; the test fails after the time, or if one of the daemons ends."""
+    """Return when the condition is true; fail the test after the time limit, or if a daemon ends."""
     deadline = time.monotonic() + timeout_s
     while not true():
         daemons.check()
@@ -62,7 +62,7 @@ def wait_until(true: Callable[[], bool], what: str, daemons: Daemons, timeout_s:
 
 
 def need(package: str, *programs: str) -> None:
-    """Skip where a program is missing: scripts/test.sh --all and run.sh install it where they may."""
+    """Skip where a program is missing: scripts/test.sh --all and run.sh install it where permitted."""
     missing = [program for program in programs if shutil.which(program, path=PATH) is None]
     if missing:
         pytest.skip(f"there is no {' and no '.join(missing)}; on Debian: apt-get install {package}")

@@ -15,7 +15,7 @@ from daemons import Daemons, wait_until
 
 from stlm.training.distributed.ranks import free_port
 
-NODES = ("127.0.0.1", "127.0.0.2")  # names that lead somewhere on every machine
+NODES = ("127.0.0.1", "127.0.0.2")  # names that resolve on every machine
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 CONFIG = """
@@ -46,7 +46,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe
 
 
 class Slurm:
-    """The cluster, from its construction to `stop`. Requeued jobs wait five seconds (cred_expire), not two minutes."""
+    """The cluster, from construction to `stop`. Requeued jobs wait five seconds (cred_expire), not two minutes."""
 
     def __init__(self, folder: Path) -> None:
         self.daemons = Daemons(folder)
@@ -65,7 +65,7 @@ class Slurm:
 
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munge.seed"}
         options = [f"--{option}={folder / file}" for option, file in files.items()]
-        # --force: the folders above this one may be open to others, as those for temporary files are.
+        # --force: parent folders may be writable by others, as those for temporary files are.
         self.daemons.start("munged", "--foreground", "--force", *options)
         wait_until(lambda: (folder / "munge.socket").exists(), "munged", self.daemons)
         self.daemons.start("slurmctld", "-D", environment=self.environment)
@@ -74,23 +74,23 @@ class Slurm:
         wait_until(lambda: self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "two nodes", self.daemons)
 
     def run(self, *command: str | Path) -> str:
-        """The output of one of Slurm's commands; empty if it failed."""
+        """Return the output of one of Slurm's commands; empty if it failed."""
         return subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, text=True).stdout
 
     def submit(self, folder: Path, *arguments: str | Path) -> str:
-        """The number of a job that starts in `folder`."""
+        """Submit a job that starts in `folder`, and return its number."""
         command = ["sbatch", "--parsable", "--chdir", folder, *arguments]
         result = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
     def state(self, job: str) -> dict[str, str]:
-        """What scontrol knows of a job: JobState, Restarts, ExitCode, …"""
+        """Return the fields that scontrol reports for a job: JobState, Restarts, ExitCode, …"""
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, job: str, *states: str, timeout_s: float = 180) -> dict[str, str]:
-        """What is known of a job once it is in one of the states."""
+        """Wait until the job is in one of the states, and return its fields."""
         wait_until(lambda: self.state(job).get("JobState") in states, f"job {job} {states}", self.daemons, timeout_s)
         return self.state(job)
 

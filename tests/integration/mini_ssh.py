@@ -40,7 +40,7 @@ Host *
 
 
 class Ssh:
-    """The nodes, from its construction to `stop`."""
+    """The nodes; they live from construction to `stop`."""
 
     def __init__(self, folder: Path) -> None:
         self.daemons = Daemons(folder)
@@ -59,7 +59,7 @@ class Ssh:
         self.environment = os.environ | {"PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}"}
 
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # a sshd of root does not start without
+            Path("/run/sshd").mkdir(exist_ok=True)  # a sshd of root needs this folder
         self.daemons.start("sshd", "-D", "-e", "-f", folder / "sshd_config")
         wait_until(lambda: all(self.answers(node) for node in NODES), "answer from sshd", self.daemons)
 

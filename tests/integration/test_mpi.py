@@ -1,4 +1,4 @@
-"""A real Open MPI: mpirun on one node, on two by ssh, and below DeepSpeed's launcher."""
+"""Open MPI itself: mpirun on one node, on two by ssh, and under DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stlm.training.distributed.ranks import free_port
 
 pytestmark = pytest.mark.slow
 
-# Anywhere: as root, more ranks than cores, by the network that every machine has.
+# Works anywhere: as root, with more ranks than cores, over the loopback network.
 SETTINGS = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -40,7 +40,7 @@ def ssh(tmp_path_factory):
 
 @pytest.fixture
 def run(ssh, project):
-    """Runs a command in the project's folder to its end, and returns what it printed."""
+    """Return a function that runs a command in the project's folder to its end and returns its output."""
 
     def run(*command, expect=0):
         result = subprocess.run(
@@ -60,7 +60,7 @@ def test_mpirun_on_one_node(run, project, uninterrupted):
 
 
 def test_mpirun_on_two_nodes_that_find_each_other_by_mpi4py(run, project, ssh, uninterrupted):
-    """Nobody says where rank 0 is, but it."""
+    """Only mpi4py tells the ranks the address of rank 0."""
     mpirun = ["mpirun", "-n", "2", "--hostfile", ssh.daemons.folder / "hostfile", "-x", "OMP_NUM_THREADS"]
     output = run(*mpirun, sys.executable, "scripts/pretrain.py", *OPTIONS, "--run", "runs/mpi4py")
     assert re.search(r"2 ranks on 2 nodes, started by Open MPI, meeting at [\d.]+:\d+;", output)
@@ -75,7 +75,7 @@ def test_deepspeed_on_two_nodes_by_mpirun(run, project, ssh, uninterrupted):
     assert read_metrics(project / "runs/openmpi") == uninterrupted
 
 
-def test_a_mistake_ends_mpirun_with_2(run, project):
+def test_a_user_error_ends_mpirun_with_2(run, project):
     mistake = ("--set", "training.batch_size=9", "--run", "runs/none")
     output = run("mpirun", "-n", "2", sys.executable, "scripts/pretrain.py", *OPTIONS, *mistake, expect=2)
     (error,) = (line for line in output.splitlines() if line.startswith("error: "))

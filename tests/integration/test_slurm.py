@@ -28,7 +28,7 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture
 def pretrain(slurm, project):
-    """Submits scripts/slurm/pretrain.sbatch for the tiny run; returns the job's number and the path of its output."""
+    """Return a function that submits pretrain.sbatch for the tiny run and returns job number and output path."""
 
     def submit(run, *options):
         job = slurm.submit(project, "scripts/slurm/pretrain.sbatch", run, *OPTIONS, *options)
@@ -38,14 +38,14 @@ def pretrain(slurm, project):
 
 
 def stops(output: Path) -> int:
-    """How often a run was stopped; which rank was asked first, and by what, is not for rank 0 to know each time."""
+    """Return how often a run was stopped, whichever rank was asked first and by whichever signal."""
     return len(re.findall(r"^stopped by .* at step \d+ after saving;", output.read_text(), re.MULTILINE))
 
 
 def test_a_job_that_is_preempted_twice_finishes_with_the_curve_of_one_that_was_not(
     slurm, project, pretrain, uninterrupted
 ):
-    """First as at its time limit, then as by an operator."""
+    """The first preemption is like that of a time limit, the second like that of an operator."""
     run = project / "runs/preempted"
     job, output = pretrain("runs/preempted")
     wait_for_step(run, 20, slurm.daemons.check)
@@ -69,7 +69,7 @@ def test_a_job_that_is_preempted_twice_finishes_with_the_curve_of_one_that_was_n
 
 
 def test_a_rank_that_is_killed_is_started_again_within_the_job(slurm, project, pretrain, uninterrupted):
-    """On one rank, where that is allowed: the curve is the same within rounding."""
+    """The job continues on one rank where that is allowed, with the same curve within rounding."""
     run = project / "runs/accident"
     slurm.environment["STLM_MIN_RANKS"] = "1"
     try:
@@ -88,7 +88,7 @@ def test_a_rank_that_is_killed_is_started_again_within_the_job(slurm, project, p
 
 
 def pids_with(words: str) -> list[int]:
-    """Processes of Python that have these words in their command line."""
+    """Return the ids of Python processes with these words in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -99,13 +99,13 @@ def pids_with(words: str) -> list[int]:
 
 
 def environment_of(pid: int) -> str:
-    """Which task of its step a process is; empty if none."""
+    """Return a process's SLURM_PROCID variable; empty if unset."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     return next((word.partition("=")[2] for word in variables if word.startswith("SLURM_PROCID=")), "")
 
 
-def test_a_mistake_ends_a_job_with_2(slurm, project, pretrain):
-    """It is told once and does not come back, though it is asked to."""
+def test_a_user_error_ends_a_job_with_2(slurm, project, pretrain):
+    """The error is reported once, and the job is not requeued although its script allows requeuing."""
     job, output = pretrain("runs/mistake", "--set", "training.batch_size=9")
     done = slurm.wait_for(job, "COMPLETED", "FAILED")
     assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "2:0", "0")
@@ -115,7 +115,7 @@ def test_a_mistake_ends_a_job_with_2(slurm, project, pretrain):
 
 
 def test_two_jobs_on_one_run_and_a_cancelled_one(slurm, project, pretrain):
-    """The second is told who is there; the first, when it is cancelled, saves and does not come back."""
+    """The second job names the first; the first saves when cancelled, and is not requeued."""
     run = project / "runs/busy"
     first, first_output = pretrain("runs/busy", "--set", "training.max_steps=100000")
     wait_for_step(run, 5, slurm.daemons.check)

@@ -1,4 +1,4 @@
-"""scripts/multinode.sh over a real sshd: DeepSpeed's launcher and pdsh on two nodes."""
+"""The script multinode.sh over a real sshd: DeepSpeed's launcher and pdsh on two nodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ssh(tmp_path_factory):
 
 @pytest.fixture
 def multinode(ssh, project, tmp_path):
-    """Starts scripts/multinode.sh for the tiny run; `hostfile` is the text of the hostfile."""
+    """Return a function that starts scripts/multinode.sh for the tiny run; `hostfile` is the text of the hostfile."""
 
     def start(*options, hostfile="node1 slots=1\nnode2 slots=1\n"):
         (tmp_path / "hostfile").write_text(hostfile)
@@ -55,7 +55,7 @@ def test_two_nodes_train_as_one(project, multinode, uninterrupted):
 
 
 def test_the_end_of_the_command_is_the_end_of_the_ranks(project, multinode, uninterrupted):
-    """They save first, and the same command goes on."""
+    """They save first, and the rerun command resumes."""
     run = project / "runs/ssh-stopped"
     options = ("--master_port", str(free_port()), *OPTIONS, "--run", str(run))
     process = multinode(*options)
@@ -91,7 +91,7 @@ def test_the_end_of_the_command_is_the_end_of_the_ranks(project, multinode, unin
     ],
     ids=["unknown", "unreachable", "misspelt", "twice", "empty"],
 )
-def test_hostfiles_that_cannot_be_used(project, multinode, hostfile, message):
+def test_unusable_hostfiles_are_named(project, multinode, hostfile, message):
     process = multinode(*OPTIONS, "--run", "runs/none", hostfile=hostfile)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
@@ -99,7 +99,7 @@ def test_hostfiles_that_cannot_be_used(project, multinode, hostfile, message):
     assert not (project / "runs/none").exists()
 
 
-def test_a_port_that_is_taken(project, multinode):
+def test_a_port_in_use_is_named(project, multinode):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken(project, multinode):
     assert errors == f"error: port {port} of node1 is in use, maybe by another run; choose another with --master_port\n"
 
 
-def test_ranks_that_do_not_divide_the_batch(project, multinode):
+def test_ranks_that_do_not_divide_the_batch_are_refused(project, multinode):
     options = ("--set", "training.batch_size=9", "--run", "runs/none")
     process = multinode("--master_port", str(free_port()), *OPTIONS, *options)
     output, errors = process.communicate(timeout=60)
@@ -120,7 +120,7 @@ def test_ranks_that_do_not_divide_the_batch(project, multinode):
     assert error.endswith("or 1 or 3 ranks")
 
 
-def test_a_dry_run_asks_nobody(project, multinode):
+def test_a_dry_run_contacts_no_node(project, multinode):
     process = multinode("--dry-run", *OPTIONS, hostfile="nosuch.invalid slots=8\n")
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

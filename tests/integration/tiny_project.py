@@ -1,4 +1,4 @@
-"""A tiny run in a copy of the project, and what it left behind."""
+"""A tiny run in a copy of the project, and its outputs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ training:
   save_every_steps: 300
 """
 
-# Of scripts/pretrain.py, in the project's folder.
+# Arguments of scripts/pretrain.py, run in the project's folder.
 OPTIONS = ("--ds_config", "ds_configs/zero2.json", "--config", "tiny.yaml", "--data", "data/tiny")
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The records of metrics.jsonl without what depends on the clock."""
+    """Return the records of metrics.jsonl without fields that depend on the clock."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "timing"} for record in records]
 
 
 def wait_for_step(run: Path, step: int, check: Callable[[], None] = lambda: None, timeout_s: float = 120) -> None:
-    """Return when the run has logged `step`; `check` is called now and then, and raises where that is not to come."""
+    """Return when the run has logged `step`; `check` is called regularly, and raises if the step cannot come."""
     path = run / "metrics.jsonl"
     deadline = time.monotonic() + timeout_s
     while not path.is_file() or f'"step": {step},' not in path.read_text():
@@ -46,7 +46,7 @@ def wait_for_step(run: Path, step: int, check: Callable[[], None] = lambda: None
 
 
 def processes_with(word: str) -> list[str]:
-    """The command lines of all processes of this machine that have `word` in them."""
+    """Return the command lines of all processes of this machine that contain `word`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):

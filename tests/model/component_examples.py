@@ -104,7 +104,7 @@ PAIRS = {  # embedders and heads
     "paper+linear": (PublishedEmbedderConfig(slots=2, width=16, num_heads=2), LinearHeadConfig(tied=False)),
 }
 PLAIN = TransformerCoreConfig(num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2))
-CORES = {  # what a transformer core may be made of
+CORES = {  # parts of a transformer core
     "GPT-2": TransformerCoreConfig(
         num_layers=2,
         attention=GroupedQueryConfig(bias="all"),
@@ -152,7 +152,7 @@ CORES = {  # what a transformer core may be made of
 }
 for registry, examples in EXAMPLES.items():
     part = registry.name.removeprefix("core.")
-    for example in examples:  # of a kind that no core above has
+    for example in examples:  # kinds that no core above has
         if part != "core" and all(getattr(core, part).kind != example.kind for core in CORES.values()):
             CORES[example.kind] = TransformerCoreConfig(num_layers=2, **{part: example})
 BYTES, HEAD = ByteEmbedderConfig(scaled=False), LinearHeadConfig(logit_cap=3.0)

@@ -1,4 +1,4 @@
-"""Random joins and leaves: rows of a batch that come and go, to compare with what the model gives for each alone."""
+"""Random joins and leaves of rows in a batch, to compare with the model's output for each row alone."""
 
 import random
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 ROWS, STEPS = 6, 20
-PREFIXES = (0, 3, 3, 4, 8)  # few, so that rows which joined at different times have often read equally many ids
+PREFIXES = (0, 3, 3, 4, 8)  # few, so that rows that joined at different times have often read equally many ids
 
 
 def some_ids(length: int, seed: int) -> torch.Tensor:

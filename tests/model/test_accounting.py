@@ -1,4 +1,4 @@
-"""What is told of a model is what a real pass and a real decoding show."""
+"""The account of a model (parameters, FLOPs, memory) matches a real pass and a real decoding."""
 
 from itertools import count
 
@@ -27,7 +27,7 @@ ROWS = 2
 
 
 def counted(model, ids, precision):
-    """FLOPs per id of a real forward and backward pass, and the bytes that it keeps in between."""
+    """Count FLOPs per id of a real forward and backward pass, and the bytes kept in between."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -49,7 +49,7 @@ def counted(model, ids, precision):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_an_account_is_that_of_a_real_pass(pair):
+def test_an_account_matches_a_real_pass(pair):
     model = make(*PAIRS[pair])
     calls = count()  # the first is for a model of fake tensors, the second for one with values
     told = account(lambda: model if next(calls) else STLM(model.config, model.tokenizer), 256, CONTEXT, ROWS)
@@ -91,7 +91,7 @@ def test_parts_by_hand():
     assert told.embedding == TABLE and told.trained == told.parameters
 
 
-def test_shared_and_looped_weights_count_once_and_as_often_as_they_are_used():
+def test_shared_weights_count_once_as_parameters_and_per_use_as_work():
     sharing = SharingConfig(modules=FreeSection.of({"feed_forward": "all"}))
     told = account(build(num_layers=3, sharing=sharing, loops=LoopsConfig(count=2, first=1)), 256, CONTEXT, ROWS)
     parts = {part.name: part for part in told.parts}
@@ -103,7 +103,7 @@ def test_shared_and_looped_weights_count_once_and_as_often_as_they_are_used():
 
 
 @torch.no_grad()
-def test_cache_bytes_are_those_of_a_real_decoding():
+def test_cache_bytes_match_a_real_decoding():
     embedder, head = PAIRS["byte_patch+byte_patch"]
     model = make(embedder, head)
     _, state = model.begin(1)

@@ -19,7 +19,7 @@ def attention_of(width=16, layer=0, **settings):
 
 
 def reference_attention(q, k, v, mask, slopes=None, cap=None):
-    """Attention one query at a time, one head at a time, in float64."""
+    """Compute attention one query at a time, one head at a time, in float64."""
     B, N, T, K = q.shape
     group, first = N // k.size(1), k.size(2) - T
     out = torch.zeros(B, N, T, K, dtype=torch.float64)
@@ -38,7 +38,7 @@ def reference_attention(q, k, v, mask, slopes=None, cap=None):
 
 @pytest.fixture(params=[0, 256])
 def short(request, monkeypatch):
-    """0: torch's fused kernel, where it can do what is asked; 256: the plain products."""
+    """Return 0 for torch's fused kernel where it applies, or 256 for plain matrix products."""
     monkeypatch.setattr("stlm.model.core.attention.SHORT", request.param)
 
 
@@ -50,7 +50,7 @@ def test_attention_equals_the_definition(short, kv_heads, slopes, cap):
     mask = torch.ones(2, 7, 7, dtype=torch.bool).tril()
     expected = reference_attention(q, k, v, mask, slopes, cap)
     torch.testing.assert_close(attend(q, k, v, None, slopes, cap).double(), expected, atol=1e-6, rtol=1e-5)
-    last = attend(q[:, :, -2:], k, v, mask[0, -2:], slopes, cap)  # fewer queries than keys, as beside a cache
+    last = attend(q[:, :, -2:], k, v, mask[0, -2:], slopes, cap)  # fewer queries than keys, as with a cache
     torch.testing.assert_close(last.double(), expected[:, :, -2:], atol=1e-6, rtol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_windowed_attention_equals_the_definition(length, slopes, cap):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, length, 8), torch.randn(2, 2, length, 8), torch.randn(2, 2, length, 8)
     mask = visible(length, 0, length, 0, 8, q.device)
-    assert mask.sum(1).max() == min(8, length)  # a query sees `window` keys, itself among them
+    assert mask.sum(1).max() == min(8, length)  # a query sees `window` keys, including itself
     documents = torch.stack((torch.zeros(length), torch.arange(length) // 6))
     for given in (None, documents):
         same = torch.ones(2, 1, 1) if given is None else given[:, :, None] == given[:, None, :]
@@ -106,7 +106,7 @@ def test_grouped_attention_equals_multi_head_attention_with_repeated_heads():
     torch.testing.assert_close(grouped(x, placement, Context()), full(x, placement, Context()), atol=1e-6, rtol=1e-5)
 
 
-def test_every_so_many_layers_one_sees_all():
+def test_every_nth_layer_has_global_attention():
     config = GroupedQueryConfig(window=8, full_every=3)
     assert [config.window_of(layer) for layer in range(7)] == [8, 8, None, 8, 8, None, 8]
 
@@ -117,5 +117,5 @@ def test_later_layers_mix_their_values_with_those_of_the_first():
     x, y, context = torch.randn(2, 1, 16), torch.randn(2, 1, 16), Context()
     later.value_mix.weight.data = torch.tensor([0.3, 0.9])
     first(x, Placement(), context)
-    expected = later.output(0.3 * later.value(y) + 0.9 * first.value(x))  # a single position sees itself alone
+    expected = later.output(0.3 * later.value(y) + 0.9 * first.value(x))  # a single position sees only itself
     torch.testing.assert_close(later(y, Placement(), context), expected)

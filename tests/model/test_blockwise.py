@@ -1,4 +1,4 @@
-"""Blockwise attention, compared with attention written in one line, forward and backward."""
+"""Blockwise attention, compared with a one-line definition of attention, forward and backward."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_value_and_gradient(seen, kv_heads):
 
 
 @pytest.mark.parametrize("length", [1, BLOCK, BLOCK + 1])
-def test_lengths_about_a_block(length):
+def test_lengths_near_the_block_size(length):
     tensors = inputs(2, 2, length)
     assert torch.allclose(blockwise_attention(*tensors, Visibility()), by_definition(*tensors, Visibility()))
 
@@ -64,7 +64,7 @@ def test_lengths_about_a_block(length):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seen", KINDS.values(), ids=KINDS)
 def test_later_positions_change_nothing(seen, dtype):
-    """To the bit, whichever kernel is chosen."""
+    """Bit-equal, with either kernel."""
     slopes = None if seen.slopes_N is None else seen.slopes_N.to(dtype)
     tensors = [tensor.detach() for tensor in inputs(4, 2, 150, dtype)]
     before = causal_attention(*tensors, seen._replace(slopes_N=slopes))

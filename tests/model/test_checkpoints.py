@@ -1,4 +1,4 @@
-"""A model directory that is not what it should be is refused with the reason."""
+"""A damaged or foreign model directory is refused with the reason."""
 
 import json
 import resource
@@ -20,7 +20,7 @@ def saved(tmp_path):
     return tmp_path / "model"
 
 
-def test_another_shape_names_the_tensors(saved):
+def test_a_different_shape_names_the_tensors(saved):
     tensors = load_file(saved / "model.safetensors")
     del tensors["core.norm.weight"]
     save_file(
@@ -36,7 +36,7 @@ def test_another_shape_names_the_tensors(saved):
         assert part in str(error.value)
 
 
-def test_truncated_weights(saved):
+def test_truncated_weights_are_refused(saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*damaged"):
@@ -45,7 +45,7 @@ def test_truncated_weights(saved):
 
 @pytest.mark.parametrize("limit", [200, 20_000])
 def test_a_model_that_does_not_fit_leaves_nothing(saved, tmp_path, limit):
-    """Neither where Python writes the config, nor where safetensors writes the weights."""
+    """Saving fails either where Python writes the config or where safetensors writes the weights."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     model = STLM.load(saved)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -59,13 +59,13 @@ def test_a_model_that_does_not_fit_leaves_nothing(saved, tmp_path, limit):
         model.save(saved / "config.json" / "a")
 
 
-def test_a_foreign_config(saved):
+def test_a_foreign_config_is_refused(saved):
     (saved / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="stlm-model-1"):
         STLM.load(saved)
 
 
-def test_another_tokenizer(saved):
+def test_a_different_tokenizer_is_refused(saved):
     description = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({"format": "stlm-model-1", "model": {}}))
     with pytest.raises(CheckpointError, match=r"config\.json: lacks tokenizer_fingerprint"):
@@ -75,7 +75,7 @@ def test_another_tokenizer(saved):
         STLM.load(saved)
 
 
-def test_a_run_gives_its_newest_complete_checkpoint(saved, tmp_path):
+def test_a_run_resolves_to_its_newest_complete_checkpoint(saved, tmp_path):
     run = tmp_path / "run"
     for step, complete in ((10, True), (200, True), (300, False)):
         checkpoint = run / "checkpoints" / f"step_{step:08d}"

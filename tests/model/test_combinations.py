@@ -1,4 +1,4 @@
-"""What must hold for every pair, once more where parts meet that know nothing of each other."""
+"""Invariants of every pair, repeated for combinations of independent parts."""
 
 import math
 
@@ -103,11 +103,11 @@ def model(request):
     model = STLM.from_config(config, build_tokenizer("byte"), seed=3).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.any():  # what begins at zero would hide its mistakes
+            if not parameter.any():  # parameters that begin at zero would hide mistakes
                 parameter.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(len(name)))
         patching = getattr(model.embedder, "patching", None)
         if isinstance(patching, EntropyPatching):
-            patching.model.embedder.table.weight *= 30  # untrained, it would find all bytes alike
+            patching.model.embedder.table.weight *= 30  # an untrained model would find all bytes equally likely
             patching.threshold.fill_(patching.entropy(random_ids()).median() + 1e-3)
     return model
 
@@ -195,7 +195,7 @@ def test_drafts_are_verified_exactly_and_those_rejected_leave_no_trace(model):
 
 @torch.no_grad()
 def test_rows_of_a_batch_train_alone(model):
-    """Whatever rows are beside a row, with chance and terms of the loss too."""
+    """Rows do not affect each other, with random draws and terms of the loss included."""
     model.train()
     ids, keys = random_ids(4), row_keys(1, 1, range(4))
     documents = torch.arange(CONTEXT).expand(4, -1) // 9

@@ -1,4 +1,4 @@
-"""Every entry of every registry of a transformer core: registered with an example here, and true to its shapes."""
+"""Every entry of every registry of a transformer core is registered with an example here, and keeps its shapes."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_every_entry_has_a_config_and_an_example(registry):
 
 
 def through(registry, config):
-    """The module that a config names, and a function of (x, its context) that should keep the shape of x."""
+    """Return the module that a config names, and a function of (x, its context) that should keep the shape of x."""
     attention = GroupedQueryConfig(num_heads=4)
     if registry is CORES:
         module = CORES[config.kind](config, ModelConfig(context_length=LENGTH, width=WIDTH, core=config))
@@ -53,7 +53,7 @@ CASES = [pytest.param(r, c, id=f"{r.name} {c}") for r, configs in EXAMPLES.items
 
 
 @pytest.mark.parametrize("registry, config", CASES)
-def test_what_goes_in_and_comes_out_has_the_same_shape(registry, config):
+def test_outputs_have_the_shape_of_inputs(registry, config):
     module, function = through(registry, config)
     initialize(module, seed=0)
     for batch, length in SHAPES:
@@ -64,7 +64,7 @@ def test_what_goes_in_and_comes_out_has_the_same_shape(registry, config):
 
 
 @pytest.mark.parametrize("config", EXAMPLES[POSITIONS], ids=str)
-def test_what_positions_tell_attention_has_its_shapes(config):
+def test_position_encodings_have_their_shapes(config):
     module = POSITIONS[config.kind](config, GroupedQueryConfig(num_heads=4), WIDTH, LENGTH)
     placement = module.placement(2, 5, torch.device("cpu"))
     if placement.rotary is not None:

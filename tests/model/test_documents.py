@@ -1,4 +1,4 @@
-"""Documents that share a window: none sees another, and each is read as if it stood alone."""
+"""Documents that share a window: none sees another, and each is read as if it were alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model(request):
 
 @torch.no_grad()
 def test_other_documents_have_no_influence_at_all(model):
-    """Bit-equal: also where a document begins inside a patch, and where a local window reaches across its edge."""
+    """Bit-equal, also where a document begins inside a patch, and where a local window crosses its edge."""
     ids = random_ids(1)
     logits = model(ids, DOCUMENTS).logits
     assert torch.isfinite(logits).all()
@@ -25,7 +25,7 @@ def test_other_documents_have_no_influence_at_all(model):
         changed = torch.where(mine, ids, (ids + 1) % 256)
         first = int(mine[0].nonzero()[0])
         if first:
-            changed[0, first - 1] = ids[0, first - 1]  # the id that a document begins behind belongs to both
+            changed[0, first - 1] = ids[0, first - 1]  # the id after which a document begins belongs to both
         assert torch.equal(model(changed, DOCUMENTS).logits[mine], logits[mine])
         earlier = ids.clone()
         earlier[0, first] = (ids[0, first] + 1) % 256
@@ -33,7 +33,7 @@ def test_other_documents_have_no_influence_at_all(model):
 
 
 @torch.no_grad()
-def test_ids_that_follow_have_no_influence(model):
+def test_following_ids_have_no_influence(model):
     ids = random_ids(1)
     logits = model(ids, DOCUMENTS).logits
     for place in range(CONTEXT):
@@ -45,12 +45,12 @@ def test_ids_that_follow_have_no_influence(model):
 @torch.no_grad()
 @pytest.mark.parametrize("start", [12, 13])
 def test_a_document_is_read_as_if_alone(model, start):
-    """Within 1e-5: rotary angles are those of other positions. With patches, where it begins as one does."""
+    """Within 1e-5, as rotary angles are those of other positions; with patches, if it begins where a patch begins."""
     patching = getattr(model.embedder, "patching", None)
     if patching and patching.room(start) == patching.room(start + 1):
         pytest.skip("promised only where a patch begins")
     ids = random_ids(2)
-    ids[:, start - 1] = model.tokenizer.start_id  # what is read at the head of a window
+    ids[:, start - 1] = model.tokenizer.start_id  # the text read at the start of a window
     documents = (torch.arange(CONTEXT) >= start).long().expand(2, -1)
     alone = model(ids[:, start:]).logits
     assert torch.allclose(model(ids, documents).logits[:, start:], alone, atol=1e-5)

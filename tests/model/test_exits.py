@@ -40,7 +40,7 @@ def bytes_model():
 
 
 def make(embedder, head, core=CORE, **settings):
-    """A model whose exits disagree often, but not always."""
+    """Make a model whose exits often disagree."""
     config = ModelConfig(context_length=CONTEXT, width=32, embedder=embedder, head=head, core=replace(core, **settings))
     model = STLM.from_config(config, build_tokenizer("byte"), seed=3).eval()
     with torch.no_grad():
@@ -49,11 +49,11 @@ def make(embedder, head, core=CORE, **settings):
     return model
 
 
-# ---------------------------------------------------------------------- what an exit says
+# ---------------------------------------------------------------------- predictions of an exit
 
 
 @torch.no_grad()
-def test_an_exit_says_what_a_model_of_so_many_layers_would(model):
+def test_an_exit_predicts_like_a_model_of_as_many_layers(model):
     if model.config.core.loops.count > 1:
         pytest.skip("a shorter model would loop as well")
     ids = random_ids()
@@ -78,7 +78,7 @@ def test_exits_are_causal_to_the_bit(bytes_model):
 
 @torch.no_grad()
 def test_in_training_each_row_tries_one_exit(model):
-    """The one that its key says, whatever other rows are there; and without keys none."""
+    """Each row tries the exit that its key draws, whatever the other rows; without keys, none."""
     model.core.stack.dropout.rates = [0.0] * 5
     ids, keys = random_ids(6), row_keys(1, 2, range(6))
     output = model(ids, row_keys_B=keys)
@@ -95,7 +95,7 @@ def test_in_training_each_row_tries_one_exit(model):
 @torch.no_grad()
 @pytest.mark.parametrize("rounds", [[(3, 1), (1, 1), (5, 4), (4, 2)], [(8, 8), (8, 1), (8, 5)]])
 def test_drafts_are_verified_and_cut_back(model, rounds):
-    """Rounds of (drafted, kept): all that is said equals what the whole sequence says, read at once."""
+    """Over rounds of (drafted, kept), all predictions equal those of the whole sequence read at once."""
     ids = random_ids(1)
     first, _, whole = model.exit_logits(ids)
     _, state = model.begin(1)
@@ -103,13 +103,13 @@ def test_drafts_are_verified_and_cut_back(model, rounds):
     read = 2
     for drafted, kept in rounds:
         noise = torch.randint(0, 256, (1, drafted), generator=torch.Generator().manual_seed(read))
-        tried = torch.cat((ids[:, read : read + kept], noise[:, kept:]), dim=1)  # what is not kept is something else
+        tried = torch.cat((ids[:, read : read + kept], noise[:, kept:]), dim=1)  # ids that are not kept differ
         said = [model.draft(tried[:, [n]], state) for n in range(drafted)]
         verified = model.verify(state)
         model.keep(state, kept)
         here = slice(read + 1, read + 1 + kept)
         torch.testing.assert_close(verified[:, :kept], whole[:, here], atol=1e-5, rtol=0)
-        if model.head.new_cache() is None:  # one that remembers goes by what the first exits said
+        if model.head.new_cache() is None:  # a draft with memory follows the first exits' predictions
             torch.testing.assert_close(torch.cat(said, 1)[:, :kept], first[:, here], atol=1e-5, rtol=0)
         read += kept
         assert state.lengths == [read] and state.waiting is None
@@ -119,7 +119,7 @@ def test_drafts_are_verified_and_cut_back(model, rounds):
 
 @torch.no_grad()
 def test_self_speculation_gives_the_same_text(model):
-    """Beyond the end of the context, with any number of drafts; of tokens, some are accepted and some are not."""
+    """Texts exceed the context, with any number of drafts, and some drafts are accepted and some rejected."""
     options = {"max_new_ids": 2 * CONTEXT, "temperature": 0}
     expected = model.generate("ab", **options)
     for num_drafts in (3, 64):
@@ -133,7 +133,7 @@ def test_self_speculation_gives_the_same_text(model):
 @torch.no_grad()
 @pytest.mark.parametrize("name", REMEMBERS_NOTHING)
 def test_ids_that_stopped_early_are_remembered_exactly(name):
-    """Each id goes to an exit of its own; all that is said is what that exit says of the whole sequence."""
+    """Each id goes to its own exit; each prediction equals that exit's prediction on the whole sequence."""
     model = make(*VARIANTS[name])
     ids = random_ids(2)
     said = model.exit_logits(ids)
@@ -146,8 +146,8 @@ def test_ids_that_stopped_early_are_remembered_exactly(name):
 
 
 @pytest.mark.parametrize(("threshold", "deep"), [(1e-6, 0), (1.0, 20)])
-def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
-    """Nothing but the prompt passes them, if any answer is good enough; and with an exit that is never sure, all do."""
+def test_layers_after_the_exit_are_not_run(bytes_model, threshold, deep):
+    """Only the prompt passes the later layers if the exit always suffices; if it never does, all ids do."""
     calls = [0] * 5
     for layer, block in enumerate(bytes_model.core.stack.blocks):
         block.register_forward_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
@@ -176,7 +176,7 @@ def test_layers_behind_the_exit_are_not_run(bytes_model, threshold, deep):
         ({"speculative": "self", "exit_threshold": 0.5}, {}, r"expected at most one of them"),
     ],
 )
-def test_what_cannot_be_decoded_so_is_named(options, settings, message):
+def test_unsupported_decoding_is_refused_by_name(options, settings, message):
     with pytest.raises(ConfigError, match=message):
         make(*BYTES, **settings).generate("ab", **options)
 
@@ -191,7 +191,7 @@ def test_patches_have_no_threshold():
 
 @torch.no_grad()
 def test_rows_of_a_state_are_picked(model):
-    """Beams: in another order, twice, and each goes its own way."""
+    """Beams: rows are reordered and duplicated, and continue independently."""
     ids = random_ids(2)
     _, state = model.begin(2)
     model.step(ids[:, :9], state)
@@ -200,7 +200,7 @@ def test_rows_of_a_state_are_picked(model):
     whole = torch.cat((ids[[1, 0, 1], :9], follow, follow[:, :1]), dim=1)
     said = torch.cat([model.step(follow[:, [n]], picked) for n in range(8)], dim=1)
     torch.testing.assert_close(said, model(whole).logits[:, 10:], atol=1e-5, rtol=0)
-    rest = model.step(ids[:, 9:-1], state)  # the old one is what it was
+    rest = model.step(ids[:, 9:-1], state)  # the old state is unchanged
     torch.testing.assert_close(rest, model(ids).logits[:, 10:], atol=1e-5, rtol=0)
     alone = picked.select(torch.tensor([2]))
     said = model.step(ids[:1, :4], alone)
@@ -212,8 +212,8 @@ def test_rows_of_a_state_are_picked(model):
 
 
 @torch.no_grad()
-def test_rows_skip_layers_as_their_keys_say(bytes_model):
-    """What a row gives does not depend on those beside it, and is what its remaining layers give."""
+def test_rows_skip_the_layers_that_their_keys_draw(bytes_model):
+    """The output of a row depends only on its own remaining layers, not on other rows."""
     ids, keys = random_ids(8), row_keys(1, 5, range(8))
     together = bytes_model(ids, row_keys_B=keys).logits
     rates = [0.6 * (2 ** (layer / 4) - 1) for layer in range(5)]
@@ -239,7 +239,7 @@ def test_the_last_layer_is_skipped_at_the_rate_of_the_config():
 
 
 def test_draws_are_those_of_splitmix64():
-    """Of the key 0 its first output is 0xe220a8397b1dcdaf, as in the tables of everyone's generator."""
+    """For key 0 the first output is 0xe220a8397b1dcdaf, as in published tables."""
     assert uniform(torch.tensor([0]), 0).item() == (0xE220A8397B1DCDAF >> 11) / 2**53
     assert uniform(torch.tensor([0]), 1).item() == (0x6E789E6AA1B965F4 >> 11) / 2**53
 
@@ -263,7 +263,7 @@ def test_keys_depend_on_seed_step_and_row_alone():
         ({"num_layers": 1, "exits": ExitsConfig()}, r"got 0\.6, which has no effect on a single layer.*; 0 would work"),
     ],
 )
-def test_what_does_not_fit_the_depth_is_named(settings, message):
+def test_settings_that_do_not_fit_the_depth_are_named(settings, message):
     config = ModelConfig(core=replace(CORE, **settings))
     (conflict,) = config.check()
     assert conflict.key.startswith(("core.exits.", "core.layer_dropout"))

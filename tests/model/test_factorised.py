@@ -1,4 +1,4 @@
-"""A factorised table is a table whose rows are products."""
+"""A factorised table equals a table whose rows are products."""
 
 import pytest
 import torch

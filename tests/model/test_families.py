@@ -1,4 +1,4 @@
-"""Configs of well-known families, against each family's own formulas in plain torch."""
+"""Configs of well-known families, compared with each family's own formulas in plain torch."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NUM_HEADS, WIDTH = 4, 32
 
 
 def randomized(core, tied):
-    """A model none of whose parameters, biases and norms included, has a value that would hide a mistake."""
+    """Make a model whose parameters, biases and norms included, all have values that reveal mistakes."""
     model = make(ByteEmbedderConfig(scaled=False), LinearHeadConfig(tied=tied), core)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def rms(x, weight):
 
 
 def turned(x, theta, width):
-    """The first `width` numbers of each head as complex numbers, number i with number i + width / 2."""
+    """Return the first `width` numbers of each head as complex numbers: number i with number i + width / 2."""
     angle = torch.arange(x.size(-2))[:, None] * theta ** (-torch.arange(0, width, 2) / width)
     half = width // 2
     z = torch.complex(x[..., :half], x[..., half:width]) * torch.polar(torch.ones_like(angle), angle)

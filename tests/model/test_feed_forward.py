@@ -1,4 +1,4 @@
-"""Norms and feed-forwards by hand; experts against a loop over positions."""
+"""Norms and feed-forwards by hand; experts compared with a loop over positions."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_plain_feed_forwards_by_hand():
 
 def test_gated_width_is_eight_thirds_rounded_up_to_a_multiple_of_32():
     assert gated_width(512) == 1376 and gated_width(96) == 256 and gated_width(12) == 32
-    assert MoEConfig(experts_per_token=2).hidden_width_of(384) == 512  # two of them cost what one of 1024 would
+    assert MoEConfig(experts_per_token=2).hidden_width_of(384) == 512  # two of them cost as much as one of 1024
 
 
 def experts(**settings):
@@ -71,8 +71,8 @@ def test_experts_equal_a_loop_over_positions(chosen, shared):
     torch.testing.assert_close(moe(x), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_what_one_position_gets_does_not_depend_on_how_many_choose_its_experts():
-    """Bit-equal, over many groups: whether the others, behind it or in other rows, crowd into one expert or spread."""
+def test_an_experts_output_does_not_depend_on_its_load():
+    """Bit-equal over many groups, whether the later positions and other rows choose one expert or many."""
     moe = experts(num_experts=4, experts_per_token=2)
     x = torch.randn(3, 200, 8, generator=torch.Generator().manual_seed(0))
     whole = moe(x)
@@ -101,7 +101,7 @@ def test_balance_is_one_where_experts_are_used_alike_and_of_each_row_alone():
     torch.testing.assert_close(balance(even), torch.tensor(0.5 * 40 * 1.0))
     torch.testing.assert_close(balance(skewed), torch.tensor(0.5 * 40 * 2.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(balance(torch.cat((even, skewed))), balance(even) + balance(skewed))
-    half = torch.tensor([[True, True, False, False]])  # of the others, which stand for nothing, nothing counts
+    half = torch.tensor([[True, True, False, False]])  # positions that stand for no text do not count
     assert balance(torch.cat((even[:, :2], skewed[:, :2]), 1), half) == balance(even)
     assert balance(torch.cat((skewed[:, :2], even[:, :2]), 1), half) == balance(skewed)
     moe.eval()

@@ -1,4 +1,4 @@
-"""Initial values come from one place, and depend on the seed and the parameter's name alone."""
+"""Initial values come from one module, and depend only on the seed and the parameter's name."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_scales_follow_the_table():
 
 
 class GatedNorm(RMSNorm):
-    """A norm with one parameter more, which begins at 0.5."""
+    """A norm with an additional parameter that begins at 0.5."""
 
     def __init__(self):
         super().__init__(RMSNormConfig(), 4)
@@ -45,7 +45,7 @@ class GatedNorm(RMSNorm):
 
 
 class Shift(nn.Module):
-    """A vector that is called a bias, and begins at 0.5."""
+    """A vector named bias that begins at 0.5."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class Shift(nn.Module):
 
 
 class GatedLinear(nn.Linear):
-    """A linear map with one parameter more."""
+    """A linear map with an additional parameter."""
 
     def __init__(self):
         super().__init__(3, 4)
@@ -79,7 +79,7 @@ class OffsetMix(ValueMix):
     ids=["norm", "bias", "linear", "mix", "foreign norm", "convolution"],
 )
 def test_a_parameter_without_a_rule_is_refused_by_name(module, named):
-    """And nothing is changed; the rule of a module's other parameter does not cover it."""
+    """Nothing is changed then; the rule of the module's other parameter does not apply to it."""
     model = make(ByteEmbedderConfig(), LinearHeadConfig())
     model.core.added = module()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

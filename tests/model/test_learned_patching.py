@@ -1,4 +1,4 @@
-"""Patches that are learned: the router by hand, its loss, and the two ways by which the text's loss reaches it."""
+"""Learned patches: the router by hand, its loss, and the two paths by which the text's loss reaches it."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_probabilities_and_the_term_of_the_loss_by_hand():
     # F = 4/5, G = 3/5: 4/3 (3 * 12/25 + 1/5 * 2/5) = 152/75; and F = G = 1/5: 4/3 (3 * 1/25 + 16/25) = 76/75
     torch.testing.assert_close(ratio(probability, 4.0), torch.tensor([152 / 75, 76 / 75]).double())
     assert context.auxiliary["patch_ratio"].item() == pytest.approx(0.5 * 5 * (152 + 76) / 75)
-    assert ratio(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 4.0).item() == pytest.approx(1.0)  # as was asked for
+    assert ratio(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 4.0).item() == pytest.approx(1.0)  # as requested
 
 
 def test_a_document_begins_with_certainty():
@@ -39,7 +39,7 @@ def test_a_document_begins_with_certainty():
 
 
 def test_a_patch_without_a_slot_counts_against_the_router():
-    """Two slots for eight positions: the wish at position 1 finds none free, that at 4 does."""
+    """With two slots for eight positions, the patch wanted at position 1 gets none, and that at 4 does."""
     module = router(2, patch_length=5.0)
     module.num_slots, module.context_length = 2, 8
     probability = torch.tensor([[1.0, 0.9, 0.2, 0.1, 0.7, 0.3, 0.6, 0.0]])
@@ -79,7 +79,7 @@ def test_weighing_leaves_the_value_and_gives_a_gradient():
 
 
 @pytest.mark.parametrize("way", ["smooth", "weigh"])
-def test_the_loss_of_the_text_alone_reaches_the_router_on_both_ways(way, monkeypatch):
+def test_the_loss_of_the_text_reaches_the_router_by_both_paths(way, monkeypatch):
     blocked = {"smooth": lambda y, *others: y, "weigh": lambda y, *others: y}
     blocked.pop(way)
     for name, identity in blocked.items():
@@ -98,7 +98,7 @@ def test_terms_are_those_of_each_row():
     torch.testing.assert_close(whole.measures["patch_length"], sum(row.measures["patch_length"] for row in rows))
 
 
-def test_the_ratio_term_leads_to_the_length_that_was_asked_for():
+def test_the_ratio_term_leads_to_the_requested_length():
     torch.manual_seed(0)
     module, states = router(8, patch_length=6.0), torch.randn(4, 200, 8) + 0.5
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)

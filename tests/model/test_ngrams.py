@@ -1,4 +1,4 @@
-"""Hashed n-grams: which row each one picks, where there is none, and what they add."""
+"""Hashed n-grams: the row of each one, positions without one, and the vectors that they add."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def embedding(**settings):
 
 
 def test_rows_by_hand():
-    """With B = BASE = 1,000,003, PRIME = 2,147,483,647, and tables of ten rows: the last digit counts."""
+    """Worked out with B = BASE = 1,000,003, PRIME = 2,147,483,647, and tables of ten rows: the last digit counts."""
     rows, exists = embedding(table_size=10, shortest=2, longest=3).rows(IDS, None)
     # bigrams: 7 + 5 B = 5,000,022; 0 + 7 B = 7,000,021; 2 + 0 B = 2
     assert rows[0, 1:, 0].tolist() == [2, 1, 2]

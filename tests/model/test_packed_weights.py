@@ -1,4 +1,4 @@
-"""Models in use run in another form, which must say the same."""
+"""Optimized models, which run in another form, give the same predictions."""
 
 import copy
 
@@ -53,7 +53,7 @@ def make(core, **changes):
     config = from_dict(ModelConfig, {"context_length": 24, "width": 32, "core": core, **changes})
     model = STLM.from_config(config, build_tokenizer("byte"), seed=3).eval()
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # what begins at zero or one would hide its mistakes
+    with torch.no_grad():  # parameters that begin at zero or one would hide mistakes
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model
@@ -64,7 +64,7 @@ def random_ids(length=20):
 
 
 @torch.no_grad()
-def test_an_optimized_model_says_the_same_at_once_and_in_steps(model):
+def test_an_optimized_model_predicts_the_same_in_one_pass_and_in_steps(model):
     ids = random_ids()
     expected = model(ids).logits
     parameters = copy.deepcopy(dict(model.named_parameters()))
@@ -91,7 +91,7 @@ def test_corrections_are_packed_too():
 
 
 @torch.no_grad()
-def test_other_weights_and_places_are_never_answered_with_the_old_ones():
+def test_changed_weights_and_dtypes_discard_packed_ones():
     other = STLM.from_config(make({}).config, build_tokenizer("byte"), seed=9).eval()
     expected = other(random_ids()).logits
     model = make({}).optimize_for_decoding()
@@ -113,7 +113,7 @@ def test_layers_that_share_matrices_share_products():
 @pytest.mark.parametrize("kind, error", [(RoundedProduct, 2**-8), (IntegerProduct, 2**-6)])
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
 @pytest.mark.parametrize("bias", [False, True])
-def test_fewer_bits_cost_what_they_must(kind, error, rows, bias):
+def test_fewer_bits_change_the_output_as_much_as_expected(kind, error, rows, bias):
     torch.manual_seed(0)
     linears = nn.Linear(64, 48, bias=bias), nn.Linear(64, 32, bias=bias)
     x, residual = torch.randn(rows, 64), torch.randn(rows, 80)
@@ -144,7 +144,7 @@ def test_integers_of_any_width_are_read_within_their_rows(width):
     torch.manual_seed(0)
     linear, x = nn.Linear(width, 64, bias=False), torch.randn(FEW, width)
     product = IntegerProduct((linear,))
-    assert product.levels_CD.size(1) % BLOCK == 0  # torch reads behind the end of other rows, which may end the process
+    assert product.levels_CD.size(1) % BLOCK == 0  # torch reads past the end of other rows, which may crash the process
     assert (product(x) - linear(x)).norm() / linear(x).norm() < 2**-6
 
 
@@ -158,7 +158,7 @@ def test_the_short_norm_is_the_norm(size):
 
 
 @torch.no_grad()
-def test_a_model_of_fewer_bits_reads_on_as_it_reads_at_once():
+def test_a_model_of_fewer_bits_predicts_the_same_in_one_pass_and_in_steps():
     for precision in ("bf16", "int8"):
         model = make({}).optimize_for_decoding(precision)
         ids = random_ids()

@@ -1,4 +1,4 @@
-"""What must hold for every pair of embedder and head: shapes, causality, cache, likelihood, tying, first loss."""
+"""Invariants of every pair of embedder and head: shapes, causality, cache, likelihood, tying, first loss."""
 
 import math
 
@@ -41,11 +41,11 @@ def make(embedder, head, core=PLAIN, seed=3, width=32):
     model = STLM.from_config(config, build_tokenizer("byte"), seed=seed).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.any():  # what begins at zero would hide its mistakes
+            if not parameter.any():  # parameters that begin at zero would hide mistakes
                 parameter.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(len(name)))
         patching = getattr(model.embedder, "patching", None)
         if isinstance(patching, EntropyPatching):
-            patching.model.embedder.table.weight *= 30  # untrained, it would find all bytes alike
+            patching.model.embedder.table.weight *= 30  # an untrained model would find all bytes equally likely
             patching.threshold.fill_(patching.entropy(random_ids()).median())
             patching.threshold += 1e-3
     return model
@@ -100,7 +100,7 @@ def test_steps_equal_forward(model, pieces):
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["plain", "fp32"])
 def test_rows_that_join_and_leave_equal_each_alone(model, form):
-    """`form`: the layers as they are, or as they are packed for decoding."""
+    """The `form` is that of the layers: as they are, or packed for decoding."""
     ids = some_ids(CONTEXT, seed=1)
     alone = model(ids).logits
     if form != "plain":
@@ -114,7 +114,7 @@ def test_rows_that_join_and_leave_equal_each_alone(model, form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["bf16", "int8"])
 def test_rows_that_join_and_leave_are_rounded_as_each_alone(model, form):
-    """Within what 16 bits round off. Where an expert, or a patch, is chosen by a hair, rounding may choose another."""
+    """Within 16-bit rounding. Where two experts or patches are nearly tied, rounding may change the choice."""
     if isinstance(model.config.core.feed_forward, MoEConfig) or getattr(model.embedder, "ragged", False):
         pytest.skip("chooses by numbers that are rounded")
     model.optimize_for_decoding(form)
@@ -127,7 +127,7 @@ def test_rows_that_join_and_leave_are_rounded_as_each_alone(model, form):
 
 @torch.no_grad()
 def test_likelihood_equals_brute_force_over_single_bytes(model):
-    """log p(text) as a product of one-byte distributions, each from a pass over nothing but what precedes it."""
+    """The reference is a product of one-byte distributions, each from a pass over the preceding bytes only."""
     text = "naïve \U0001f600 text"
     ids = [model.tokenizer.end_of_text_id, *text.encode()]
     total = 0.0
@@ -174,7 +174,7 @@ def test_every_parameter_gets_a_gradient(model):
 
 
 def test_generation_repeats_for_a_seed_and_is_valid_text(model):
-    text = model.generate("ab", max_new_ids=2 * CONTEXT, seed=1)  # runs over the context's end
+    text = model.generate("ab", max_new_ids=2 * CONTEXT, seed=1)  # exceeds the context
     assert text == model.generate("ab", max_new_ids=2 * CONTEXT, seed=1)
     assert text != model.generate("ab", max_new_ids=2 * CONTEXT, seed=2)
     assert text.encode().decode() == text
