@@ -1,4 +1,4 @@
-"""python -m benchmarks lists what can be run, and refuses what cannot."""
+"""The command python -m benchmarks lists all benchmarks, and refuses unknown names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/components, docs/objectives: a page for every part; its tables and docs/settings.md as the code has them."""
+"""The pages of docs/components and docs/objectives, one for each part, and docs/settings.md match the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_list_of_components_is_current():
 
 
 @pytest.mark.parametrize("page", [*PAGES.values(), *OBJECTIVES.values()], ids=lambda page: page.path.stem)
-def test_a_page_says_what_one_wants_to_know(page):
+def test_every_page_has_the_required_sections(page):
     text = page.path.read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.M) == (SECTIONS if page in PAGES.values() else OBJECTIVE_SECTIONS)
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
@@ -51,6 +51,6 @@ def test_the_reference_of_settings_is_current():
 
 
 @pytest.mark.slow
-def test_costs_are_those_of_the_code():
+def test_costs_match_the_code():
     for page in PAGES.values():
         assert refresh.cost_table(page) in page.path.read_text(encoding="utf-8"), page.path.name

@@ -1,4 +1,4 @@
-"""The advice on packages that are missing: one spelling, which fetches nothing else and replaces nothing."""
+"""The advice on missing packages: one spelling, which fetches and replaces no other package."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_limits_of_versions_are_kept():
 
 
 def test_no_other_advice_is_given():
-    """`pip install 'stlm[…]'` is somebody else's package, `pip install .` replaces an editable installation."""
+    """`pip install 'stlm[…]'` installs someone else's package; `pip install .` replaces an editable installation."""
     wrong = []
     for folder in ("stlm", "data_pipeline", "scripts", "benchmarks", "docs", "."):
         for path in sorted((ROOT / folder).glob("*" if folder == "." else "**/*")):

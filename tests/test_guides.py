@@ -1,11 +1,11 @@
-"""docs/adding_a_component.md and docs/adding_an_objective.md are followed literally, in a copy of the project, and no
-step of them may be left out.
+"""docs/adding_a_component.md and docs/adding_an_objective.md work literally in a copy of the project, and every step is
+necessary.
 
-Its blocks say behind their language what is done with them:
+The words after a block's language say what is done with it:
 
-    ```python append FILE      put at the end of the file, two empty lines in between
+    ```python append FILE      append to the file, after two empty lines
     ```yaml create FILE        a new file
-    ```diff FILE               lines with + take the place of those with -, where these and their neighbours stand
+    ```diff FILE               lines with + replace those with -, which are found together with their neighbours
     ```bash                    run
 """
 
@@ -29,7 +29,7 @@ PYTEST = "python -m pytest"
 
 @dataclass(frozen=True)
 class Block:
-    words: tuple[str, ...]  # language, what is done, the file
+    words: tuple[str, ...]  # language, action, file
     text: str
 
 
@@ -94,7 +94,7 @@ def follow(guide: str, root: Path) -> str:
 
 
 def follow_and_list(guide: str, root: Path) -> set[str]:
-    """Follow a guide, whose commands pass tests, and return the files written in addition to those that it names."""
+    """Follow a guide, whose commands pass tests, and return the files written that it does not name."""
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert re.search(r"\d+ passed", follow(guide, root))
     written = {
@@ -166,7 +166,7 @@ def test_the_guide_adds_an_objective_that_trains(copy: Path) -> None:
     ],
     ids=["examples and pages", "modules"],
 )
-def test_steps_that_are_left_out_are_missed(copy: Path, left_out: set[str], failing: list[str]) -> None:
+def test_every_step_of_the_guides_is_necessary(copy: Path, left_out: set[str], failing: list[str]) -> None:
     """Both pages are followed in one copy."""
     files = [block for guide in ("adding_a_component", "adding_an_objective") for block in blocks(guide)]
     files = [block for block in files if block.words != ("bash",)]

@@ -1,4 +1,4 @@
-"""Who may import whom: read from syntax trees, so that an import inside a function counts like one at the top."""
+"""Import rules between packages, read from syntax trees, so that an import inside a function counts as well."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each room and the rooms that it may import besides itself. A room is a package, or one file where a file is a room of
-# its own. docs/architecture.md draws this table.
+# Each room and the rooms that it may import besides itself. A room is a package, or one file that is a room by
+# itself. docs/architecture.md draws this table.
 OPEN = {"stlm.config", "stlm.errors", "data_pipeline.plurals"}
 BELOW_STLM = OPEN | {"stlm.model", "stlm.generation", "stlm.artifact", "stlm.checkpoints"}
 BELOW_TRAINING = BELOW_STLM | {"stlm.stlm", "stlm.objectives"}
@@ -43,11 +43,11 @@ ROOMS: dict[str, set[str]] = {
     "stlm.reporting": BELOW_TRAINING,
     "stlm.selfplay": BELOW_TRAINING | DATA | {"stlm.training"},
 }
-ROOMS["stlm"] = OPEN | {"stlm.stlm"}  # stlm/__init__.py: what people import, nothing that only the scripts need
+ROOMS["stlm"] = OPEN | {"stlm.stlm"}  # stlm/__init__.py: public names, nothing that only the scripts need
 ROOMS["stlm.commands"] = ROOMS["benchmarks"] = set(ROOMS)
-ROOMS["scripts"] = ROOMS["stlm.__main__"] = {"stlm.commands"}  # which nothing else imports
+ROOMS["scripts"] = ROOMS["stlm.__main__"] = {"stlm.commands"}  # nothing else imports these
 
-# What else the lower rooms know, besides the standard library; the rooms that are not named here are free.
+# External packages that the lower rooms may import; rooms that are not named here are free.
 LIBRARIES: dict[str, set[str]] = {
     "data_pipeline.config": set(),
     "data_pipeline.plurals": set(),
@@ -78,19 +78,19 @@ LIBRARIES: dict[str, set[str]] = {
     "stlm.generation": {"torch"},
 }
 
-# The package that may know DeepSpeed. Its files import it inside functions only.
+# The only package that may import DeepSpeed. Its files import it inside functions only.
 KNOWS_DEEPSPEED = "stlm/training/deepspeed/"
 
 
 def room_of(module: str) -> str | None:
-    """The room of a dotted name, the longest that fits; None outside the project."""
+    """Return the room of a dotted name, the longest that matches; None outside the project."""
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((name for name in names if name in ROOMS), None)
 
 
 def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of all that a file imports, whichever way; `package` resolves relative imports."""
+    """Return line and dotted name of all imports of a file, in any form; `package` resolves relative imports."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -108,11 +108,11 @@ def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What the file at `path` (relative to the project root) imports and may not."""
+    """Return the forbidden imports of the file at `path` (relative to the project root)."""
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
     room = room_of(module)
-    # A folder that the table does not know is no part of stlm/__init__.py.
+    # A folder outside the table belongs to no room, not to stlm/__init__.py.
     if room is None or (room == "stlm" and path != "stlm/__init__.py"):
         return [f"{path}: no room has this file: add its room to tests/test_imports.py and docs/architecture.md"]
     tree = ast.parse(source)
@@ -200,7 +200,7 @@ def run_python(code: str) -> None:
 
 
 def graph(folders: tuple[str, ...] = ("stlm", "data_pipeline")) -> dict[str, set[str]]:
-    """Each module and the modules that it imports anywhere, also for annotations only."""
+    """Return each module with the modules that it imports anywhere, also for annotations only."""
     paths = {dotted(path): path for path in files() if path.relative_to(ROOT).parts[0] in folders}
     found = {}
     for module, path in paths.items():
@@ -216,7 +216,7 @@ def dotted(path: Path) -> str:
 
 
 def circles(imported: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other, whichever way round."""
+    """Return groups of modules that import each other, directly or indirectly."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -233,7 +233,7 @@ def circles(imported: dict[str, set[str]]) -> list[list[str]]:
     return sorted(map(list, groups))
 
 
-def test_no_modules_import_each_other() -> None:
+def test_there_are_no_import_cycles() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
     assert circles(graph()) == []
 
@@ -260,14 +260,14 @@ def test_no_two_classes_have_one_name() -> None:
 
 
 def test_folders_of_the_library_are_small() -> None:
-    """A folder that one can take in at a glance has no more than 16 modules."""
+    """A folder has at most 16 modules, so that its listing is readable at a glance."""
     folders = {path.parent for path in files() if path.relative_to(ROOT).parts[0] in ("stlm", "data_pipeline")}
     sizes = {str(folder.relative_to(ROOT)): len([*folder.glob("[!_]*.py")]) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 16} == {}
 
 
 def test_models_work_without_deepspeed() -> None:
-    """A saved model is read, evaluated and sampled from where DeepSpeed is not installed."""
+    """A saved model loads, evaluates and generates where DeepSpeed is not installed."""
     run_python(
         "import sys; sys.modules['deepspeed'] = None\n"
         "import stlm, stlm.config, stlm.model, stlm.generation, stlm.objectives, stlm.stlm, stlm.training, stlm.evals"
@@ -275,7 +275,7 @@ def test_models_work_without_deepspeed() -> None:
 
 
 def test_configs_are_read_without_torch_or_numpy() -> None:
-    """A mistake in a config file is answered at once, and on machines that only prepare data or submit jobs."""
+    """Errors in a config file are reported at once, also on machines that only prepare data or submit jobs."""
     run_python("import sys; sys.modules['torch'] = sys.modules['numpy'] = None\nimport stlm.config, stlm.errors")
 
 
@@ -288,7 +288,7 @@ def test_preparing_data_needs_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_and_its_commands_work(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy: building leaves its own files beside the source, and takes up old ones
+    source = tmp_path / "source"  # a copy: building leaves its own files in the source folder, and includes old ones
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -307,7 +307,7 @@ def test_a_wheel_holds_every_module_and_its_commands_work(tmp_path: Path) -> Non
     assert packed == expected
     assert "stlm/presets/quickstart.yaml" in packed
 
-    # Installed, it offers the commands, which find everything they need in the package.
+    # Once installed, it provides the commands, which find everything they need in the package.
     installed = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(installed)]
     subprocess.run([*pip, str(wheel)], check=True)

@@ -1,4 +1,4 @@
-"""docs/pictures: SVG files as their script draws them, readable in light and dark mode, each on a page."""
+"""The SVG files in docs/pictures match their script, suit light and dark mode, and are each shown on a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No message says "1 documents"."""
+"""No message prints a plural after the number one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def uncounted(tree: ast.Module) -> list[str]:
     return found
 
 
-# Numbers that the lines before have found to be more than one, or sizes of files that are.
+# Numbers that preceding lines have checked to be more than one, or sizes of files that are.
 MORE_THAN_ONE = {
     "len(problems)", "self.bytes", "self.num_ids", "longest - 1", "len(prompts)", "told", "size", "vocabulary.size",
     "tokenizer['vocab_size']", "facts['context_length']", "state['bytes_seen']", "file.stat().st_size", "len(data)",
@@ -65,7 +65,7 @@ def test_numbers_of_things_are_counted(folder):
     wrong = {
         str(path.relative_to(ROOT)): found
         for path in sorted((ROOT / folder).rglob("*.py"))
-        # export/remote is exported with models, and imports as little of the project as it can
+        # export/remote is exported with models, and imports as little of the project as possible
         if path.name != "plurals.py"
         and path.parent.name != "remote"
         and (found := uncounted(ast.parse(path.read_text(encoding="utf-8"))))

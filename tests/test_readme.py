@@ -1,13 +1,13 @@
-"""README.md is kept: its commands run, its output has the quoted shape, its paths and links exist, as on other pages.
+"""README.md is accurate: its commands run, its output has the quoted shape, its paths and links exist.
 
-How it is written so that this can be checked: every command stands in a ```bash block. Behind the language, a block's
+Rules that make this testable: every command stands in a ```bash block. After the language, a block's
 first line says what a block is for:
 
     ```bash            run in the default tests        ```bash slow      run by the slow test
     ```python          run, after the bash blocks above it
     ```yaml            read as a run config, and saved under the name in its first line, for the blocks below it
     ```text output     what the bash block before it prints, in this order: numbers may differ, `…` leaves lines out
-    ```text tree       paths of this project, what they are behind two spaces or more
+    ```text tree       paths of this project, explained after two or more spaces
     ```text            shown, not checked (a sample, a drawing)
 
 The blocks run from top to bottom in one copy of the project, as a person would, in the environment of the tests: the
@@ -68,7 +68,7 @@ PAGES = [
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """The environment in which this runs, made ready by the set-up, so that nothing in the copy installs anything."""
+    """Set up this environment and return its variables, so that nothing in the copy installs anything."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("needs a virtual environment: scripts/test.sh makes one")
     variables = {**os.environ, "STLM_VENV": sys.prefix}
@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The project as it is in a fresh clone, with the environment where the set-up would make it."""
+    """Copy the project as in a fresh clone, with the environment where the set-up would create it."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         at_the_top = NOT_COPIED if Path(folder) == ROOT else set()
@@ -98,12 +98,12 @@ def run(command: list[str], copy: Path, environment: dict[str, str], block: Bloc
 
 
 def shape(line: str) -> str:
-    """A line of output without what differs from run to run and from machine to machine: numbers and spacing."""
+    """Return a line of output without numbers and spacing, which vary between runs and machines."""
     return " ".join(re.sub(r"\d+(?:[.,:]\d+)*", "0", line).split())
 
 
 def missing_lines(quoted: str, printed: str) -> list[str]:
-    """Lines of the quoted output whose shape does not follow, in order, in the printed one."""
+    """Return the lines of the quoted output whose shape does not follow, in order, in the printed one."""
     rest = iter([shape(line) for line in printed.splitlines()])
     return [line for line in quoted.splitlines() if shape(line) not in ("", "…") and shape(line) not in rest]
 
@@ -132,7 +132,7 @@ def run_blocks(copy: Path, environment: dict[str, str], slow: bool) -> int:
             continue
         if block.language == "bash":
             lines = [line for line in block.text.splitlines() if not line.startswith("bash scripts/test.sh")]
-            # DeepSpeed's launcher has one default port, where a run outside of this test may be listening.
+            # DeepSpeed's launcher has one default port, on which another run may be listening.
             script = re.sub("^deepspeed ", f"deepspeed --master_port {free_port()} ", "\n".join(lines), flags=re.M)
             printed = run(["bash", "-euo", "pipefail", "-c", script], copy, environment, block, "")
             ran += 1
@@ -167,7 +167,7 @@ def test_run_configs_are_valid(tmp_path: Path) -> None:
 
 
 def test_every_command_is_in_a_block_that_runs() -> None:
-    """A command in running text is one of those in the blocks, so that it is run as well."""
+    """A command in running text occurs in one of the blocks, so that it runs as well."""
     in_blocks = {command for block in BLOCKS if block.language == "bash" for command in commands(block)}
     prose = re.sub(r"^```.+\n(?:.*\n)*?```$", "", README, flags=re.MULTILINE)
     in_prose = {" ".join(code.split()) for code in re.findall(r"`((?:bash|python|deepspeed|pip) [^`]*)`", prose)}
@@ -176,10 +176,10 @@ def test_every_command_is_in_a_block_that_runs() -> None:
 
 
 def paths_in_tree(page: Path) -> set[str]:
-    """The paths that the tree on a page names, all of which exist."""
+    """Return the paths in a page's tree, after checking that all exist."""
     (tree,) = (block for block in blocks(page.read_text()) if "tree" in block.words)
     named: set[str] = set()
-    folders: list[str] = []  # those that the current line is in
+    folders: list[str] = []  # folders that contain the current line
     for line in filter(str.strip, tree.text.splitlines()):
         indent, names = re.match(r"( *)(\S+(?: \S+)*)", line).groups()  # type: ignore[union-attr]
         folders = folders[: len(indent) // 2]
@@ -212,7 +212,7 @@ def test_the_architecture_page_names_every_module() -> None:
 
 
 def anchors(markdown: str) -> set[str]:
-    """The names by which GitHub links to headings."""
+    """Return the names by which GitHub links to headings."""
     headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Where patches begin, by hand, and which slots they get, against a loop."""
+"""Patching rules by hand, and the slots of patches compared with a loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build(config, context_length):
 
 
 def cut(text, rule, start=0xFC):
-    """The text with a bar where each patch begins to be predicted."""
+    """Return the text with a bar where each patch begins to be predicted."""
     data = text.encode()
     inputs = torch.tensor([[start, *data[:-1]]])
     wanted = rule(inputs, None, Context())[0]
@@ -31,7 +31,7 @@ def cut(text, rule, start=0xFC):
 
 
 def test_words_by_hand():
-    """A patch begins behind the first space-like byte of a run, and behind the first byte of a character of several."""
+    """A patch begins after the first space-like byte of a run, and after the first byte of a multi-byte character."""
     rule = build(SpacePatchingConfig(), 512)
     assert cut("The 2nd cat,  'sat' on\n\na mat.", rule) == "|The |2nd |cat,|  'sat'| on\n|\na |mat."
     inputs = torch.tensor([[0xFC, *"né 日本".encode(), 0xFF, ord("a")]])
@@ -41,7 +41,7 @@ def test_words_by_hand():
 
 
 def by_loop(wanted, documents, num_slots, context_length):
-    """Slots one position at a time: where each patch begins, and the patch of each position."""
+    """Compute slots one position at a time: where each patch begins, and the patch of each position."""
     room = [-(-t * num_slots // context_length) for t in range(len(wanted) + 1)]
     starts, patch_of, taken, current, document = {}, [], 0, 0, None
     for t, want in enumerate(wanted):
@@ -81,8 +81,8 @@ def test_fixed_patches_take_every_slot(size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", VARIABLE)
-def test_what_comes_later_moves_no_patch_and_no_logit(name):
-    """Bit-equal, also where the patches behind the changed byte begin elsewhere."""
+def test_later_bytes_change_no_earlier_patch_or_logit(name):
+    """Bit-equal, also where the patches after the changed byte begin elsewhere."""
     model = make(*PAIRS[name])
     ids = random_ids()
     logits, (_, before) = model(ids).logits, model.embedder(ids, Context())
@@ -115,7 +115,7 @@ def test_windows_of_one_patch_and_of_too_many_are_harmless(name, byte):
 
 @torch.no_grad()
 def test_hard_bytes_by_hand():
-    """With a byte model that is sure of everything but what follows a space."""
+    """The byte model is certain of every byte except the one after a space."""
     model = make(*PAIRS["byte_patch+byte_patch, patches of hard bytes"])
     rule = model.embedder.patching
     rule.threshold.fill_(1.5)
@@ -151,7 +151,7 @@ def test_the_mean_length_is_measured(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["byte_patch+byte_patch", *VARIABLE])
 def test_shapes_do_not_depend_on_the_text(name):
-    """So the whole forward pass is one graph, made once."""
+    """The whole forward pass is therefore one graph, compiled once."""
     model = make(*PAIRS[name])
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     for ids in (random_ids(), torch.full((2, CONTEXT), ord("a"))):

@@ -22,7 +22,7 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 def test_a_fraction_of_a_head_is_turned_as_a_head_of_that_width():
-    """And not as the front of a whole head: the wavelengths are those of the width that is turned (GPT-NeoX)."""
+    """Wavelengths are those of the rotated width, not those of the first part of a whole head (as in GPT-NeoX)."""
     rope = RoPE(RoPEConfig(fraction=0.25, theta=100.0), GroupedQueryConfig(num_heads=2), 32, None)
     table = rope.placement(3, 5, torch.device("cpu")).rotary
     x = torch.randn(1, 2, 5, 16)
@@ -31,14 +31,14 @@ def test_a_fraction_of_a_head_is_turned_as_a_head_of_that_width():
     assert torch.equal(turned[..., :4], rotate(x[..., :4], rotary_table(3, 5, 4, 100.0, x.device)))
 
 
-def test_slopes_of_eight_heads_are_those_of_the_paper():
+def test_slopes_of_eight_heads_match_the_paper():
     slopes = (
         ALiBi(ALiBiConfig(), GroupedQueryConfig(num_heads=8), 32, None).placement(0, 1, torch.device("cpu")).slopes_N
     )
     assert slopes.tolist() == [2.0**-n for n in range(1, 9)]
 
 
-def test_learned_positions_count_from_the_begin_of_each_document():
+def test_learned_positions_count_from_the_start_of_each_document():
     positions = LearnedPositions(LearnedPositionsConfig(), GroupedQueryConfig(), 8, 6)
     documents = torch.tensor([[4, 4, 7, 7, 7, -1], [0, 0, 0, 0, 0, 0]])
     assert begin_of_document(documents).tolist() == [[0, 0, 2, 2, 2, 5], [0] * 6]

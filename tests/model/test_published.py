@@ -1,4 +1,4 @@
-"""Ids read and spelt as their bytes: nothing is lost, and the likelihood of an id is what the slots say."""
+"""Ids read and spelled as their bytes: no text is lost, and the likelihood of an id follows from its slots."""
 
 import math
 
@@ -121,14 +121,14 @@ def test_slots_that_an_id_does_not_fill_change_nothing(tokenizer):
 def test_the_reconstruction_asks_for_the_ids_just_read_row_by_row(tokenizer):
     model = make(tokenizer, reconstruction_weight=0.5)
     ids = ids_of(tokenizer)
-    assert model(ids).auxiliary == {}  # nothing is added but in training
+    assert model(ids).auxiliary == {}  # terms are added in training only
     model.train()
     whole = model(ids).auxiliary["reconstruction"]
     torch.testing.assert_close(whole, sum(model(row[None]).auxiliary["reconstruction"] for row in ids))
     inputs = torch.cat((torch.full((2, 1), tokenizer.start_id), ids[:, :-1]), dim=1)
     symbols = (symbols_of(vocabulary_of(tokenizer), 16)[inputs] != PAD).sum().item()
     num_symbols = model.embedder.table.num_embeddings
-    assert whole.item() == pytest.approx(0.5 * symbols * math.log(num_symbols), rel=0.02)  # nothing is known yet
+    assert whole.item() == pytest.approx(0.5 * symbols * math.log(num_symbols), rel=0.02)  # untrained
     whole.backward()
     for part, reached in ((model.embedder, True), (model.core, False), (model.head, True)):
         assert {p.grad is not None and bool(p.grad.any()) for p in part.parameters()} == {reached}
@@ -142,8 +142,8 @@ def test_the_reconstruction_asks_for_the_ids_just_read_row_by_row(tokenizer):
 @pytest.mark.parametrize(
     "width, untied, tied", [(512, 0.0609, 0.1204), (768, 0.0461, 0.0913)], ids=["width 512", "width 768"]
 )
-def test_parameters_beside_those_of_a_table(width, untied, tied):
-    """With the published depths, 4 and 7 layers, and 12 slots: of what a GPT-2 vocabulary needs as a table."""
+def test_parameters_are_a_small_share_of_a_tables(width, untied, tied):
+    """Published depths of 4 and 7 layers, with 12 slots: the share of parameters that a GPT-2 table would need."""
     vocabulary = Vocabulary((b"", *(bytes([id // 65536, id // 256 % 256, id % 256]) for id in range(50_256))))
     model = ModelConfig(width=width, embedder=PublishedEmbedderConfig(slots=12, num_layers=4))
     embedder = PublishedEmbedder(model.embedder, model, vocabulary)
@@ -157,7 +157,7 @@ def test_parameters_beside_those_of_a_table(width, untied, tied):
 
 
 def test_it_can_be_made_and_run_without_memory(tokenizer):
-    """On the meta device, where what a tensor holds cannot be asked: sizes and costs are counted so."""
+    """On the meta device, where tensors have no values: sizes and costs are counted this way."""
     model = make(tokenizer)
     with torch.device("meta"):
         empty = STLM(model.config, tokenizer)

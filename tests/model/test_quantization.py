@@ -1,4 +1,4 @@
-"""Matrices as integers: the numbers by hand, and how far rounding goes."""
+"""Matrices as integers: the numbers by hand, and bounds of the rounding error."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from stlm.model.decoding.quantization import GROUP, Quantized, largest_level, ro
 
 
 def test_numbers_by_hand():
-    """The largest entry of the whole tensor has the largest step, 7 levels of 0.01; the others' are parts of it."""
+    """The largest entry of the tensor sets the largest step, 7 levels of 0.01; other steps are fractions of it."""
     weight = torch.tensor([[0.07, -0.035, 0.0, 0.014], [0.0, 0.0, 0.0, 0.0]])
     quantized = round_to_nearest(weight, 4)
     assert quantized.levels.tolist() == [[7, -4, 0, 1], [0, 0, 0, 0]]
@@ -28,7 +28,7 @@ def test_every_entry_is_within_half_a_step(bits, shape):
     assert quantized.levels.abs().max() == largest_level(bits)
 
 
-def test_nothing_but_zeros():
+def test_a_zero_matrix_stays_zero():
     assert torch.equal(round_to_nearest(torch.zeros(3, 4), 6).value(), torch.zeros(3, 4))
 
 

@@ -1,4 +1,4 @@
-"""Layers that share weights or run again: against models written out by hand, and what holds for every model."""
+"""Layers that share weights or run again: compared with models written out by hand, and invariants of every model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEPTH = 4
 
 
 def shared(**modules):
-    """A plan; a dot in a name is written as two underscores."""
+    """Return a sharing plan; a dot in a name is written as two underscores."""
     return SharingConfig(FreeSection.of({name.replace("__", "."): layers for name, layers in modules.items()}))
 
 
@@ -74,7 +74,7 @@ def make(seed=3, tied=True, **core):
 
 
 def disturb(model):
-    """Leave no parameter at zero or one, so that every one has an influence."""
+    """Move every parameter away from zero and one, so that each one has an influence."""
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
@@ -83,7 +83,7 @@ def disturb(model):
 
 
 def written_out(model):
-    """The same function with a block of its own for every layer that is run: no weight is used twice."""
+    """Return the same function with a separate block for every layer run: no weight is used twice."""
     plain = copy.deepcopy(model)
     stack = plain.core.stack
     blocks = [copy.deepcopy(stack.blocks[layer]) for layer, _ in stack.order]
@@ -100,7 +100,7 @@ def written_out(model):
 
 
 def test_a_model_with_shared_weights_is_one_with_equal_weights(model):
-    """The same logits as with every use written out, and the gradient of a weight is the sum over its uses."""
+    """Logits equal those with every use written out; the gradient of a weight is the sum over its uses."""
     plain = written_out(disturb(model))
     layers = [layer for layer, _ in model.core.stack.order]
     for each in (model, plain):
@@ -124,8 +124,8 @@ def test_a_model_with_shared_weights_is_one_with_equal_weights(model):
             torch.testing.assert_close(parameter.grad, sum(gradients), atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_shared_by_name():
-    """As planned, no more and no less; norms only where they are named."""
+def test_exactly_the_planned_modules_are_shared():
+    """Exactly the planned modules are shared; norms only where they are named."""
 
     def layers_with_own(model, path):
         parameters = [id(block.get_parameter(path)) for block in model.core.stack.blocks]
@@ -160,7 +160,7 @@ def test_corrections_begin_at_zero_and_belong_to_one_layer():
     for sharing in (shared(block="interior:1"), FFN):
         plain, model = make(sharing=sharing), make(sharing=corrected(sharing))
         ids = random_ids()
-        assert torch.equal(model(ids).logits, plain(ids).logits)  # to the last bit
+        assert torch.equal(model(ids).logits, plain(ids).logits)  # exactly equal
         linears = [name for name, module in model.named_modules() if isinstance(module, CorrectedLinear)]
         assert len(linears) == (2 * 7 if sharing is not FFN else 4 * 3)  # every linear of every layer that shares
     block = model.core.stack.blocks[2]
@@ -178,7 +178,7 @@ def test_alpha_over_rank_scales_the_correction():
     x = torch.randn(5, 3)
     merged = linear.weight + 3.0 * linear.lora_b.weight @ linear.lora_a.weight
     torch.testing.assert_close(linear(x), x @ merged.T + linear.bias)
-    assert make(sharing=corrected(FFN)).core.stack.blocks[0].feed_forward.up.scale == 1.0  # null: by 1
+    assert make(sharing=corrected(FFN)).core.stack.blocks[0].feed_forward.up.scale == 1.0  # null: scale 1
 
 
 @torch.no_grad()
@@ -200,8 +200,8 @@ def test_every_layer_that_is_run_has_a_cache_and_counts_as_depth():
 
 @torch.no_grad()
 @pytest.mark.parametrize("core", [{"sharing": shared(block="all")}, {"loops": LoopsConfig(count=4)}], ids=str)
-def test_what_is_added_to_the_residual_stream_stays_of_order_1(core):
-    """As if nothing were shared, however many layers use a matrix."""
+def test_the_size_of_residual_updates_does_not_depend_on_sharing(core):
+    """Its size is as without sharing, for any number of layers that use a matrix."""
 
     def added(seed, **core):
         model = make(seed, **core)
@@ -211,8 +211,8 @@ def test_what_is_added_to_the_residual_stream_stays_of_order_1(core):
     assert sum(added(seed, **core) for seed in range(5)) == pytest.approx(sum(map(added, range(5))), rel=0.3)
 
 
-def test_the_names_that_a_config_knows_are_those_of_the_modules(block_config):
-    """Of every registered attention and feed-forward: what a share map may name without torch."""
+def test_module_names_of_configs_match_the_modules(block_config):
+    """Checked for every registered attention and feed-forward: the names that a share map may use without torch."""
     block = Block(block_config, 32, layer=0)
     own = {name for name, module in block.named_modules() if list(module.parameters(recurse=False))}
     assert own == set(block_config.modules())
@@ -272,7 +272,7 @@ def test_tensors_that_were_tied_otherwise_name_the_setting(saved, model, line):
     make(**saved).load_tensors(dict(make(**saved).named_parameters()), "a file")
 
 
-# What holds for every model.
+# Invariants of every model.
 
 
 @torch.no_grad()
@@ -297,7 +297,7 @@ def test_steps_equal_forward(model, pieces):
 
 
 def test_every_parameter_gets_a_gradient(model):
-    """Corrections begin where only their second factor has one."""
+    """Corrections begin where only their second factor has a gradient."""
     model(random_ids()).logits.logsumexp(-1).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == [name for name, _ in model.named_parameters() if name.endswith(".lora_a.weight")]

@@ -1,4 +1,4 @@
-"""The vectors of texts: means by hand, and for every pair of parts, that padding and other texts change nothing."""
+"""Text embeddings: means by hand, and for every pair of parts, padding and other texts change nothing."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ def test_a_text_has_one_vector_alone_and_among_others(pair):
     alone = np.concatenate([model.embed([text]) for text in TEXTS])
     assert together.shape == (len(TEXTS), model.config.width) and np.isfinite(together).all()
     assert np.abs(together - alone).max() < 1e-5
-    assert np.abs(together[1] - together[5]).max() > 1e-3  # which is not because all are the same
+    assert np.abs(together[1] - together[5]).max() > 1e-3  # and not because all texts have the same vector
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_what_stands_behind_a_text_is_not_read(pair):
+def test_padding_after_a_text_is_not_read(pair):
     model = make(*PAIRS[pair]).eval()
     ids = torch.tensor([list(b"One two"), list(b"xyz xyz")])
     lengths = torch.tensor([7, 3])
@@ -33,7 +33,7 @@ def test_what_stands_behind_a_text_is_not_read(pair):
 
 
 def states(model, inputs):
-    """What the core gives out for ids that are read as they stand."""
+    """Return the core's output for ids read as they are."""
     x_BPD, patches = model.embedder(inputs, Context())
     context = Context() if patches is None else Context(used=patches.used_BP)
     return model.core(x_BPD, context)[0]
@@ -64,20 +64,20 @@ def test_patches_by_hand_read_a_text_to_its_end(text, behind, slots):
 
 
 def test_words_are_read_to_their_ends():
-    """A patch of a word begins behind the end of the text, so the last letter counts; so does the first."""
+    """A patch of words begins after the end of the text, so the first and the last letter both count."""
     model = make(*PAIRS["byte_patch+byte_patch, patches of words"])
     first, last, other = model.embed(["cat", "car", "bat"])
     assert np.abs(first - last).max() > 1e-3 and np.abs(first - other).max() > 1e-3
 
 
-def test_which_patches_count():
+def test_patches_that_end_within_the_text_count():
     y_BPD = torch.tensor([[[1.0], [2.0], [4.0], [torch.nan]]])  # a slot without a patch may hold anything
     starts = torch.tensor([[0, 2, 5, 9]])
     for length, reach, expected in [(0, 3, 1.0), (1, 0, 1.0), (1, 3, 2.0), (2, 3, 2.0), (3, 3, 3.0), (5, 3, 3.0)]:
         assert mean_over_text(y_BPD, starts, torch.tensor([length]), reach).item() == expected
 
 
-def test_a_text_that_is_too_long_is_read_from_its_beginning():
+def test_a_text_that_is_too_long_loses_its_end():
     for pair, longest in (("byte+linear", CONTEXT - 1), ("byte_patch+byte_patch", CONTEXT - 5)):
         model = make(*PAIRS[pair])
         assert model.longest_text == longest

@@ -10,7 +10,7 @@ from stlm.objectives import cross_entropy as chunked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [1, 7 * 3, 1 << 19])  # a row each, three rows with one left over, all rows
+@pytest.mark.parametrize("chunk", [1, 7 * 3, 1 << 19])  # one row each, three rows with one left over, all rows
 def test_value_and_gradient_are_those_of_torch(dtype, chunk, monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK", chunk)
     torch.manual_seed(0)

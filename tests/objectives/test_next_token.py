@@ -33,8 +33,8 @@ def test_a_uniform_model_pays_ln_v_for_each_counted_id():
     assert batch_of(ids, mask).counts(BYTES_PER_ID).tolist() == [4, 1 + 2 + 0 + 3]
 
 
-def test_what_is_masked_costs_nothing_and_teaches_nothing():
-    """Not even where its logits are not finite: padding must never reach the gradient."""
+def test_masked_ids_have_no_loss_and_no_gradient():
+    """Masked logits may even be infinite or NaN: padding never reaches the gradient."""
     logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
     logits[0, 2, 1] = math.inf
     logits.requires_grad_()
@@ -48,8 +48,8 @@ def test_what_is_masked_costs_nothing_and_teaches_nothing():
     assert torch.allclose(logits.grad[0, :2], probabilities - one_hot, atol=1e-6)
 
 
-def test_exits_cost_what_their_rows_pay():
-    """By hand: two exits, three rows, each row with one exit; masked ids cost nothing."""
+def test_the_loss_of_exits_by_hand():
+    """Worked out for two exits and three rows, each row with one exit; masked ids cost nothing."""
     ids = torch.tensor([[0, 1], [2, 2], [1, 1]])
     mask = torch.tensor([[True, False], [True, True], [True, True]])
     logits = torch.zeros(3, 2, 4)
@@ -57,7 +57,7 @@ def test_exits_cost_what_their_rows_pay():
     logits[0, 1, 0] = math.inf  # masked
     output = Output(torch.zeros(3, 2, 4), {}, {}, ExitLogits(logits, torch.tensor([1, 0, 1]), {2: 0.1, 4: 0.2, 6: 0.5}))
     loss = loss_of(output, ids, mask)
-    assert output.auxiliary == {}  # what is handed in stays as it is
+    assert output.auxiliary == {}  # arguments are not changed
     assert math.isclose(loss.nats.item(), 5 * math.log(4), rel_tol=1e-7)
     first, second = math.log(2) + math.log(4), math.log(4) + math.log(4) + math.log(6)
     expected = {"exit_2": 3 * 0.1 * first, "exit_4": 3 * 0.2 * second, "exit_6": 0.0}
@@ -65,7 +65,7 @@ def test_exits_cost_what_their_rows_pay():
 
 
 def test_z_loss_is_the_squared_log_of_the_softmax_divisor_of_counted_ids():
-    """Uniform logits c over 4 ids: log Z = c + ln 4. What is not counted pays nothing, even where it is not finite."""
+    """Uniform logits c over 4 ids: log Z = c + ln 4. Masked ids pay nothing, even where they are not finite."""
     logits = torch.full((1, 3, 4), 2.0)
     logits[0, 1] = -math.log(4)
     logits[0, 2, 0] = math.inf
@@ -73,7 +73,7 @@ def test_z_loss_is_the_squared_log_of_the_softmax_divisor_of_counted_ids():
     output, mask = Output(logits, {}, {}), torch.tensor([[True, True, False]])
     ids = torch.zeros(1, 3, dtype=torch.long)
     loss = loss_of(output, ids, mask, z_loss_weight=0.5)
-    assert loss.nats == loss_of(output, ids, mask).nats  # the reported loss stays the likelihood
+    assert loss.nats == loss_of(output, ids, mask).nats  # the reported loss remains the likelihood
     assert output.auxiliary == {}
     term = loss.terms["z"]
     assert math.isclose(term.item(), 0.5 * (2 + math.log(4)) ** 2, rel_tol=1e-6)

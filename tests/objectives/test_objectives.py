@@ -1,4 +1,4 @@
-"""Every registered objective: sums of parts add up, and nothing handed in changes."""
+"""Every registered objective: sums of parts add up, and arguments stay unchanged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_sums_do_not_depend_on_how_rows_are_divided(config: ObjectiveConfig, mod
         before = [tensor.clone() for tensor in (*part, output.logits) if tensor is not None]
         nats, terms = objective.loss(output, part)
         after = [tensor for tensor in (*part, output.logits) if tensor is not None]
-        assert all(map(torch.equal, before, after)) and not output.auxiliary  # nothing handed in is changed
+        assert all(map(torch.equal, before, after)) and not output.auxiliary  # arguments are not changed
         assert nats.dtype == torch.float64 and all(term.dtype == torch.float64 for term in terms.values())
         counts = part.counts(torch.from_numpy(model.tokenizer.bytes_per_id))
         return torch.stack((nats, *(terms[name] for name in sorted(terms)), *counts.double()))

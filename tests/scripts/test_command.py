@@ -1,4 +1,4 @@
-"""What becomes of exceptions: one line and an exit code for a user's mistake, a traceback for a fault."""
+"""Exceptions of commands: one line and an exit code for a user's error, a traceback for a fault."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
         (BrokenPipeError(), 0, ""),
     ],
 )
-def test_outcome(capsys, outcome, code, message):
+def test_each_exception_has_its_exit_code_and_output(capsys, outcome, code, message):
     def main():
         if isinstance(outcome, BaseException):
             raise outcome
@@ -63,7 +63,7 @@ def test_ctrl_c_before_there_is_anything_to_run():
         ("<&- >&-", "sys.stdin.isatty() or 3", 3, ""),
     ],
 )
-def test_where_nothing_can_be_printed(redirection, outcome, code, message):
+def test_output_that_cannot_be_written_sets_the_exit_code(redirection, outcome, code, message):
     script = f"import sys; from _command import run; run(lambda: print('a') or {outcome})"
     command = ["bash", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, script]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -81,7 +81,7 @@ def test_the_program_lists_its_commands(arguments):
 
 
 def test_the_program_starts_a_command(tmp_path):
-    """With its own name in the usage, and with the option that DeepSpeed's launcher puts first."""
+    """The usage names the command, and the option that DeepSpeed's launcher puts first is accepted."""
     for launcher in ([], ["--local_rank=0"]):
         result = stlm(*launcher, "pretrain", "--config", "qickstart", expect=2)
         assert result.stdout == "" and "quickstart" in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""describe.py tells what presets and runs are, and answers mistakes with one line."""
+"""describe.py describes presets and runs, and reports errors in one line."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ TINY = ["model={context_length: 32, width: 32, core: {num_layers: 1, attention: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two saved steps on prepared data, as far as describe.py looks at it."""
+    """Make a run of two saved steps on prepared data, as far as describe.py reads it."""
     folder = tmp_path_factory.mktemp("described")
     (folder / "text.txt").write_text("\n<eos>\n".join(f"Line {n} of a text, {n % 7} words long." for n in range(200)))
     config = PrepareConfig(inputs=(str(folder / "text.txt"),), output=str(folder / "data"), workers=1)
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def describe(monkeypatch, capsys):
-    """Runs the script in this process; returns what it printed, or its error where one is expected."""
+    """Return a function that runs the script in this process and returns its output, or the expected error."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
     def run_script(*arguments, expect=0):
@@ -72,8 +72,8 @@ def test_help_lists_the_presets(describe):
     assert list_presets() in describe("--help")
 
 
-def test_where_the_time_went(run, describe):
-    """The newest record's figures, where it has them."""
+def test_the_share_of_time_of_each_phase(run, describe):
+    """Figures come from the newest record that has them."""
     before = describe(run)
     assert "(MFU)" not in before and "before clipping" not in before
     path = run / "metrics.jsonl"
@@ -85,7 +85,7 @@ def test_where_the_time_went(run, describe):
     }  # fmt: skip
     record = {"step": 3, "split": "train", "bits_per_byte": 7.0, "gradient_norm": 5.0, "timing": timing}
     record["gradient_norm_of"] = {"embedder": 3.0, "core.stack.blocks.0": 4.0}
-    path.write_text(kept + json.dumps(record) + '\n{"step": 4, "spl')  # the next one is being written
+    path.write_text(kept + json.dumps(record) + '\n{"step": 4, "spl')  # a record that is still being written
     lines = [" ".join(line.split()) for line in describe(run).splitlines()]
     path.write_text(kept)
     for expected in (
@@ -127,7 +127,7 @@ def test_the_text_of_a_step_of_a_run_whose_batch_size_changed(run, describe, tmp
         (["EMPTY"], "without a complete checkpoint"),
     ],
 )
-def test_mistakes_are_one_message(run, describe, tmp_path, arguments, message):
+def test_user_errors_are_one_message(run, describe, tmp_path, arguments, message):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     places = {"RUN": run, "EMPTY": tmp_path}
     error = describe(*(places.get(argument, argument) for argument in arguments), expect=2)
@@ -149,7 +149,7 @@ def test_options_without_effect_are_refused(run, describe, arguments, message):
 
 def test_a_run_is_described_for_the_ranks_that_it_has(run, describe, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    assert "MB of each of 2 ranks" in describe(tmp_path / "run")  # it does not say
+    assert "MB of each of 2 ranks" in describe(tmp_path / "run")  # the record does not state them
     (tmp_path / "run/environment.json").write_text('{"starts": [{"ranks": 4}, {"ranks": 1}]}')
     assert "MB of one rank" in describe(tmp_path / "run")
     assert "MB of each of 3 ranks" in describe(tmp_path / "run", "--ranks", "3", "--set", "training.batch_size=6")

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, says what to do, and its own run of two steps is a real one."""
+"""The doctor finds problems, names remedies, and performs a real training run of two steps."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_healthy_machine_and_a_stale_lock(tmp_path):
-    """One call: the training is real and succeeds, and a lock that a killed build left behind is still named."""
+    """One call: the training run succeeds, and a lock that a killed build left behind is still named."""
     lock = tmp_path / "cache" / "fused_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()

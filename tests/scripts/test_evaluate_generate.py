@@ -1,4 +1,4 @@
-"""The commands that judge and use a saved model, called as people call them."""
+"""Commands that evaluate and use a saved model, called as users call them."""
 
 import dataclasses
 import io
@@ -47,7 +47,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with prepared data and a run of one checkpoint on them: data/, other/, run/."""
+    """Make a folder with prepared data and a run of one checkpoint on them: data/, other/, run/."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("data", "other"):
         text = "\n<eos>\n".join(f"Line {number} of {name}, {number % 7} words long." for number in range(300))
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """call("evaluate.py", *arguments) runs a script in this process: (exit code, stdout, stderr)."""
+    """Return a function that runs a script in this process: call("evaluate.py", …) -> (exit code, stdout, stderr)."""
 
     def call(script, *arguments, stdin=""):
         monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -86,7 +86,7 @@ def continuation(folder, prompt, **options):
 # evaluate.py
 
 
-def test_evaluate_says_what_the_library_says(folder, call, tmp_path):
+def test_evaluate_gives_the_results_of_the_library(folder, call, tmp_path):
     model, data = STLM.load(folder / "run"), PreparedData.open(folder / "data")
     stream = data.split("validation")
     score = score_split(model, stream, stride=8)
@@ -132,8 +132,8 @@ def test_evaluate_keeps_documents_apart_where_the_run_did(folder, call, tmp_path
     assert found != pytest.approx(score_split(STLM.load(run), stream).bits_per_byte)
 
 
-def test_evaluate_on_the_text_for_a_test(folder, call, tmp_path):
-    """It is scored in place of the validation text, and asked for where there is none, or no data, is a mistake."""
+def test_evaluate_on_the_test_split(folder, call, tmp_path):
+    """The test text replaces the validation text; requesting it where none exists, or without data, is an error."""
     config = PrepareConfig((str(folder / "data.txt"),), output=str(tmp_path / "out"), test=(str(folder / "other.txt"),))
     prepare(config)
     code, out, _ = call("evaluate.py", folder / "run", "--data", tmp_path / "out", "--split", "test",
@@ -153,7 +153,7 @@ def test_evaluate_on_the_text_for_a_test(folder, call, tmp_path):
 
 
 def test_compare_runs_and_results(folder, call, tmp_path):
-    """A model against itself, once from its run and once from the files that evaluate.py wrote: no difference."""
+    """A model compared with itself, once from its run and once from the files of evaluate.py: no difference."""
     files = tmp_path / "out.json", tmp_path / "items.jsonl"
     call("evaluate.py", folder / "run", "--output", files[0], "--items", files[1])
     code, out, _ = call("compare.py", folder / "run", files[0], "--tasks", "bits_per_byte",
@@ -183,7 +183,7 @@ def test_evaluate_tasks_of_choices(folder, call, tmp_path):
     items = [{"id": str(n), "context": f"Line {n} of", "choices": ["data", "it"], "answer": 0} for n in range(5)]
     (tmp_path / "hellaswag.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     files = tmp_path / "out.json", tmp_path / "items.jsonl"
-    model = folder / "run" / "checkpoints" / "step_00000007" / "model"  # no data are needed, nor looked for
+    model = folder / "run" / "checkpoints" / "step_00000007" / "model"  # data are neither needed nor looked for
     code, out, _ = call("evaluate.py", model, "--tasks", "hellaswag", "--tasks-dir", tmp_path,
                         "--output", files[0], "--items", files[1])  # fmt: skip
     assert code == 0 and re.search(r"^hellaswag +5 .* 50\.0 +30\.0$", out, re.MULTILINE)
@@ -280,7 +280,7 @@ def test_evaluate_from_another_folder_than_the_run_was_started_in(folder, call, 
 
 
 @pytest.mark.parametrize("state", ["[1]", '{"data": 1}', '{"step": "x"}', "{"])
-def test_evaluate_refuses_a_state_that_is_none(folder, call, tmp_path, state):
+def test_evaluate_refuses_invalid_progress(folder, call, tmp_path, state):
     shutil.copytree(folder / "run", tmp_path / "run")
     (tmp_path / "run/checkpoints/step_00000007/state.json").write_text(state)
     code, _, err = call("evaluate.py", tmp_path / "run")
@@ -337,7 +337,7 @@ def test_generate_reads_a_prompt_from_each_line(folder, call):
     assert out == "".join(line + "\n" for line in lines)
 
 
-def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
+def test_generate_with_fewer_layers_prints_their_mean_number(folder, call, tmp_path):
     core = dataclasses.replace(MODEL.core, num_layers=4, exits=ExitsConfig(every=1))
     model = STLM.from_config(dataclasses.replace(MODEL, core=core), build_tokenizer("byte"), seed=1)
     model.save(tmp_path / "model")
@@ -350,7 +350,7 @@ def test_generate_with_fewer_layers_tells_what_it_cost(folder, call, tmp_path):
     assert code == 0 and "19 ids; 1.00 of 4 layers run per id (75% saved)" in err
 
 
-def test_generate_reads_fewer_bits_where_it_is_told(folder, call, tmp_path):
+def test_generate_uses_the_requested_precision(folder, call, tmp_path):
     (tmp_path / "text").write_text("Line 1 and line 2")
     said = {}
     for precision in ("fp32", "bf16", "int8"):
@@ -457,8 +457,8 @@ def test_generate_refuses_an_option_without_effect(folder, call, options, beside
     assert (code, out) == (2, "") and f"error: {beside}" in err
 
 
-def test_every_option_of_generate_is_considered(call):
-    """An option that is added later must be given its place in the table of those without effect."""
+def test_every_option_of_generate_is_checked_for_its_effect(call):
+    """New options must be added to one of the tables, or be always valid."""
     _, out, _ = call("generate.py", "--help")
     options = {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]+)", out.partition("options:")[2])}
     known = {*generate.TEXT, *generate.DRAWING, *generate.DRAFTING}
@@ -466,7 +466,7 @@ def test_every_option_of_generate_is_considered(call):
 
 
 class Terminal:
-    """generate.py as a person at a terminal has it: from another folder, where the locale knows ASCII only."""
+    """Runs generate.py as a user at a terminal would: from another folder, in a locale that is limited to ASCII."""
 
     def __init__(self, *arguments):
         self.ours, theirs = pty.openpty()
@@ -507,7 +507,7 @@ def test_bytes_that_are_no_text_do_not_end_the_conversation(folder):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder):
-    endless = ("--max-ids", "1000000", "--temperature", "0")  # the likeliest text goes round in circles
+    endless = ("--max-ids", "1000000", "--temperature", "0")  # the likeliest text repeats without end
     assert len(continuation(folder, "Line", max_new_ids=3000, temperature=0)) > 1000
     terminal = Terminal(folder / "run", *endless)
     terminal.type(b"Line\n")
@@ -520,7 +520,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder):
 
 
 def read_until(stream, what, patience_s=120):
-    """Read from a pipe until it has said this."""
+    """Read from a pipe until the text appears."""
     said, end = b"", time.monotonic() + patience_s
     while what not in said:
         assert select.select([stream], [], [], max(0, end - time.monotonic()))[0], f"it said no more than {said!r}"

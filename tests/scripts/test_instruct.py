@@ -1,4 +1,4 @@
-"""scripts/instruct.sh from its first line to its last, on a quickstart model of a few thousand parameters."""
+"""The whole of scripts/instruct.sh, on a quickstart model of a few thousand parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = [
 
 @pytest.fixture
 def project(tmp_path):
-    """The project with its own data and runs: a trained quickstart model, if a bad one, and few instructions."""
+    """Copy the project with its own data and runs: a poorly trained quickstart model, and few instructions."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("needs a virtual environment: scripts/test.sh makes one")
     folder = tmp_path / "stlm"
@@ -60,7 +60,7 @@ def losses(project):
 
 
 @pytest.mark.slow
-def test_from_the_quickstart_model_to_one_that_answers_and_once_more(project):
+def test_the_script_trains_a_model_that_answers_and_can_be_rerun(project):
     printed = instruct(project)
     found = losses(project)
     assert len(found) > 2 and found[-1] < found[0]
@@ -70,6 +70,6 @@ def test_from_the_quickstart_model_to_one_that_answers_and_once_more(project):
         *["scripts/generate.py"] * 4,
     ]  # fmt: skip
 
-    again = instruct(project)  # what is done is not done again
+    again = instruct(project)  # finished work is not repeated
     assert losses(project) == found
     assert again.split("$ python scripts/evaluate.py")[1] == printed.split("$ python scripts/evaluate.py")[1]

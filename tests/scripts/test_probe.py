@@ -1,4 +1,4 @@
-"""The commands that judge a model by its vectors, called as people call them."""
+"""Commands that evaluate a model's vectors, called as users call them."""
 
 import json
 import runpy
@@ -18,7 +18,7 @@ WORDS = ("bad", "good")
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model, and the files of sst2, whose sentences say their labels."""
+    """Make a model, and the files of sst2, with sentences that state their labels."""
     model = STLM.from_config(ModelConfig(context_length=32, width=32, core=CORE), build_tokenizer("byte"))
     model.save(tmp_path / "model")
     for part, number in (("train", 60), ("dev", 30)):
@@ -56,7 +56,7 @@ def test_results_are_printed_and_written(call, folder):
     assert code == 0 and "| sst2 | 40 of 60 | 30 | accuracy |" in page and "- method: finetune" in page
 
 
-def test_mistakes_are_one_line(call, folder):
+def test_user_errors_are_one_line(call, folder):
     for arguments, message in [
         (["--tasks", "sst"], "'sst' (nearest: sst2)"),
         (["--tasks", "sst2", "--seeds", 0], "--seeds: got 0"),

@@ -1,4 +1,4 @@
-"""The shared set-up of the shell scripts: what it does once, what it does not do twice, and what it never touches.
+"""The shared set-up of the shell scripts: its steps, what it does not repeat, and what it never changes.
 
 The Python it is given here is a shell script that notes what it is asked to do (make an environment, run pip) and
 passes everything else on to the real one: no network, no minutes.
@@ -28,7 +28,7 @@ esac
 
 
 class Project:
-    """A project folder with nothing in it but what the set-up reads, and a log of what the set-up did."""
+    """A project folder with only the files that the set-up reads, and a log of the set-up's actions."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "project"
@@ -57,7 +57,7 @@ class Project:
         return process.returncode, out.strip(), err
 
     def done(self) -> list[str]:
-        """What was done since the last call."""
+        """Return the actions since the last call."""
         lines = self.log.read_text().splitlines()
         self.log.write_text("")
         return lines
@@ -68,7 +68,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def test_does_everything_once_and_only_what_a_change_asks_for(project: Project) -> None:
+def test_each_step_runs_once_and_again_only_after_a_change(project: Project) -> None:
     code, python, said = project.setup()
     assert (code, python) == (0, f"{project.root}/.venv/bin/python"), said
     assert project.done() == ["venv", f"pip {project.root}"]
@@ -104,7 +104,7 @@ def test_a_killed_setup_is_begun_again_from_nothing(project: Project) -> None:
         assert not debris.exists()
 
 
-def test_after_a_failed_upgrade_there_is_what_was_there_before(project: Project) -> None:
+def test_a_failed_upgrade_leaves_the_environment_unchanged(project: Project) -> None:
     assert project.setup()[0] == 0
     (project.root / "setup.py").write_text("# changed\n")
     code, _, said = project.setup("dev", PIP_EXIT="1")
@@ -131,7 +131,7 @@ def test_a_moved_environment_is_made_anew(project: Project, tmp_path: Path) -> N
     assert project.done() == ["venv", f"pip {project.root}"]
 
 
-def test_an_environment_of_somebody_else_is_used_and_never_emptied(project: Project, tmp_path: Path) -> None:
+def test_an_environment_of_the_user_is_used_and_never_emptied(project: Project, tmp_path: Path) -> None:
     given = tmp_path / "given"
     (given / "bin").mkdir(parents=True)
     shutil.copy(project.python, given / "bin" / "python")

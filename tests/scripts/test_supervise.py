@@ -1,4 +1,4 @@
-"""The supervisor: starts a command again after an accident, and after nothing else."""
+"""The supervisor restarts a command after an accident, and after nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "supervise.py"
 
-# Adds a line to the file "starts", with its arguments, and then ends as the N-th word of the first argument says.
+# Adds a line with its arguments to the file "starts", and ends as the N-th word of the first argument says.
 COMMAND = """
 import os, signal, sys
 with open("starts", "a") as file:
@@ -46,7 +46,7 @@ def starts(folder):
         ("1 1 kill", 3, 1),
     ],
 )
-def test_which_endings_are_accidents(tmp_path, endings, number, code):
+def test_a_command_is_restarted_after_accidents_only(tmp_path, endings, number, code):
     told = supervise(tmp_path, "--max-restarts", "2", "--", sys.executable, "-c", COMMAND, endings, expect=code)
     assert len(starts(tmp_path)) == number
     if "kill" in endings:
@@ -64,8 +64,8 @@ def test_each_restart_may_use_half_the_ranks(tmp_path):
     assert starts(tmp_path) == ["--ranks=4", "--ranks=2", "--ranks=2", "--ranks=2"]
 
 
-def test_what_a_command_left_running_is_ended_before_the_next_start(tmp_path):
-    """As the ranks of a launcher that died; the one that does not listen is killed."""
+def test_processes_left_behind_are_ended_before_the_next_start(tmp_path):
+    """Such processes are the ranks of a launcher that died; one that ignores SIGTERM is killed."""
     command = """
 import fcntl, os, signal, subprocess, sys, time
 lock = open("lock", "w")
@@ -86,7 +86,7 @@ sys.exit(1)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_passed_on_and_ends_it(tmp_path, number):
-    """The exit code is that of the command, which is not started again."""
+    """The exit code is that of the command, which is not restarted."""
     command = """
 import signal, sys, time
 for each in (signal.SIGTERM, signal.SIGUSR1):
@@ -114,5 +114,5 @@ time.sleep(60)
         (("--", "/no/such/command"), "cannot start /no/such/command: No such file"),
     ],
 )
-def test_mistakes_are_told(tmp_path, arguments, reason):
+def test_user_errors_are_reported(tmp_path, arguments, reason):
     assert reason in supervise(tmp_path, *arguments, expect=2)

@@ -1,4 +1,4 @@
-"""The server at its edges, in this process: slow and large requests, other sites, keys, a busy loop, and the end."""
+"""Edge cases of the server, in this process: slow and large requests, other sites, keys, a busy loop, and shutdown."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def model():
 
 @contextlib.contextmanager
 def serving(model, access=None, limits=None):
-    """A server in a thread: its URL, and itself."""
+    """Run a server in a thread, and yield its URL and the server."""
     scheduler = Scheduler(model, max_rows=4, max_waiting=40)
     ready = threading.Event()
     listener = listen_on("127.0.0.1", "0")
@@ -65,7 +65,7 @@ def connect(url):
 
 
 def answer_of(connection):
-    """All that comes until the server closes."""
+    """Return the status and error message of everything sent until the server closes."""
     received = b""
     while more := connection.recv(1 << 16):
         received += more
@@ -74,7 +74,7 @@ def answer_of(connection):
 
 
 def test_slow_requests_are_answered_and_closed(model, monkeypatch):
-    """Headers that never end, a connection that says nothing, the second request of a connection, and a slow body."""
+    """Endless headers, a silent connection, the second request of a connection, and a slow body."""
     monkeypatch.setattr(server_file.HTTPProtocol, "head_timeout_s", 0.5)
     with serving(model, limits=ServerLimits(body_timeout_s=0.5)) as (url, _):
         slow = [connect(url) for _ in range(20)]
@@ -83,7 +83,7 @@ def test_slow_requests_are_answered_and_closed(model, monkeypatch):
         second = connect(url)
         second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert second.recv(1 << 16).startswith(b"HTTP/1.1 200")
-        time.sleep(0.7)  # an idle connection stays open for longer than headers may take
+        time.sleep(0.7)  # an idle connection stays open for longer than the time limit for headers
         second.sendall(b"GET /health HTTP/1.1\r\n")
         body = connect(url)
         body.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
@@ -101,7 +101,7 @@ def test_a_large_body_is_read_before_it_is_refused(model):
             with pytest.raises(urllib.error.HTTPError) as refused:  # urllib closes its connections after one request
                 urllib.request.urlopen(request)
             assert refused.value.code == status and json.load(refused.value)["error"]["message"]
-        waits = connect(url)  # to be told that it may send
+        waits = connect(url)  # the client waits for permission to send
         waits.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer k\r\n"
                       b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")  # fmt: skip
         assert waits.recv(1 << 16).startswith(b"HTTP/1.1 413")
@@ -117,7 +117,7 @@ def test_a_large_body_is_read_before_it_is_refused(model):
     ],
     ids=["TLS", "no host", "long headers", "bad chunks"],
 )
-def test_what_is_no_http_is_answered(model, sent):
+def test_malformed_http_is_answered(model, sent):
     with serving(model) as (url, _):
         connection = connect(url)
         connection.sendall(sent)
@@ -126,7 +126,7 @@ def test_what_is_no_http_is_answered(model, sent):
 
 
 def test_encoding_a_prompt_does_not_hold_up_others(model, monkeypatch):
-    """While one prompt is encoded, another client is answered; choices of a request share one encoding."""
+    """While one prompt is encoded, another client gets an answer; choices of a request share one encoding."""
     begun, answered, calls = threading.Event(), threading.Event(), []
     encode = model.tokenizer.encode
 
@@ -155,8 +155,8 @@ def test_a_prompt_that_cannot_fit_is_not_even_encoded(model, monkeypatch):
         assert answer.status_code == 400 and "at least 500000 ids" in answer.json()["error"]["message"]
 
 
-def test_the_end_of_the_server_is_said(model, monkeypatch):
-    """Whole, streamed, waiting and half a request: each gets an answer when the server is stopped."""
+def test_a_shutdown_is_announced_to_all_clients(model, monkeypatch):
+    """On shutdown, a complete, a streamed, a waiting and a partial request each get an answer."""
     monkeypatch.setattr(server_file, "GRACE_S", 0.2)
     asked = {"prompt": "a", "max_tokens": 100_000, "n": 4, "logit_bias": {"255": -100}}
     with ThreadPoolExecutor() as pool, serving(model) as (url, server):
@@ -209,7 +209,7 @@ def test_hosts_and_origins(host, origin, access, allowed):
     assert (refused is None) == allowed and (allowed or refused.status == 403)
 
 
-def test_pages_that_are_allowed_get_what_browsers_want(model):
+def test_allowed_pages_get_cors_headers(model):
     with serving(model, Access(origins=("http://localhost:3000",), api_key="k")) as (url, _):
         page, key = {"Origin": "http://localhost:3000"}, {"Authorization": "Bearer k"}
         asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
@@ -249,7 +249,7 @@ def test_origins_are_written_as_browsers_do():
             checked_origins([origin])
 
 
-def test_ports_and_hosts_that_cannot_be():
+def test_invalid_ports_and_hosts_are_refused():
     for port in ("99999", "-1", "abc", "", "8000.5", "²"):
         with pytest.raises(StlmError, match=r"^--port: got .*, expected 0 .any free one. to 65535"):
             listen_on("127.0.0.1", port)

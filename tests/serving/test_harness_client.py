@@ -44,7 +44,9 @@ def test_local_completions_scores_a_served_model_as_evaluate_does(tmp_path, monk
     model = STLM.from_config(from_dict(ModelConfig, config), trained, seed=1).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 3 if parameter.ndim > 1 else 1  # untrained, it would find all about as likely
+            parameter *= (
+                3 if parameter.ndim > 1 else 1
+            )  # an untrained model would find all choices about equally likely
     model.save(tmp_path / "model")
     exported = convert_to("huggingface", tmp_path / "model", tmp_path / "exported").output
     (tmp_path / "choose.yaml").write_text(TASK.format(file=tmp_path / "hellaswag.jsonl"))

@@ -1,4 +1,4 @@
-"""The scheduler without a server: what goes wrong with one text is that text's own affair."""
+"""The scheduler without a server: a failure of one text affects only that text."""
 
 import queue
 
@@ -25,7 +25,7 @@ def model():
 
 
 @pytest.mark.parametrize("place", ["reading", "drawing", "decoding", "telling"])
-def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
+def test_a_failing_text_does_not_affect_the_others(model, monkeypatch, place):
     prompts = ["The first", "The second one", "a third", "4", "the fifth of them"]
     rules = [Sampling(temperature=number % 2, seed=number) for number in range(5)]
     expected = [model.generate(prompt, max_new_ids=40, sampling=rules[n]) for n, prompt in enumerate(prompts)]
@@ -55,7 +55,7 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
         scheduler.submit(jobs)
         for number in (0, 2, 3, 4):
             assert whole(told[number])[0] == expected[number]
-        if place != "telling":  # then nobody can be told
+        if place != "telling":  # then no client can be told
             assert whole(told[1])[1] == "error"
         assert scheduler.load() == (0, 0)
     finally:
@@ -63,7 +63,7 @@ def test_one_text_fails_and_the_others_are_as_ever(model, monkeypatch, place):
 
 
 def whole(pieces):
-    """The text of a job and how it ended."""
+    """Return the text of a job and how it ended."""
     text = ""
     while True:
         piece = pieces.get(timeout=60)

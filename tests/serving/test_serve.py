@@ -1,4 +1,4 @@
-"""A real server process on a tiny model: the official client, curl, many at once, and those who mean no good."""
+"""A real server process on a tiny model: the official client, curl, many clients at once, and hostile requests."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def started(model, tmp_path_factory):
-    """The URL of a server, and the lines that it printed when it was ready."""
+    """Start a server, and return its URL and the lines that it printed when ready."""
     folder = tmp_path_factory.mktemp("serve")
     model.save(folder / "tiny")
     options = ["--port", "0", "--max-batch", "4", "--max-waiting", "40", "--max-tokens", "3000"]
@@ -71,7 +71,7 @@ def health(server):
 
 
 def idle(server, seconds=30.0):
-    """Whether all rows become free."""
+    """Return whether all rows become free in time."""
     end = time.time() + seconds
     while time.time() < end:
         if health(server)["running"] == health(server)["waiting"] == 0:
@@ -80,7 +80,7 @@ def idle(server, seconds=30.0):
     return False
 
 
-def test_at_the_start_it_says_what_to_type(model, started):
+def test_the_first_lines_give_a_command_to_try(model, started):
     url, (what, where, command) = started
     about = rf"{model.num_parameters():,} parameters, tokenizer byte, context 64"
     assert re.search(rf"^model  tiny: .*/tiny, {about}$", what)
@@ -109,7 +109,7 @@ def test_the_official_client_gets_the_text_that_the_model_writes(model, client):
     assert pieces[-1].choices[0].finish_reason is not None
 
 
-def test_a_chat_is_the_prompt_that_the_template_makes_of_it(model, client):
+def test_a_chat_is_completed_as_its_rendered_template(model, client):
     messages = [{"role": "user", "content": "Hi"}]
     expected = model.generate(
         "User: Hi\nAssistant:", max_new_ids=20, temperature=0.7, seed=1, stop=["\nUser:", "\nSystem:"]
@@ -131,7 +131,7 @@ def test_without_a_seed_every_answer_is_another_one(client):
 
 @torch.no_grad()
 def test_log_probabilities_are_those_of_the_model(model, client):
-    """In both shapes, of prompt and answer, whatever the ids are drawn by; an id alone may be no character."""
+    """Both formats, prompts and generated text, any sampling settings; an id may be part of a character."""
     ask = {"model": "tiny", "temperature": 0.5, "seed": 3}
     for stream in (False, True):
         answers = client.completions.create(
@@ -172,7 +172,7 @@ def test_log_probabilities_are_those_of_the_model(model, client):
 
 
 def test_a_prompt_alone_may_be_scored(model, client):
-    """Log-probabilities of 0 others, no ids drawn; as long as the context; and with the symbols in front as given."""
+    """Includes zero alternatives, no generated ids, a prompt of the whole context, and symbols as given."""
     text = "é" + "abcdefghi" * 6 + "jklmnop"
     assert len(text.encode()) == 63
     ask = {"model": "tiny", "max_tokens": 0, "logprobs": 0, "echo": True}
@@ -228,8 +228,8 @@ def test_metrics_are_in_the_format_of_prometheus(server):
     assert {"stlm_prompt_ids", "stlm_answer_seconds", "stlm_first_piece_seconds"} <= families.keys()
 
 
-def test_what_is_beside_a_request_does_not_matter(model, client):
-    """Twenty clients on four rows, all with prompts, lengths and rules of their own, beyond the context too."""
+def test_concurrent_requests_do_not_affect_each_other(model, client):
+    """Twenty clients on four rows, each with its own prompt, length and rules, and beyond the context too."""
 
     def ask(n):
         rules = {"temperature": n % 3 / 2, "seed": n}
@@ -258,7 +258,7 @@ def metric(server, name):
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("more", [b"", b"GET /health"], ids=["", "after half of another request"])
 def test_a_client_that_leaves_frees_its_rows_at_once(server, client, stream, more):
-    """Four texts that cannot end by themselves, and four that wait: of 24,000 ids few are drawn, and none is ended."""
+    """Four texts that cannot end, and four that wait: few of 24,000 ids are generated, and no text is completed."""
     drawn, ended = metric(server, "stlm_completion_ids_total"), metric(server, "stlm_texts_total")
     asked = {"prompt": "a", "max_tokens": 3000, "n": 8, "stream": stream, "logit_bias": {"255": -100}}
     body = json.dumps(asked).encode()
@@ -276,7 +276,7 @@ def test_a_client_that_leaves_frees_its_rows_at_once(server, client, stream, mor
     assert metric(server, "stlm_texts_total") == ended
 
 
-def test_more_than_may_wait_are_told_to_come_back(server, client):
+def test_requests_beyond_the_queue_are_told_to_retry(server, client):
     streams = [
         client.completions.create(model="tiny", prompt="a", max_tokens=3000, n=4, stream=True) for _ in range(11)
     ]
@@ -397,7 +397,7 @@ def test_the_template_of_a_tokenizer_is_used():
         parse_request(asked, True, ServerLimits(), hostile)
 
 
-def test_a_server_may_read_fewer_bits(model):
+def test_a_server_can_use_a_lower_precision(model):
     copy = STLM.from_config(model.config, model.tokenizer, seed=1)
     scheduler = Scheduler(copy, max_rows=1, max_waiting=1, precision="int8")
     scheduler.close()
