@@ -1,16 +1,16 @@
-"""Every architecture on the same text: how fast it trains, and how far it gets in the same time.
+"""Every architecture on the same text: training speed, and bits per byte after the same time.
 
     python benchmarks/architectures.py speed   [--input PATH …] [--presets 10m-byte 10m-byte-patch 10m-token]
     python benchmarks/architectures.py quality [--input PATH …] [--seconds 120] [--seeds 3]
 
-`speed` makes whole steps of presets in turn, on one thread, each of about 4 kB of text, and compares bytes of text per
+`speed` alternates whole steps of presets, on one thread, each of about 4 kB of text, and compares bytes of text per
 second of processor time.
 
 `quality` trains every architecture of studies/architectures/*.yaml, all with the same number of unique parameters, for
 the same processor time of one core. It first measures, on one thread and alternating, how many steps fit into that
 time; the number of steps is then fixed, so that other work on the machine matters little. The peak learning rate of
 each architecture is chosen from --learning-rates, with a quarter of the time and a seed that the table does not use.
---jobs runs go at once. Rerun the command to resume after an interruption.
+--jobs runs train at once. Rerun the command to resume after an interruption.
 
 Prints one Markdown table; --output writes it.
 """

@@ -3,10 +3,10 @@
 
     python benchmarks/attention.py [--threads N] [--rounds N]
 
-Rows are shapes and kinds of attention that models here have. fused is torch's scaled_dot_product_attention, products
-the whole square of scores, folded the window cut into blocks of its own width, and blocks 64 (or 128) attention in
-blocks of queries, each with the keys up to its end. "chosen" is what `stlm.model.core.attention.causal_attention`
-takes; the last column is the speed-up over fused.
+Rows are shapes and kinds of attention in models of this project. Columns are kernels: "fused" is torch's
+scaled_dot_product_attention; "products" computes the whole square of scores; "folded" cuts the window into blocks of
+its own width; "blocks 64" (or 128) computes blocks of queries, each with the keys up to its end. "chosen" is the kernel
+that `stlm.model.core.attention.causal_attention` takes; the last column is the speed-up over fused.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How long training stands still for a checkpoint.
+"""The time that training waits for a checkpoint.
 
     python benchmarks/checkpointing.py [--config 50m-byte-patch] [--stages 0 2 3] [--rounds 3]
 
-For each ZeRO stage, on one rank: the time of a step; of copying the state, for which training stands still; of writing
-it, beside the next steps; and by how much those steps took longer. "Beside" is the share of 100 steps that one
-checkpoint costs so; "waiting" what it would cost if training waited for the disk, as a plain torch.save does.
+For each ZeRO stage, on one rank: the time of a step; of copying the state, while training waits; of writing it, during
+the next steps; and the slow-down of those steps. "Beside" is the resulting cost of a checkpoint as a share of 100
+steps; "waiting" is its cost if training waited for the disk, as with a plain torch.save.
 """
 
 from __future__ import annotations

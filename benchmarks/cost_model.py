@@ -1,14 +1,14 @@
-"""What many GPUs are expected to give on paper: the time to compute a step against the time to send what it needs.
+"""Expected efficiency of many GPUs, on paper: the time to compute a step against the time to communicate.
 
     python benchmarks/cost_model.py [--config 10m-byte 50m-byte 100m-byte] [--rows 32] [--flops 5e13]
 
 Every rank has the same rows, so the global batch grows with the ranks. A step takes
 
-    seconds = FLOPs of the rank's rows / what a GPU reaches
+    seconds = FLOPs of the rank's rows / FLOP/s of a GPU
             + bytes sent by a rank / bandwidth of its link  +  messages x (ranks - 1) x delay of the link
 
-and nothing of it overlaps: gradients travel when the last backward is over. Bytes are fp32, sent in rings (Patarasuk &
-Yuan 2009), by what DeepSpeed 0.19 was seen to call: see `volume`. Efficiency is the first term's share.
+and nothing of it overlaps: gradients are sent after the last backward pass. Bytes are fp32, sent in rings (Patarasuk &
+Yuan 2009), for the collectives that DeepSpeed 0.19 calls: see `volume`. Efficiency is the first term's share.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Does a run that is killed, and goes on at another size, follow the same curve?
+"""Loss curves of runs that are killed and resumed at another size, compared with an uninterrupted run.
 
     python benchmarks/elastic.py [--steps 60] [--kill-at 20] [--only "1 -> 2 ranks" ...]
 
-One run on one rank is never stopped. Each other run is killed with SIGKILL, all ranks of it, as soon as the checkpoint
-of step 20 is there, and goes on on other ranks, at another ZeRO stage, or in another precision. Told are the largest
-difference of its losses from those of the first, over all steps, and up to which step they are the same, digit for
-digit. Ends with 1 where a difference is above its tolerance.
+One run on one rank is uninterrupted. All ranks of each other run are killed with SIGKILL as soon as the checkpoint of
+step 20 exists; the run resumes on other ranks, at another ZeRO stage, or in another precision. The table shows the
+largest difference of its losses from those of the first run, over all steps, and the last step up to which they are
+equal digit for digit. Exits with 1 if a difference is above its tolerance.
 """
 
 from __future__ import annotations

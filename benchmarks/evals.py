@@ -5,9 +5,9 @@
 
 DIR holds blimp.jsonl (docs/evals_reference.md). Without a run, the model is a new one of the preset 10m-token, as speed
 does not depend on training; 4,096 subwords are learned from the default corpus. The harness reads the model with its
-`hf` backend, from the folder that `convert_checkpoint.py --to huggingface` writes, in batches of 1 and of 64; what it
-does before and after the model is not counted. CPU is the processor time of all threads, which suffers less from other
-work on the machine; "all" is what all 67,000 pairs take at that rate with every thread busy. `--whole` scores them all.
+`hf` backend, from the folder that `convert_checkpoint.py --to huggingface` writes, in batches of 1 and of 64; its
+work before and after the model is not counted. CPU is the processor time of all threads, which depends less on other
+work on the machine; "all" is the time of all 67,000 pairs at that rate with every thread busy. `--whole` scores them.
 """
 
 from __future__ import annotations

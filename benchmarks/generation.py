@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Writing text: this project, transformers and llama.cpp on the same model; patches against bytes; prompts.
+"""Speed of text generation: this project, transformers and llama.cpp on the same model; patches against bytes; prompts.
 
     python benchmarks/generation.py [--ids 64] [--rounds 3] [--model RUN] [--threads 1 --processor-time]
 
-The model is a Llama of ten million parameters with random weights (the speed of none depends on the values, but for
-drafts that are copied, which `--model` measures on a trained one). It is exported to the others by this project. Rounds
-alternate between all of them; a row gives the median. Ends of text are written over, so that all write as many ids.
-On a machine that others use, processor time on one thread is what can be compared.
+The model is a Llama of ten million parameters with random weights. Only copied drafts depend on the values of weights;
+`--model` measures them on a trained model. This project exports the model to the others. Rounds alternate between all
+of them; a row gives the median. The end-of-text id is excluded, so that all generate equally many ids. On a machine
+with other load, compare processor time on one thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How many new questions a model answers rightly that scripts/instruct.sh has fine-tuned.
+"""Share of new questions that a model fine-tuned by scripts/instruct.sh answers correctly.
 
     python benchmarks/instructions.py [RUN_OR_CHECKPOINT] [--number 50]
 
-The questions are of the kinds of data_pipeline/sources/default_corpus/instructions.py, drawn with another seed; those
-that it was trained on are passed over. An answer is right if it is the expected one to the letter, at temperature 0.
+The questions are of the kinds of data_pipeline/sources/default_corpus/instructions.py, drawn with another seed;
+training questions are skipped. An answer, generated at temperature 0, is correct if it equals the expected one exactly.
 """
 
 from __future__ import annotations

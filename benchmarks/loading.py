@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""How fast training data is opened and read, beside what others read the same windows with.
+"""Speed of opening and reading training data, compared with other loaders on the same windows.
 
     python benchmarks/loading.py
 
 First table: a data set of 10^12 ids (sparse files) is opened in a new process, and the batch at a random step is drawn.
-Second table: windows as int64 tensors in random order, every reader in one process, in turns; the rate is the median of
-the turns. The windows are the same for all, and the page cache holds them. Readers: `TrainLoader`; nanoGPT's idea of
+Second table: windows as int64 tensors in random order, all readers alternating in one process; the rate is the median
+of the rounds. The windows are the same for all, and the page cache holds them. Readers: `TrainLoader`; nanoGPT's idea of
 get_batch (np.memmap opened for each batch, slices at random offsets, stacked), written anew; a Hugging Face data set,
-memory-mapped, under torch's DataLoader; mosaicml-streaming on local shards under the same. The last asks for an older
+memory-mapped, under torch's DataLoader; mosaicml-streaming on local shards under the same. The last needs an older
 numpy (below 2.2) than the one this project is tested with: it is left out where `import streaming` fails. Last line:
-what the fastest preset takes per second on this machine with one thread, forward, backward and update.
+the ids per second that the fastest preset consumes on this machine with one thread: forward, backward and update.
 """
 
 from __future__ import annotations

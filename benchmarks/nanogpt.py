@@ -1,7 +1,7 @@
 """The model and the training step of nanoGPT (github.com/karpathy/nanoGPT), written anew from its description.
 
 GPT-2 without biases: learned positions, LayerNorm before each branch, GELU, the table tied to the last matrix.
-Autocast, AdamW with weight decay on matrices, gradients clipped at 1. Its names of parameters are not kept.
+Autocast, AdamW with weight decay on matrices, gradients clipped at 1. Parameter names differ.
 """
 
 from __future__ import annotations

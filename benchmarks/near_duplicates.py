@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""How long near-duplicate removal takes, and how much memory: short documents are generated, a tenth of which repeat an
-earlier one with a word or two changed.
+"""Time and memory of near-duplicate removal, on generated short documents, a tenth of which repeat an earlier one with
+a word or two changed.
 
     python benchmarks/near_duplicates.py [--documents 1000000] [--workers 2]
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "documents.jsonl")
-        # In a separate process, so that its memory does not count.
+        # Run in a separate process, so that its memory does not count.
         process = multiprocessing.get_context("spawn").Process(target=_generate, args=(path, options.documents))
         process.start()
         process.join()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How fast text becomes prepared data, side by side with other ways to do it, on the same .jsonl with the same workers.
+"""Speed of preparing text, compared with other programs on the same .jsonl with the same workers.
 
     ids = bytes     scripts/preprocess.py
                     datasets    load_dataset, map with batches and processes, save_to_disk
@@ -11,8 +11,7 @@
 Every row is a process of its own and counts from its start to its end, imports included. Rounds are interleaved, so
 each row sees the same machine; a ratio is the median over the rounds of the ratio within a round. MB are 10^6 bytes of
 text. The rows of bytes end with their result on the disk (fsync). CPU: seconds of all processes of the row. Memory: the
-highest sum, looked at every 50 ms, of what each of its processes has for itself and its share of what several have
-(PSS).
+highest sum, sampled every 50 ms, of the proportional set size (PSS) of its processes.
 
 --large GB prepares that much text instead: once as one file, once as one line of one file.
 """
@@ -50,7 +49,7 @@ from data_pipeline.storage.manifest import SPLITS
 from data_pipeline.tokenizers import load_tokenizer, train_sentencepiece
 
 SHAPES = ["file", "line"]
-POOL_BYTES = 8 << 20  # of the default corpus, to cut documents from
+POOL_BYTES = 8 << 20  # of the default corpus, from which documents are cut
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
-"""What ZeRO and a second rank cost and give: whole steps of a preset with its real batch, against plain torch.
+"""Speed and memory of ZeRO and of a second rank: whole steps of a preset with its real batch, against plain torch.
 
     python benchmarks/scaling.py [--config 10m-byte-patch] [--rounds 2] [--precision auto] [--compile]
 
-Every variant is a process of its own, or two, that waits for its turn: one step each, round after round, so that what
-else the machine does falls on all of them alike. One rank has all cores, two ranks share them, and both make the same
-step: forward, loss, backward of every micro-batch, clipping, update. "to plain" is the median of the ratios round by
-round; CPU s is the processor time of all threads and ranks, which suffers less from other work on the machine. MB is
-the peak of one rank's memory, what libraries take included.
+Each variant runs in one or two processes of its own. Variants alternate, one step each, so that other load of the
+machine affects all alike. One rank has all cores, two ranks share them, and both make the same step: forward, loss,
+backward of every micro-batch, clipping, update. "to plain" is the median of the ratios within a round; CPU s is the
+processor time of all threads and ranks, which depends less on other load. MB is the peak of one rank's memory,
+libraries included.
 
-Below the table stands what `cost_model.py` expects of two ranks, from the one-rank step, the volume of a stage and how
-fast these two ranks send, which is measured.
+Below the table is the prediction of `cost_model.py` for two ranks, from the one-rank step, the volume of a stage and
+the measured speed of communication between these two ranks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Many clients at once on scripts/serve.py: is anything lost, and how long do they wait?
+"""Many clients at once on scripts/serve.py: complete answers, and waiting times.
 
     python benchmarks/serving.py [RUN_OR_CHECKPOINT] [--clients 64] [--seconds 60]
 
-Each client asks again as soon as it has its answer: prompts and answers of many lengths, half of them streamed. Without
-a model, one of the quickstart's shape with random weights is served. Every answer is counted, and must be whole.
+Each client sends its next request as soon as it has an answer: prompts and answers of many lengths, half of them
+streamed. Without a model, one of the quickstart's shape with random weights is served. Every answer is counted, and
+must be complete.
 """
 
 from __future__ import annotations

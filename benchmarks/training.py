@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Speed of training, beside nanoGPT and transformers at the same shape: whole steps of 8 x 512 ids.
+"""Speed of training, compared with nanoGPT and transformers at the same shape: whole steps of 8 x 512 ids.
 
     python -m benchmarks training [--precision bf16] [--rounds 5] [--only NAME ...]
 
-Every contender is a process of its own, and they take turns, one step each. All have all cores. The shape is a GPT-2
-of 12.4 million parameters (benchmarks/studies/gpt-12m.yaml), and below it two presets, with batches of as many ids. A
-step is forward, loss, backward, clipping and update. "to nanoGPT" is the median of the ratios round by round, in ids
-per second; "of peak" is the share of the rate of large matrix products, at 6 FLOPs per parameter and id and
-attention's causal half. The first step includes what is compiled.
+Each contender is a separate process with all cores; they alternate, one step each. The shape is a GPT-2 of 12.4 million
+parameters (benchmarks/studies/gpt-12m.yaml); below it are two presets, with batches of as many ids. A step is forward,
+loss, backward, clipping and update. "to nanoGPT" is the median of the ratios within a round, in ids per second; "of
+peak" is the share of the rate of large matrix products, at 6 FLOPs per parameter and id and attention's causal half.
+The first step includes compilation.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     if names[0] != "nanoGPT":
         names = ["nanoGPT", *names]
     workers, first = [], {}
-    for name in names:  # one after the other: compilers have all cores
+    for name in names:  # one after the other, so that compilers have all cores
         workers.append(Worker(name))
         workers[-1].wait_until_ready()
         first[name] = workers[-1].do()
@@ -140,7 +140,7 @@ def engine(arguments: argparse.Namespace) -> Callable[[], object]:
 
 
 class Pairs:
-    """As much of a tokenizer as training needs: each id stands for two bytes."""
+    """The properties of a tokenizer that training needs: each id stands for two bytes."""
 
     start_id = end_of_text_id = 0
     vocab_size = VOCABULARY

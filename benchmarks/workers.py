@@ -1,5 +1,5 @@
-"""Processes that wait for their turn: contenders make one step each, round after round, so that whatever else the
-machine does falls on all of them alike.
+"""Worker processes that alternate: contenders make one step each, round after round, so that other load of the machine
+affects all of them alike.
 
 The program starts itself again with `--worker NAME`; that process calls `serve`.
 """

@@ -76,7 +76,7 @@ MARK = r"(<!-- {0} -->\n).*?(<!-- end -->)"
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """One component: the key that chooses it, its kind if it has one, and what an example of it sets."""
+    """One component: the key that chooses it, its kind if it has one, and the settings of its example."""
 
     key: str
     kind: str | None
@@ -85,7 +85,7 @@ class Page:
 
     @property
     def path(self) -> Path:
-        """File in this folder: embedder-byte_patch.md, core-sharing.md."""
+        """The page's file in this folder: embedder-byte_patch.md, core-sharing.md."""
         return FOLDER / ("-".join([*self.key.split("."), *([self.kind] if self.kind else [])]) + ".md")
 
     def model(self) -> ModelConfig:
@@ -115,7 +115,7 @@ class ObjectivePage:
 
     @property
     def path(self) -> Path:
-        """File, such as docs/objectives/next_token.md."""
+        """The page's file, such as docs/objectives/next_token.md."""
         return FOLDER.parent / "objectives" / f"{self.kind}.md"
 
 
@@ -146,7 +146,7 @@ def settings_table(page: Page | ObjectivePage) -> str:
 
 
 def cost_table(page: Page) -> str:
-    """Parameters and work of the example model, part by part."""
+    """Return the parameters and work of the example model, part by part."""
     model = page.model()
     measured = account_of(model)
     shown = f"width {model.width}, {model.core.num_layers} layers, windows of {model.context_length} bytes"
@@ -167,7 +167,7 @@ def account_of(model: ModelConfig) -> Account:
 
 
 def refreshed(page: Page | ObjectivePage, text: str) -> str:
-    """The page's text with its tables as they are now. ValueError where a marked place is missing."""
+    """Return the page's text with current tables. ValueError where a marked place is missing."""
     tables = {"settings": settings_table(page)}
     if isinstance(page, Page):
         tables["cost"] = cost_table(page)

@@ -97,7 +97,7 @@ def _is_family(hint: Any) -> bool:
 
 
 def _about(config: type, key: str, kind: str | None) -> str:
-    """Return the first sentence on a config, with a link to its page where it has one."""
+    """Return the first paragraph of a config's docstring, with a link to its page where it has one."""
     text = " ".join((config.__doc__ or "").split("\n\n")[0].split())
     section, *names = [*key.split("."), *([kind] if kind else [])]
     page = f"components/{'-'.join(names)}.md" if section == "model" else f"objectives/{kind}.md"
@@ -130,7 +130,7 @@ def _type(hint: Any) -> str:
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
-    """Return the default as one would write it in YAML."""
+    """Return the default in YAML."""
     value = field.default
     if value is dataclasses.MISSING:
         return "required"

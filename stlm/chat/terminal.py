@@ -22,7 +22,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How texts are generated. The arguments of `STLM.generate_stream`, `generate_batch` and `beam_search`."""
+    """Options of text generation: the arguments of `STLM.generate_stream`, `generate_batch` and `beam_search`."""
 
     max_new_ids: int = 256
     sampling: Sampling = field(default_factory=Sampling)
@@ -36,7 +36,7 @@ class GenerationOptions:
 
 
 class Streams(NamedTuple):
-    """Where prompts are read, texts are written, and everything else is written."""
+    """The streams for reading prompts, writing texts, and writing all other messages."""
 
     input: TextIO
     output: TextIO

@@ -58,7 +58,7 @@ def test_every_config_has_a_twin_and_its_line_on_the_page(tmp_path):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_of_the_study(name):
-    """With shared feed-forwards, the preregistration counts one more of them, and corrections for one layer fewer."""
+    """The preregistration counts one shared feed-forward more, and corrections for one layer fewer."""
     stated, size = SIZES[name]
     config = load(name)
     parameters = count_parameters(model_of(config))

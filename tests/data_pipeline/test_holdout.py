@@ -126,7 +126,7 @@ def test_user_errors_are_one_message(
 @pytest.mark.parametrize("fraction", [0.02, 0.5])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_share_is_one_of_bytes_too(tmp_path: Path, fraction: float, seed: int) -> None:
-    """With one book and many notes, a hash alone would hold back either the whole book or hardly a byte."""
+    """One book and many notes: a hash alone would hold back either the whole book or hardly a byte."""
     rng = random.Random(seed)
     found = [" ".join(texts(1, number, rng.randint(1, 20))) for number in range(300)] + texts(3, seed, 800)
     prepare(

@@ -112,7 +112,7 @@ def test_evaluation_files_are_recognised_by_their_contents(folder: Path) -> None
 
 
 def test_files_that_the_shell_names_are_one_source_as_their_pattern_is(folder: Path) -> None:
-    """As separate sources, each file would need a unit, and entries in the manifest and the report."""
+    """Separate sources would each need a unit, and entries in the manifest and the report."""
     Path("many").mkdir()
     names = [f"many/{number:03}.txt" for number in range(40)]
     for name in names:

@@ -182,7 +182,7 @@ def test_a_lost_rank_ends_the_others_and_the_same_command_resumes(inputs, tmp_pa
 
 
 def test_ranks_that_cannot_find_each_other_are_one_message(tmp_path):
-    """With the launcher of one MPI and the library of another, or none, every process would prepare the same folder."""
+    """Every process would prepare the same folder if the launcher and the library were of different MPIs."""
     for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
         result = alone("--output", tmp_path / "out", **{size: "2", rank: "0"})
         assert result.returncode == 2

@@ -36,7 +36,7 @@ def documents(pairs):
 
 
 def test_mcnemar_by_hand():
-    """Of ten items that differ nine are won: 2 (C(10,0) + C(10,1)) / 2^10; ties do not count."""
+    """Ten items differ, nine of them won: 2 (C(10,0) + C(10,1)) / 2^10; ties do not count."""
     delta = np.array([1.0] * 8 + [0.5] + [-1.0] + [0.0] * 5)
     assert mcnemar(delta) == pytest.approx(22 / 1024)
     assert mcnemar(np.zeros(4)) == 1.0

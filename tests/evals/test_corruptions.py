@@ -86,7 +86,7 @@ def test_passages_are_drawn_from_the_first_two_thousand():
 
 
 def test_the_interval_is_over_passages():
-    """With two passages, a quarter of the resamples consist of one passage alone."""
+    """Two passages: a quarter of the resamples consist of one of them alone."""
     first = " ".join(SENTENCES[:4])
     pairs, values = score_corruptions(letters(w=1 / 4), corruption_items([first, first.replace("w", "y")]))
     of_passages = [sum(pair.measures.accuracy for pair in pairs if pair.item.passage == f"passage-{n}") / 13

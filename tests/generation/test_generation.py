@@ -47,7 +47,7 @@ def test_sampling_draws_from_the_stated_distribution(options, expected):
 
 
 def test_penalties_follow_their_formulas():
-    """For prompt [1] and text [2, 2, 3], with logits 2, 1, -1 and 3."""
+    """Worked out for prompt [1] and text [2, 2, 3], with logits 2, 1, -1 and 3."""
     logits = torch.tensor([[2.0, 1.0, -1.0, 3.0]])
     for rules, expected in [
         ({"repetition_penalty": 2.0}, [2.0, 0.5, -2.0, 1.5]),

@@ -171,7 +171,7 @@ def test_copies_continue_the_longest_repetition():
 
 
 def test_copying_saves_passes():
-    """In a repeating text, only drafts across its end are wrong."""
+    """Only drafts across the end of a repeating text are wrong."""
     model, stats = Table(), DecodingStats()
     drawn = list(by_ngrams(model, [0], sampler_of([0], max_new_ids=60, temperature=0), 4, stats=stats))
     passes = sum(name == "step" for name, _ in model.said)

@@ -239,7 +239,7 @@ def test_the_last_layer_is_skipped_at_the_rate_of_the_config():
 
 
 def test_draws_are_those_of_splitmix64():
-    """For key 0 the first output is 0xe220a8397b1dcdaf, as in published tables."""
+    """The first output for key 0 is 0xe220a8397b1dcdaf, as in published tables."""
     assert uniform(torch.tensor([0]), 0).item() == (0xE220A8397B1DCDAF >> 11) / 2**53
     assert uniform(torch.tensor([0]), 1).item() == (0x6E789E6AA1B965F4 >> 11) / 2**53
 

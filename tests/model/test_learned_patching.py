@@ -39,7 +39,7 @@ def test_a_document_begins_with_certainty():
 
 
 def test_a_patch_without_a_slot_counts_against_the_router():
-    """With two slots for eight positions, the patch wanted at position 1 gets none, and that at 4 does."""
+    """Two slots for eight positions: the patch wanted at position 1 gets none, and that at 4 does."""
     module = router(2, patch_length=5.0)
     module.num_slots, module.context_length = 2, 8
     probability = torch.tensor([[1.0, 0.9, 0.2, 0.1, 0.7, 0.3, 0.6, 0.0]])

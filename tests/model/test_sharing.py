@@ -201,7 +201,7 @@ def test_every_layer_that_is_run_has_a_cache_and_counts_as_depth():
 @torch.no_grad()
 @pytest.mark.parametrize("core", [{"sharing": shared(block="all")}, {"loops": LoopsConfig(count=4)}], ids=str)
 def test_the_size_of_residual_updates_does_not_depend_on_sharing(core):
-    """Its size is as without sharing, for any number of layers that use a matrix."""
+    """Updates are as large as without sharing, for any number of layers that use a matrix."""
 
     def added(seed, **core):
         model = make(seed, **core)

@@ -1,4 +1,4 @@
-"""A tiny corpus, and what trains on it."""
+"""A tiny corpus, and fixtures that train on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipeline.preparation.pipeline import prepare
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """Prepared byte data of about 10 kB, a tenth of it to validate on; neither split fills its last window."""
+    """Prepare byte data of about 10 kB, a tenth of it for validation; neither split fills its last window."""
     directory = tmp_path_factory.mktemp("data")
     draw = random.Random(5)
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "thought", "of", "naïve", "fish"]
@@ -36,7 +36,7 @@ def config_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrain(data_dir, config_file):
-    """Runs scripts/pretrain.py into a run directory, on one or more ranks, as a launcher would."""
+    """Return an object that runs scripts/pretrain.py into a run directory, on one or more ranks, like a launcher."""
 
     def run(run_dir, *arguments, ranks=1, stage=0, expect=0, config=config_file):
         processes = start(run_dir, *arguments, ranks=ranks, stage=stage, config=config)
@@ -60,7 +60,7 @@ def pretrain(data_dir, config_file):
 
 @pytest.fixture
 def make_trainer(data_dir, config_file):
-    """Builds trainers in this process; what they hold is released at the end."""
+    """Return a function that builds trainers in this process, and release their resources at the end."""
     trainers = []
 
     def make(run_dir, *overrides, **options):

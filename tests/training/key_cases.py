@@ -1,4 +1,4 @@
-"""Every key of DeepSpeed's that works here, in a few configurations, and what training with each of them gives.
+"""Every DeepSpeed key that works here, in a few configurations, and the results of training with each.
 
 As a program it is one rank: `python key_cases.py FOLDER` trains with all of them; rank 0 writes FOLDER/results.json.
 """
@@ -28,7 +28,7 @@ from stlm.training.run.state import State
 
 ROWS = torch.arange(8 * 32).view(8, 32) * 7919 % 251
 
-# (stages, precision, largest relative difference, keys): those in one line do not touch each other.
+# (stages, precision, largest relative difference, keys): keys on one line are independent of each other.
 CASES = [
     ((0, 1, 2, 3), "fp32", 1e-6, {
         "communication_data_type": "fp32", "wall_clock_breakdown": True, "log_level": "warning",
@@ -66,7 +66,7 @@ CASES = [
 
 
 def figures(config, deepspeed_config, precision, distributed):
-    """Losses and norms of three steps, and of two after the state was gathered and loaded; each rank gets them."""
+    """Return losses and norms of three steps, and of two after gathering and loading the state, on each rank."""
     model = STLM.from_config(config.model, build_tokenizer("byte"), seed=2)
     engine = Engine(
         model,
@@ -109,7 +109,7 @@ def figures(config, deepspeed_config, precision, distributed):
 
 
 def results(folder, distributed):
-    """[configuration, stage, allowed difference, figures, figures without these keys] for all cases."""
+    """Return [configuration, stage, allowed difference, figures, figures without these keys] for all cases."""
     settings = Path(folder) / f"settings{os.getpid()}.yaml"
     settings.write_text(CONFIG)
     config = load_run_config(settings, ["training.micro_batch_size=2"])

@@ -1,4 +1,4 @@
-"""Two ranks, as on two nodes that do not have the same files."""
+"""Two ranks as on two nodes with different files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stlm.training.distributed.ranks import free_port
 
 @pytest.fixture
 def nodes(data_dir, config_file, tmp_path):
-    """Runs a rank in each of two folders, with scripts of its own, and returns the codes and what was printed."""
+    """Return a function that runs a rank in each of two folders, with its own scripts, and returns codes and output."""
 
     def run(scripts, *arguments):
         environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
@@ -39,8 +39,8 @@ def nodes(data_dir, config_file, tmp_path):
     return run
 
 
-def test_other_code_and_other_data(nodes, data_dir, tmp_path):
-    """One message says both, before anything is written."""
+def test_different_code_and_different_data_are_one_message(nodes, data_dir, tmp_path):
+    """One message names both, before anything is written."""
     for package in ("stlm", "data_pipeline", "scripts"):
         shutil.copytree(ROOT / package, tmp_path / "changed" / package, ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "changed/stlm/objectives/next_token.py", "a") as file:
@@ -64,8 +64,8 @@ def test_other_code_and_other_data(nodes, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_files_that_one_node_does_not_have(nodes, data_dir, tmp_path):
-    """The run directory, or the data: rank 1 finds it, rank 0 tells it, nobody waits for the other."""
+def test_files_missing_on_one_node_end_all_ranks(nodes, data_dir, tmp_path):
+    """Rank 1 misses the run directory or the data, rank 0 reports it, and neither waits for the other."""
     same = (ROOT / "scripts", ROOT / "scripts")
     codes, output = nodes(same, "--data", data_dir, "--run", "run")
     assert codes == [2, 2], output

@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, that it is what is validated and saved, and that it survives every resume."""
+"""The weight average: its definition, its use for validation and checkpoints, and its survival of every resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAST = "checkpoints/step_00000012"
 
 @pytest.fixture(scope="module")
 def runs(data_dir, config_file, tmp_path_factory):
-    """A run with an average, and the same without; the averages and the weights after each step, reckoned by hand."""
+    """Run with and without an average; return the averages and weights after each step, computed by hand."""
     from tiny_run import build_trainer
 
     root = tmp_path_factory.mktemp("averaging")
@@ -34,8 +34,8 @@ def runs(data_dir, config_file, tmp_path_factory):
     return root, average
 
 
-def test_what_the_average_is(runs):
-    """The model of a checkpoint; the weights that go on are beside the moments, and equal those of a run without."""
+def test_a_checkpoint_holds_the_average_as_its_model(runs):
+    """Checkpoints hold it as the model; trained weights are beside the moments, and equal those of a run without."""
     root, average = runs
     model = dict(STLM.load(root / "averaged").named_parameters())
     state, plain = (read_state(root / name / LAST) for name in ("averaged", "plain"))
@@ -65,7 +65,7 @@ def test_a_model_in_training_scores_as_its_checkpoint_does(make_trainer, runs, t
 
 
 @pytest.mark.parametrize("stages", [(0, 0), (2, 2), (3, 3), (0, 3), (1, 2), (3, 0)])
-def test_the_average_survives(make_trainer, runs, tmp_path, stages):
+def test_the_average_survives_a_resume(make_trainer, runs, tmp_path, stages):
     root, _ = runs
     for stage, until in zip(stages, (6, None), strict=True):
         trainer = make_trainer(tmp_path / "run", AVERAGED, stage=stage)
@@ -80,7 +80,7 @@ def test_the_average_survives(make_trainer, runs, tmp_path, stages):
 
 
 @pytest.mark.slow
-def test_two_ranks(pretrain, runs, tmp_path):
+def test_two_ranks_have_the_same_average(pretrain, runs, tmp_path):
     root, _ = runs
     for stage in (2, 3):
         pretrain(tmp_path / f"run{stage}", "--set", AVERAGED, ranks=2, stage=stage)

@@ -1,4 +1,4 @@
-"""A run that begins with a model that was made elsewhere."""
+"""A run that begins with a model made elsewhere."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ from stlm.training.run.run_directory import begin_run
 
 @pytest.fixture
 def begun(config_file, tmp_path):
-    """A run of a model with values of its own, and that model."""
+    """Make a model with values of its own, and a run that begins with it."""
     config = load_run_config(config_file)
     model = STLM.from_config(config.model, build_tokenizer("byte"), seed=99)
     begin_run(config, model, tmp_path / "run")
     return model
 
 
-def test_training_goes_on_from_the_model(begun, data_dir, tmp_path):
+def test_training_continues_from_the_model(begun, data_dir, tmp_path):
     trainer = build_trainer(tmp_path / "run", data_dir, tmp_path / "run", "training.max_steps=2", resume="must")
     held = dict(trainer.model.named_parameters())
     assert trainer.step == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: resuming equals never stopping, in every direction; damage, changes and full disks are told plainly."""
+"""Checkpoints: a resumed run equals an uninterrupted one in every direction; damage and full disks are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stlm.training.run.state import State
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir, config_file):
-    """A run of 12 steps that was never stopped."""
+    """Make an uninterrupted run of 12 steps."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train(build_trainer(config_file, data_dir, run_dir))
     return run_dir
@@ -38,7 +38,7 @@ def finished(tmp_path_factory, data_dir, config_file):
 
 @pytest.fixture
 def stopped(finished, tmp_path):
-    """The same run as it is when the process was killed in step 9, just after it was logged, and in mid-line."""
+    """Make a copy of that run as if killed while it logged step 9, in the middle of a line."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     shutil.rmtree(run_dir / "checkpoints/step_00000012")
@@ -48,8 +48,8 @@ def stopped(finished, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_resuming_equals_never_stopping(make_trainer, tmp_path, stage):
-    """Digit for digit at the same settings: losses, norms, validation, and the final weights and moments."""
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path, stage):
+    """Equal digit for digit at the same settings: losses, norms, validation, and the final weights and moments."""
     for name in ("whole", "halves"):
         trainer = make_trainer(tmp_path / name, stage=stage)
         train(trainer, until=6 if name == "halves" else None)
@@ -62,7 +62,7 @@ def test_resuming_equals_never_stopping(make_trainer, tmp_path, stage):
 
 @pytest.mark.parametrize("stages", [(0, 2, 3), (3, 1, 0), (2, 0, 1)])
 def test_the_stage_may_change_at_any_resume(make_trainer, tmp_path, finished, stages):
-    """So may the micro-batch; weights, moments and Adam's step count all arrive."""
+    """The micro-batch may change as well; weights, moments and Adam's step count all arrive."""
     save = "training.save_every_steps=4"
     for stage, until, micro in zip(stages, (4, 8, None), ("null", "2", "4"), strict=True):
         train(make_trainer(tmp_path / "run", save, f"training.micro_batch_size={micro}", stage=stage), until)
@@ -78,7 +78,7 @@ def test_the_stage_may_change_at_any_resume(make_trainer, tmp_path, finished, st
             assert torch.allclose(other.moments[key][name], state.moments[key][name], atol=1e-6, rtol=1e-3)
 
 
-def test_what_was_logged_after_the_checkpoint_is_cut_away(make_trainer, finished, stopped):
+def test_records_logged_after_the_checkpoint_are_removed(make_trainer, finished, stopped):
     train(make_trainer(stopped))
     assert read_metrics(stopped) == read_metrics(finished)
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_portable_and_complete(finished):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer/tokenizer.json"])
-def test_a_model_that_was_changed_is_not_loaded_in_silence(finished, tmp_path, name):
+def test_a_changed_model_is_not_loaded_silently(finished, tmp_path, name):
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run/checkpoints/step_00000012/model" / name
     contents = bytearray(path.read_bytes())
@@ -135,7 +135,7 @@ def test_large_optimizers_are_split_by_size(tmp_path, config_file):
         ("blank", "its COMPLETE file cannot be read"),
     ],
 )
-def test_a_damaged_checkpoint_is_told_and_passed_over(make_trainer, finished, tmp_path, harm, problem, capfd):
+def test_a_damaged_checkpoint_is_reported_and_skipped(make_trainer, finished, tmp_path, harm, problem, capfd):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     newest = run_dir / "checkpoints/step_00000012"
@@ -168,7 +168,7 @@ def damage(path, harm):
         (path / "COMPLETE").write_text("")
 
 
-def test_a_run_goes_on_with_its_own_settings(make_trainer, stopped):
+def test_a_run_resumes_with_its_own_settings(make_trainer, stopped):
     with pytest.raises(ConfigError) as caught:
         make_trainer(stopped, "training.learning_rate=1e-3", "model.width=64", "training.max_steps=20")
     message = str(caught.value)
@@ -185,7 +185,7 @@ def test_a_run_goes_on_with_its_own_settings(make_trainer, stopped):
     assert load_run_config(stopped).training.keep_last == 1
 
 
-def test_a_run_goes_on_with_its_own_data(make_trainer, stopped):
+def test_a_run_resumes_with_its_own_data(make_trainer, stopped):
     state = stopped / "checkpoints/step_00000006/state.json"
     complete = state.with_name("COMPLETE")
     text = state.read_text()
@@ -199,7 +199,7 @@ def test_a_run_goes_on_with_its_own_data(make_trainer, stopped):
 
 
 def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stopped):
-    """Where the config of the run is lost, the checkpoint's own says so, before anything is written."""
+    """The checkpoint's own config reveals it if that of the run is missing, before anything is written."""
     (stopped / "config.yaml").unlink()
     for settings in (("model.width=64",), ("model.embedder={kind: byte_patch}", "model.head={kind: byte_patch}")):
         with pytest.raises(CheckpointError, match=r"step_00000006 holds a model with different settings: model\."):
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer, finished, stoppe
 
 
 def test_copies_of_checkpoints_are_no_checkpoints(make_trainer, finished, stopped):
-    """A run neither continues from them nor counts them among those that it keeps."""
+    """A run neither resumes from copies nor counts them among the checkpoints to keep."""
     checkpoints = stopped / "checkpoints"
     for name in ("step_00000006 (copy)", "step_best"):
         shutil.copytree(checkpoints / "step_00000006", checkpoints / name)
@@ -227,7 +227,7 @@ def test_copies_of_checkpoints_are_no_checkpoints(make_trainer, finished, stoppe
     assert is_finished(stopped)
 
 
-def test_resume_means_what_it_says(make_trainer, finished, tmp_path):
+def test_resume_auto_never_and_must(make_trainer, finished, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint to resume from"):
         make_trainer(tmp_path / "new", resume="must")
     assert not (tmp_path / "new").exists()
@@ -247,8 +247,8 @@ def test_one_job_at_a_time(make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["before writing", "while writing", "within a file"])
-def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypatch, finished, where):
-    """The run ends with the reason at the next step, and continues when there is space."""
+def test_a_full_disk_is_reported_and_leaves_the_run_intact(make_trainer, tmp_path, monkeypatch, finished, where):
+    """The run ends with the reason at the next step, and resumes when there is space."""
     save = "training.save_every_steps=4"
     train(make_trainer(tmp_path / "run", save), until=4)
     before = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
@@ -283,8 +283,8 @@ def test_a_full_disk_is_told_and_harms_nothing(make_trainer, tmp_path, monkeypat
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
-def test_checkpoints_are_written_beside_the_next_steps(make_trainer, tmp_path, monkeypatch):
-    """Steps go on while a slow disk writes; what is written is the state of the step it is named after."""
+def test_checkpoints_are_written_during_the_next_steps(make_trainer, tmp_path, monkeypatch):
+    """Steps continue while a slow disk writes; the checkpoint holds the state of the step in its name."""
     written, go_on = [], threading.Event()
 
     def slowly(path, *arguments):
@@ -308,7 +308,7 @@ def test_checkpoints_are_written_beside_the_next_steps(make_trainer, tmp_path, m
 
 
 def test_which_checkpoints_are_kept(make_trainer, tmp_path, monkeypatch):
-    scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.5, 12: 2.6}  # of equals, the newest is the best
+    scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.5, 12: 2.6}  # of equal ones, the newest is the best
 
     def validate(trainer):
         trainer.progress.validation_bits_per_byte = scores[trainer.step]
@@ -327,14 +327,14 @@ def test_which_checkpoints_are_kept(make_trainer, tmp_path, monkeypatch):
     assert kept(tmp_path / "every", "training.keep_best=false", "training.keep_every_steps=6") == [12, 6]
 
 
-def test_an_unwritable_run_directory(make_trainer, tmp_path):
+def test_an_unwritable_run_directory_is_refused(make_trainer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot use .*file/run as a run directory: Not a directory"):
         make_trainer(tmp_path / "file" / "run")
 
 
-def test_damaged_records_of_a_run(make_trainer, finished, stopped):
-    """What is no line of metrics is cut away; what tells how a run was started is not replaced in silence."""
+def test_damaged_records_of_a_run_are_removed_or_reported(make_trainer, finished, stopped):
+    """Invalid lines of metrics are removed; a damaged record of the run's starts is an error, not silently replaced."""
     with open(stopped / "metrics.jsonl", "ab") as file:
         file.write(b"\n\xff\xfe\n[]\n")
     starts = (stopped / "environment.json").read_text()
@@ -346,7 +346,7 @@ def test_damaged_records_of_a_run(make_trainer, finished, stopped):
     assert read_metrics(stopped) == read_metrics(finished)
 
 
-def test_names_of_runs(tmp_path, finished, stopped):
+def test_run_directories_are_chosen_by_name_and_state(tmp_path, finished, stopped):
     runs = tmp_path / "runs"
     assert choose_run_directory("tiny", "auto", runs) == (runs / "tiny", "")
     shutil.copytree(stopped, runs / "tiny")
@@ -361,8 +361,8 @@ def test_names_of_runs(tmp_path, finished, stopped):
     assert choose_run_directory("tiny", "must", runs)[0] == runs / "tiny-2"
 
 
-def test_clocks_that_disagree(make_trainer, finished, tmp_path):
-    """Which checkpoint is the newest, and which are kept, is a matter of steps: nodes may have clocks of their own."""
+def test_checkpoints_are_ordered_by_step_and_not_by_time(make_trainer, finished, tmp_path):
+    """Step numbers decide which checkpoint is the newest and which are kept, as clocks differ between nodes."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     first, last = (run_dir / f"checkpoints/step_{step:08d}" for step in (6, 12))
@@ -377,8 +377,8 @@ def test_clocks_that_disagree(make_trainer, finished, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which root alone may")
-def test_a_read_only_run_directory(make_trainer, stopped):
-    """It is told before the first step, and nothing of the run has changed."""
+def test_a_read_only_run_directory_is_refused_and_unchanged(make_trainer, stopped):
+    """The error comes before the first step, and no file of the run has changed."""
     before = {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()}
     subprocess.run(["mount", "--bind", stopped, stopped], check=True)
     try:

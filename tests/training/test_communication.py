@@ -1,4 +1,4 @@
-"""What ranks send each other in a step."""
+"""The volume of messages between ranks in a step."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch.distributed as dist
 from tiny_run import update
 
-REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor")  # of gradients; the rest is about weights
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor")  # messages of gradients; others carry weights
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_travel_once_a_step(make_trainer, tmp_path, monkeypatch, stage):
-    """Four micro-batches bring no more messages than one, and none before the last backward."""
+    """Four micro-batches send no more messages than one, and none before the last backward pass."""
     calls: list[str] = []
     for name in REDUCTIONS:
         monkeypatch.setattr(dist, name, counted(name, calls))

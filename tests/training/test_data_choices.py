@@ -1,4 +1,4 @@
-"""What a run may read besides one folder's stream: mixtures, packed documents, several sources to validate on."""
+"""Data of a run: mixtures, packed documents, and several sources for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stlm.training import Trainer, build_loaders, build_optimizer
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two prepared folders; the second has two sources."""
+    """Make two prepared folders; the second has two sources."""
     directory = tmp_path_factory.mktemp("folders")
     outputs = []
     for name, letters in (("first", "a"), ("second", "bc")):
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 
 
 def train(config, run_dir, until):
-    """The short loop, up to a step; returns the bits per byte of the last validation."""
+    """Run the short loop up to a step, and return the bits per byte of the last validation."""
     data = open_data(config.data)
     model = STLM.from_config(config.model, data.tokenizer, seed=config.seed)
     optimizer = build_optimizer(model, config.training)
@@ -57,7 +57,7 @@ def train(config, run_dir, until):
 
 
 @pytest.mark.parametrize("embedder", ["byte", "byte_patch"])
-def test_a_mixture_of_packed_documents_resumes_and_tells_its_sources_apart(folders, config_file, tmp_path, embedder):
+def test_a_mixture_of_packed_documents_resumes_and_is_validated_by_source(folders, config_file, tmp_path, embedder):
     mixture = ", ".join(f"{{dir: {folder}, weight: {weight}}}" for folder, weight in zip(folders, (2, 1), strict=True))
     settings = [
         f"data.mixture=[{mixture}]",

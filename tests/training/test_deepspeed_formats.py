@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoints, in and out, with DeepSpeed's own loader as the judge."""
+"""DeepSpeed's own checkpoints, imported and exported, checked by DeepSpeed's own loader."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = torch.arange(8 * 32).view(8, 32) * 7919 % 251
 
 
 def plain_engine(config, stage, **blocks):
-    """A model under DeepSpeed as people write it, without this project's engine."""
+    """Set up a model with DeepSpeed as users write it, without this project's engine."""
     import deepspeed
 
     with rank_environment(Distributed.join().ranks):
@@ -46,7 +46,7 @@ def plain_engine(config, stage, **blocks):
 
 
 def moment(engine, parameter, key):
-    """What DeepSpeed says that a moment is; at stages 1 and 2 it has to look anew for those of the second group."""
+    """Read a moment through DeepSpeed; stages 1 and 2 must relink their states for parameters of the second group."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if engine.zero_optimization_stage() < 3:
@@ -68,8 +68,8 @@ def plain_step(engine):
     [(0, {}), (0, {"bf16": {"enabled": True}}), (1, {}), (1, {"bf16": {"enabled": True}}), (2, {}),
      (2, {"bf16": {"enabled": True}}), (3, {}), (3, {"bf16": {"enabled": True}})],
 )  # fmt: skip
-def test_what_deepspeed_wrote_is_read(config_file, tmp_path, stage, block):
-    """Three steps of plain DeepSpeed: weights, moments and updates are those that DeepSpeed itself reads from it."""
+def test_checkpoints_of_deepspeed_are_read(config_file, tmp_path, stage, block):
+    """Three steps of plain DeepSpeed: weights, moments and updates equal those that DeepSpeed itself reads."""
     config = load_run_config(config_file)
     engine = plain_engine(config, stage, **block)
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_what_deepspeed_wrote_is_read(config_file, tmp_path, stage, block):
     told = import_deepspeed(tmp_path / "native", tmp_path / "run", str(config_file))
     assert told.endswith("with their moments, at step 3")
     state = read_state(tmp_path / "run/checkpoints/step_00000003")
-    assert state.updates == (4 if block and stage == 0 else 3)  # there DeepSpeed makes one, of nothing, at the start
+    assert state.updates == (4 if block and stage == 0 else 3)  # DeepSpeed creates an empty one there at the start
 
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -107,7 +107,7 @@ def test_what_deepspeed_wrote_is_read(config_file, tmp_path, stage, block):
 
 @pytest.fixture(scope="module")
 def run(data_dir, config_file, tmp_path_factory):
-    """A run of 12 steps whose first checkpoint, of step 6, is converted."""
+    """Convert the first checkpoint, of step 6, of a run of 12 steps."""
     run_dir = tmp_path_factory.mktemp("formats") / "run"
     train(build_trainer(config_file, data_dir, run_dir))
     return run_dir
@@ -115,8 +115,8 @@ def run(data_dir, config_file, tmp_path_factory):
 
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tmp_path, stage):
-    """The next step of plain DeepSpeed, of ours, and of a run made of it again, are the same."""
+def test_deepspeed_continues_from_written_checkpoints(run, config_file, data_dir, tmp_path, stage):
+    """The next step is equal in plain DeepSpeed, in this project, and in a run made from DeepSpeed's checkpoint."""
     source = run / "checkpoints/step_00000006"
     told = write_deepspeed(
         "deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join()
@@ -158,8 +158,8 @@ def test_deepspeed_continues_from_what_is_written(run, config_file, data_dir, tm
 
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_muon_with_an_average_comes_back(config_file, data_dir, tmp_path, stage):
-    """Weights and both kinds of moments return; the average, which DeepSpeed cannot hold, begins at the weights."""
+def test_a_round_trip_keeps_muon_and_restarts_the_average(config_file, data_dir, tmp_path, stage):
+    """Weights and both kinds of moments return; the average, which DeepSpeed cannot store, restarts at the weights."""
     given = ("training.optimizer=muon", "training.ema_decay=0.9")
     train(build_trainer(config_file, data_dir, tmp_path / "run", *given, stage=stage), until=6)
     source = tmp_path / "run/checkpoints/step_00000006"
@@ -178,7 +178,7 @@ def test_muon_with_an_average_comes_back(config_file, data_dir, tmp_path, stage)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_bf16_engine_loads_it(run, config_file, tmp_path, stage):
+def test_a_bf16_engine_loads_a_written_checkpoint(run, config_file, tmp_path, stage):
     source = run / "checkpoints/step_00000006"
     write_deepspeed(
         "deepspeed", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join(), bf16=True
@@ -197,8 +197,8 @@ def test_a_bf16_engine_loads_it(run, config_file, tmp_path, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_universal(run, config_file, data_dir, tmp_path, stage):
-    """DeepSpeed loads it with load_universal, and it comes back as it was."""
+def test_deepspeed_loads_universal_checkpoints(run, config_file, data_dir, tmp_path, stage):
+    """DeepSpeed loads it with load_universal, and the conversion back restores it."""
     source = run / "checkpoints/step_00000006"
     told = write_deepspeed(
         "universal", source, tmp_path / "out", {"zero_optimization": {"stage": stage}}, Distributed.join()
@@ -225,7 +225,7 @@ def test_universal(run, config_file, data_dir, tmp_path, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_ranks_by_the_script(run, tmp_path, data_dir, stage):
-    """Started as two ranks it is written for two; read by one, it is the same state."""
+    """The script on two ranks writes a checkpoint for two; read by one, it has the same state."""
     script = [sys.executable, str(ROOT / "scripts/convert_checkpoint.py")]
     processes = spawn(
         [*script, str(run), "--to", "deepspeed", "--ds_config", str(ROOT / f"ds_configs/zero{stage}.json"),
@@ -250,7 +250,7 @@ class Evil:
         return print, ("this ran",)
 
 
-def test_mistakes(run, config_file, tmp_path, capfd):
+def test_user_errors_are_one_message(run, config_file, tmp_path, capfd):
     out = tmp_path / "out"
     write_deepspeed("deepspeed", run, out, {"zero_optimization": {"stage": 2}}, Distributed.join())
     with pytest.raises(ConversionError, match=r"--to universal: got ZeRO stage 0 .* expected stage 1, 2 or 3"):

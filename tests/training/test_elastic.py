@@ -1,4 +1,4 @@
-"""benchmarks/elastic.py, the short way: a run killed and continued at another size follows the same curve."""
+"""The short form of benchmarks/elastic.py: a run killed and resumed at another size follows the same curve."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tiny_run import ROOT
 
 
 @pytest.mark.slow
-def test_a_short_table():
-    """It ends with 0 only where each difference is within its tolerance; at the same settings that is 0."""
+def test_resized_runs_follow_the_curve_within_tolerance():
+    """The exit code is 0 only where each difference is within its tolerance, which is 0 for equal settings."""
     ways = [
         "1 rank",
         "1 -> 2 ranks",

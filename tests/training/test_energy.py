@@ -1,4 +1,4 @@
-"""Counters of energy, in a folder and a module made for the purpose."""
+"""Energy counters, simulated by a folder and a module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def domain(powercap, number, name, value, largest=1_000_000):
 
 
 def test_processors_and_their_memory(tmp_path):
-    """Each once: what is a part of a package, or has packages as its parts, is not added to it."""
+    """Each counts once: domains within a package, and domains that contain packages, are not added."""
     files = [
         domain(tmp_path, number, name, 900_000)
         for number, name in (("0", "package-0"), ("0:0", "core"), ("0:1", "dram"), ("1", "psys"), ("2", "package-1"))
@@ -36,14 +36,14 @@ def test_processors_and_their_memory(tmp_path):
     for file in files:
         file.write_text("950000\n")
     assert counters.joules() == pytest.approx(0.15)
-    for file in files:  # behind its range a counter begins again
+    for file in files:  # a counter wraps around at its range
         file.write_text("150000\n")
     assert counters.joules() == pytest.approx(0.6)
     assert counters.joules() == 0
     assert not Energy(CPU, False, tmp_path).measures
 
 
-def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+def test_unreadable_counters_are_reported(tmp_path, monkeypatch):
     assert Energy(CPU, True, tmp_path).missing == [f"of processors: {tmp_path} has none"]
     file = domain(tmp_path, "0", "package-0", 1)
     file.unlink()
@@ -67,8 +67,8 @@ def test_a_gpu(tmp_path, monkeypatch):
     assert counters.joules() == 2.5
 
 
-def test_a_run_tells_what_its_steps_take(make_trainer, tmp_path, monkeypatch):
-    """Only while it is at a step; nothing is said of energy where nobody counts it, but once why."""
+def test_a_run_reports_the_energy_of_its_steps(make_trainer, tmp_path, monkeypatch):
+    """Only steps count; where no counter exists, nothing is reported except the reason, once."""
     from test_watching import timing_of
 
     file = domain(tmp_path / "powercap", "0", "package-0", 0, largest=10**12)
@@ -85,7 +85,7 @@ def test_a_run_tells_what_its_steps_take(make_trainer, tmp_path, monkeypatch):
     timings = timing_of(tmp_path / "run")
     assert [timing["joules_per_step"] for timing in timings] == [3.0] * 3
     read = 8 * 32 / 1e6
-    assert timings[1]["joules_per_megabyte"] == pytest.approx(3.0 / read, rel=0.02)  # ends of texts are no bytes
+    assert timings[1]["joules_per_megabyte"] == pytest.approx(3.0 / read, rel=0.02)  # end-of-text ids are no bytes
     assert "no energy" not in (tmp_path / "run/train.log").read_text()
 
     monkeypatch.setattr(energy, "POWERCAP", tmp_path / "nothing")
@@ -96,7 +96,7 @@ def test_a_run_tells_what_its_steps_take(make_trainer, tmp_path, monkeypatch):
     assert log.count(f"no energy of processors: {tmp_path / 'nothing'} has none") == 1
 
 
-def test_several_ranks_add_up():
+def test_the_energy_of_ranks_adds_up():
     watched = object.__new__(throughput.Throughput)
     watched.__dict__.update(_device=CPU, _learns_whole=False, _steps=2, _bytes=4e6, _has_energy=True)
     base = dict.fromkeys((*throughput.PHASES, *throughput.EXTRA), 1.0)

@@ -1,4 +1,4 @@
-"""Entropy patching from run to run: a byte model is trained, taken over frozen, saved along, and never needed again."""
+"""Entropy patching across runs: a byte model is trained, adopted frozen, saved with the run, and not needed again."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def named(run):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_frozen_part_at_every_stage(make_trainer, tmp_path, byte_run, losses_of_stage_0, stage):
-    """Stopped, and continued digit for digit without the folder that it came from; the same losses at every stage."""
+def test_a_frozen_part_trains_alike_at_every_stage(make_trainer, tmp_path, byte_run, losses_of_stage_0, stage):
+    """The run resumes digit for digit without the byte model's folder; losses are equal at every stage."""
     source = tmp_path / "source"
     shutil.copytree(byte_run, source)
     byte_model = STLM.load(byte_run)
@@ -73,8 +73,8 @@ def test_a_frozen_part_at_every_stage(make_trainer, tmp_path, byte_run, losses_o
     torch.testing.assert_close(loaded.embedder.patching.entropy(inputs).double(), bits, atol=1e-5, rtol=0)
 
 
-def test_arithmetic_does_not_move_patches(make_trainer, tmp_path, byte_run):
-    """Entropies are computed in fp32 also where training is not."""
+def test_precision_does_not_change_patches(make_trainer, tmp_path, byte_run):
+    """Entropies are computed in fp32 even where training is not."""
     lengths = []
     for precision in ("fp32", "bf16"):
         trainer = make_trainer(
@@ -102,19 +102,19 @@ def test_arithmetic_does_not_move_patches(make_trainer, tmp_path, byte_run):
         ),
     ],
 )
-def test_byte_models_that_do_not_fit(make_trainer, tmp_path, byte_run, settings, message):
+def test_byte_models_that_do_not_fit_are_refused(make_trainer, tmp_path, byte_run, settings, message):
     given = settings if not settings or "entropy_model" in settings[0] else [named(byte_run), *settings]
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path / "run", *PATCHES, *given)
 
 
-def test_other_models_do_not_fit(make_trainer, tmp_path, byte_run):
+def test_other_models_are_refused_as_byte_models(make_trainer, tmp_path, byte_run):
     train(make_trainer(tmp_path / "patches", *PATCHES, named(byte_run), "training.max_steps=4"))
     with pytest.raises(ConfigError, match=r"entropy_model: .* whose embedder is .*'model\.embedder=\{kind: byte\}'"):
         make_trainer(tmp_path / "run", *PATCHES, named(tmp_path / "patches"))
 
 
-def test_a_byte_model_that_finds_all_bytes_alike_is_of_no_use(make_trainer, tmp_path, byte_run):
+def test_a_byte_model_with_uniform_predictions_is_refused(make_trainer, tmp_path, byte_run):
     model = STLM.load(byte_run)
     with torch.no_grad():
         model.embedder.table.weight.zero_()

@@ -1,4 +1,4 @@
-"""A run that is taken further or changed: which directory, what is printed, which rows are read, what is recorded."""
+"""Extended or changed runs: their directory, output, rows read, and records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stlm.training.run.run_directory import choose_run_directory, why_not_extend
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir, config_file):
-    """A run of 6 steps that is finished."""
+    """Make a finished run of 6 steps."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train(build_trainer(config_file, data_dir, run_dir, "training.max_steps=6"))
     return run_dir
@@ -47,7 +47,7 @@ def chosen(runs, config_file, data_dir, *overrides, allow_change=False, resume="
 
 
 def test_a_finished_run_is_extended_by_a_larger_limit(tmp_path, finished, config_file, data_dir):
-    """Only the newest one, and only where nothing else differs; the same command begins a new one."""
+    """Only the newest run is extended, and only if nothing else differs; the same command begins a new run."""
     runs = tmp_path / "runs"
     shutil.copytree(finished, runs / "tiny")
 
@@ -73,7 +73,7 @@ def test_a_finished_run_is_extended_by_a_larger_limit(tmp_path, finished, config
     shutil.copytree(finished, runs / "tiny-2")
     assert choose(same)[0] == "tiny-3" and choose(more)[0] == "tiny-2" and choose(more, resume="must")[0] == "tiny-2"
     train(build_trainer(config_file, data_dir, runs / "tiny-2", more))
-    assert choose(more)[0] == "tiny-3"  # the same command again: it does not extend an older one
+    assert choose(more)[0] == "tiny-3"  # the same command again does not extend an older run
     assert choose(same)[0] == "tiny-3"
 
 
@@ -87,7 +87,7 @@ def test_a_limit_that_is_raised_extends_a_run(tmp_path, config_file, data_dir, l
     assert chosen(runs, config_file, data_dir)[0] == "tiny"
 
 
-def test_a_run_says_what_it_continues_and_where_the_schedule_ends_now(make_trainer, started, data_dir, capsys):
+def test_a_resumed_run_prints_its_checkpoint_and_the_new_end_of_its_schedule(make_trainer, started, data_dir, capsys):
     train(make_trainer(started, "training.max_steps=9"))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"run: {started}, continuing from {started}/checkpoints/step_00000006, of 9 steps"
@@ -103,7 +103,7 @@ def test_a_run_says_what_it_continues_and_where_the_schedule_ends_now(make_train
     assert "changed" not in starts[0] and starts[1]["changed"] == {"training.max_steps": [6, 9]}
 
 
-def test_limits_are_told_in_words_and_not_lowered_below_what_is_done(make_trainer, tmp_path, capsys):
+def test_limits_are_printed_and_cannot_be_lowered_below_the_progress(make_trainer, tmp_path, capsys):
     few, run_dir = ("training.limits.ids=600", "training.limits.wall_time_s=500"), tmp_path / "run"
     train(make_trainer(run_dir, *few))
     printed = capsys.readouterr().out.splitlines()
@@ -121,7 +121,7 @@ def test_limits_are_told_in_words_and_not_lowered_below_what_is_done(make_traine
     assert f"the schedule (cosine) now ends at {ends}, where this run is" in printed
 
 
-def test_weights_to_begin_with_are_refused_where_a_run_has_its_own(make_trainer, started):
+def test_init_from_is_refused_for_a_run_with_weights_of_its_own(make_trainer, started):
     with pytest.raises(ConfigError, match=r"training\.init_from: got 'runs/other', which has no effect"):
         make_trainer(started, "training.max_steps=9", "training.init_from=runs/other")
 
@@ -129,7 +129,7 @@ def test_weights_to_begin_with_are_refused_where_a_run_has_its_own(make_trainer,
 ASKED = ("training.max_steps=12", "training.learning_rate=1e-3", "training.schedule=constant", "training.batch_size=16")
 
 
-def test_changes_are_refused_unless_they_are_asked_for(make_trainer, started):
+def test_changes_are_refused_unless_requested(make_trainer, started):
     with pytest.raises(ConfigError) as caught:
         make_trainer(started, *ASKED, "model.width=64")
     message = str(caught.value)
@@ -144,7 +144,7 @@ def test_changes_are_refused_unless_they_are_asked_for(make_trainer, started):
 
 
 def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started, data_dir, config_file):
-    """No row is repeated or skipped, the change is recorded, and an interrupted run does the same."""
+    """No row is repeated or skipped, the change is recorded, and an interrupted run gives the same."""
     before = read_state(checkpoints_of(started)[0])
     trainer = make_trainer(started, *ASKED, allow_change=True)
     held = full_state(trainer.engine)
@@ -158,7 +158,7 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
             if step == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
     shutil.copytree(started, copy)
-    train(make_trainer(started, *ASKED))  # the settings are the run's own now
+    train(make_trainer(started, *ASKED))  # the settings now belong to the run
     progress = read_progress(checkpoints_of(started)[0])
     assert progress["batch_sizes"] == [[0, 8], [6, 16]] and progress["sequences_seen"] == 6 * 8 + 6 * 16
     (record,) = read_metrics(started, "changes")
@@ -168,7 +168,7 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
     assert {record["learning_rate"] for record in records if record["step"] > 6} == {1e-3}
     assert records[-1]["epoch"] == pytest.approx(records[5]["epoch"] * (6 * 8 + 6 * 16) / (6 * 8))
 
-    train(make_trainer(copy, *ASKED, "training.batch_size=4", allow_change=True))  # once more, after step 8
+    train(make_trainer(copy, *ASKED, "training.batch_size=4", allow_change=True))  # the same once more, after step 8
     assert read_progress(checkpoints_of(copy)[0])["batch_sizes"] == [[0, 8], [6, 16], [8, 4]]
     config = load_run_config(config_file)
     plain = build_loaders(config, PreparedData.open(data_dir)).train
@@ -181,8 +181,8 @@ def test_changes_on_request_keep_the_moments_and_the_order(make_trainer, started
 
 
 @pytest.mark.slow
-def test_two_ranks_change_as_one_does(pretrain, started, tmp_path):
-    """At another ZeRO stage as well."""
+def test_two_ranks_apply_the_same_change_as_one(pretrain, started, tmp_path):
+    """The ZeRO stage changes at the same time."""
     shutil.copytree(started, tmp_path / "two")
     change = ("--allow-change", "--set", *ASKED)
     output = pretrain(started, *change)
@@ -192,7 +192,7 @@ def test_two_ranks_change_as_one_does(pretrain, started, tmp_path):
     assert output.count("changed: training.batch_size from 8 to 16") == 1
 
 
-def test_batch_sizes_of_older_checkpoints():
+def test_older_checkpoints_have_one_batch_size():
     assert batch_sizes_of({}, 8) == [[0, 8]]
     assert batch_sizes_of({"step": 6, "sequences_seen": 48}, 8) == [[0, 8]]
     assert batch_sizes_of({"step": 6, "sequences_seen": 48}, 16) == [[0, 8], [6, 16]]

@@ -1,4 +1,4 @@
-"""Runs that begin with another model: whole, in part, frozen, or corrected by LoRA, and merged again."""
+"""Runs initialised from another model: whole, in part, frozen, or with LoRA corrections, which are merged again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LORA = "model.lora={rank: 2, alpha: 3}"
 
 @pytest.fixture(scope="module")
 def base(config_file, data_dir, tmp_path_factory):
-    """A finished run of twelve steps."""
+    """Make a finished run of twelve steps."""
     run_dir = tmp_path_factory.mktemp("base") / "run"
     train(build_trainer(config_file, data_dir, run_dir))
     return run_dir
@@ -34,7 +34,7 @@ def base(config_file, data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corrected(base, config_file, data_dir, tmp_path_factory):
-    """The same, corrected by twelve more steps of LoRA."""
+    """Continue that run with twelve more steps of LoRA."""
     run_dir = tmp_path_factory.mktemp("corrected") / "run"
     train(build_trainer(config_file, data_dir, run_dir, f"training.init_from={base}", LORA))
     return run_dir
@@ -47,7 +47,7 @@ def logits(model):
 
 
 def changed(model, other):
-    """Parts whose parameters differ."""
+    """Return the parts whose parameters differ."""
     there = dict(other.named_parameters())
     return {name.partition(".")[0] for name, p in model.named_parameters() if not torch.equal(p, there[name])}
 
@@ -60,7 +60,7 @@ def test_a_run_begins_with_the_weights_of_another(base, make_trainer, tmp_path):
     assert nats / num_bytes / 0.6931471805599453 == pytest.approx(last["bits_per_byte"], abs=1e-9)
     train(trainer)
     assert changed(trainer.model, STLM.load(base)) == {"embedder", "core"}  # the head is tied to the embedder
-    # Continued, it does not look at the other run again.
+    # A resumed run does not read the other run again.
     continued = make_trainer(tmp_path / "run", "training.init_from=nowhere", "training.max_steps=13")
     assert torch.equal(logits(continued.model), logits(trainer.model))
 
@@ -108,7 +108,7 @@ def test_only_corrections_learn_and_a_run_of_them_resumes(base, corrected, make_
     assert found == expected if stage == 0 else found == pytest.approx(expected, abs=1e-6)
 
 
-def test_corrections_begin_as_nothing_and_are_merged(base, corrected, make_trainer, tmp_path):
+def test_corrections_begin_at_zero_and_are_merged(base, corrected, make_trainer, tmp_path):
     begun = make_trainer(tmp_path / "run", f"training.init_from={base}", LORA)
     torch.testing.assert_close(logits(begun.model), logits(STLM.load(base)), atol=0, rtol=0)
 
@@ -161,7 +161,7 @@ def test_layers_that_share_a_matrix_share_its_correction(tmp_path):
         (["model.lora.rank=33"], r"lora\.rank: got 33, expected at most model\.width = 32"),
     ],
 )
-def test_what_does_not_fit_is_refused(base, make_trainer, tmp_path, overrides, message):
+def test_models_that_do_not_fit_are_refused(base, make_trainer, tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path / "run", f"training.init_from={base}", *overrides)
     assert not (tmp_path / "run").exists()
@@ -185,14 +185,14 @@ def test_layers_are_frozen_and_corrected_by_name(base, make_trainer, tmp_path):
     assert len(learning) > 3
 
 
-def test_what_a_tie_freezes_is_told(base, make_trainer, tmp_path, capsys):
+def test_parts_frozen_by_a_tie_are_reported(base, make_trainer, tmp_path, capsys):
     make_trainer(tmp_path / "run", f"training.init_from={base}", "training.frozen_parts=head")
     told = capsys.readouterr().out
     assert " parameters learn; training.frozen_parts=head: the head is tied to embedder.table.weight, which is" in told
 
 
 @pytest.mark.slow
-def test_the_run_gives_the_settings(base, tmp_path, data_dir):
+def test_the_other_run_provides_the_settings(base, tmp_path, data_dir):
     command = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--data", str(data_dir)]
     options = ["--set", f"training.init_from={base}", "training.max_steps=3"]
     refused = subprocess.run([*command, *options], capture_output=True, text=True)

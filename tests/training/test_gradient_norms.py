@@ -1,4 +1,4 @@
-"""Norms by part of the model: against autograd itself, at every stage, and as the whole norm has them."""
+"""Gradient norms by part of the model, compared with autograd, at every stage, and with the whole norm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ["embedder", "core.stack.blocks.0", "core.stack.blocks.1", "core", "head
 
 @pytest.fixture(scope="module")
 def plain_norms(data_dir, config_file):
-    """Of the first step, tied and untied, by plain torch."""
+    """Return a function that computes the norms of the first step in plain torch."""
 
     def norms(*overrides):
         config = load_run_config(config_file, overrides)
@@ -41,8 +41,8 @@ def plain_norms(data_dir, config_file):
 @pytest.mark.parametrize("tied", ["true", "false"])
 @pytest.mark.parametrize("clipping", [0, 0.05, 100])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_parts_are_those_of_plain_torch(make_trainer, tmp_path, plain_norms, stage, clipping, tied):
-    """Before clipping, and a tied tensor in the embedder alone."""
+def test_norms_of_parts_equal_plain_torch(make_trainer, tmp_path, plain_norms, stage, clipping, tied):
+    """Norms are taken before clipping, and a tied tensor counts for the embedder only."""
     overrides = [f"training.gradient_clipping={clipping}", f"model.head.tied={tied}"]
     trainer = make_trainer(tmp_path / "run", *overrides, stage=stage)
     train(trainer, until=1)
@@ -54,8 +54,8 @@ def test_parts_are_those_of_plain_torch(make_trainer, tmp_path, plain_norms, sta
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_have_those_of_one(make_trainer, pretrain, tmp_path, stage):
-    """On every step, with sizes that have ranks share tensors."""
+def test_two_ranks_have_the_norms_of_one(make_trainer, pretrain, tmp_path, stage):
+    """Compared at every step, with sizes for which ranks share tensors."""
     odd = ["model.width=18", "model.core.attention.num_heads=1", "model.head.tied=false", "training.max_steps=4"]
     train(make_trainer(tmp_path / "one", *odd))
     pretrain(tmp_path / "two", "--set", *odd, ranks=2, stage=stage)
@@ -67,7 +67,7 @@ def test_two_ranks_have_those_of_one(make_trainer, pretrain, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_where_the_optimizer_is_elsewhere(make_trainer, tmp_path, plain_norms, stage):
+def test_offloading_does_not_change_the_norms(make_trainer, tmp_path, plain_norms, stage):
     zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
     overrides = ("training.gradient_clipping=0.05",)
     train(make_trainer(tmp_path / "run", *overrides, deepspeed_config={"zero_optimization": zero}), until=1)
@@ -76,9 +76,9 @@ def test_where_the_optimizer_is_elsewhere(make_trainer, tmp_path, plain_norms, s
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_no_loss_scale_is_in_them(make_trainer, tmp_path, monkeypatch, stage):
+def test_norms_are_those_of_unscaled_gradients(make_trainer, tmp_path, monkeypatch, stage):
     monkeypatch.setattr("stlm.training.deepspeed.precision.cpu_flags", lambda: {"avx512_fp16"})
-    # DeepSpeed keeps for the whole process that an engine has used autocast: afterwards it has not.
+    # DeepSpeed records for the whole process that an engine used autocast; undo this.
     monkeypatch.setattr("deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED", False)
     trainer = make_trainer(tmp_path / "run", "training.precision=fp16", stage=stage)
     train(trainer, until=3)

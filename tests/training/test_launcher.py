@@ -1,4 +1,4 @@
-"""A run ends with what started it: launchers that are killed, terminals that are closed."""
+"""A run ends with its parent: launchers that are killed, terminals that are closed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stlm.training.distributed.ranks import free_port
 LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000")
 
 
-def test_the_deepspeed_command_is_told_to_end(data_dir, config_file, tmp_path):
-    """It dies at once and leaves its ranks: they save, and nothing is left of them."""
+def test_terminating_the_deepspeed_command_stops_the_run(data_dir, config_file, tmp_path):
+    """The launcher exits at once without its ranks; they save, and no process remains."""
     run_dir = tmp_path / "run"
     command = [
         f"{sys.prefix}/bin/deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()),
@@ -47,13 +47,13 @@ def test_the_deepspeed_command_is_told_to_end(data_dir, config_file, tmp_path):
         print((tmp_path / "output").read_text())
         raise
     step = read_metrics(run_dir)[-1]["step"]
-    reason = "(the end of its launcher|a request to another rank)"  # the other one may have seen it a moment before
+    reason = "(the end of its launcher|a request to another rank)"  # the other rank may have noticed it first
     assert re.search(f"stopped by {reason} at step {step} after saving", (run_dir / "train.log").read_text())
     assert (run_dir / f"checkpoints/step_{step:08d}/COMPLETE").is_file()
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """The processes that have the run's folder in their command line."""
+    """Return the processes that have the run's folder in their command line."""
     command = ["ps", "-ww", "-eo", "pid,args"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(run_dir) in line]
@@ -65,7 +65,7 @@ def pids_of(run_dir: Path) -> list[int]:
 
 @pytest.mark.parametrize(("parent", "expected"), [("torchrun", "gone"), ("mpirun", "gone"), ("my_script", "there")])
 def test_only_launchers_are_watched(tmp_path, parent, expected):
-    """Of a shell or script that started a run somebody else may have taken leave."""
+    """A shell or script that started a run may have exited on purpose."""
     child = tmp_path / "child.py"
     child.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -85,8 +85,8 @@ def test_only_launchers_are_watched(tmp_path, parent, expected):
     process.wait()
 
 
-def test_a_closed_terminal(pretrain, tmp_path):
-    """Its SIGHUP stops a run, after saving; below nohup it does not."""
+def test_closing_the_terminal_stops_a_run(pretrain, tmp_path):
+    """SIGHUP stops a run after saving, but not under nohup."""
     run_dir = tmp_path / "run"
     (process,) = pretrain.start(run_dir, *LONG)
     wait_for_step(run_dir, 5, [process])

@@ -1,4 +1,4 @@
-"""Runs that end by ids, bytes or time: the step, the schedule, and what a stopped run makes of it."""
+"""Runs limited by ids, bytes or time: the step, the schedule, and the same after a stop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from stlm.training.run.run_directory import is_finished
 MANY = ("training.max_steps=1000", "training.save_every_steps=3", "training.log_every_steps=1")
 
 
-def test_the_nearest_end_counts():
+def test_the_closest_limit_ends_the_run():
     training = TrainingConfig(max_steps=10, limits=LimitsConfig(ids=100, bytes=90, wall_time_s=5.0))
-    assert used_up(training, 0, 0, 0, 0.0) == 0.1  # nothing is known of the rest
+    assert used_up(training, 0, 0, 0, 0.0) == 0.1  # no limit has a rate yet
     assert used_up(training, 4, 40, 20, 1.0) == 0.5
     assert used_up(training, 4, 56, 20, 1.0) == 0.7
     assert used_up(training, 4, 40, 72, 1.0) == 1.0  # the next step is the last
@@ -29,7 +29,7 @@ def test_the_nearest_end_counts():
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_the_schedule_ends_with_the_limit(schedule):
-    """At a tenth of 1,000 steps: what is far goes by the limit, the warm-up by steps."""
+    """At a tenth of 1,000 steps: the decay follows the limit, the warm-up counts steps."""
     training = TrainingConfig(max_steps=1000, warmup_steps=20, schedule=schedule, decay_steps=200 * (schedule == "wsd"))
     rates = [learning_rate_at(step, training, step / 100) for step in range(1, 101)]
     assert rates[:15] == [learning_rate_at(step, training) for step in range(1, 16)]
@@ -39,8 +39,8 @@ def test_the_schedule_ends_with_the_limit(schedule):
 
 
 @pytest.mark.parametrize("limit", ["ids=1800", "bytes=1750"])
-def test_a_run_that_ends_by_what_it_reads(make_trainer, tmp_path, limit):
-    """The last step is told, validated and saved as such; a run that was stopped ends like one that was not."""
+def test_a_run_ends_at_a_limit_of_ids_or_bytes(make_trainer, tmp_path, limit):
+    """The last step is reported, validated and saved as such; a resumed run ends like an uninterrupted one."""
     overrides = (*MANY, f"training.limits.{limit}")
     whole = make_trainer(tmp_path / "whole", *overrides)
     train(whole)
@@ -61,7 +61,7 @@ def test_a_run_that_ends_by_what_it_reads(make_trainer, tmp_path, limit):
     assert len(train(make_trainer(tmp_path / "whole", *MANY, "training.max_steps=9"))) == 9 - last
 
 
-def test_a_run_that_ends_by_the_clock(make_trainer, tmp_path, monkeypatch):
+def test_a_run_ends_at_a_time_limit(make_trainer, tmp_path, monkeypatch):
     """A step takes 0.1 s; the time of an earlier start counts."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -78,7 +78,7 @@ def test_a_run_that_ends_by_the_clock(make_trainer, tmp_path, monkeypatch):
         return trainer
 
     train(build(), until=6)
-    now[0] += 1000  # nobody trains
+    now[0] += 1000  # no training in this time
     trainer = build()
     assert (trainer.step, trainer.progress.seconds) == (6, pytest.approx(0.5))  # as known when step 6 began
     train(trainer)

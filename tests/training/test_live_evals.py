@@ -1,4 +1,4 @@
-"""Tasks during training: the scalars of evaluate.py on the checkpoint of that step, and no trace in the losses."""
+"""Tasks during training: the results of evaluate.py on the checkpoint of that step, and unaffected losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS = "bits_per_byte,hellaswag,blimp"
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """What asks for tasks every four steps, some items longer than the model, and the folder of the items."""
+    """Return settings that run tasks every four steps, some items longer than the context, and the folder of items."""
     folder = tmp_path_factory.mktemp("tasks")
     choices = [["the cat sat on a mat", "tac eht"], ["of fish", "of cats, and of " + "many " * 20 + "others"]]
     items = [{"id": str(n), "context": f"The {n}th", "choices": choices[n % 3 == 0], "answer": n % 2} for n in range(9)]
@@ -34,7 +34,7 @@ def settings(tmp_path_factory):
 
 
 def expected(run_dir, data_dir, tasks_dir):
-    """By step, what evaluate.py finds in each checkpoint."""
+    """Return the results of evaluate.py by step, for each checkpoint."""
     tasks = load_tasks(TASKS, Options(tasks_dir))
     found = {}
     for checkpoint in checkpoints_of(run_dir):
@@ -49,7 +49,7 @@ def told(run_dir):
 
 
 @pytest.mark.parametrize(("stage", "more"), [(0, []), (2, ["training.ema_decay=0.9"]), (3, [])])
-def test_scores_are_those_of_the_checkpoints_and_losses_those_without(
+def test_scores_equal_those_of_checkpoints_and_losses_are_unaffected(
     make_trainer, tmp_path, data_dir, settings, stage, more
 ):
     asked, tasks_dir = settings
@@ -82,14 +82,14 @@ def test_two_ranks_share_the_items(pretrain, tmp_path, data_dir, settings, stage
     assert read_metrics(tmp_path / "run", "train") == read_metrics(tmp_path / "alone", "train")
 
 
-def test_a_run_begun_anew_tells_its_start_once(make_trainer, tmp_path, settings):
+def test_a_restarted_run_evaluates_its_start_once(make_trainer, tmp_path, settings):
     for until in (1, 2):
         train(make_trainer(tmp_path / "run", *settings[0]), until)
     assert [record["step"] for record in read_metrics(tmp_path / "run", "evals")] == [0]
 
 
 def test_a_sample_of_items_is_fixed_and_stated(make_trainer, tmp_path, settings, capsys):
-    """Nothing is asked before the first step unless that is set, and the first cost is printed."""
+    """Nothing runs before the first step unless requested, and the cost of the first evaluation is printed."""
     folder = settings[1]
     asked = (f"evals.tasks_dir={folder}", "evals.every_steps=6", "evals.tasks=hellaswag,blimp", "evals.items=4")
     train(make_trainer(tmp_path / "run", *asked))
@@ -107,6 +107,6 @@ def test_a_sample_of_items_is_fixed_and_stated(make_trainer, tmp_path, settings,
     assert sample_items(items, None) == sample_items(items, 99) == items
 
 
-def test_what_cannot_be_asked_is_refused_before_training(make_trainer, tmp_path):
+def test_invalid_tasks_are_refused_before_training(make_trainer, tmp_path):
     with pytest.raises(StlmError, match=r"evals\.tasks: got 'minimal_pears' \(nearest: minimal_pairs\)"):
         make_trainer(tmp_path / "run", "evals.tasks=minimal_pears", "evals.every_steps=4")

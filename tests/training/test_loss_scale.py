@@ -1,4 +1,4 @@
-"""fp16: the loss scale finds its size, skipped steps are counted, and both belong to what a checkpoint continues."""
+"""fp16: the loss scale adapts, skipped steps are counted, and checkpoints store both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FP16 = "training.precision=fp16"
 
 @pytest.fixture
 def with_fp16(monkeypatch):
-    """A CPU that says it has fp16. Without the instructions torch computes the same, slowly."""
+    """Let this CPU claim fp16 support. Without the instructions torch computes the same, slowly."""
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx512_fp16"})
 
 
@@ -42,7 +42,7 @@ def test_fp16_is_refused_where_only_software_would_do_it(monkeypatch):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_step_that_overflows_is_skipped(make_trainer, tmp_path, with_fp16, stage):
-    """It changes nothing but the scale; the norm and clipping of the others are those of unscaled gradients."""
+    """The step changes only the scale; norm and clipping of later steps are those of unscaled gradients."""
     trainer = make_trainer(tmp_path / "run", FP16, "training.max_steps=6", stage=stage)
     reference = make_trainer(tmp_path / "fp32", "training.max_steps=6")
     too_large = LossScale(value=2.0**40)  # beyond what fp16 holds, 65,504
@@ -81,7 +81,7 @@ def test_unscaled_gradients_are_those_of_fp32(make_trainer, tmp_path, with_fp16)
 
 
 def test_the_scale_is_resumed(make_trainer, tmp_path, with_fp16, monkeypatch):
-    """Digit for digit, also where no update had been made yet."""
+    """Equal digit for digit, also before the first update."""
     monkeypatch.setattr("stlm.training.deepspeed.loss_scale.GROWTH_STEPS", 2)  # so that it overflows again later
     for name, until in (("whole", None), ("halves", 6)):
         trainer = make_trainer(tmp_path / name, FP16, stage=2)
@@ -98,7 +98,7 @@ def test_the_scale_is_resumed(make_trainer, tmp_path, with_fp16, monkeypatch):
 
 
 def test_a_deepspeed_config_may_state_the_precision(make_trainer, tmp_path):
-    """It is then what auto means, and has to agree with everything else."""
+    """The value auto then takes that precision, which must agree with all other settings."""
     configs = {name: load_deepspeed_config(ROOT / f"ds_configs/{name}.json") for name in ("bf16", "torch_autocast")}
     losses = {}
     for name, config in configs.items():
@@ -107,6 +107,6 @@ def test_a_deepspeed_config_may_state_the_precision(make_trainer, tmp_path):
         assert trainer.engine.config["torch_autocast"]["enabled"] and "bf16" not in trainer.engine.config
         losses[name] = [update(trainer) for _ in range(6)]
     assert losses["torch_autocast"] == pytest.approx(losses["bf16"], abs=1e-2)
-    assert losses["torch_autocast"] != losses["bf16"]  # gradients were rounded on their way
+    assert losses["torch_autocast"] != losses["bf16"]  # gradients were rounded during communication
     with pytest.raises(ConfigError, match=r"precision: got fp32, but bf16.enabled of the DeepSpeed config says bf16"):
         make_trainer(tmp_path / "other", deepspeed_config=configs["bf16"])

@@ -1,4 +1,4 @@
-"""What parts of a model and the objective add to the loss: logged, and the same however the rows are shared out."""
+"""Loss terms of model parts and objective: logged, and the same for any division of the rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def records(make_trainer, run_dir, *overrides, stage=0):
     return read_metrics(run_dir, "train")
 
 
-def test_terms_of_the_loss_do_not_depend_on_how_rows_are_shared_out(make_trainer, tmp_path):
+def test_loss_terms_do_not_depend_on_how_rows_are_divided(make_trainer, tmp_path):
     z = "training.z_loss_weight=1e-2"
     whole = records(make_trainer, tmp_path / "whole", z)
     parts = records(make_trainer, tmp_path / "parts", z, "training.micro_batch_size=2", stage=3)
     for name in ("loss", "z_loss", "balance_loss", "gradient_norm"):
         assert [r[name] for r in parts] == pytest.approx([r[name] for r in whole], rel=1e-4), name
     assert whole[0]["z_loss"] == pytest.approx(1e-2 * math.log(256) ** 2, rel=0.05)  # a first guess is uniform
-    # Two layers of 0.5 each, were the experts used alike; counted for each id of a row, padding too.
+    # Two layers of 0.5 each if the experts were used equally; counted for each id of a row, with padding.
     assert 1.0 <= whole[0]["balance_loss"] < 1.5
     without = records(make_trainer, tmp_path / "without")
     assert "z_loss" not in without[0] and without[0]["loss"] == pytest.approx(whole[0]["loss"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays in the process."""
 
 import ctypes
 import resource
@@ -11,7 +11,7 @@ from stlm.training.memory import keep_freed_memory
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_the_kernel_clears_no_page_twice() -> None:
-    """A large tensor that takes the place of a freed one touches no new page."""
+    """A large tensor that replaces a freed one touches no new page."""
     assert keep_freed_memory()
 
     def faults() -> int:

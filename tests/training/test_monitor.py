@@ -1,4 +1,4 @@
-"""What a run tells goes into its files or raises; that nobody reads what is printed is no reason to stop."""
+"""The records of a run are written or an error is raised; a closed standard output does not stop the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def monitor(tmp_path):
     monitor.close()
 
 
-def test_a_full_disk_is_told_once(monitor):
+def test_a_full_disk_is_reported_once(monitor):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
@@ -31,7 +31,7 @@ def test_a_full_disk_is_told_once(monitor):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_closed_pipe_leaves_the_log(monitor, tmp_path, monkeypatch):
+def test_a_closed_pipe_does_not_stop_the_log(monitor, tmp_path, monkeypatch):
     read, write = os.pipe()
     os.close(read)
     pipe = os.fdopen(write, "w")

@@ -1,4 +1,4 @@
-"""Muon: what an update is, and that ZeRO, ranks and resuming change nothing about it."""
+"""Muon: the update by hand, and the same updates for all ZeRO stages, ranks and resumes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def orthogonalized(matrix, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (3, 16, 8)])
-def test_orthogonalized(shape, dtype):
-    """The singular vectors stay, and the singular values, here from 1 to 100, come near 1."""
+def test_orthogonalization_keeps_singular_vectors(shape, dtype):
+    """Singular vectors stay the same, and singular values, here from 1 to 100, come near 1."""
     torch.manual_seed(1)
     u, _, vt = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     values = torch.logspace(0, 2, min(shape[-2:]))
@@ -36,7 +36,7 @@ def test_orthogonalized(shape, dtype):
 
 
 def test_a_batch_equals_each_matrix(monkeypatch):
-    """Matrices, transposed ones and stacks of one shape share batches; a small limit makes several."""
+    """Matrices, transposed ones and stacks of one shape share batches; a small limit gives several batches."""
     torch.manual_seed(5)
     matrices = [torch.randn(shape) for shape in ((8, 4), (4, 8), (3, 8, 4), (4, 4), (8, 4), (2, 3, 4, 8))]
     alone = [orthogonalized(matrix) for matrix in matrices]
@@ -64,7 +64,7 @@ def test_two_updates_by_hand():
 
 
 def test_which_parameters_are_orthogonalized(config_file):
-    """Those of the layers; not the table, the last matrix, and vectors, tied or not."""
+    """Matrices of layers are; the table, the last matrix and vectors are not, tied or untied."""
     for tied in ("true", "false"):
         config = load_run_config(config_file, [f"model.head={{kind: linear, tied: {tied}}}", MUON])
         model = STLM.from_config(config.model, build_tokenizer("byte"))
@@ -80,7 +80,7 @@ def test_which_parameters_are_orthogonalized(config_file):
         assert tied == "true" or decays["head.output.weight"] == 0.1
 
 
-def test_the_rest_is_adamw(config_file):
+def test_other_parameters_follow_adamw(config_file):
     config = load_run_config(config_file)
     models = [STLM.from_config(config.model, build_tokenizer("byte"), seed=3) for _ in range(2)]
     optimizers = [
@@ -100,7 +100,7 @@ def test_the_rest_is_adamw(config_file):
 
 @pytest.mark.deepspeed
 def test_every_stage_makes_the_same_updates(make_trainer, tmp_path):
-    """And a run may go from one to the other; the momentum arrives."""
+    """A run may change its stage, and the momentum is kept."""
     whole = train(make_trainer(tmp_path / "whole", MUON))
     assert whole[-1] < whole[0] - 0.6
     for number, stages in enumerate([(0, 0), (0, 3), (1, 2), (2, 0), (3, 1)]):
@@ -115,8 +115,8 @@ def test_every_stage_makes_the_same_updates(make_trainer, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks(pretrain, make_trainer, tmp_path):
-    """Matrices that are cut over ranks are put together; two ranks become one, and one two."""
+def test_two_ranks_make_the_updates_of_one(pretrain, make_trainer, tmp_path):
+    """Matrices divided over ranks are assembled; runs change from two ranks to one and back."""
     constant = (MUON, "training.schedule=constant")
     whole = train(make_trainer(tmp_path / "whole", *constant))
     for number, (stage, *ranks) in enumerate([(2, 2, 1), (3, 2, 1), (1, 1, 2), (0, 2, 1)]):
@@ -127,7 +127,7 @@ def test_two_ranks(pretrain, make_trainer, tmp_path):
         assert losses == pytest.approx(whole, abs=2e-6)
 
 
-def test_not_with_a_base_width():
+def test_muon_with_a_base_width_is_refused():
     with pytest.raises(ConfigError, match=r"training.optimizer: got 'muon' with model.base_width = 64"):
         load_run_config("quickstart", [MUON, "model.base_width=64"])
     assert RunConfig().training.optimizer == "adamw"

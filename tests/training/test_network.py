@@ -1,4 +1,4 @@
-"""What ranks open to the network, and what they accept from it: data, never code."""
+"""Network access of ranks: the sockets they open, and the messages they accept, which hold data and never code."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PICKLING = {
 }  # fmt: skip
 SERIALIZERS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 HARMLESS = {"UnpicklingError", "PicklingError"}  # names of errors
-# mpi4py's methods in lower case send pickles; those of its communicators that are not methods of other things.
+# mpi4py's methods in lower case send pickles; these are the ones that occur on no other objects.
 MPI = {"bcast", "allgather", "isend", "irecv", "sendrecv", "alltoall", "allreduce", "iprobe"}
 
 
 def unsafe(tree: ast.Module) -> list[str]:
-    """What reads or writes pickles in a module."""
+    """Return the names with which a module reads or writes pickles."""
     found = []
     modules = set()
     for node in ast.walk(tree):
@@ -94,7 +94,7 @@ def test_pickles_are_found(code):
 # ---------------------------------------------------------------------- messages
 
 
-def test_messages_bring_values_back():
+def test_messages_restore_their_values():
     value = {"a": [1, 2.5, None, True, "ü\udcff"], "b": (Path("runs/x"), float("inf"), [])}
     assert decode(encode(value)) == value
     tensors = {"x": torch.arange(6).view(2, 3).T, "y": torch.tensor([1.5], dtype=torch.bfloat16)}
@@ -117,12 +117,12 @@ def test_messages_run_no_code():
 
 
 @pytest.mark.parametrize("error", [CheckpointError("a"), DataError("b"), Stopped("c"), NonFinite("d")])
-def test_errors_are_told_by_name(error):
+def test_errors_are_reported_by_name(error):
     told = error_of(decode(encode(describe_error(error))))
     assert (type(told), str(told), told.exit_code) == (type(error), str(error), error.exit_code)
 
 
-def test_other_errors_are_told_as_what_they_are_no_class_of():
+def test_errors_of_other_classes_become_stlm_errors():
     told = error_of(describe_error(KeyError("key")))
     assert (type(told), str(told), told.exit_code) == (StlmError, "KeyError: 'key'", 1)
     for name in ("SystemExit", "Popen", "os.system"):
@@ -133,7 +133,7 @@ def test_other_errors_are_told_as_what_they_are_no_class_of():
 # ---------------------------------------------------------------------- sockets
 
 
-def test_one_rank_listens_nowhere(pretrain, tmp_path):
+def test_one_rank_opens_no_socket(pretrain, tmp_path):
     (process,) = pretrain.start(tmp_path / "run", *LONG, stage=2)
     try:
         wait_for_step(tmp_path / "run", 3, [process])
@@ -144,7 +144,7 @@ def test_one_rank_listens_nowhere(pretrain, tmp_path):
     assert process.returncode == 3, output
 
 
-# Runs pretrain.py where torch's collectives of Python objects raise, as each of them would read a pickle.
+# Runs pretrain.py with torch's collectives of Python objects replaced by errors, as each of them reads a pickle.
 WITHOUT_OBJECTS = f"""
 import runpy, sys
 import torch.distributed as dist
@@ -168,7 +168,7 @@ def test_two_ranks_listen_on_loopback_and_exchange_no_objects(data_dir, config_f
     ]  # fmt: skip
     processes = spawn(command, 2)
     try:
-        wait_for_step(tmp_path / "run", 7, processes)  # past a validation
+        wait_for_step(tmp_path / "run", 7, processes)  # beyond the first validation
         addresses = [listening(process.pid) for process in processes]
         assert all(address.is_loopback for of_one in addresses for address in of_one), addresses
         assert len(addresses[0]) > 1  # the store, and the sockets of gloo
@@ -179,13 +179,13 @@ def test_two_ranks_listen_on_loopback_and_exchange_no_objects(data_dir, config_f
     assert [process.returncode for process in processes] == [3, 3], output
 
 
-def test_where_ranks_meet(monkeypatch):
+def test_the_address_where_ranks_meet(monkeypatch):
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     nodes = Ranks(0, 4, 0, 2, "10.0.0.1", 29500, "deepspeed")
     assert init_method(nodes) == "env://"
-    assert init_method(replace(nodes, source="RANK", local_world_size=4)) == "env://"  # maybe nobody said how many
+    assert init_method(replace(nodes, source="RANK", local_world_size=4)) == "env://"  # unknown number of nodes
     assert init_method(replace(nodes, world_size=1, local_world_size=1)) == "alone://"
     assert "GLOO_SOCKET_IFNAME" not in os.environ
     assert init_method(replace(nodes, local_world_size=4, source="Slurm")) == "loopback://127.0.0.1:29500"

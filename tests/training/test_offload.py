@@ -1,4 +1,4 @@
-"""ZeRO with the optimizer in the host's memory: the same training, from checkpoints of any stage and into them."""
+"""ZeRO with the optimizer in CPU memory: the same training, and checkpoints that any stage reads and writes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stlm.config import load_deepspeed_config
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_offload_is_another_place_and_nothing_else(make_trainer, tmp_path, stage):
-    """Digit for digit over a resume, and within rounding of the stage without; a checkpoint goes either way."""
+def test_offload_does_not_change_training(make_trainer, tmp_path, stage):
+    """Equal digit for digit over a resume, and within rounding to the stage without; checkpoints work both ways."""
     offload = {"deepspeed_config": load_deepspeed_config(ROOT / f"ds_configs/zero{stage}-offload.json")}
     expected = train(make_trainer(tmp_path / "plain", stage=stage))
     whole = make_trainer(tmp_path / "whole", **offload)

@@ -1,4 +1,4 @@
-"""A loop without `trainer.steps()`: micro-steps from 0, its own intervals, resuming, and its end."""
+"""Training loops without `trainer.steps()`: micro-steps from 0, their own intervals, resuming, and the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def run_loop(trainer, steps, log_interval=1, eval_interval=6, save_interval=6):
-    """README's loop; returns what train_step and val_step returned."""
+    """Run README's loop; return the values of train_step and val_step."""
     losses, scores = [], []
     for step in range(steps):
         losses.append(trainer.train_step(step))
@@ -73,7 +73,7 @@ def test_intervals_are_those_of_the_loop_and_nothing_is_recorded_twice(make_trai
 
 
 def test_steps_of_an_earlier_job_do_nothing(config_file, data_dir, tmp_path):
-    """And a trainer that is dropped has finished its checkpoint and released its folder."""
+    """A dropped trainer completes its checkpoint and releases its folder."""
 
     def new_trainer(name):
         return build_trainer(config_file, data_dir, tmp_path / name, "training.micro_batch_size=4")
@@ -95,7 +95,7 @@ def test_steps_of_an_earlier_job_do_nothing(config_file, data_dir, tmp_path):
 
 
 def test_the_loop_in_readme(data_dir, tmp_path):
-    """SIGTERM saves and ends it with 3; started again it resumes; its end leaves whole checkpoints and no lock."""
+    """SIGTERM saves and exits with 3; the rerun resumes, and ends with complete checkpoints and no lock."""
     (tmp_path / "mine.yaml").write_text(f"data: {{dir: {data_dir}}}\n{CONFIG}")
     slower = "import time; time.sleep(0.2)\n    train_loss = trainer.train_step(step)"
     program = BLOCK.replace('"runs/loop"', f'"{tmp_path}/run"').replace('"mine.yaml"', f'"{tmp_path}/mine.yaml"')

@@ -1,4 +1,4 @@
-"""Who may read what is written: what the umask says, whatever temporary name it had before."""
+"""Permissions of written files follow the umask, whatever temporary name they had before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mask(request):
 
 
 def others(folder: Path, mask: int) -> list[str]:
-    """What does not have the permissions that a plain `open` or `mkdir` gives."""
+    """Return the files without the permissions that a plain `open` or `mkdir` gives."""
     found = []
     for path in [folder, *folder.rglob("*")]:
         executable = path.is_dir() or path.name.startswith("zero_to_")  # programs of DeepSpeed's
@@ -57,7 +57,7 @@ def test_data_runs_and_exports_follow_the_umask(mask, make_trainer, data_dir, tm
 
 
 def test_a_folder_keeps_what_it_inherits(tmp_path):
-    """A folder whose files belong to its group."""
+    """The folder's files belong to its group."""
     (tmp_path / "shared").mkdir()
     os.chmod(tmp_path / "shared", 0o2775)
     with atomic_directory(tmp_path / "shared/new") as folder:

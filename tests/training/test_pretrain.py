@@ -1,4 +1,4 @@
-"""scripts/pretrain.py as people and launchers start it: several ranks, kills, signals, mistakes."""
+"""The command scripts/pretrain.py as users and launchers start it: several ranks, kills, signals, errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONG = ("--set", "training.max_steps=60", "training.eval_every_steps=10", "train
 
 @pytest.fixture(scope="module")
 def uninterrupted(pretrain, tmp_path_factory):
-    """60 steps on one rank, on a machine without a compiler; the run and what was printed."""
+    """Run 60 steps on one rank, on a machine without a compiler; return the run and its output."""
     run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     tools, cache = tmp_path_factory.mktemp("tools"), tmp_path_factory.mktemp("extensions")
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def uninterrupted(pretrain, tmp_path_factory):
     return run_dir, output
 
 
-def test_what_is_printed(uninterrupted):
+def test_the_output_of_a_run(uninterrupted):
     run_dir, output = uninterrupted
     lines = output.splitlines()
     assert lines[0] == f"run: {run_dir}, a new run of 60 steps"
@@ -68,12 +68,12 @@ def test_what_is_printed(uninterrupted):
     assert "Warning" not in output and "INFO" not in output
 
 
-def test_killed_in_mid_run_and_started_again(pretrain, uninterrupted, tmp_path):
-    """The metrics are those of the run that was never killed, digit for digit; the data and the clock go on."""
+def test_a_killed_run_resumes_with_equal_metrics(pretrain, uninterrupted, tmp_path):
+    """Metrics equal those of an uninterrupted run, digit for digit; data and time continue."""
     run_dir = tmp_path / "run"
     (process,) = pretrain.start(run_dir, *LONG)
     wait_for_step(run_dir, 25, [process])
-    while not list(run_dir.glob("checkpoints/step_*/COMPLETE")):  # written beside the steps
+    while not list(run_dir.glob("checkpoints/step_*/COMPLETE")):  # written during the steps
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
@@ -84,8 +84,8 @@ def test_killed_in_mid_run_and_started_again(pretrain, uninterrupted, tmp_path):
     assert read_metrics(run_dir) == read_metrics(uninterrupted[0])
 
 
-def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterrupted, tmp_path):
-    """One rank is told, all save the same step and exit 3; then ZeRO 2 on two ranks becomes ZeRO 3 on one."""
+def test_two_ranks_stop_together_on_a_signal_and_one_resumes(pretrain, uninterrupted, tmp_path):
+    """One rank gets the signal, all save the same step and exit with 3; one rank then resumes at ZeRO 3."""
     run_dir = tmp_path / "run"
     processes = pretrain.start(run_dir, *LONG, "training.micro_batch_size=2", ranks=2, stage=2)
     wait_for_step(run_dir, 10, processes)
@@ -117,7 +117,7 @@ def test_two_ranks_stop_together_on_a_signal_and_one_goes_on(pretrain, uninterru
         (["--profile", "11:13"], "--profile: got '11:13', expected FIRST:LAST, steps of the run from 1 to 12"),
     ],
 )
-def test_a_mistake_is_answered_before_torch_is_imported_by_one_rank(
+def test_config_errors_are_reported_by_one_rank_before_torch_is_imported(
     pretrain, tmp_path, arguments, message, monkeypatch
 ):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
@@ -128,8 +128,8 @@ def test_a_mistake_is_answered_before_torch_is_imported_by_one_rank(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_that_rank_0_finds_is_told_once(pretrain, uninterrupted, tmp_path):
-    """All ranks end with its exit code: a changed setting on resume, and data that is not there."""
+def test_an_error_found_by_rank_0_is_reported_once(pretrain, uninterrupted, tmp_path):
+    """All ranks exit with its code: a changed setting on resume, and missing data."""
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted[0], run_dir)
     output = pretrain(run_dir, *LONG, "training.weight_decay=0.2", ranks=2, stage=1, expect=2)
@@ -146,7 +146,7 @@ def test_a_run_that_diverges_ends_with_1(pretrain, tmp_path):
     assert "Traceback" not in output
 
 
-def test_values_that_deepspeed_refuses_are_told_once(pretrain, tmp_path):
+def test_values_that_deepspeed_refuses_are_reported_once(pretrain, tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "overlap_comm": "much"}}')
     output = pretrain(tmp_path / "run", "--ds_config", str(tmp_path / "ds.json"), ranks=2, expect=2)
     assert output.count("error: ") == 1
@@ -155,7 +155,7 @@ def test_values_that_deepspeed_refuses_are_told_once(pretrain, tmp_path):
     assert "Traceback" not in output
 
 
-def test_a_port_in_use(pretrain, tmp_path, monkeypatch):
+def test_a_port_in_use_is_named(pretrain, tmp_path, monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -170,8 +170,8 @@ def test_a_port_in_use(pretrain, tmp_path, monkeypatch):
     assert "--master_port" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_run_does_not_need_a_reader(pretrain, tmp_path):
-    """As where it is piped into head: it goes on, and its exit code says that it is done."""
+def test_a_run_continues_when_its_output_is_closed(pretrain, tmp_path):
+    """Piped into head, for example, it continues, and its exit code reports success."""
     (process,) = pretrain.start(tmp_path / "run")
     process.stdout.close()
     errors = process.stderr.read()
@@ -181,8 +181,8 @@ def test_a_run_does_not_need_a_reader(pretrain, tmp_path):
     assert "step 12/12" in (tmp_path / "run/train.log").read_text()
 
 
-def test_a_profile(pretrain, tmp_path):
-    """Each rank writes a trace and a table of its own, in which the phases of the steps are; the curve is the same."""
+def test_a_profile_has_the_phases_and_does_not_change_training(pretrain, tmp_path):
+    """Each rank writes a trace and a table with the phases of the steps; the curve does not change."""
     run_dir = tmp_path / "run"
     output = pretrain(run_dir, "--profile", "3:4", "--set", "training.max_steps=5", ranks=2, stage=2)
     names = [f"steps_3-4.rank_{rank}.{kind}" for rank in (0, 1) for kind in ("pt.trace.json.gz", "txt")]
@@ -204,7 +204,7 @@ def test_a_profile(pretrain, tmp_path):
     assert "error: --profile: got 5:7, but step 5 has been made already; 7:8 would work" in output
 
 
-def test_what_a_run_is_called(tmp_path, monkeypatch):
+def test_the_name_of_a_run(tmp_path, monkeypatch):
     from stlm.training.request import run_name
 
     (tmp_path / "lr-0.5").mkdir()
@@ -213,7 +213,7 @@ def test_what_a_run_is_called(tmp_path, monkeypatch):
     assert names == ["quickstart", "mine", "lr-0.5", "lr-0.5", "lr-0.5"]
 
 
-def test_a_flipped_bit_in_the_data(pretrain, data_dir, tmp_path):
+def test_a_flipped_bit_in_the_data_is_named(pretrain, data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
     shard = tmp_path / "data/train/shard_00000.bin"
     contents = bytearray(shard.read_bytes())
@@ -226,8 +226,8 @@ def test_a_flipped_bit_in_the_data(pretrain, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_alone_decides_on_tokenizer_embedder_and_head(tmp_path):
-    """With nothing else said: what was chosen is told in the first line, and the run goes on as it began."""
+def test_data_alone_determines_tokenizer_embedder_and_head(tmp_path):
+    """Without other settings, the first line names the chosen components, and the run resumes with them."""
     lines = (f"A line, the {number}th, of some text with {number * 7919 % 10007:x} in it." for number in range(3000))
     (tmp_path / "a.txt").write_text("\n\n".join(lines))
     prepare(
@@ -249,7 +249,7 @@ def test_data_alone_decides_on_tokenizer_embedder_and_head(tmp_path):
     assert load_run_config(tmp_path / "run").model.embedder.kind == "token"
 
 
-def test_missing_data(pretrain, tmp_path):
+def test_missing_data_is_named(pretrain, tmp_path):
     output = pretrain(tmp_path / "run", "--data", str(tmp_path / "nowhere"), expect=2)
     assert f"error: no prepared data in {tmp_path / 'nowhere'}" in output
     assert "Traceback" not in output
@@ -267,7 +267,7 @@ def test_two_ranks_equal_one(pretrain, uninterrupted, tmp_path, stage, micro_bat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher):
+def test_real_launchers_stop_and_resume_a_run(data_dir, config_file, uninterrupted, tmp_path, launcher):
     """Two ranks each; SIGINT to the whole group, as from a terminal, then the same command to the end."""
     from stlm.training.distributed.ranks import free_port
 
@@ -300,7 +300,7 @@ def test_real_launchers(data_dir, config_file, uninterrupted, tmp_path, launcher
 
 
 def test_a_lost_rank_is_one_line(pretrain, tmp_path):
-    """Those who are left tell it once, by its number, whether or not it is the one that keeps the ranks' table."""
+    """The remaining ranks report it once, by its number, whether or not it hosts the ranks' store."""
     for victim in (1, 0):
         run_dir = tmp_path / f"run-{victim}"
         processes = pretrain.start(run_dir, "--set", "training.max_steps=100000", "training.batch_size=12", ranks=3)
@@ -311,7 +311,7 @@ def test_a_lost_rank_is_one_line(pretrain, tmp_path):
         assert "".join(errors) == f"error: rank {victim} is gone; rerun the command to resume the run\n"
 
 
-def test_what_is_known_of_ranks_elsewhere(monkeypatch):
+def test_lost_ranks_on_other_nodes_are_named(monkeypatch):
     monkeypatch.setattr(lost, "_WAIT_S", 0.0)
     here, there = lost.describe_process(), {"host": "node2", "namespace": "", "pid": 1, "started": None}
     distributed = Distributed.join()

@@ -1,4 +1,4 @@
-"""The last phase of a run whose model will be packed: gradients of the rounded matrices move the exact ones."""
+"""The last phase of a run whose model will be packed: gradients of rounded matrices update the exact ones."""
 
 import copy
 
@@ -75,6 +75,6 @@ def test_ranks_that_hold_parts_of_matrices_are_refused():
         (("quantization_bits=4", "quantization_steps=13"), "quantization_steps: got 13"),
     ],
 )
-def test_settings_without_sense_are_refused(config_file, overrides, message):
+def test_contradictory_settings_are_refused(config_file, overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_run_config(config_file, [f"training.{override}" for override in overrides])

@@ -1,4 +1,4 @@
-"""Ranks from the environments that launchers make, and batches that are shared out among them."""
+"""Ranks from the environments of launchers, and the division of batches among them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ SLURM = {
 }
 
 
-def test_deepspeed_and_torchrun():
+def test_ranks_of_deepspeed_and_torchrun():
     env = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **ADDRESS}
     assert find_ranks(env | {"LOCAL_SIZE": "2", "CROSS_SIZE": "2"}) == Ranks(1, 4, 1, 2, "10.0.0.1", 29501, "deepspeed")
     torchrun = find_ranks(env | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", **OMPI})
-    assert torchrun == Ranks(1, 4, 1, 2, "10.0.0.1", 29501, "torchrun")  # nearer to us than what started it
+    assert torchrun == Ranks(1, 4, 1, 2, "10.0.0.1", 29501, "torchrun")  # the nearer launcher counts
     assert str(torchrun) == "4 ranks on 2 nodes, started by torchrun, meeting at 10.0.0.1:29501"
 
 
-def test_open_mpi():
+def test_ranks_of_open_mpi():
     assert find_ranks(OMPI | ADDRESS) == Ranks(3, 4, 1, 2, "10.0.0.1", 29501, "Open MPI")
     here = OMPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "1234"}
     assert find_ranks(here).address == "127.0.0.1"
@@ -71,7 +71,7 @@ def test_the_first_host_of_a_list(nodelist, first):
     assert first_host(nodelist) == first
 
 
-def test_alone():
+def test_a_process_without_a_launcher_is_one_rank():
     ranks = find_ranks({})
     assert (ranks.rank, ranks.world_size) == (0, 1)
     assert str(ranks) == "1 rank, started by python"

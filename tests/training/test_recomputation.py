@@ -1,4 +1,4 @@
-"""Activation checkpointing: less is kept for the gradient, and every figure of a run stays as it was."""
+"""Activation checkpointing: fewer activations are kept for the gradient, and all figures of a run stay the same."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MODELS = {
 
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize("model", MODELS)
-def test_nothing_changes(make_trainer, tmp_path, model, stage):
-    """Losses with what layers add to them, norms, measures and weights, to the bit."""
+def test_recomputation_changes_no_figure(make_trainer, tmp_path, model, stage):
+    """Losses with terms of layers, norms, measures and weights are bit-equal."""
     states = []
     for name, setting in (("kept", ()), ("recomputed", (RECOMPUTE,))):
         trainer = make_trainer(tmp_path / name, *MODELS[model], *setting, "training.max_steps=3", stage=stage)
@@ -34,7 +34,7 @@ def test_nothing_changes(make_trainer, tmp_path, model, stage):
 
 
 def test_less_is_kept_for_the_gradient(make_trainer, tmp_path):
-    """Of each layer what goes into it: bytes kept outside layers, and far less than what layers keep otherwise."""
+    """Each layer keeps its input, outside of the layer, and far less than it keeps without recomputation."""
 
     def bytes_kept(name, *settings):
         trainer = make_trainer(tmp_path / name, "model.core.num_layers=6", *settings)

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is skipped, when a run goes back, and that a run which is stopped does the same."""
+"""Spikes and numbers that are not finite: skipped steps, returns to a checkpoint, and the same after a stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERY_TWO = ("training.save_every_steps=2", "training.eval_every_steps=100", "tr
 
 
 def spoil(trainer, steps, kind):
-    """Make the loss or the gradient of some steps infinite, or the loss high, from outside of the trainer."""
+    """Make the loss or gradient of some steps infinite, or the loss high, from outside the trainer."""
     forward, where = trainer.engine.forward, {}
     rows = trainer.train_loader.rows
 
@@ -44,7 +44,7 @@ def spoil(trainer, steps, kind):
 
 
 def train_until_asked(trainer, step=None):
-    """The short loop; after `step` this process is asked to stop, which makes a checkpoint."""
+    """Run the short loop; after `step`, request a stop of this process, which saves a checkpoint."""
     try:
         for number in trainer.steps():
             trainer.log(number, trainer.train_step(number))
@@ -69,7 +69,7 @@ def state_of(trainer):
         ([4, 5, 5, 5, 8, 8, 8], [0, 0, 0, 0, 0, 0, 1]),  # the window is full after three: 5 is its median
     ],
 )
-def test_when_a_run_goes_back(figures, expected):
+def test_conditions_for_returning_to_a_checkpoint(figures, expected):
     recovery = Recovery(RecoveryConfig(2, 9, spike_factor=1.5, spike_steps=3, spike_window=3))
     found = []
     for step, figure in enumerate(figures, start=1):
@@ -101,7 +101,7 @@ def test_a_loss_is_spoilt_only_if_it_is_not_finite():
 
 @pytest.mark.parametrize(("stage", "kind"), [(0, "loss"), (1, "gradient"), (2, "loss"), (3, "gradient")])
 def test_a_skipped_step_changes_nothing_and_counts(make_trainer, tmp_path, stage, kind):
-    """The next one has the next rows and the next learning rate; a run that was stopped in between is the same."""
+    """The next step has the next rows and the next learning rate; an interrupted run gives the same."""
     whole = spoil(make_trainer(tmp_path / "whole", *EVERY_TWO, stage=stage), {5, 6, 8}, kind)
     for step in range(1, 13):
         before = state_of(whole) if step in (5, 6) else {}
@@ -124,7 +124,7 @@ def test_a_skipped_step_changes_nothing_and_counts(make_trainer, tmp_path, stage
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_too_many_in_a_row_lead_back_to_a_checkpoint(make_trainer, tmp_path, stage):
-    """Weights and moments are those of step 4, the data that of step 9."""
+    """Weights and moments return to step 4, the data continue at step 9."""
     overrides = (*EVERY_TWO, "training.recovery.max_skipped_in_a_row=2")
     trainer = spoil(make_trainer(tmp_path / "run", *overrides, stage=stage), {6, 7, 8}, "loss")
     train(trainer, until=4)
@@ -163,8 +163,8 @@ def test_a_spike_leads_back_and_a_stopped_run_does_the_same(make_trainer, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["spike", "loss"])
-def test_an_interrupted_run_goes_back_where_an_uninterrupted_one_does(make_trainer, tmp_path, kind):
-    """To the same scheduled checkpoint: those of interruptions neither serve for it nor take the place of others."""
+def test_an_interrupted_run_returns_to_the_same_checkpoint(make_trainer, tmp_path, kind):
+    """Both return to the same scheduled checkpoint: those of interruptions neither serve as such nor replace others."""
     overrides = (
         "training.save_every_steps=3", "training.eval_every_steps=4", "training.keep_last=2",
         "training.recovery.spike_factor=1.3", "training.recovery.spike_steps=2", "training.recovery.spike_window=3",
@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_back_where_an_uninterrupted_one_does(make_train
             train_until_asked(spoil(trainer, {8, 9}, kind), stop)
             if stop == 8:
                 kept = [step_of(path) for path in checkpoints_of(tmp_path / name)]
-                assert kept == [8, 7, 6, 3]  # two of interruptions beside the two that are kept anyway
+                assert kept == [8, 7, 6, 3]  # two of interruptions in addition to the two that are always kept
         assert trainer.recovery.rollbacks == 1
         assert "going back to the weights of step 6" in (tmp_path / name / "train.log").read_text()
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_back_where_an_uninterrupted_one_does(make_train
         assert (one / "COMPLETE").read_bytes() == (other / "COMPLETE").read_bytes()
 
 
-def test_a_run_stops_where_nothing_is_left_to_try(make_trainer, tmp_path):
+def test_a_run_stops_after_the_permitted_returns(make_trainer, tmp_path):
     overrides = (*EVERY_TWO, "training.recovery.max_skipped_in_a_row=1", "training.recovery.max_rollbacks=1")
     trainer = spoil(make_trainer(tmp_path / "run", *overrides), set(range(5, 13)), "gradient")
     with pytest.raises(NonFinite, match=r"gradient of step 8 is not finite \(rows 0-7 of its batch\)") as caught:

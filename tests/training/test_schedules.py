@@ -1,4 +1,4 @@
-"""Learning rates against numbers worked out by hand; the ends are exact."""
+"""Learning rates, compared with numbers worked out by hand; both ends are exact."""
 
 from __future__ import annotations
 

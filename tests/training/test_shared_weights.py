@@ -26,7 +26,7 @@ PLAN = """
 
 @pytest.fixture(scope="module")
 def shared_config(tmp_path_factory):
-    """The tiny run with what layers in and before a loop share, and corrections."""
+    """Return the tiny run's config, with shared layers in and before a loop, and corrections."""
     path = tmp_path_factory.mktemp("config") / "shared.yaml"
     (core,) = (line for line in CONFIG.splitlines() if line.startswith("  core:"))
     path.write_text(CONFIG.replace(core, PLAN.strip("\n")))
@@ -35,14 +35,14 @@ def shared_config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(shared_config, data_dir, tmp_path_factory):
-    """Twelve steps on one rank at stage 0."""
+    """Run twelve steps on one rank at stage 0."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train(build_trainer(shared_config, data_dir, run_dir))
     return run_dir
 
 
 def stopped(run_dir, copy):
-    """A copy of a run as it was after its checkpoint of step 6."""
+    """Copy that run as it was after its checkpoint of step 6."""
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "checkpoints/step_00000012")
     return copy
@@ -56,7 +56,7 @@ def assert_alike(run_dir, other):
 
 
 def assert_each_tensor_once(run_dir, config_file):
-    """A checkpoint holds what the model holds: shared tensors once, and so their moments."""
+    """Check that a checkpoint holds shared tensors and their moments once."""
     path = run_dir / "checkpoints/step_00000012"
     model = STLM(load_run_config(config_file).model, build_tokenizer("byte"))
     names = [name for name, _ in model.named_parameters()]
@@ -71,7 +71,7 @@ def assert_each_tensor_once(run_dir, config_file):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_trains_alike_and_continues(data_dir, shared_config, finished, tmp_path, stage):
-    """From the same start, and digit for digit after a stop."""
+    """All stages begin equally, and resume digit for digit."""
     train(build_trainer(shared_config, data_dir, tmp_path / "whole", "training.micro_batch_size=4", stage=stage))
     assert_alike(tmp_path / "whole", finished)
     assert_each_tensor_once(tmp_path / "whole", shared_config)
@@ -95,7 +95,7 @@ def test_two_ranks_at_stage_3(pretrain, shared_config, finished, tmp_path):
         assert torch.equal(tensor, load_file(continued / "model/model.safetensors")[name])
 
 
-def test_what_is_shared_decays_once_and_as_its_kind_does(shared_config):
+def test_shared_tensors_decay_once_and_by_their_kind(shared_config):
     model = STLM.from_config(load_run_config(shared_config).model, build_tokenizer("byte"))
     names = {parameter: name for name, parameter in model.named_parameters()}
     decayed, exempt = build_optimizer(model, load_run_config(shared_config).training).param_groups
@@ -107,8 +107,8 @@ def test_what_is_shared_decays_once_and_as_its_kind_does(shared_config):
     assert len(corrections) == 2 * (2 * 3 + 2)
 
 
-def test_a_run_does_not_go_on_with_other_ties(data_dir, shared_config, finished, tmp_path):
-    """Both the run's config and, where that is lost, the checkpoint's own name the key and what it was."""
+def test_a_run_does_not_resume_with_other_ties(data_dir, shared_config, finished, tmp_path):
+    """The run's config and, where that is missing, the checkpoint's own name the key and its former value."""
     run_dir = stopped(finished, tmp_path / "run")
     other = "model.core.sharing.modules.attention_norm=[[0, 1]]"
     expected = (

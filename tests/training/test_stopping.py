@@ -1,4 +1,4 @@
-"""A run that is asked to stop inside a validation or a task stops there, and continues as if nothing had happened."""
+"""A run asked to stop within a validation or a task stops there, and resumes as an uninterrupted run would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVALS = ("evals.every_steps=4", "training.eval_every_steps=4", "training.save_ev
 
 
 def ask_in_validation(trainer, steps):
-    """Send this process SIGTERM in the second forward of the validation of each of `steps`, once. Counts forwards."""
+    """Send this process SIGTERM in the second forward of the validation of each of `steps`, once. Count forwards."""
     forward, counts = trainer.engine.forward, {}
 
     def counted(*inputs, **named):
@@ -34,7 +34,7 @@ def ask_in_validation(trainer, steps):
 
 
 class Tasks:
-    """Tasks that last until they are interrupted, at the given steps; the others give the sum of the weights."""
+    """Tasks that last until they are interrupted, at the given steps; at others they return the sum of the weights."""
 
     def __init__(self, long=()):
         self.long = long
@@ -63,8 +63,8 @@ def whole(tmp_path_factory, data_dir, config_file):
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_a_validation_is_given_up_and_done_later(make_trainer, tmp_path, whole, stage):
-    """At step 4, where no checkpoint is due, and in the last one, of step 12."""
+def test_an_interrupted_validation_is_repeated_on_resume(make_trainer, tmp_path, whole, stage):
+    """The stop comes at step 4, where no checkpoint is due, and at the last one, step 12."""
     for step in (4, 12):
         trainer = make_trainer(tmp_path / "run", *EVALS, evaluate=Tasks(), stage=stage)
         counts = ask_in_validation(trainer, {step})
@@ -83,7 +83,7 @@ def test_a_validation_is_given_up_and_done_later(make_trainer, tmp_path, whole, 
         assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step_00000012", "step_00000006"]
 
 
-def test_tasks_are_given_up_and_done_later(make_trainer, tmp_path, whole):
+def test_interrupted_tasks_are_repeated_on_resume(make_trainer, tmp_path, whole):
     for step in (4, 12):
         with pytest.raises(Stopped, match=f"stopped by SIGUSR1 at step {step} after saving"):
             train(make_trainer(tmp_path / "run", *EVALS, evaluate=Tasks({step})))
@@ -124,8 +124,8 @@ except SystemExit as ending:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 3])
-def test_a_rank_that_is_asked_in_a_task_takes_the_other_along(pretrain, data_dir, config_file, tmp_path, stage):
-    """Rank 0 is scoring items of its own, and hears of it there."""
+def test_a_stop_of_one_rank_in_a_task_stops_the_other(pretrain, data_dir, config_file, tmp_path, stage):
+    """Rank 0 is scoring its own items, and learns of the stop there."""
     evals = ("--set", "evals.every_steps=4", "evals.tasks=bits_per_byte,minimal_pairs", "evals.items=500",
              "training.max_steps=5")  # fmt: skip
     pretrain(tmp_path / "whole", *evals, ranks=2, stage=stage)

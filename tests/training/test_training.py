@@ -1,4 +1,4 @@
-"""The training loop on one rank: against plain torch, at every ZeRO stage, and what it does when numbers go wrong."""
+"""The training loop on one rank: against plain torch, at every ZeRO stage, and with numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_SKIPPING = ["training.recovery.max_skipped_in_a_row=0", "training.recovery.ma
 
 @pytest.fixture(scope="module")
 def plain_losses(data_dir, config_file):
-    """Nats per id of every step, by a loop that shares nothing with the trainer but the model and the order of data."""
+    """Return nats per id of every step, by a loop that shares only the model and the data order with the trainer."""
     config = load_run_config(config_file)
     data = PreparedData.open(data_dir)
     loader = train_loader(data, config.data, 32, 8, config.seed)
@@ -52,7 +52,7 @@ def plain_losses(data_dir, config_file):
 @pytest.mark.parametrize("micro_batch_size", ["null", "2"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_trains_like_plain_torch(make_trainer, tmp_path, plain_losses, stage, micro_batch_size):
-    """Also with accumulation, where the last window's padding makes micro-batches of unequal weight."""
+    """Accumulation is included, where padding of the last window makes micro-batches of unequal weight."""
     trainer = make_trainer(tmp_path / "run", f"training.micro_batch_size={micro_batch_size}", stage=stage)
     losses = train(trainer)
     assert losses == pytest.approx(plain_losses, abs=1e-6)
@@ -60,14 +60,14 @@ def test_every_stage_trains_like_plain_torch(make_trainer, tmp_path, plain_losse
 
 
 def test_bf16_at_every_stage(make_trainer, tmp_path):
-    """The stages round alike, for gradients are summed in fp32 whatever the arithmetic of the layers."""
+    """All stages round alike, as gradients are summed in fp32 for any precision of the layers."""
     losses, moments = {}, {}
     for stage in (0, 2, 3):
         trainer = make_trainer(tmp_path / f"{stage}", "training.precision=bf16", stage=stage)
         update(trainer)
         moments[stage] = full_state(trainer.engine).moments["exp_avg"]
         losses[stage] = [update(trainer) for _ in range(11)]
-    # The hooks of stage 3 change the order in which the gradients of activations are added up, in bf16.
+    # The hooks of stage 3 change the order in which activation gradients are summed, in bf16.
     for stage, tolerance in ((2, 1e-5), (3, 2e-2)):
         assert losses[stage] == pytest.approx(losses[0], abs=1e-3)
         for name, tensor in moments[0].items():
@@ -76,8 +76,8 @@ def test_bf16_at_every_stage(make_trainer, tmp_path):
     assert update(fp32) != pytest.approx(losses[0][0], abs=1e-6)
 
 
-def test_the_short_loop(tmp_path, data_dir):
-    """As it stands in the documentation, on the quickstart preset made small."""
+def test_the_documented_loop_trains(tmp_path, data_dir):
+    """The loop of the documentation, on a small version of the quickstart preset."""
     from stlm.training import Trainer, build_loaders, build_optimizer
 
     config = load_run_config(
@@ -123,7 +123,7 @@ def test_the_short_loop(tmp_path, data_dir):
 
 
 def test_validation_is_exact(make_trainer, tmp_path, data_dir):
-    """Every id of the split once, end_of_text paid for and counted as no byte, the padding of the last window not."""
+    """Every id of the split counts once; end_of_text costs bits but is no byte; padding does not count."""
     trainer = make_trainer(tmp_path / "run", "training.batch_size=6", stage=3)
     update(trainer)
     nats, ids, bytes = trainer.validate()
@@ -154,7 +154,7 @@ def test_validation_is_exact(make_trainer, tmp_path, data_dir):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
-    """It names the step and the rows, and neither the model nor the checkpoint is touched."""
+    """The error names the step and the rows; model and checkpoint stay as they were."""
     overrides = ["model.head.tied=false", "training.micro_batch_size=1", "training.save_every_steps=2", *NO_SKIPPING]
     trainer = make_trainer(tmp_path / "run", *overrides, stage=2)
     train(trainer, until=2)
@@ -208,7 +208,7 @@ class Explosive(torch.autograd.Function):
 
 
 def test_the_norm_is_reported_before_clipping(make_trainer, tmp_path):
-    """At every stage, and clipping changes the update."""
+    """The reported norm is the same at every stage, and clipping changes the update."""
     norms, losses = {}, {}
     for stage, clipping in [(0, 1.0), (2, 1.0), (0, 0.05), (2, 0.05), (3, 0.05), (0, 0.0)]:
         overrides = [f"training.gradient_clipping={clipping}", "training.epsilon=1"]  # 1: the step follows the gradient

@@ -1,4 +1,4 @@
-"""What Weights & Biases is told, by a module of that name that writes its calls down."""
+"""The Weights & Biases mirror, with a module of that name that records its calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train(trainer):
     trainer.close()
 
 
-def test_it_is_told_what_the_metrics_have(make_trainer, tmp_path, wandb):
+def test_it_receives_the_records_of_the_metrics(make_trainer, tmp_path, wandb):
     run = tmp_path / "run"
     train(make_trainer(run, "training.wandb=true", "training.max_steps=2"))
     (_, options), *logged, last = wandb.calls
@@ -72,7 +72,7 @@ def test_without_the_setting_it_is_not_called(make_trainer, tmp_path, wandb):
     assert wandb.calls == []
 
 
-def test_its_errors_are_told(make_trainer, tmp_path, wandb, monkeypatch):
+def test_its_errors_are_reported(make_trainer, tmp_path, wandb, monkeypatch):
     def fail(*_, **__):
         raise wandb.Error("no room")
 
@@ -82,7 +82,7 @@ def test_its_errors_are_told(make_trainer, tmp_path, wandb, monkeypatch):
         trainer.monitor.record({"step": 1, "split": "train", "loss": 1.0})
 
 
-def test_without_the_module_nothing_begins(make_trainer, tmp_path, monkeypatch):
+def test_a_missing_module_is_reported_before_training(make_trainer, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
     with pytest.raises(ConfigError, match=r"-m pip install '?wandb\b") as raised:

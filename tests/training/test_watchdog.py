@@ -1,4 +1,4 @@
-"""Ranks that hang end, and say where; ranks that take their time do not."""
+"""Ranks that hang end and print their stacks; slow ranks do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG = ("--set", "training.max_steps=100000", "training.save_every_steps=100000"
 
 @pytest.fixture
 def ended(monkeypatch):
-    """What processes ended with, which go on in truth."""
+    """Record the exit codes of processes, which continue to run."""
     codes: list[int] = []
     monkeypatch.setattr(watchdog.os, "_exit", codes.append)
     return codes
@@ -32,7 +32,7 @@ def test_only_what_stands_still_is_ended(tmp_path, ended):
             dog.renew()  # as by every forward of a long validation
             time.sleep(0.3)
     time.sleep(0.6)  # between two steps, as where a notebook waits for its reader
-    with dog.watching("a step"), dog.busy():  # rank 0 writes to a slow disk, and beats
+    with dog.watching("a step"), dog.busy():  # rank 0 writes to a slow disk, and sends beats
         time.sleep(0.9)
     assert ended == [] and store.add(BEATS, 0) > 3
     with dog.watching("a step"):
@@ -58,8 +58,8 @@ def test_the_stacks_of_one_rank_ask_for_those_of_the_others(tmp_path, ended):
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_is_stopped(pretrain, tmp_path, stopped):
-    """As a hung node: rank 0 keeps the store by which the others would hear of it."""
+def test_a_stopped_rank_ends_the_others(pretrain, tmp_path, stopped):
+    """A stopped rank resembles a hung node: rank 0 hosts the store through which the others would learn of it."""
     run_dir = tmp_path / "run"
     processes = pretrain.start(run_dir, *LONG, ranks=2, stage=2)
     wait_for_step(run_dir, 5, processes)

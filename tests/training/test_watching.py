@@ -1,4 +1,4 @@
-"""What a run tells of its speed: phases, utilization, memory. Clocks are made up here; no test asserts a time."""
+"""Speed figures of a run: phases, utilization, memory. Clocks are simulated; no test asserts a real time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stlm.training.metrics.throughput import peak_memory
 
 
 class FakeClock(HostClock):
-    """A clock that stands still but where it is told to go on."""
+    """A clock that advances only on request."""
 
     def __init__(self):
         self.time = 0.0
@@ -29,7 +29,7 @@ class FakeClock(HostClock):
         return self.time
 
     def takes(self, seconds, function):
-        """`function`, which from now on takes so many seconds more."""
+        """Return `function`, which then takes so many seconds more."""
 
         def call(*arguments, **options):
             self.time += seconds
@@ -68,8 +68,8 @@ def test_every_moment_belongs_to_one_phase():
     assert watch.read()["data"] == 3
 
 
-def test_a_gpu_is_asked_for_its_own_time(monkeypatch):
-    """Events are left in the queue of the step's stream and read later; what another stream does is nobody's time."""
+def test_the_time_of_a_gpu_is_measured_by_events(monkeypatch):
+    """Events stay in the queue of the step's stream and are read later; work of other streams is not counted."""
     queue = []
 
     class Event:
@@ -115,7 +115,7 @@ def slow_to_end(clock, seconds, context):
     return inside
 
 
-# What torch's groups of ranks do; every collective ends in one of these, whoever calls it.
+# Functions of torch's process groups; every collective ends in one of these, whoever calls it.
 SENDING = (
     "allreduce", "allreduce_coalesced", "allgather", "_allgather_base", "allgather_into_tensor_coalesced", "broadcast",
     "reduce", "reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced", "allgather_coalesced",
@@ -126,7 +126,7 @@ SENDING = (
 @pytest.mark.parametrize("micro_batch_size", [8, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_phases_of_a_run(make_trainer, tmp_path, monkeypatch, stage, micro_batch_size):
-    """At every stage each moment goes where it belongs, also that of collectives which DeepSpeed calls for itself."""
+    """Each moment is counted for its phase at every stage, also in collectives that DeepSpeed calls itself."""
     settings = (
         f"training.micro_batch_size={micro_batch_size}",
         "training.log_every_steps=2",
@@ -157,7 +157,7 @@ def test_the_phases_of_a_run(make_trainer, tmp_path, monkeypatch, stage, micro_b
     assert phases["communication"] == sent.count(1) > 0
 
 
-def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for():
+def test_background_work_counts_only_while_the_step_waits_for_it():
     clock, stopwatch = FakeClock(), Stopwatch()
     stopwatch._clock = clock
 
@@ -177,8 +177,8 @@ def test_what_goes_on_beside_the_step_counts_when_it_is_waited_for():
     assert stopwatch.read() == dict.fromkeys(PHASES, 0.0) | {"communication": 1021, "forward": 100}
 
 
-def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
-    """FLOPs of a step: three forward passes, counted as describe.py does; MFU: over what the peak allows."""
+def test_the_work_of_a_step_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
+    """FLOPs of a step are three forward passes, counted as describe.py does; MFU is their share of the peak."""
     monkeypatch.setattr(throughput, "measure_peak", lambda device, precision: Peak(1e9, 1024))
     settings = ["training.micro_batch_size=2", "training.activation_checkpointing=true", "training.log_every_steps=3"]
     trainer = make_trainer(tmp_path / "run", *settings, stage=2)
@@ -193,7 +193,7 @@ def test_work_is_that_of_the_model(make_trainer, tmp_path, monkeypatch):
     assert second["mfu"] == pytest.approx(second["flops_per_second"] / 1e9) == first["mfu"]
 
 
-def test_counting_changes_no_bit(make_trainer, tmp_path):
+def test_counting_work_does_not_change_training(make_trainer, tmp_path):
     counted = make_trainer(tmp_path / "counted", stage=1)
     plain = make_trainer(tmp_path / "plain", stage=1)
     plain.throughput._forward_flops = 1.0
@@ -211,7 +211,7 @@ def test_frozen_parts_have_no_mfu(make_trainer, tmp_path):
 
 
 def test_figures_of_several_ranks():
-    """Means over the ranks, the work of all of them, and who keeps the others waiting."""
+    """Means over the ranks, the work of all of them, and the rank for which the others wait."""
     watched = object.__new__(throughput.Throughput)
     watched.__dict__.update(_device=torch.device("cpu"), _learns_whole=True, _steps=2, _bytes=120.0, _has_energy=False)
     base = dict.fromkeys(PHASES, 0.0) | {"flops": 30.0, "memory": 5.0, "cuda_memory": 0.0}
@@ -232,7 +232,7 @@ def test_figures_of_several_ranks():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_peak_is_what_products_reach(precision):
+def test_the_peak_is_measured_by_matrix_products(precision):
     state = torch.get_rng_state()
     peak = measure_peak(torch.device("cpu"), precision)
     assert peak.flops > 0 and peak.size in (1024, 2048, 4096, 8192)
@@ -245,9 +245,9 @@ def test_units_of_work():
     ]  # fmt: skip
 
 
-def test_memory_is_the_most_that_was_held():
+def test_peak_memory_includes_freed_memory():
     before, on_gpu = peak_memory(torch.device("cpu"))
-    held = b"x" * (int(before) + 100_000_000)  # more than what other tests of this process held
+    held = b"x" * (int(before) + 100_000_000)  # more than other tests of this process held
     del held
     after, _ = peak_memory(torch.device("cpu"))
     assert on_gpu == 0

@@ -1,4 +1,4 @@
-"""With a base width, steps change what a model computes by as much at every width, and nothing else differs."""
+"""Base widths: training steps change activations equally at every width, and nothing else differs."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def build(width, base_width, parts=BYTES):
 
 @torch.no_grad()
 def coordinates(model, ids):
-    """What some modules put out, and the logits."""
+    """Return the outputs of some modules, and the logits."""
     seen = {}
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _module, _in, out, name=name: seen.update({name: out}))
@@ -49,7 +49,7 @@ def coordinates(model, ids):
 
 
 def changes(model, rate=1e-2, steps=4):
-    """Root mean square of how much a few steps of training change them."""
+    """Return the root mean square change of these coordinates over a few training steps."""
     ids = torch.randint(97, 123, (8, 16), generator=torch.Generator().manual_seed(1))
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=rate))
     before = coordinates(model, ids)
@@ -72,7 +72,7 @@ def test_steps_move_coordinates_alike_at_every_width(parts):
             assert change == pytest.approx(narrow[name], rel=0.4), (name, width)
 
 
-def test_without_a_base_width_they_drift():
+def test_without_a_base_width_changes_grow_with_the_width():
     narrow, wide = changes(build(64, None), rate=3e-3), changes(build(512, None), rate=3e-3)
     assert all(wide[name] > 1.5 * change for name, change in narrow.items())
 
@@ -99,9 +99,9 @@ def test_groups_have_the_scale_of_their_inputs_and_keep_the_decay():
     block = model.core.stack.blocks[0]
     expected = {
         block.attention.query.weight: 1 / 4,
-        block.feed_forward.down.weight: 192 / 704,  # what 8/3 of the widths are rounded to
+        block.feed_forward.down.weight: 192 / 704,  # 8/3 of each width, rounded
         model.head.project.weight: 1 / 4,
-        model.embedder.project.weight: 1,  # from local layers, which are as wide as before
+        model.embedder.project.weight: 1,  # from local layers, whose width is unchanged
         model.embedder.table.weight: 1,
         block.attention_norm.weight: 1,
     }

@@ -1,4 +1,4 @@
-"""A tiny run: its config, how it is trained in this process or as ranks, and what it left behind."""
+"""A tiny run: its config, its training in this process or as ranks, and its outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_trainer(
     config_file, data_dir, run_dir, *overrides, stage=0, resume="auto", deepspeed_config=None, evaluate=None,
     allow_change=False,
 ):  # fmt: skip
-    """What scripts/pretrain.py builds, in this process, on one rank."""
+    """Build the trainer that scripts/pretrain.py builds, in this process, on one rank."""
     config = load_run_config(config_file, overrides)
     data = PreparedData.open(data_dir)
     if evaluate is None and config.evals.every_steps:
@@ -58,7 +58,7 @@ def build_trainer(
 
 
 def train(trainer, until=None):
-    """The short loop, up to a step or to the end; returns the losses."""
+    """Run the short loop up to a step or to the end, and return the losses."""
     losses = []
     for step in trainer.steps():
         losses.append(trainer.train_step(step))
@@ -72,12 +72,12 @@ def train(trainer, until=None):
 
 
 def update(trainer):
-    """Make the next update outside of `steps`, where micro-steps are counted from 0; returns its loss."""
+    """Make the next update without `steps`, with micro-steps counted from 0, and return its loss."""
     return trainer.train_step((trainer.step + 1) * trainer.grad_accum_steps - 1)
 
 
 def spawn(command, ranks):
-    """Start `ranks` processes with the environment that a launcher sets; one is started by plain python."""
+    """Start `ranks` processes with the environment of a launcher; a single one is started by plain python."""
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment["OMP_NUM_THREADS"] = "1"
     if ranks > 1:
@@ -92,7 +92,7 @@ def spawn(command, ranks):
 
 
 def read_metrics(run_dir, split=None):
-    """The records of metrics.jsonl without what depends on the clock."""
+    """Return the records of metrics.jsonl without fields that depend on the clock."""
     records = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("timing", None)
@@ -108,10 +108,10 @@ def wait_for_step(run_dir, step, processes):
 
 
 def listening(pid):
-    """The addresses at which a process listens for TCP connections, as ip_address objects, from /proc."""
+    """Return the addresses at which a process listens for TCP connections, as ip_address objects, from /proc."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):  # closed since
+        with suppress(OSError):  # closed in the meantime
             inodes.add(os.readlink(link))
     found = []
     for table in ("tcp", "tcp6"):

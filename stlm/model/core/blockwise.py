@@ -23,7 +23,7 @@ BLOCK = 64  # queries
 
 
 class Visibility(NamedTuple):
-    """Which keys a query sees, and how scores change before the softmax.
+    """The keys that each query sees, and changes of scores before the softmax.
 
     A query sees itself and the positions before it; with a `window`, the last `window` positions; with `documents_BT`,
     those of its own document. Scores stay within ± `cap`, and fall by `slopes_N` per position of distance.
