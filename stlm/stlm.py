@@ -202,7 +202,7 @@ class STLM(Network):
 
     @cached_property
     def _drawable(self) -> tuple[Tensor, UTF8Automaton]:
-        """The mask of ids that are never drawn, and the automaton that keeps text valid UTF-8."""
+        """Mask [V] of the ids that are never drawn; automaton that keeps text valid UTF-8."""
         banned_V = torch.from_numpy(self.tokenizer.bytes_per_id == 0)
         banned_V[self.tokenizer.end_of_text_id] = False
         return banned_V, UTF8Automaton(vocabulary_of(self.tokenizer).spellings)

@@ -191,12 +191,12 @@ def paths_in_tree(page: Path) -> set[str]:
     return named
 
 
-def test_readme_names_every_room_and_every_script() -> None:
-    rooms = [path for folder in (ROOT, ROOT / "stlm") for path in folder.iterdir()
+def test_readme_names_every_folder_and_every_script() -> None:
+    folders = [path for folder in (ROOT, ROOT / "stlm") for path in folder.iterdir()
              if path.is_dir() and not path.name.startswith((".", "__")) and not path.name.endswith(".egg-info")
              and path.name not in NOT_COPIED]  # fmt: skip
     scripts = [path for path in (ROOT / "scripts").iterdir() if not path.name.startswith("_")]
-    expected = {str(path.relative_to(ROOT)) for path in rooms + scripts}
+    expected = {str(path.relative_to(ROOT)) for path in folders + scripts}
     assert expected - paths_in_tree(ROOT / "README.md") == set()
 
 

@@ -1,4 +1,4 @@
-"""The choice of held-back documents: the user's own files for validation and for a test, or a share chosen by hash.
+"""Selection of held-back documents: the user's own files for validation and test, or a share chosen by hash.
 
 The share applies to documents and to bytes. Documents are visited in the order of their hashes until that share of the
 hashes is passed. A document that would more than double the share of bytes is skipped. The visit then continues until

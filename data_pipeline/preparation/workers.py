@@ -52,7 +52,7 @@ class Team(Protocol):
 
 
 class Workers:
-    """A team of processes of this machine. With one process, or one job, all work runs in the calling process.
+    """Processes on this machine that share work. With one process, or one job, all work runs in the calling process.
 
     The processes start with the first work, and end with the `with` block.
     """

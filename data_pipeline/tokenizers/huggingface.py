@@ -157,9 +157,9 @@ class HuggingFaceTokenizer:
         return b"".join([self._bytes[id] for id in ids])
 
     def _spelled(self, piece: str) -> list[int]:
-        """Return the ids of a text that spells a special symbol or a byte of the model's vocabulary.
+        """Return the ids of a piece in which the library would match a special symbol or a byte of the vocabulary.
 
-        The library would match that piece, but not if the text is cut after the first character of each.
+        Cut after the first character of each such match, the piece has none left, and is encoded as plain text.
         """
         cuts = [found.start() + 1 for found in self._symbols.finditer(piece)]
         parts = [piece[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(piece)])]

@@ -74,9 +74,9 @@ def draft(model: Model, ids_B1: Tensor, state: DecodingState) -> Tensor:
 
 
 def deepen(model: Model, state: DecodingState, stage: int) -> Tensor:
-    """Run the newest id, and all that wait with it, through the next stage; return that id's logits [B, 1, V] there.
+    """Run all waiting ids through `stage` of the core; return the newest id's logits [B, 1, V] there.
 
-    Stages are run in order: 1 after `draft`, then 2, …. Only for heads without a cache.
+    After `draft`, call it for stages 1, 2, … in order. The head must have no cache.
     """
     x_BPD = _advance(model.core, state, stage)
     ids_B1 = state.waiting.ids[-1]

@@ -1,6 +1,6 @@
 """The network: embedder → core → head, from ids to logits.
 
-It holds its config, the spelling of its ids, and the id that begins a sequence. `STLM` is a network with a tokenizer.
+It holds its config, the bytes of each id, and the id that begins a sequence. `STLM` is a network with a tokenizer.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def freeze(model: STLM, training: TrainingConfig) -> None:
 
 
 def describe_freezing(model: STLM, training: TrainingConfig) -> str | None:
-    """Return a line on how many parameters learn; None where all of them do."""
+    """Return a line with the number of trainable parameters; None if all are trainable."""
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if learning == model.num_parameters():
         return None

@@ -10,8 +10,8 @@ Steps are numbered from 1: "at step s" means after the s-th update. `log`, `val_
 when they are due, and at the last step. All ranks call every method.
 
 A loop without `steps` counts micro-steps from 0 (micro_steps.py), and the same methods act at once. `train_step(step)`
-makes an update where (step + 1) % grad_accum_steps == 0; the losses are those of the loop above. After a signal the
-next update is not made: the run is saved, and the program exits with code 3.
+makes an update where (step + 1) % grad_accum_steps == 0; with the same training.micro_batch_size the losses equal those
+of the loop above. After a signal the next update is not made: the run is saved, and the program exits with code 3.
 """
 
 from __future__ import annotations

@@ -122,8 +122,10 @@ def write_stacks(path: Path, reason: str) -> None:
 
 
 def watched(what: str) -> Callable[[Callable[Concatenate[S, P], T]], Callable[Concatenate[S, P], T]]:
-    """Decorator for methods that all ranks call together, of an object with the attribute `distributed`, or functions
-    whose first argument has it. `what` names the work in messages."""
+    """Return a decorator that watches a method, or a function by its first argument, which all ranks call together.
+
+    The object, or the first argument, has the attribute `distributed`. `what` names the work in messages.
+    """
 
     def decorate(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
         @functools.wraps(function)

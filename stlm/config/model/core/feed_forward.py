@@ -14,7 +14,7 @@ def gated_width(width: int, share: int = 1) -> int:
 
 @dataclass(frozen=True)
 class FeedForwardConfig(Component):
-    """Family of feed-forwards."""
+    """Base of the settings of all feed-forwards."""
 
     def modules(self) -> tuple[str, ...]:
         """Return the names of its matrices, which layers may share."""
