@@ -5,7 +5,15 @@ import torch
 
 from stlm.config import ALiBiConfig, GroupedQueryConfig, LearnedPositionsConfig, RoPEConfig
 from stlm.errors import ConfigError
-from stlm.model.core.positions import ALiBi, LearnedPositions, RoPE, begin_of_document, rotary_table, rotate
+from stlm.model.core.positions import (
+    ALiBi,
+    LearnedPositions,
+    RoPE,
+    RotaryTable,
+    begin_of_document,
+    rotary_table,
+    rotate,
+)
 
 
 def test_rotary_scores_depend_on_distance_alone():
@@ -48,3 +56,15 @@ def test_learned_positions_count_from_the_start_of_each_document():
     assert torch.equal(positions.enter(x[:, :2], 4, None)[0], positions.table.weight[4:])
     with pytest.raises(ConfigError, match=r"'learned' and a text of 7 positions, expected at most the 6"):
         positions.enter(x, 1, None)
+
+
+def test_the_gradient_of_a_rotation_is_the_rotation_back():
+    """Without gradients, the same rotation is computed by other operations."""
+    table = rotary_table(3, 5, 16, 100.0, torch.device("cpu"))
+    x, dy = torch.randn(2, 1, 5, 16, requires_grad=True), torch.randn(2, 1, 5, 16)
+    turned = rotate(x, table)
+    with torch.no_grad():
+        torch.testing.assert_close(rotate(x, table), turned)
+        torch.testing.assert_close(rotate(turned, RotaryTable(table.cosine, -table.sine)), x)
+    (dx,) = torch.autograd.grad(turned, x, dy)
+    torch.testing.assert_close(dx, rotate(dy, RotaryTable(table.cosine, -table.sine)))

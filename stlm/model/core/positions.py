@@ -5,7 +5,7 @@ Shape letters: B batch, T positions, D width, N heads, K head width, R ≤ K dim
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,9 +131,36 @@ def rotate(x_BNTK: Tensor, table: RotaryTable) -> Tensor:
     if rotary_width < x_BNTK.size(-1):
         rotated, rest = x_BNTK.split([rotary_width, x_BNTK.size(-1) - rotary_width], dim=-1)
         return torch.cat((rotate(rotated, table), rest), dim=-1)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        y_BNTK: Tensor = _Rotation.apply(x_BNTK, *table)
+        return y_BNTK
     left_and_right = x_BNTK.unflatten(-1, (2, -1))
     exchanged_BNTK = left_and_right.flip(-2).flatten(-2)
     return torch.addcmul(x_BNTK * table.cosine, exchanged_BNTK, table.sine).to(x_BNTK.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotation of [B, N, T, R] by a table; its gradient is the rotation back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BNTR: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotated(x_BNTR, cosine, sine)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy_BNTR: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _rotated(dy_BNTR, cosine, -sine), None, None
+
+
+def _rotated(x_BNTR: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate with few passes over memory, half by half."""
+    x, half = x_BNTR.float(), x_BNTR.size(-1) // 2
+    y = x * cosine
+    y[..., :half].addcmul_(x[..., half:], sine[..., :half])
+    y[..., half:].addcmul_(x[..., :half], sine[..., half:])
+    return y.to(x_BNTR.dtype)
 
 
 def begin_of_document(documents_BT: Tensor) -> Tensor:
