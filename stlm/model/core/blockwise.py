@@ -131,7 +131,7 @@ class _Blockwise(torch.autograd.Function):
         q_BNTK, k_BMTK, v_BMTK, *saved = ctx.saved_tensors
         B, N, T, K = q_BNTK.shape
         M = k_BMTK.size(1)
-        q_BMGTK, dy_BMGTK = q_BNTK.unflatten(1, (M, -1)), dy_BNTK.unflatten(1, (M, -1))
+        q_BMGTK, dy_BMGTK = (q_BNTK * K**-0.5).unflatten(1, (M, -1)), dy_BNTK.unflatten(1, (M, -1))
         k_PTK, v_PTK = k_BMTK.flatten(0, 1), v_BMTK.flatten(0, 1)
         dq_BMGTK = q_BNTK.new_empty(B, M, N // M, T, K)
         dk_PTK, dv_PTK = torch.zeros_like(k_PTK), torch.zeros_like(v_PTK)
@@ -145,7 +145,7 @@ class _Blockwise(torch.autograd.Function):
             if ctx.cap is not None:
                 scores_PRS = saved[len(saved) // 2 + number].view_as(dscores_PRS)
                 dscores_PRS = dscores_PRS * (1 - (scores_PRS / ctx.cap).square())
-            dscores_PRS = dscores_PRS * K**-0.5
             dq_BMGTK[:, :, :, start:end] = (dscores_PRS @ k_PTK[:, first:end]).view(B, M, -1, end - start, K)
             dk_PTK[:, first:end] += dscores_PRS.mT @ q_PRK
+        dq_BMGTK *= K**-0.5
         return dq_BMGTK.flatten(1, 2), dk_PTK.view_as(k_BMTK), dv_PTK.view_as(v_BMTK), None, None, None, None
