@@ -6,7 +6,7 @@
 First table: a data set of 10^12 ids (sparse files) is opened in a new process, and the batch at a random step is drawn.
 Second table: windows as int64 tensors in random order, all readers alternating in one process; the rate is the median
 of the rounds. All read the same windows, which are in the page cache. Readers: `TrainLoader`; nanoGPT's idea of
-get_batch (np.memmap opened for each batch, slices at random offsets, stacked), written anew; a Hugging Face data set,
+get_batch (np.memmap opened for each batch, slices at random offsets, stacked), rewritten; a Hugging Face data set,
 memory-mapped, under torch's DataLoader; mosaicml-streaming on local shards under the same. The last needs an older
 numpy (below 2.2) than the one this project is tested with: it is left out where `import streaming` fails. Last line:
 the ids per second that the fastest preset consumes on this machine with one thread: forward, backward and update.

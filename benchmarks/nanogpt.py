@@ -1,4 +1,4 @@
-"""The model and the training step of nanoGPT (github.com/karpathy/nanoGPT), written anew from its description.
+"""The model and the training step of nanoGPT (github.com/karpathy/nanoGPT), rewritten from its description.
 
 GPT-2 without biases: learned positions, LayerNorm before each branch, GELU, the table tied to the last matrix.
 Autocast, AdamW with weight decay on matrices, gradients clipped at 1. Parameter names differ.

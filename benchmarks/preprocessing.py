@@ -3,7 +3,7 @@
 
     ids = bytes     scripts/preprocess.py
                     datasets    load_dataset, map with batches and processes, save_to_disk
-                    megatron    its preprocessing loop, written anew from the idea: a pool of processes makes lines
+                    megatron    its preprocessing loop, rewritten from the idea: a pool of processes makes lines
                                 lists of ids, one process appends them to a file
     ids = subwords  scripts/preprocess.py
                     encoder     sentencepiece alone in as many processes, on texts in memory, nothing read or written

@@ -76,7 +76,7 @@ def serve(actions: Mapping[str, Callable[[], Any]]) -> None:
 
 
 def alternate(workers: Iterable[Worker], rounds: int) -> dict[str, list[Figures]]:
-    """Let all workers make `rounds` steps, one each in turn; every round begins with another of them."""
+    """Let all workers make `rounds` steps, one each, alternating; every round begins with another of them."""
     order = list(workers)
     answers: dict[str, list[Figures]] = {worker.name: [] for worker in order}
     for turn in range(rounds):

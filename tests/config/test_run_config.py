@@ -185,7 +185,7 @@ def test_every_setting_has_help_and_every_count_a_unit():
     walk(RunConfig)
 
 
-def test_changed_keys_names_only_what_may_not_change():
+def test_changed_keys_names_only_fixed_settings():
     old = RunConfig()
     training = dataclasses.replace(
         old.training,

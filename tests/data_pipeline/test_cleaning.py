@@ -160,7 +160,7 @@ def test_c4_knows_sentences_and_words_of_scripts_without_spaces() -> None:
     )
 
 
-def test_languages_are_told_apart() -> None:
+def test_languages_are_distinguished() -> None:
     english = "The weather was fine this morning, so we went for a walk along the river with our friends."
     german = "Das Wetter war heute morgen schön, und so gingen wir mit unseren Freunden am Fluss spazieren."
     cleaner = Cleaner(Cleaning(("language",), ("en",)))
@@ -376,7 +376,7 @@ def test_signatures_are_cut_into_units_and_bands_without_a_difference(tmp_path: 
     assert frozenset(("two words", "Two, words!")) in twins  # a text without words resembles no other
 
 
-def test_decontamination_lists_what_it_removes(corpus: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_decontamination_lists_removed_documents(corpus: tuple[Path, list[str]], tmp_path: Path) -> None:
     path, texts = corpus
     thirteen = texts[200].split()[30:43]
     evaluation = tmp_path / "evaluation.jsonl"

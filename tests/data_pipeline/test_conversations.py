@@ -136,7 +136,7 @@ def test_windows_count_the_answers_alone(prepared: PreparedData, packing: str) -
     assert bytes(windows.ids[windows.loss_mask].astype(np.uint8)) == expected
 
 
-def test_the_tokenizer_says_how_conversations_are_read(prepared: PreparedData, tmp_path: Path) -> None:
+def test_the_tokenizer_stores_the_chat_template(prepared: PreparedData, tmp_path: Path) -> None:
     assert prepared.tokenizer.chat_template == TEMPLATE
     prepared.tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").chat_template == TEMPLATE

@@ -49,7 +49,7 @@ def test_it_prints_the_inputs_and_their_rules(inputs: tuple[str, ...]) -> None:
     assert sorted(Path().rglob("*")) == before
 
 
-def test_limits_and_what_is_there(inputs: tuple[str, ...]) -> None:
+def test_limits_and_existing_data_are_reported(inputs: tuple[str, ...]) -> None:
     text = dry_run(PrepareConfig(inputs, "sentencepiece:300", "out", limit="30"))
     assert "sentencepiece:300 (to be trained on a part of the text)" in text
     assert "about 20 documents" in text
@@ -71,7 +71,7 @@ def test_the_command(inputs: tuple[str, ...]) -> None:
     assert sorted(os.listdir()) == ["lines.jsonl.gz", "texts"]
 
 
-def test_what_cannot_be_read_is_named(inputs: tuple[str, ...]) -> None:
+def test_unreadable_inputs_are_named(inputs: tuple[str, ...]) -> None:
     Path("lines.json").write_text('[{"text": "a"}, ')
     Path("links").mkdir()
     Path("links/gone.txt").symlink_to("nowhere")

@@ -144,7 +144,7 @@ def test_an_encoding_is_that_of_every_kind_of_file(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-32"])
 @pytest.mark.parametrize("order", ["le", "be"])
-def test_the_order_of_bytes_is_found_where_no_mark_tells_it(tmp_path: Path, codec: str, order: str) -> None:
+def test_the_byte_order_is_found_without_a_mark(tmp_path: Path, codec: str, order: str) -> None:
     files = {"a.txt": ENGLISH.strip(), "a.html": f"<html><body><article><p>{ENGLISH * 5}</p></article></body></html>"}
     for name, text in files.items():
         (tmp_path / name).write_bytes(text.encode(f"{codec}-{order}"))

@@ -64,7 +64,7 @@ def test_own_files_are_kept_whole_and_their_copies_leave_the_training_text(tmp_p
         Preparation(config).existing()
 
 
-def test_cleaning_leaves_out_nothing_that_is_held_back_but_what_resembles_it(tmp_path: Path) -> None:
+def test_cleaning_keeps_held_back_text_and_removes_similar_training_text(tmp_path: Path) -> None:
     held = [" ".join(f"word{number}" for number in range(400)), "short\u00a0one"]
     alike = held[0].replace("word7 ", "other ")
     manifest = prepare(
@@ -149,7 +149,7 @@ def test_a_long_document_is_not_held_back_among_few_short_ones(tmp_path: Path) -
         assert data.split("validation").num_bytes < 1000
 
 
-def test_too_little_text_is_warned_of_with_what_cures_it(tmp_path: Path) -> None:
+def test_warnings_of_too_little_text_name_a_remedy(tmp_path: Path) -> None:
     big, small, tiny = texts(900, 1), texts(300, 2), texts(1, 3)
     inputs = tuple(
         lines(tmp_path / f"{name}.jsonl", one) for name, one in (("big", big), ("small", small), ("tiny", tiny))
@@ -180,14 +180,14 @@ def test_too_little_text_is_warned_of_with_what_cures_it(tmp_path: Path) -> None
     assert "give more text with --validation" in warning
 
 
-def test_what_a_warning_advises_cures_it(tmp_path: Path) -> None:
+def test_the_remedy_in_a_warning_works(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", texts(900))
     (warning,) = warnings_of(prepare(PrepareConfig((path,), output=str(tmp_path / "out"))))
     share = float(warning.split("--validation-fraction ")[1].split(",")[0])
     assert warnings_of(prepare(PrepareConfig((path,), output=str(tmp_path / "b"), validation_fraction=share))) == []
 
 
-def test_pipes_of_the_shell_are_read_once_and_known_by_what_they_hold(tmp_path: Path) -> None:
+def test_pipes_are_read_once_and_recognised_by_their_contents(tmp_path: Path) -> None:
     """Splitting one text at a byte, as nanoGPT does, takes one command."""
     (tmp_path / "input.txt").write_text(" ".join(f"{number}: to be, or not to be" for number in range(200)))
     command = (

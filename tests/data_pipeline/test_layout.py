@@ -50,7 +50,7 @@ def test_documents_keep_their_order(data, tmp_path):
         assert found == [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph in set(found)]
 
 
-def test_the_reader_of_the_documentation_reads_what_was_prepared(data):
+def test_the_documented_reader_reads_prepared_data(data):
     for split in ("train", "validation"):
         stream = data.split(split)
         found = list(reader()(data.dir, split))
@@ -60,7 +60,7 @@ def test_the_reader_of_the_documentation_reads_what_was_prepared(data):
         assert all((ids[:-1] != data.tokenizer.end_of_text_id).all() for ids in found)
 
 
-def test_deepspeed_reads_what_was_prepared_and_its_files_are_prepared_with_equal_ids(data, tmp_path):
+def test_deepspeed_reads_prepared_data_and_its_files_keep_their_ids(data, tmp_path):
     import torch
     from deepspeed.runtime.data_pipeline.data_sampling import indexed_dataset
 

@@ -116,7 +116,7 @@ def test_a_single_file_is_cut_so_that_there_is_a_validation(tmp_path, name):
     assert read([tmp_path / "short.txt"], others=1) == [short]
 
 
-def test_only_what_is_large_is_cut_and_only_where_there_is_little_else(tmp_path):
+def test_only_large_files_among_few_documents_are_cut(tmp_path):
     large = "\n\n".join(f"{number} " + "x" * 1000 for number in range(200))
     paths = [write(tmp_path / f"{number}.txt", f"{number}. {STORY}") for number in range(99)]
     before = read(paths)

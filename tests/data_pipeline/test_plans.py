@@ -100,7 +100,7 @@ def test_whole_documents_begin_as_in_generation(folder):
     assert not windows
 
 
-def test_best_fit_windows_hold_whole_documents_and_what_is_left_of_long_ones(folder):
+def test_best_fit_windows_hold_whole_documents_and_remainders_of_long_ones(folder):
     write_plan(open_data(DataConfig(dir=str(folder))), "best_fit", 8)
     data, rows = epoch_of(folder, "best_fit")
     pieces = []

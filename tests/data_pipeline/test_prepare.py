@@ -233,7 +233,7 @@ def test_finished_data_is_left_alone_and_other_settings_are_refused(inputs, tmp_
         prepare.prepare(config)
 
 
-def test_unfinished_data_of_other_settings_is_begun_anew(inputs, tmp_path, capsys):
+def test_unfinished_data_of_other_settings_is_prepared_from_the_start(inputs, tmp_path, capsys):
     output = tmp_path / "out"
     survives = 0
     while not (output / "train" / "shard_00000.bin").exists():
@@ -322,7 +322,7 @@ def test_workers_begin_as_copies_of_a_process_without_threads_only():
         assert result.stdout.split() == expected
 
 
-def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs, tmp_path):
+def test_a_full_disk_is_one_line_and_the_work_resumes_later(inputs, tmp_path):
     """The file size limit acts as the disk: writing beyond it fails like writing to a full disk."""
     output = tmp_path / "out"
     command = [sys.executable, "scripts/preprocess.py", "--input", inputs[0], "--output", str(output), "--workers", "1"]
@@ -337,7 +337,7 @@ def test_a_disk_that_is_full_stops_it_with_one_line_and_it_goes_on_later(inputs,
     PreparedData.open(output, verify=True)
 
 
-def test_errors_of_the_disk_are_told_apart(tmp_path):
+def test_each_disk_error_has_its_own_message(tmp_path):
     with (
         pytest.raises(atomic.WriteError, match=r"cannot write .*x\.bin: no space is left"),
         atomic.atomic_file(tmp_path / "x.bin"),

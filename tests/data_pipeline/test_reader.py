@@ -55,7 +55,7 @@ def ids_of(shards):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32"])
-def test_deepspeed_reads_what_is_written_here_and_the_reverse(tmp_path, dtype):
+def test_deepspeed_reads_these_files_and_the_reverse(tmp_path, dtype):
     import torch
     from deepspeed.runtime.data_pipeline.data_sampling import indexed_dataset
 
@@ -82,7 +82,7 @@ def test_deepspeed_reads_what_is_written_here_and_the_reverse(tmp_path, dtype):
         assert (tmp_path / f"theirs{suffix}").read_bytes() == (tmp_path / f"ours{suffix}").read_bytes()
 
 
-def test_files_of_other_programs_are_read_by_what_their_type_codes_mean_to_them(tmp_path):
+def test_type_codes_of_other_programs_are_interpreted_by_program(tmp_path):
     """The type code of uint16 is 6 in DeepSpeed and 8 in Megatron-LM; documents may consist of several sequences."""
     sizes, ids = np.array([2, 3, 0, 4], np.int32), np.arange(60_000, 60_009).astype(np.uint16)
     offsets, entries = np.array([0, 4, 10, 10], np.int64), np.array([0, 2, 4], np.int64)

@@ -87,7 +87,7 @@ def test_changes_of_settings_are_described_in_words(folder: Path, other: Prepare
         prepare(other)
 
 
-def test_interrupted_work_goes_on_where_the_input_was_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_work_resumes_after_the_input_was_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
 

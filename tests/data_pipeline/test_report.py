@@ -119,14 +119,14 @@ def test_the_same_manifest_gives_the_same_page(prepared: Path) -> None:
     assert "var(--series-1)" in byte_plot([1] * 256) and "#0303" not in byte_plot([1] * 256)
 
 
-def test_without_its_library_one_line_says_so(prepared: Path, monkeypatch) -> None:
+def test_a_missing_library_is_one_message(prepared: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(PlotsMissing, match=re.escape(how_to_install("matplotlib"))):
         report(Manifest.load(prepared), "name")
 
 
-def test_the_command_writes_it_again_or_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_command_rewrites_it_or_names_the_missing_part(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n<eos>\ntwo\n")
     output = tmp_path / "out"
 

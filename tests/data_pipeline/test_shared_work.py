@@ -122,7 +122,7 @@ def test_the_number_of_ranks_changes_no_byte_and_one_of_them_prints(inputs, tmp_
 
 
 @needs_mpirun
-def test_ranks_clean_as_one_process_does_and_tell_the_same(tmp_path):
+def test_ranks_clean_and_report_like_one_process(tmp_path):
     rng = random.Random(2)
     words = ["".join(rng.choices("abcdefghijklmnoprstu", k=rng.randint(4, 8))) for _ in range(500)]
     texts = [" ".join(rng.choice(["the", "of", "and", *words]) for _ in range(rng.randint(40, 90))) for _ in range(150)]

@@ -200,7 +200,7 @@ def test_a_page_is_its_main_text_in_the_encoding_that_it_names(tmp_path):
     assert problems.counts == {"invalid_utf8_documents": 1, "replaced_characters": 1}
 
 
-def test_patterns_and_folders_find_files_and_say_what_they_leave_out(tmp_path):
+def test_patterns_and_folders_find_files_and_name_those_left_out(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("a/1.jsonl", "a/b/2.jsonl.gz", "a/b/3.JSONL"):
         data = contents(".jsonl", [name])

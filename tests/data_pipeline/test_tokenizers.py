@@ -152,7 +152,7 @@ def test_the_byte_vocabulary_is_the_one_promised():
     assert tokenizer.decode([0xC3, 0x41, 0xFF]) == "\ufffdA"
 
 
-def test_sentencepiece_learns_exactly_the_size_asked_for_and_the_same_each_time():
+def test_sentencepiece_learns_the_requested_size_reproducibly():
     first, second = train_sentencepiece(PROSE, 600), train_sentencepiece(PROSE, 600)
     assert first.vocab_size == 600
     assert first.fingerprint == second.fingerprint

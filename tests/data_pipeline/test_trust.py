@@ -201,7 +201,7 @@ def test_a_read_only_target_is_one_message(command, tmp_path, disk):
                                        "choose another folder\n")  # fmt: skip
 
 
-def test_verify_names_what_is_wrong(command, tmp_path):
+def test_verify_names_the_damage(command, tmp_path):
     assert run(command, "out", tmp_path)[0] == 0
     shards = sorted(str(p.relative_to(tmp_path).with_suffix("")) for p in (tmp_path / "out").rglob("*.idx"))
     verify = [*command[:2], "verify", "--workers", "2"]

@@ -145,7 +145,7 @@ def test_only_requested_logits_are_computed(monkeypatch):
     assert made == [6]
 
 
-def test_long_contexts_lose_their_beginnings_alike_and_are_counted():
+def test_long_contexts_are_cut_equally_and_counted():
     model = tiny_model()
     rows = [Row("x" * 40 + "The zebra", " ran"), Row("x" * 40 + "The zebra", " jumped")]
     found = log_likelihoods(model, [rows, [Row("short", " one")]])

@@ -162,7 +162,7 @@ def test_a_run_is_calibrated_on_its_own_texts(tmp_path):
     assert f"calibrated on {tmp_path / 'text'}" in str(packed) and f"last tenth of {tmp_path / 'text'}" in str(packed)
 
 
-def test_without_a_text_the_method_is_said_to_be_another(tmp_path):
+def test_a_model_without_texts_is_reported_as_not_calibrated(tmp_path):
     make("patches").save(tmp_path / "model")
     packed = convert_to_artifact(tmp_path / "model", tmp_path / "file", 8)
     assert "rounded to nearest, not calibrated" in str(packed) and "on documentation" in str(packed)

@@ -211,7 +211,7 @@ def test_more_ids_than_the_model_has_are_refused(make, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "telepathy"])
-def test_code_beside_a_model_is_neither_run_nor_asked_about(kind, make, monkeypatch, tmp_path):
+def test_code_of_a_model_is_not_run_and_causes_no_prompt(kind, make, monkeypatch, tmp_path):
     """transformers would ask whether to run the code of an unknown type."""
     make("llama")
     (tmp_path / "there" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")

@@ -136,7 +136,7 @@ def test_an_unsupported_setting_is_named(obstacle):
     assert obstacles(OTHERS[obstacle]) == [obstacle]
 
 
-def test_without_the_library_the_message_says_how_to_get_it(tokenizers, monkeypatch, tmp_path):
+def test_a_missing_library_is_named_with_its_installation(tokenizers, monkeypatch, tmp_path):
     make(tokenizers, "LlamaForCausalLM").save(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConversionError, match=r"-m pip install '?transformers\b"):

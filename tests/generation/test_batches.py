@@ -68,7 +68,7 @@ def test_joined_rows_continue_as_each_would_alone(model):
 
 @pytest.mark.parametrize("rules", [{"temperature": 0}, {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.1}])
 def test_each_row_is_the_text_alone(model, rules):
-    """Texts also exceed the context, where rows begin anew at different times."""
+    """Texts also exceed the context, where rows are reread at different times."""
     together = model.generate_batch(PROMPTS, max_new_ids=40, seed=5, **rules)
     alone = [model.generate(prompt, max_new_ids=40, **{"seed": 5 + row, **rules}) for row, prompt in enumerate(PROMPTS)]
     assert together == alone
@@ -96,7 +96,7 @@ def test_rows_join_and_leave_at_any_step(model):
         assert row is rows[2] or model.tokenizer.decode(drawn[row]) == text
 
 
-def test_samples_of_one_prompt_differ_and_stop_where_told(model):
+def test_samples_of_one_prompt_differ_and_stop_at_stop_strings(model):
     texts = model.generate_batch(["a"] * 4, max_new_ids=30, seed=1)
     assert len(set(texts)) == 4
     stop = texts[0][5:7]
@@ -133,7 +133,7 @@ def test_copied_drafts_do_not_change_texts(model):
     assert model.generate(text, max_new_ids=40, temperature=0, speculative="ngram") == plain
     copied, drawn = DecodingStats(), DecodingStats()
     assert model.generate(text, max_new_ids=40, temperature=0, stats=copied) == plain
-    assert copied.ids  # the model is told of it, which shows that it may copy
+    assert copied.ids  # statistics exist, so copying was enabled
     drawn_text = model.generate(text, max_new_ids=40, seed=1, stats=drawn)
     assert drawn_text == model.generate(text, max_new_ids=40, seed=1, speculative=None) and not drawn.ids
 
@@ -240,7 +240,7 @@ def test_rows_with_one_prompt_share_one_reading_of_it(model, monkeypatch):
     assert read == [1, 1]
 
 
-def test_a_text_is_scored_alike_in_one_piece_and_in_many(model, monkeypatch):
+def test_a_text_has_the_same_score_in_one_piece_and_in_many(model, monkeypatch):
     from stlm.generation import scoring
 
     ids = list(b"\xffsome text of thirty bytes here")

@@ -131,7 +131,7 @@ def can_be_valid(text, left):
     return False
 
 
-def test_constrained_text_is_valid_and_whole_whatever_the_model_says():
+def test_constrained_text_is_always_valid_and_complete():
     banned = torch.tensor([byte in (0xC0, 0xC1) or 0xF5 <= byte < 0xFF for byte in range(256)])
     for seed in range(30):
         row = Sampler(Sampling(valid_utf8=True, seed=seed), [], banned, 7, 0xFF, ALL_BYTES)

@@ -1,6 +1,6 @@
 """Two nodes that are this machine: a sshd of our own, which answers on 127.0.0.1 and 127.0.0.2, as any user.
 
-`ssh node1` works for whoever has `environment`: the ssh that stands first on its PATH knows the names and the key.
+`ssh node1` works with `environment`: the first ssh on its PATH knows the names and the key.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_an_experts_output_does_not_depend_on_its_load():
     assert torch.equal(moe(others)[0], whole[0])
 
 
-def test_balance_is_one_where_experts_are_used_alike_and_of_each_row_alone():
+def test_the_balance_term_of_equally_used_experts_is_one_for_each_row():
     moe = experts(num_experts=2, experts_per_token=1, balance_weight=0.5).train()
     moe.router.weight.data = torch.tensor([[1.0], [-1.0]]) * torch.eye(1, 8)  # chosen by the sign of the first number
     even, skewed = torch.zeros(1, 4, 8), torch.zeros(1, 4, 8)

@@ -118,7 +118,7 @@ def test_slots_that_an_id_does_not_fill_change_nothing(tokenizer):
     torch.testing.assert_close(few(ids, Context())[0], many(ids, Context())[0], atol=1e-6, rtol=0)
 
 
-def test_the_reconstruction_asks_for_the_ids_just_read_row_by_row(tokenizer):
+def test_the_reconstruction_loss_predicts_the_ids_just_read(tokenizer):
     model = make(tokenizer, reconstruction_weight=0.5)
     ids = ids_of(tokenizer)
     assert model(ids).auxiliary == {}  # terms are added in training only

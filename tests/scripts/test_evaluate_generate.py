@@ -171,7 +171,7 @@ def test_compare_runs_and_results(folder, call, tmp_path):
     assert code == 2 and "no folder can be made there" in err and "Traceback" not in err
 
 
-def test_evaluate_on_other_data_says_so(folder, call):
+def test_evaluate_reports_that_data_differ_from_the_runs(folder, call):
     trained_on = PreparedData.open(folder / "data").fingerprint
     code, out, _ = call("evaluate.py", folder / "run" / "checkpoints" / "step_00000007", "--data", folder / "other")
     assert code == 0
@@ -488,7 +488,7 @@ class Terminal:
         return out.decode("utf-8").replace("› ", ""), err.decode("utf-8")
 
 
-def test_generate_at_a_terminal_asks_until_it_is_told_to_end(folder):
+def test_generate_at_a_terminal_prompts_until_exit(folder):
     terminal = Terminal(folder / "run", "--max-ids", "30")
     terminal.type(b"Line\nWord\n/reset\nWord\n/new\nWord\n/help\n/hepl\n/exit\nnever\n")
     out, err = terminal.end()

@@ -66,7 +66,7 @@ def test_user_errors_are_one_line(call, folder):
         assert code == 2 and message in error and error.count("\n") == 1
 
 
-def test_evaluate_asks_for_similarity_and_retrieval(call, folder):
+def test_evaluate_runs_similarity_and_retrieval(call, folder):
     pairs = [{"sentence1": "a b", "sentence2": "a b", "score": 5}, {"sentence1": "a b", "sentence2": "x!", "score": 0}]
     queries = [{"query": text, "document": text} for text in ("one", "two", "three")]
     for name, lines in (("similarity", pairs), ("retrieval", queries)):

@@ -122,7 +122,7 @@ def test_two_at_once_wait_for_each_other(project: Project) -> None:
     assert sum("waiting for another set-up" in text for text in said) == 1
 
 
-def test_a_moved_environment_is_made_anew(project: Project, tmp_path: Path) -> None:
+def test_a_moved_environment_is_recreated(project: Project, tmp_path: Path) -> None:
     assert project.setup()[0] == 0
     project.done()
     project.root = project.root.rename(tmp_path / "moved here")

@@ -372,7 +372,7 @@ def test_every_field_is_checked(asked, message):
 
 
 @pytest.mark.parametrize("asked", [{"prompt": "a"}, {"messages": HI}], ids=["completion", "chat"])
-def test_fields_that_ask_for_nothing_are_accepted(asked):
+def test_fields_without_effect_are_accepted(asked):
     nothing = {
         "response_format": {"type": "text"}, "tool_choice": "none", "tools": [], "functions": [],
         "function_call": "none", "parallel_tool_calls": True, "top_k": -1, "logit_bias": {}, "n": 1, "store": False,

@@ -35,7 +35,7 @@ def runs(data_dir, config_file, tmp_path_factory):
 
 
 def test_a_checkpoint_holds_the_average_as_its_model(runs):
-    """Checkpoints hold it as the model; trained weights are beside the moments, and equal those of a run without."""
+    """Checkpoints hold it as the model; trained weights are stored with the moments, equal to those without it."""
     root, average = runs
     model = dict(STLM.load(root / "averaged").named_parameters())
     state, plain = (read_state(root / name / LAST) for name in ("averaged", "plain"))
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_the_average_as_its_model(runs):
     assert sorted(state.moments) == ["ema", "exp_avg", "exp_avg_sq"]
 
 
-def test_the_average_is_validated_and_training_goes_on_as_without_it(runs):
+def test_the_average_is_validated_and_training_is_unaffected(runs):
     root, _ = runs
     losses = [[record["loss"] for record in read_metrics(root / name, "train")] for name in ("plain", "averaged")]
     assert losses[0] == losses[1]

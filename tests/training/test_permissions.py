@@ -56,7 +56,7 @@ def test_data_runs_and_exports_follow_the_umask(mask, make_trainer, data_dir, tm
     assert others(tmp_path / "deepspeed", mask) == []
 
 
-def test_a_folder_keeps_what_it_inherits(tmp_path):
+def test_a_folder_keeps_its_inherited_group(tmp_path):
     """The folder's files belong to its group."""
     (tmp_path / "shared").mkdir()
     os.chmod(tmp_path / "shared", 0o2775)

@@ -45,7 +45,7 @@ def test_only_what_stands_still_is_ended(tmp_path, ended):
     assert "test_only_what_stands_still_is_ended" in text and "_watch" in text
 
 
-def test_the_stacks_of_one_rank_ask_for_those_of_the_others(tmp_path, ended):
+def test_writing_the_stacks_of_one_rank_requests_those_of_others(tmp_path, ended):
     dog = Watchdog()
     dog.start(tmp_path / "stacks", 0, 100.0, HashStore())
     dog.tick_s = 0.01

@@ -64,7 +64,7 @@ def changes(model, rate=1e-2, steps=4):
 
 
 @pytest.mark.parametrize("parts", [BYTES, PATCHES], ids=["byte", "byte_patch"])
-def test_steps_move_coordinates_alike_at_every_width(parts):
+def test_steps_change_activations_equally_at_every_width(parts):
     narrow = changes(build(64, 64, parts), rate=3e-3)
     for width in (128, 256, 512):
         wide = changes(build(width, 64, parts), rate=3e-3)
@@ -82,7 +82,7 @@ def test_at_the_base_width_nothing_differs():
 
 
 @torch.no_grad()
-def test_scores_are_divided_by_the_head_width_and_what_is_read_keeps_its_size():
+def test_scores_are_divided_by_the_head_width_and_inputs_keep_their_size():
     ids = torch.arange(97, 113)[None]
     scaled, plain = build(512, 64), build(512, None)
     read = scaled.embedder(ids, Context())[0]
