@@ -114,7 +114,7 @@ def violations(path: str, source: str) -> list[str]:
     room = room_of(module)
     # A folder outside the table belongs to no room, not to stlm/__init__.py.
     if room is None or (room == "stlm" and path != "stlm/__init__.py"):
-        return [f"{path}: no room has this file: add its room to tests/test_imports.py and docs/architecture.md"]
+        return [f"{path}: no package has this file: add its package to tests/test_imports.py and docs/architecture.md"]
     tree = ast.parse(source)
     at_the_top = {line for node in tree.body for line, _ in imports(ast.Module([node], []), package)
                   if isinstance(node, ast.Import | ast.ImportFrom)}  # fmt: skip
