@@ -117,7 +117,9 @@ class TrainingStep:
         """Return the model's output. The first forward pass of a job also counts its FLOPs."""
         options = batch.options(training=True)
         if self.config.training.compile and not self.throughput.has_counted:
-            with torch.no_grad(), self.throughput.counting():  # a compiled program hides its matrix products
+            # A compiled program hides its matrix products, and the compiler never tries a function again that it met
+            # while they were counted.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.throughput.counting():
                 self.model.forward(batch.ids, **options)
             return self.engine.forward(batch.ids, **options)
         with self.throughput.counting():
