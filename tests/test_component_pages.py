@@ -38,7 +38,8 @@ def test_every_page_has_the_required_sections(page):
     text = page.path.read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.M) == (SECTIONS if page in PAGES.values() else OBJECTIVE_SECTIONS)
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
-        assert len(section.split()) > 10, f"nothing under {section.splitlines()[0]!r}"
+        title = section.splitlines()[0]
+        assert len(section.split()) > 10, f"fewer than 11 words, heading included, in the section {title!r}"
     assert refresh.settings_table(page) in text, "python docs/components/refresh.py writes it anew"
 
 

@@ -155,7 +155,7 @@ class Recovery:
         return loss > self._config.spike_factor * statistics.median(self._losses)
 
 
-def spoilt_unless_finite(loss: Tensor) -> Tensor:
+def nan_gradient_unless_finite(loss: Tensor) -> Tensor:
     """Return the loss, bit for bit. One that is not finite also gets a gradient that is not finite, so that no rank
     and no ZeRO stage makes an update."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)

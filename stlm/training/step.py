@@ -1,4 +1,4 @@
-"""One training step: read, count, forward, loss, backward, reduce, update."""
+"""One training step: read, count, forward, loss, backward, sum of figures, update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stlm.training.loaders import batch_of
 from stlm.training.metrics.throughput import Throughput
 from stlm.training.optim.schedules import learning_rate_at
 from stlm.training.optim.straight_through import rounded
-from stlm.training.recovery import spoilt_unless_finite
+from stlm.training.recovery import nan_gradient_unless_finite
 
 
 class StepResult(NamedTuple):
@@ -86,11 +86,11 @@ class TrainingStep:
                     output = self.forward(batch)
                     nats, own_terms = self.objective.loss(output, batch)
                     terms = {**output.auxiliary, **own_terms}
-                    loss = spoilt_unless_finite(sum(terms.values(), nats) / ids)
+                    loss = nan_gradient_unless_finite(sum(terms.values(), nats) / ids)
                 self.engine.backward(loss, last=batch is batches[-1])
                 parts.append(named_sums(Loss(nats, terms), output))
 
-        sums, own_losses = self.reduce(parts)
+        sums, own_losses = self.sum_figures(parts)
         learning_rate = learning_rate_at(step, training, used_up)
         gradient_norm = self.engine.step(learning_rate)
         return StepResult(
@@ -125,7 +125,9 @@ class TrainingStep:
         with self.throughput.counting():
             return self.engine.forward(batch.ids, **options)
 
-    def reduce(self, parts: list[dict[tuple[str, str], Tensor]]) -> tuple[dict[tuple[str, str], float], list[float]]:
+    def sum_figures(
+        self, parts: list[dict[tuple[str, str], Tensor]]
+    ) -> tuple[dict[tuple[str, str], float], list[float]]:
         """Return each sum over all micro-batches of all ranks, and the loss of each micro-batch of this rank."""
         names = sorted(parts[0])  # the same in every forward pass
         rows = torch.stack([torch.stack([part[name].detach().double() for name in names]) for part in parts]).tolist()

@@ -213,6 +213,11 @@ def test_changed_keys_names_only_fixed_settings():
 # Refused.
 
 
+def test_a_misspelt_limit_of_time_suggests_the_key_in_seconds():
+    with pytest.raises(ConfigError, match=r"training.max_seconds: unknown key; .*training.limits.wall_time_s"):
+        load_run_config("quickstart", ["training.max_seconds=60"])
+
+
 def test_misspelt_override_golden():
     with pytest.raises(ConfigError) as error:
         load_run_config("quickstart", ["training.lerning_rate=1"])

@@ -16,7 +16,7 @@ from stlm.config import RunConfig, from_dict
 from stlm.config.schema import RecoveryConfig
 from stlm.errors import NonFinite, Stopped
 from stlm.training.deepspeed.state_transfer import full_state
-from stlm.training.recovery import Recovery, spoilt_unless_finite
+from stlm.training.recovery import Recovery, nan_gradient_unless_finite
 
 NAN, INF = float("nan"), float("inf")
 EVERY_TWO = ("training.save_every_steps=2", "training.eval_every_steps=100", "training.keep_last=9")
@@ -93,7 +93,7 @@ def test_a_second_return_goes_further_back():
 def test_a_loss_is_spoilt_only_if_it_is_not_finite():
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     for value, finite in ((0.1, True), (INF, False)):
-        loss = spoilt_unless_finite(weight[0] * 0.3 + torch.tensor(value))
+        loss = nan_gradient_unless_finite(weight[0] * 0.3 + torch.tensor(value))
         (gradient,) = torch.autograd.grad(loss, weight)
         assert torch.equal(gradient, torch.tensor([0.3, 0.0])) == finite
         assert bool(gradient.isnan().any()) != finite

@@ -244,6 +244,10 @@ class _Builder:
             names = ["kind", *names]
         found = [path for path in dict.fromkeys(_all_keys(cls, section)) if path.rpartition(".")[2] == key]
         found = found or [section + name for name in nearest(key, names)]
+        if "seconds" in key or "time" in key:  # the keys of this section that are given in seconds
+            found += [
+                path for path in dict.fromkeys(_all_keys(cls, section)) if path.endswith("time_s") and path not in found
+            ]
         found = found or list(dict.fromkeys(path for path in _all_keys(self.root) if path.rpartition(".")[2] == key))
         hint = f"nearest: {', '.join(found)}" if found else f"expected one of {', '.join(names) or 'none'}"
         self._refuse(node, dotted, f"{dotted}: unknown key; {hint}")
