@@ -126,6 +126,7 @@ def _type(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return "section"
     parts = typing.get_args(hint) or (hint,)
+    parts = tuple(part for part in parts if part is not str or bool not in parts)  # its texts are listed as choices
     return " or ".join([TYPES[part] for part in parts if part in TYPES] + ["null"] * (type(None) in parts))
 
 
@@ -147,7 +148,8 @@ def limits_of(field: dataclasses.Field[Any]) -> list[str]:
     """Return the limits of a setting, in words."""
     limits = [f"{word} {field.metadata[name]:,.7g}" for name, word in LIMITS.items() if name in field.metadata]
     if "choices" in field.metadata:
-        limits.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
+        choices = [f"`{choice}`" for choice in field.metadata["choices"]]
+        limits.append(f"{'one of' if len(choices) > 1 else 'or'} {', '.join(choices)}")
     return limits
 
 

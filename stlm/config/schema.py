@@ -174,7 +174,13 @@ class TrainingConfig:
     activation_checkpointing: bool = setting(
         False, "keep only the inputs of layers, and recompute the rest in the backward pass", may_change=True
     )
-    compile: bool = setting(False, "compile the layers with torch.compile at the first step", may_change=True)
+    compile: bool | str = setting(
+        "auto",
+        "compile the layers with torch.compile at the first step. auto: where a long run gains more time than "
+        "this takes, by an estimate at its begin, and after a resume as before",
+        choices=("auto",),
+        may_change=True,
+    )
 
     log_every_steps: int = setting(10, "steps between two lines of metrics", unit="steps", minimum=1, may_change=True)
     eval_every_steps: int = setting(250, "steps between two validations", unit="steps", minimum=1, may_change=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -15,6 +16,7 @@ from stlm.checkpoints import newest_checkpoint
 from stlm.config import ON_REQUEST, RunConfig, TrainingConfig
 from stlm.config.yaml.build import to_dict
 from stlm.stlm import STLM
+from stlm.training.compilation import Choice, choose, refuse_uncompilable
 from stlm.training.deepspeed.configuration import checked_deepspeed_config
 from stlm.training.deepspeed.engine import Engine
 from stlm.training.deepspeed.precision import Precision, choose_precision
@@ -23,6 +25,7 @@ from stlm.training.distributed.connection import Distributed
 from stlm.training.entropy import begin_entropy_patching
 from stlm.training.init_from import begin_from, describe_freezing
 from stlm.training.loaders import batch_sizes_of
+from stlm.training.metrics.mfu import PASSES, count_flops
 from stlm.training.metrics.monitor import Monitor
 from stlm.training.metrics.summary import change_lines, opening_lines
 from stlm.training.metrics.wandb_mirror import check_wandb
@@ -30,6 +33,7 @@ from stlm.training.run.checkpoint import read_progress
 from stlm.training.run.progress import RunProgress
 from stlm.training.run.run_directory import RunDirectory, Start
 
+SHARE = 0.5  # of the peak that training is assumed to reach
 SPLITS = {"tasks": "evals", "validation": "validation"}  # pending work → the split of its records
 
 # Settings that may change on request (--allow-change): they affect the result.
@@ -98,6 +102,51 @@ def initialize(config: RunConfig, model: STLM, loader: TrainLoader, distributed:
     taken_over = distributed.on_every_rank(lambda: begin_from(model, config.training))
     notes = begin_entropy_patching(model, loader, config.training.batch_size, distributed)
     return [*filter(None, [taken_over]), *notes]
+
+
+def compile_or_not(opened: OpenRun, config: RunConfig, model: STLM, engine: Engine, peak: float) -> None:
+    """Follow training.compile=auto: decide when a run begins, and later do as it did before.
+
+    `peak`: FLOPs per second of one rank's device.
+    """
+    training, distributed = config.training, engine.distributed
+    if training.compile != "auto":
+        return
+    if opened.start.checkpoint is not None:
+        if opened.progress.compiled:
+            cause = f"this run was compiled up to step {opened.progress.step}, and has to be for the same losses"
+            distributed.on_every_rank(lambda: refuse_uncompilable(engine.stage, cause))
+            engine.compiled.start(cause)
+            opened.monitor.say("compiled, as before")
+        return
+    answer = distributed.on_rank_zero(
+        lambda: choose(training_seconds(training, model, engine, peak), model, engine.stage)._asdict()
+    )
+    choice = Choice(**answer)
+    if choice.compiles:
+        engine.compiled.start()
+    opened.monitor.say(f"{'compiled' if choice.compiles else 'not compiled'}: {choice.reason}")
+
+
+def training_seconds(training: TrainingConfig, model: STLM, engine: Engine, peak: float) -> float:
+    """Estimate the seconds of a whole run from its FLOPs, rather too low, as few models reach that share of the peak.
+
+    Infinite under ZeRO stage 3, which has no whole weights to count FLOPs with, and is not compiled anyway.
+    """
+    if engine.stage == 3:
+        return math.inf
+    with torch.no_grad(), count_flops() as counter:
+        model.eval()
+        model.forward(torch.zeros(1, model.config.context_length, dtype=torch.long, device=engine.device))
+    model.train()
+    limits, ids = training.limits, training.batch_size * model.config.context_length
+    steps = min(
+        training.max_steps,
+        (limits.ids or math.inf) / ids,
+        (limits.bytes or math.inf) / (ids * float(model.tokenizer.bytes_per_id.mean())),
+    )
+    flops = PASSES * counter.get_total_flops() * engine.split.rows
+    return min(steps * flops / (peak * SHARE), limits.wall_time_s or math.inf)
 
 
 def record_start(opened: OpenRun, config: RunConfig, engine: Engine, progress: RunProgress) -> None:

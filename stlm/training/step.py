@@ -116,12 +116,13 @@ class TrainingStep:
     def forward(self, batch: Batch) -> Output:
         """Return the model's output. The first forward pass of a job also counts its FLOPs."""
         options = batch.options(training=True)
-        if self.config.training.compile and not self.throughput.has_counted:
-            # A compiled program hides its matrix products, and the compiler never tries a function again that it met
-            # while they were counted.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.throughput.counting():
+        if self.engine.compiled.on and not self.throughput.has_counted:
+            with torch.no_grad(), self.throughput.counting():  # a compiled program hides its matrix products
                 self.model.forward(batch.ids, **options)
-            return self.engine.forward(batch.ids, **options)
+            output = self.engine.forward(batch.ids, **options)
+            if not self.engine.compiled.settle(self.distributed):
+                output = self.engine.forward(batch.ids, **options)
+            return output
         with self.throughput.counting():
             return self.engine.forward(batch.ids, **options)
 

@@ -41,7 +41,7 @@ from stlm.training.metrics.records import step_figures, training_record, validat
 from stlm.training.metrics.summary import evals_cost_line
 from stlm.training.metrics.throughput import Throughput
 from stlm.training.micro_steps import MicroSteps
-from stlm.training.opening import check_run, open_run, record_start
+from stlm.training.opening import check_run, compile_or_not, open_run, record_start
 from stlm.training.recovery import Recovery
 from stlm.training.run.async_writer import AsyncWriter
 from stlm.training.run.checkpoint import checkpoint_path
@@ -102,6 +102,7 @@ class Trainer:
         learns_whole = all(parameter.requires_grad for parameter in model.parameters())
         self.throughput = Throughput(engine.device, precision.name, learns_whole, distributed)
         self.monitor.say(self.throughput.summary)
+        compile_or_not(opened, config, model, engine, self.throughput.peak.flops)
         self._step = TrainingStep(config, model, engine, self.objective, train_loader, self.throughput)
         self._saver = Saver(config, model, engine, train_loader, self.run_dir)
 
@@ -197,6 +198,8 @@ class Trainer:
             else:
                 self._log_recovery(self.recovery.skipped_line(step, result.total_loss, result.own_losses, self.engine))
             self.throughput.add(result.bytes)
+            if warning := self.engine.compiled.take_warning():
+                self.monitor.say(f"warning: {warning}")
         if go_back:
             self._roll_back()
 

@@ -38,21 +38,21 @@ def config_file(tmp_path_factory) -> Path:
 def pretrain(data_dir, config_file):
     """Return an object that runs scripts/pretrain.py into a run directory, on one or more ranks, like a launcher."""
 
-    def run(run_dir, *arguments, ranks=1, stage=0, expect=0, config=config_file):
-        processes = start(run_dir, *arguments, ranks=ranks, stage=stage, config=config)
+    def run(run_dir, *arguments, expect=0, ranks=1, **options):
+        processes = start(run_dir, *arguments, ranks=ranks, **options)
         results = [process.communicate(timeout=240) for process in processes]
         codes = [process.returncode for process in processes]
         output = "\n".join(out + err for out, err in results)
         assert codes == [expect] * ranks, f"exit codes {codes}\n{output}"
         return output
 
-    def start(run_dir, *arguments, ranks=1, stage=0, config=config_file):
+    def start(run_dir, *arguments, ranks=1, stage=0, config=config_file, environment=None):
         command = [
             sys.executable, str(ROOT / "scripts/pretrain.py"),
             "--ds_config", str(ROOT / f"ds_configs/zero{stage}.json"), "--config", str(config),
             "--data", str(data_dir), "--run", str(run_dir), *arguments,
         ]  # fmt: skip
-        return spawn(command, ranks)
+        return spawn(command, ranks, environment)
 
     run.start = start
     return run

@@ -76,10 +76,10 @@ def update(trainer):
     return trainer.train_step((trainer.step + 1) * trainer.grad_accum_steps - 1)
 
 
-def spawn(command, ranks):
+def spawn(command, ranks, more=None):
     """Start `ranks` processes with the environment of a launcher; a single one is started by plain python."""
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment |= {"OMP_NUM_THREADS": "1", **(more or {})}
     if ranks > 1:
         environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []

@@ -282,8 +282,13 @@ def _scalar(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str | N
     optional = type(None) in options
     if value is None and optional:
         return None, None
-    (kind,) = (option for option in options if option is not type(None))
     or_null = " or null" if optional else ""
+    if bool in options and str in options:  # such as auto, true or false
+        if isinstance(value, bool) or value in metadata["choices"]:
+            return None, value
+        names = (*metadata["choices"], "true", "false")
+        return f"one of {', '.join(names)}{or_null}" + _hint(value, names), None
+    (kind,) = (option for option in options if option is not type(None))
 
     if kind is bool:
         return (None, value) if isinstance(value, bool) else (f"true or false{or_null}", None)

@@ -74,8 +74,8 @@ def checked_deepspeed_config(
         refuse_wrong_values(config)
         refuse_unmatched_leaves(config, model)
         check_stage(training, stage)
-        if training.compile:
-            refuse_uncompilable(stage)
+        if training.compile is True:
+            refuse_uncompilable(stage, "got true")
 
     load_deepspeed()
     distributed.on_every_rank(check)

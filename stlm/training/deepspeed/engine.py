@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from stlm.config import TrainingConfig
 from stlm.model import recompute_layers
-from stlm.training.compilation import compile_blocks
+from stlm.training.compilation import CompiledBlocks
 from stlm.training.deepspeed.configuration import checked_deepspeed_config
 from stlm.training.deepspeed.gradient_norms import GradientNorms
 from stlm.training.deepspeed.internals import count_steps, reduce_no_gradients, scale_no_losses, shards_of
@@ -75,8 +75,9 @@ class Engine:
         self.loss_scale = LossScale() if precision.name == "fp16" else None
         self.overflowed = False  # the newest gradient overflowed: its step was skipped, the loss scale lowered
         scale_no_losses(self.native, self.stage)
-        if training.compile:
-            compile_blocks(model)
+        self.compiled = CompiledBlocks(model)
+        if training.compile is True:
+            self.compiled.start("got true")
 
     def train(self) -> None:
         self.native.train()

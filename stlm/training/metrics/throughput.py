@@ -33,22 +33,22 @@ class Throughput:
         self._distributed = distributed
         self._device = device
         self._learns_whole = learns_whole
-        self._peak = measure_peak(device, precision)
+        self.peak = measure_peak(device, precision)  # of this rank
         self._forward_flops: float | None = None  # of one micro-batch; not counted yet
         self._forwards = self._steps = self._all_steps = 0
         self._bytes = self._joules = 0.0
         self._started = time.perf_counter()
         distributed.stopwatch.use(device)
         self._energy = Energy(device, first_of_node=distributed.ranks.local_rank == 0)
-        everyone = distributed.of_every_rank([self._peak.flops, self._energy.measures])
+        everyone = distributed.of_every_rank([self.peak.flops, self._energy.measures])
         peaks = [peak for peak, _ in everyone]
         self._has_energy = any(measures for _, measures in everyone)
         ranks = f"{number_of(len(peaks), 'rank')} together" if len(peaks) > 1 else "1 rank"
         threads = torch.get_num_threads()
         on = "GPU" if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
         self.summary = (
-            f"peak: {readable_flops(math.fsum(peaks))} of {ranks}, measured on products of {self._peak.size} × "
-            f"{self._peak.size} in {precision} ({on}{' each' * (len(peaks) > 1)})"
+            f"peak: {readable_flops(math.fsum(peaks))} of {ranks}, measured on products of {self.peak.size} × "
+            f"{self.peak.size} in {precision} ({on}{' each' * (len(peaks) > 1)})"
             + ("" if learns_whole else "; no MFU, for parts of the model are frozen")
             + "".join(f"; no energy {missing}" for missing in self._energy.missing)
         )
@@ -89,7 +89,7 @@ class Throughput:
         """Return the figures of the steps since the last reading, without the time between steps. All ranks call it."""
         phases = self._distributed.stopwatch.read()
         flops = PASSES * (self._forward_flops or 0.0) * self._forwards
-        own = [*phases.values(), flops, self._peak.flops, *peak_memory(self._device), self._joules]
+        own = [*phases.values(), flops, self.peak.flops, *peak_memory(self._device), self._joules]
         everyone = [
             dict(zip((*PHASES, *EXTRA), values, strict=True)) for values in self._distributed.of_every_rank(own)
         ]

@@ -26,6 +26,7 @@ class RunProgress:
     data_fingerprint: str | None = None
     tokenizer_fingerprint: str | None = None
     validation_bits_per_byte: float | None = None  # of a validation after this step
+    compiled: bool = False  # blocks run as compiled programs, and do so after a resume under training.compile=auto
     scheduled: bool = True  # an uninterrupted run saves this checkpoint too
     pending: list[str] = field(default_factory=list)  # work of this step that an interruption left undone
 

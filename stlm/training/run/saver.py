@@ -62,6 +62,7 @@ class Saver:
             recovery=recovery,
             data_fingerprint=self._loader.fingerprint,
             tokenizer_fingerprint=self._model.tokenizer.fingerprint,
+            compiled=self._engine.compiled.on,
             scheduled=scheduled,
             pending=list(pending),
         )
