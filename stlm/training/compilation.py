@@ -66,8 +66,8 @@ def compilation_seconds(kinds: int) -> float | None:
     """Estimate how long it takes to compile this many kinds of blocks; None if the compiler does not work.
 
     One small fixed source is compiled, and its time multiplied by FACTOR for each kind. Measured on two cores, in
-    seconds of processor time: the source takes 0.47; quickstart's two kinds, forward and backward, take 55 (58 times
-    the source each), and 3.2 where torch has them on disk. FACTOR is twice that, as larger blocks take longer.
+    seconds of processor time, forward and backward: the source takes 0.47; quickstart's two kinds take 55, and 3.2
+    where torch has them on disk; 10m-token's one kind takes 58, which is FACTOR times the source.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
