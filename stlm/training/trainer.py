@@ -115,7 +115,7 @@ class Trainer:
         self._figures: dict[str, float] = {}  # of the newest step; empty if it made no update
         self._loss = math.nan  # of the newest step
         self._logged_step: int | None = None
-        self._has_evaluated = False  # whether this job has evaluated by tasks
+        self._evaluated_step: int | None = None  # the newest step that this job has evaluated by tasks
         self._begun: float | None = None  # when the first step began, less the seconds of earlier jobs
         self._in_steps = False  # whether the loop runs over `steps`
         distributed.signals.listen()
@@ -161,7 +161,8 @@ class Trainer:
         """Make update `step`, the next one. Returns the loss before the update, in nats per id over the whole batch.
 
         Outside of `steps`: make the update that micro-step `step` completes, if it does. Returns the loss of the newest
-        update; nan where this job has made none. Where the loss or the gradient is not finite, no update is made;
+        update; nan where this job has made none. The last update of the run is recorded, validated and saved at once,
+        whatever the loop does. Where the loss or the gradient is not finite, no update is made;
         recovery.py describes what follows. Raises NonFinite where recovery is not possible; the model is unchanged
         then.
         """
@@ -176,6 +177,8 @@ class Trainer:
         elif step != self.step + 1:
             raise ValueError(f"the next step is {self.step + 1}, got {step}")
         self._make_update(self.step + 1)
+        if not self._in_steps and self._is_finished():
+            self._finish()
         return self._loss
 
     @watched("a training step")
@@ -272,6 +275,14 @@ class Trainer:
         if "checkpoint" in pending and self._is_due(self.config.training.save_every_steps):
             self._save(scheduled=True)
 
+    def _finish(self) -> None:
+        """Record, validate and save the last update of a loop without `steps`, whose own intervals may miss it."""
+        self.log(self.step, self._loss)
+        self._run_evals()
+        self._validate()
+        self._save(scheduled=True)
+        self._saver.wait()
+
     def _check_requests(self) -> None:
         """Agree with the other ranks on the time and on requests to stop; on request, save and stop the program."""
         assert self._begun is not None
@@ -301,6 +312,8 @@ class Trainer:
         training = self.config.training
         if not self._is_due(training.eval_every_steps):
             return None
+        if self.progress.validation_bits_per_byte is not None:  # of these weights: once is enough
+            return self.progress.validation_bits_per_byte
         started = time.perf_counter()
         try:
             by_source = self.validate_sources(self.distributed.agreed_stop())
@@ -316,7 +329,7 @@ class Trainer:
         """Evaluate by tasks every `evals.every_steps`, after the last step, and before the first one with
         `evals.at_start`. The first evaluation in a job prints its cost."""
         every = self.config.evals.every_steps
-        if self._evaluate is None or every is None or not self._is_due(every):
+        if self._evaluate is None or every is None or not self._is_due(every) or self._evaluated_step == self.step:
             return
         started = time.perf_counter()
         interruptible = self.distributed.interruptible
@@ -330,9 +343,9 @@ class Trainer:
             {"step": self.step, "split": "evals", **figures, "timing": {"seconds": seconds}},
             f"step {self.step}/{self.config.training.max_steps}  {text}  (in {readable_time(seconds)})",
         )
-        if not self._has_evaluated and not self._is_finished():
+        if self._evaluated_step is None and not self._is_finished():
             self.monitor.say(evals_cost_line(seconds, every, self.step, round((self.step + 1) / self._used_up())))
-        self._has_evaluated = True
+        self._evaluated_step = self.step
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Restore weights, moments and counters from a checkpoint of any number of ranks and any ZeRO stage."""

@@ -48,10 +48,13 @@ def test_losses_equal_those_of_the_native_loop(make_trainer, tmp_path, micro_bat
     assert all(math.isnan(loss) for loss in losses[: parts - 1]) and losses[-1] == expected[-1]
     trainer.close()
     native, own = (read_metrics(tmp_path / name, "train") for name in ("native", "own"))
-    assert own == native[: len(own)] and len(own) == (12 if parts == 1 else 11)  # micro-step 0 follows no update
+    assert own == native and len(own) == 12
     validations = read_metrics(tmp_path / "own", "validation")
-    assert [record["bits_per_byte"] for record in validations] == [score for score in scores if score == score]
-    assert [record["step"] for record in validations] == [(step + 1) // parts for step in range(0, 12 * parts, 5)]
+    assert [record["bits_per_byte"] for record in validations[:-1]] == [score for score in scores if score == score]
+    updates = [(step + 1) // parts for step in range(0, 12 * parts, 5)]
+    assert [record["step"] for record in validations] == [*updates, 12]
+    last = checkpoints_of(tmp_path / "own")[0]  # README's intervals miss the last update
+    assert step_of(last) == 12 and check_checkpoint(last) is None
 
 
 def test_intervals_are_those_of_the_loop_and_nothing_is_recorded_twice(make_trainer, tmp_path):
@@ -62,6 +65,7 @@ def test_intervals_are_those_of_the_loop_and_nothing_is_recorded_twice(make_trai
         trainer.log(step, loss)
         trainer.log(step, 1.5, split="probe")
     trainer.log(3, trainer.val_step(), split="val")
+    assert trainer.val_step() == trainer.progress.validation_bits_per_byte
     with pytest.raises(ValueError, match="the next step is 4, got 6"):
         trainer.train_step(6)
     trainer.close()
@@ -113,6 +117,6 @@ def test_the_loop_in_readme(data_dir, tmp_path):
         done = subprocess.run([sys.executable, "-c", program_], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if r["split"] == "train"] == list(range(1, 20))
+    assert [r["step"] for r in records if r["split"] == "train"] == list(range(1, 21))
     newest = checkpoints_of(tmp_path / "run")[0]
-    assert step_of(newest) == 15 and check_checkpoint(newest) is None
+    assert step_of(newest) == 20 and check_checkpoint(newest) is None
