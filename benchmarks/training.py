@@ -3,11 +3,11 @@
 
     python -m benchmarks training [--precision bf16] [--rounds 5] [--only NAME ...]
 
-Each contender is a separate process with all cores; they alternate, one step each. The shape is a GPT-2 of 12.4 million
-parameters (benchmarks/studies/gpt-12m.yaml); below it are two presets, with batches of as many ids. A step is forward,
-loss, backward, clipping and update. "to nanoGPT" is the median of the ratios within a round, in ids per second; "of
-peak" is the share of the rate of large matrix products, at 6 FLOPs per parameter and id and attention's causal half.
-The first step includes compilation.
+Each contender is a separate process with all cores; they alternate, one step each. The shape is a GPT-2 of 12.4
+million parameters (benchmarks/studies/speed/gpt-12m.yaml); below it are two presets, with batches of as many ids. A
+step is forward, loss, backward, clipping and update. "to nanoGPT" is the median of the ratios within a round, in ids
+per second; "of peak" is the share of the rate of large matrix products, at 6 FLOPs per parameter and id and
+attention's causal half. The first step includes compilation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.results import append_result
 from benchmarks.workers import Figures, Worker, alternate, serve
 
-GPT = "benchmarks/studies/gpt-12m.yaml"
+GPT = "benchmarks/studies/speed/gpt-12m.yaml"
 IDS, VOCABULARY, CONTEXT, LAYERS, HEADS, WIDTH = 4096, 4096, 512, 6, 6, 384
 
 # Contenders by name: None: a peer, else config and settings of this engine.
@@ -35,13 +35,13 @@ CONTENDERS: dict[str, tuple[str, ...] | None] = {
     "nanoGPT": None,
     "nanoGPT, compiled": None,
     "transformers": None,
-    "stlm": (GPT,),
+    "stlm": (GPT, "training.compile=false"),
     "stlm, compiled": (GPT, "training.compile=true"),
-    "10m-token": ("10m-token",),
-    "10m-token, muon": ("10m-token", "training.optimizer=muon"),
+    "10m-token": ("10m-token", "training.compile=false"),
+    "10m-token, muon": ("10m-token", "training.compile=false", "training.optimizer=muon"),
     "10m-token, compiled": ("10m-token", "training.compile=true"),
-    "10m-byte-patch": ("10m-byte-patch",),
-    "10m-byte-patch, muon": ("10m-byte-patch", "training.optimizer=muon"),
+    "10m-byte-patch": ("10m-byte-patch", "training.compile=false"),
+    "10m-byte-patch, muon": ("10m-byte-patch", "training.compile=false", "training.optimizer=muon"),
 }
 
 
