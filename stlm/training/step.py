@@ -80,12 +80,13 @@ class TrainingStep:
 
         self.engine.train()
         parts = []
+        # The weights are rounded in the last `quantization_steps` of a run only.
         with rounded(self.model, training, used_up), self.engine.accumulate():
             for batch in batches:
                 with phase("forward"):
                     output = self.forward(batch)
                     nats, own_terms = self.objective.loss(output, batch)
-                    terms = {**output.auxiliary, **own_terms}
+                    terms = {**output.auxiliary, **own_terms}  # of the model, such as balanced experts, and its own
                     loss = nan_gradient_unless_finite(sum(terms.values(), nats) / ids)
                 self.engine.backward(loss, last=batch is batches[-1])
                 parts.append(named_sums(Loss(nats, terms), output))

@@ -21,9 +21,9 @@ OVERRIDES = ("training.quantization_bits=4", "training.quantization_steps=12")
 def test_matrices_are_rounded_inside_and_exact_again_outside():
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    with rounded(model, LAST_TWO, done=0.8):
+    with rounded(model, LAST_TWO, used_up=0.8):
         assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    with pytest.raises(RuntimeError, match="in the middle"), rounded(model, LAST_TWO, done=0.9):
+    with pytest.raises(RuntimeError, match="in the middle"), rounded(model, LAST_TWO, used_up=0.9):
         for name, parameter in model.named_parameters():
             value = round_to_nearest(before[name], 4).value() if parameter.ndim > 1 else before[name]
             torch.testing.assert_close(parameter.detach(), value)

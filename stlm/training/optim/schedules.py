@@ -13,11 +13,11 @@ import math
 from stlm.config import TrainingConfig
 
 
-def learning_rate_at(step: int, training: TrainingConfig, done: float = 0.0) -> float:
+def learning_rate_at(step: int, training: TrainingConfig, used_up: float = 0.0) -> float:
     """Return the learning rate of update `step`, 1 … max_steps.
 
-    `done` is the fraction of the run that ends with this step. Where a limit makes it more than step / max_steps, the
-    schedule follows it; warm-up always counts steps.
+    `used_up` is the fraction of the run that ends with this step. Where a limit makes it more than step / max_steps,
+    the schedule follows it; warm-up always counts steps.
 
     Linear warm-up over `warmup_steps`, then
     - cosine: half a cosine down to the end (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts);
@@ -26,8 +26,8 @@ def learning_rate_at(step: int, training: TrainingConfig, done: float = 0.0) -> 
     """
     if step < 1:
         raise ValueError(f"steps are numbered from 1, got {step}")
-    further = min(done, 1.0) * training.max_steps
-    return _rate(step, training) if further <= step else min(_rate(step, training), _rate(further, training))
+    steps = min(used_up, 1.0) * training.max_steps
+    return _rate(step, training) if steps <= step else min(_rate(step, training), _rate(steps, training))
 
 
 def _rate(step: float, training: TrainingConfig) -> float:

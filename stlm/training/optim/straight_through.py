@@ -19,13 +19,13 @@ from stlm.model.decoding.quantization import is_quantized, round_to_nearest
 
 
 @contextmanager
-def rounded(model: nn.Module, training: TrainingConfig, done: float) -> Iterator[None]:
+def rounded(model: nn.Module, training: TrainingConfig, used_up: float) -> Iterator[None]:
     """Replace all matrices by rounded ones inside this context, in the last `quantization_steps` of a run.
 
-    `done`: fraction of the run that ends with this step.
+    `used_up`: fraction of the run that ends with this step.
     """
-    bits, further = training.quantization_bits, round(done * training.max_steps, 6)
-    if bits is None or further <= training.max_steps - training.quantization_steps:
+    bits, steps = training.quantization_bits, round(used_up * training.max_steps, 6)
+    if bits is None or steps <= training.max_steps - training.quantization_steps:
         yield
         return
     exact = {parameter: parameter.detach().clone() for parameter in model.parameters() if is_quantized(parameter)}
