@@ -475,6 +475,7 @@ class Terminal:
             [sys.executable, ROOT / "scripts" / "generate.py", *arguments],
             stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
             env=environment | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where this process ignores it
         )  # fmt: skip
         os.close(theirs)
 

@@ -196,7 +196,7 @@ def test_the_other_run_provides_the_settings(base, tmp_path, data_dir):
     command = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--data", str(data_dir)]
     options = ["--set", f"training.init_from={base}", "training.max_steps=3"]
     refused = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--run: expected a name" in refused.stderr
+    assert refused.returncode == 2 and "--run: expected a directory" in refused.stderr
     done = subprocess.run([*command, "--run", str(tmp_path / "run"), *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"all weights begin as those of {base}" in done.stdout + done.stderr
