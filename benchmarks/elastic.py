@@ -137,9 +137,10 @@ def run(
     complete = folder / name / f"checkpoints/step_{options.kill_at:08d}/COMPLETE"
     while kill and not complete.is_file() and all(process.poll() is None for process in processes):
         time.sleep(0.001)
-    for process in processes:
-        if kill:
+    if kill:
+        for process in processes:  # before waiting for any: a rank that sees another end would end by itself
             process.send_signal(signal.SIGKILL)
+    for process in processes:
         code = process.wait()
         if code != (-signal.SIGKILL if kill else 0):
             sys.exit(f"{name}: a rank ended with {code}:\n{(folder / f'{name}-0.log').read_text()}")
