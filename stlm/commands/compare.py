@@ -16,6 +16,7 @@ MEASURES = ("accuracy", "accuracy_per_byte", "truth_probability")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = argparse.ArgumentParser(
         description="Compare models by paired tests on the same items: scores with intervals, differences with "
         "p-values corrected for the number of tests, and figures. Runs that differ only in seed form a group; groups "

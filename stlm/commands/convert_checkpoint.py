@@ -33,6 +33,7 @@ ZERO_2 = {"zero_optimization": {"stage": 2}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = argparse.ArgumentParser(
         description="Convert a model. The logits of both forms are compared on a text, and the largest difference\n"
         "is printed. If they differ, nothing is written.",

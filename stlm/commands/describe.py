@@ -17,6 +17,7 @@ from stlm.commands.options import above_zero, add_overrides, at_least, refuse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     from stlm.config import list_presets, load_run_config
 
     parser = argparse.ArgumentParser(

@@ -11,6 +11,7 @@ from stlm.training.doctor import check_machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = argparse.ArgumentParser(
         description="Check versions, compiler, devices and caches, then train for two steps in a temporary folder. "
         "Exit with 2 if there is a problem."

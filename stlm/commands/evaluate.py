@@ -14,6 +14,7 @@ from stlm.commands.options import add_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = argparse.ArgumentParser(
         description="Evaluate a trained model: bits per byte of the validation text of its data (lower is better), "
         "compared with gzip, bz2 and xz on the same bytes, and tasks in which it chooses between texts "

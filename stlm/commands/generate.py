@@ -21,6 +21,7 @@ DRAFTING = ("exit_threshold", "speculative", "drafts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = build_parser()
     args = parser.parse_args(argv)
     refuse_without_effect(parser, args)
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Continue a prompt. Without --prompt, continue each line of the standard input; at a terminal, "
         "lines and answers are one conversation. The model reads the end of a prompt longer than its context.",

@@ -15,6 +15,7 @@ from stlm.commands.options import at_least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     parser = argparse.ArgumentParser(
         description="Write questions of several kinds over sentences of the default corpus: "
         f"{', '.join(task.name for task in TASKS)}. Each has one correct answer."

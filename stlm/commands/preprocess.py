@@ -68,6 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of the process. Returns the exit code, if any."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with joined() as ranks:
         if ranks is not None and ranks.rank > 0:
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(arguments: list[str], ranks: MPIRanks | None) -> None:
+    """Prepare text, append to prepared data, or print what would be prepared."""
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     appends, dry, widths = (options.pop(name) for name in ("append", "dry_run", "widths"))
@@ -113,6 +115,7 @@ def prepare(arguments: list[str], ranks: MPIRanks | None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tokenizers = parser.add_mutually_exclusive_group()
     for field in dataclasses.fields(PrepareConfig):
@@ -154,6 +157,7 @@ def widths_of(text: str) -> list[int]:
 
 
 def subparser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a subcommand that takes a folder of prepared data."""
     parser = argparse.ArgumentParser(prog=f"{Path(sys.argv[0]).name} {name}", description=description)
     parser.add_argument("dir", metavar="DIR", help="folder of prepared data")
     return parser
